@@ -1,0 +1,1 @@
+"""The memory bank: policies, and the rows that they read."""

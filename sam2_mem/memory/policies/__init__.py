@@ -1,0 +1,1 @@
+"""Memory policies: one file per policy, chosen in a config."""

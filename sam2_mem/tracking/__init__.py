@@ -1,0 +1,1 @@
+"""The frame loop, its tracks, and the predictors that wrap it."""

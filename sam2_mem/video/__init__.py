@@ -1,0 +1,1 @@
+"""Frame sources and mask writers, as iterators."""
