@@ -1,0 +1,50 @@
+# make test    set up a virtual environment on a fresh machine, then run the tests
+# make demo    the same set-up, then segment the demo video; the result is in outputs/demo
+# make clean   remove the virtual environment and the results of the demo
+#
+# VENV=DIR         another place for the virtual environment (also as an environment variable)
+# PIP_FLAGS=...    more flags for pip, for example the CPU build of torch:
+#                  make test PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# PYTEST_FLAGS=... more flags for pytest
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_FLAGS ?=
+PYTEST_FLAGS ?=
+DEMO_CFG ?= configs/nano.yaml
+DEMO_CKPT ?=
+
+PY := $(VENV)/bin/python
+PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
+RECIPE := setup.py pyproject.toml constraints.txt
+READY := $(VENV)/.ready
+READY_FOR_TESTS := $(VENV)/.ready-for-tests
+
+.PHONY: test demo clean
+
+test: $(READY_FOR_TESTS)
+	$(PY) -m pytest -q tests $(PYTEST_FLAGS)
+
+demo: $(READY)
+	$(PY) tools/vos_inference.py \
+	    --sam2_cfg $(DEMO_CFG) $(if $(DEMO_CKPT),--sam2_checkpoint $(DEMO_CKPT)) \
+	    --base_video_dir notebooks/videos --video_list_file notebooks/videos/demo.txt \
+	    --input_mask_dir notebooks/videos/demo_prompts --output_mask_dir outputs/demo \
+	    --save_overlay --device cpu
+
+# The library. It is built with the environment's own setuptools, so that no second copy is fetched.
+$(READY): $(RECIPE)
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) setuptools wheel
+	$(PIP_INSTALL) --no-build-isolation -e .
+	touch $@
+
+# The tests also need pytest and, to compare with, the reference package; its requirements are ours, its CUDA
+# extension is not needed. `sam2` is never imported outside the tests.
+$(READY_FOR_TESTS): $(READY)
+	$(PIP_INSTALL) --no-build-isolation -e ".[dev]"
+	SAM2_BUILD_CUDA=0 $(PIP_INSTALL) --no-build-isolation --no-deps sam2==1.1.0
+	touch $@
+
+clean:
+	rm -rf $(VENV) outputs/demo

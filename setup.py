@@ -1,0 +1,62 @@
+"""Build recipe of sam2_mem.
+
+``configs/`` and ``checkpoints/`` live at the top of the checkout and travel inside the package, as
+``sam2_mem/configs`` and ``sam2_mem/checkpoints``, when a wheel is built. An editable install reads them in place.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+INSTALL_REQUIRES = [
+    "torch>=2.4",
+    "torchvision>=0.19",
+    "hydra-core>=1.3.2",
+    "omegaconf>=2.3",
+    "iopath>=0.1.10",
+    "numpy>=1.24",
+    "pillow>=9.4",
+    "tqdm>=4.66",
+    "pycocotools>=2.0.7",
+    "opencv-python-headless>=4.7",
+    "safetensors>=0.4",
+]
+EXTRAS_REQUIRE = {
+    "dev": ["pytest>=8", "hypothesis>=6", "setuptools", "wheel"],
+    "hub": ["huggingface_hub>=0.23"],
+}
+
+
+def read_version() -> str:
+    text = (ROOT / "sam2_mem" / "__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE).group(1)
+
+
+def read_readme() -> str:
+    readme = ROOT / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.is_file() else ""
+
+
+setup(
+    name="sam2_mem",
+    version=read_version(),
+    description="SAM 2 video segmentation with an exchangeable memory bank",
+    long_description=read_readme(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["sam2_mem", "sam2_mem.*"]), "sam2_mem.configs", "sam2_mem.checkpoints"],
+    package_dir={"sam2_mem.configs": "configs", "sam2_mem.checkpoints": "checkpoints"},
+    package_data={
+        "sam2_mem.configs": ["*.yaml", "**/*.yaml"],
+        # The models of this project only: official *.pt files lie in the same folder and must never be packed.
+        "sam2_mem.checkpoints": ["sam2_mem_*.safetensors", "*.md"],
+    },
+    include_package_data=False,
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+    zip_safe=False,
+)
