@@ -1,0 +1,75 @@
+"""The image encoder: a trunk and the feature pyramid that brings its stages to one width."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sam2_mem.model.hiera import Hiera
+
+
+class FpnNeck(nn.Module):
+    """1 x 1 convolutions to a common width; levels in `fpn_top_down_levels` also add the next coarser level.
+
+    Levels count from 0, the finest. `backbone_channel_list` and `convs` run from coarse to fine, as in the checkpoints.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int = 256,
+        backbone_channel_list: Sequence[int] = (768, 384, 192, 96),
+        fpn_top_down_levels: Sequence[int] = (2, 3),
+    ) -> None:
+        super().__init__()
+        self.backbone_channel_list = tuple(backbone_channel_list)
+        self.top_down_levels = frozenset(fpn_top_down_levels)
+        self.convs = nn.ModuleList(
+            nn.Sequential(OrderedDict(conv=nn.Conv2d(channels, d_model, kernel_size=1)))
+            for channels in self.backbone_channel_list
+        )
+        unknown = self.top_down_levels - set(range(len(self.convs)))
+        if unknown:
+            raise ValueError(f"expected top-down levels in 0..{len(self.convs) - 1}, got {sorted(unknown)}; drop them")
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Maps fine to coarse, (B, C_i, H_i, W_i) -> as many maps fine to coarse, (B, d_model, H_i, W_i)."""
+        if len(maps) != len(self.convs):
+            raise ValueError(f"expected {len(self.convs)} maps, got {len(maps)}; give every stage of the trunk")
+        merged: list[Tensor] = []
+        for level, conv, stage in zip(reversed(range(len(maps))), self.convs, reversed(maps)):
+            lateral = conv(stage)
+            add_coarser = merged and level in self.top_down_levels
+            merged.append(lateral + self._upsample(merged[-1]) if add_coarser else lateral)
+        return merged[::-1]
+
+    def _upsample(self, coarse: Tensor) -> Tensor:
+        """Nearest neighbour to twice the size; the sum runs in the precision of the weights, also under autocast."""
+        precise = coarse.to(self.convs[0].conv.weight.dtype)
+        return F.interpolate(precise, scale_factor=2.0, mode="nearest")
+
+
+class ImageEncoder(nn.Module):
+    """Trunk and neck; the `scalp` coarsest levels are dropped after they fed the finer ones."""
+
+    def __init__(self, *, trunk: Hiera, neck: FpnNeck, scalp: int = 1) -> None:
+        super().__init__()
+        if tuple(trunk.channel_list) != neck.backbone_channel_list:
+            raise ValueError(
+                f"expected backbone_channel_list {tuple(trunk.channel_list)} as the trunk yields, "
+                f"got {neck.backbone_channel_list}; set it in the neck"
+            )
+        if not 0 <= scalp < len(neck.convs):
+            raise ValueError(f"expected 0 <= scalp < {len(neck.convs)}, got {scalp}; at least one level must stay")
+        self.trunk = trunk
+        self.neck = neck
+        self.scalp = scalp
+
+    def forward(self, images: Tensor, *, position: Tensor | None = None) -> list[Tensor]:
+        """(B, 3, H, W) -> maps fine to coarse, (B, d_model, H/4, W/4), (.., H/8, W/8), (.., H/16, W/16) for scalp 1.
+
+        `position` is a kept `trunk.position_map(H/4, W/4)`.
+        """
+        maps = self.neck(self.trunk(images, position=position))
+        return maps[: len(maps) - self.scalp]

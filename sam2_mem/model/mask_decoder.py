@@ -1,0 +1,200 @@
+"""Image and prompt embeddings to masks, their predicted IoU, mask tokens and an object score."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sam2_mem.model.layers import MLP, LayerNorm2d
+from sam2_mem.model.two_way_transformer import TwoWayTransformer
+
+SURELY_PRESENT = 10.0  # object logit of a model that predicts none
+
+
+class DecodedMasks(NamedTuple):
+    """M candidate masks per object, as logits at a quarter of the image size, and what goes with them."""
+
+    masks: Tensor  # (B, M, 4h, 4w)
+    iou: Tensor  # (B, M), predicted
+    tokens: Tensor  # (B, M, C), or (B, 1, C): the token that becomes the object pointer
+    object_logit: Tensor  # (B, 1), above 0: the object is in the image
+
+
+class HighRes(NamedTuple):
+    """The two fine maps, projected for the decoder: `level0` (B, C/8, 4h, 4w), `level1` (B, C/4, 2h, 2w)."""
+
+    level0: Tensor
+    level1: Tensor
+
+
+class MaskDecoder(nn.Module):
+    """SAM 2's mask decoder. Mask token 0 is the single answer, the others are alternatives for ambiguous prompts.
+
+    `dynamic_multimask_via_stability`: outside training an unstable single mask is replaced by the alternative of the
+    highest predicted IoU. A mask is stable where the areas above +delta and above -delta agree to `thresh`.
+    """
+
+    def __init__(
+        self,
+        *,
+        transformer_dim: int = 256,
+        num_multimask_outputs: int = 3,
+        transformer_depth: int = 2,
+        transformer_heads: int = 8,
+        transformer_mlp_dim: int = 2048,
+        iou_head_depth: int = 3,
+        iou_head_hidden_dim: int = 256,
+        use_high_res_features: bool = True,
+        iou_prediction_use_sigmoid: bool = True,
+        pred_obj_scores: bool = True,
+        pred_obj_scores_mlp: bool = True,
+        use_multimask_token_for_obj_ptr: bool = True,
+        dynamic_multimask_via_stability: bool = False,
+        dynamic_multimask_stability_delta: float = 0.05,
+        dynamic_multimask_stability_thresh: float = 0.98,
+    ) -> None:
+        super().__init__()
+        dim, num_masks = transformer_dim, num_multimask_outputs + 1
+        if dim % 8:
+            raise ValueError(f"expected transformer_dim to be a multiple of 8, got {dim}; choose one such as 64 or 256")
+        self.use_high_res_features = use_high_res_features
+        self.pred_obj_scores = pred_obj_scores
+        self.use_multimask_token_for_obj_ptr = use_multimask_token_for_obj_ptr
+        self.dynamic_multimask_via_stability = dynamic_multimask_via_stability
+        self.dynamic_multimask_stability_delta = dynamic_multimask_stability_delta
+        self.dynamic_multimask_stability_thresh = dynamic_multimask_stability_thresh
+        self.transformer = TwoWayTransformer(
+            dim=dim, depth=transformer_depth, num_heads=transformer_heads, mlp_dim=transformer_mlp_dim
+        )
+        self.iou_token = nn.Embedding(1, dim)
+        self.mask_tokens = nn.Embedding(num_masks, dim)
+        self.output_upscaling = _upscaling(dim)
+        self.output_hypernetworks_mlps = nn.ModuleList(MLP(dim, dim, dim // 8, 3) for _ in range(num_masks))
+        self.iou_prediction_head = MLP(
+            dim, iou_head_hidden_dim, num_masks, iou_head_depth, sigmoid_output=iou_prediction_use_sigmoid
+        )
+        if use_high_res_features:
+            self.conv_s0 = nn.Conv2d(dim, dim // 8, kernel_size=1)
+            self.conv_s1 = nn.Conv2d(dim, dim // 4, kernel_size=1)
+        if pred_obj_scores:
+            self.obj_score_token = nn.Embedding(1, dim)
+            self.pred_obj_score_head = MLP(dim, dim, 1, 3) if pred_obj_scores_mlp else nn.Linear(dim, 1)
+
+    def project_high_res(self, level0: Tensor, level1: Tensor) -> HighRes:
+        """Fine maps (B, C, 4h, 4w), (B, C, 2h, 2w) -> what `forward` takes; once per frame, shared by all objects."""
+        if not self.use_high_res_features:
+            raise ValueError("expected a decoder with high-resolution features; set use_high_res_features=True")
+        return HighRes(self.conv_s0(level0), self.conv_s1(level1))
+
+    def forward(
+        self,
+        image: Tensor,
+        image_pe: Tensor,
+        sparse: Tensor,
+        dense: Tensor,
+        high_res: tuple[Tensor, Tensor] | None,
+        multimask: bool,
+    ) -> DecodedMasks:
+        """Decode B objects.
+
+        `image` (B or 1, C, h, w), `image_pe` (1, C, h, w), `sparse` (B, N, C), `dense` (B, C, h, w), `high_res` from
+        `project_high_res` with batch B or 1. `multimask` returns the alternatives, otherwise M = 1.
+        """
+        self._check_inputs(image, sparse, dense, high_res)
+        tokens, cells = self._run_transformer(image + dense, image_pe, sparse)
+        object_token, iou_token, mask_tokens = self._split_tokens(tokens)
+        every = DecodedMasks(
+            masks=self._draw_masks(mask_tokens, self._upscale(cells, high_res)),
+            iou=self.iou_prediction_head(iou_token),
+            tokens=mask_tokens,
+            object_logit=self._score_object(object_token, mask_tokens),
+        )
+        return self._select(every, multimask)
+
+    def _check_inputs(
+        self, image: Tensor, sparse: Tensor, dense: Tensor, high_res: tuple[Tensor, Tensor] | None
+    ) -> None:
+        if (high_res is not None) != self.use_high_res_features:
+            raise ValueError(
+                f"expected high-resolution maps exactly if use_high_res_features (here {self.use_high_res_features}), "
+                f"got {'none' if high_res is None else 'some'}; pass what project_high_res returns, or None"
+            )
+        if len(sparse) != len(dense) or len(image) not in (1, len(sparse)):
+            raise ValueError(
+                f"expected prompts of one batch size and an image of that size or 1, got sparse {len(sparse)}, "
+                f"dense {len(dense)}, image {len(image)}; repeat what is missing"
+            )
+
+    def _run_transformer(self, image: Tensor, image_pe: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
+        """-> tokens (B, T, C), cells as a map (B, C, h, w)."""
+        learned = [self.obj_score_token.weight] if self.pred_obj_scores else []
+        learned += [self.iou_token.weight, self.mask_tokens.weight]
+        tokens = torch.cat((torch.cat(learned).expand(len(sparse), -1, -1), sparse), dim=1)
+        tokens, cells = self.transformer(
+            tokens, image.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2)
+        )
+        return tokens, cells.transpose(1, 2).reshape(image.shape)
+
+    def _split_tokens(self, tokens: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        """(B, T, C) -> object token (B, C) or None, IoU token (B, C), mask tokens (B, M, C)."""
+        start = 1 if self.pred_obj_scores else 0
+        mask_tokens = tokens[:, start + 1 : start + 1 + self.mask_tokens.num_embeddings]
+        return tokens[:, 0] if self.pred_obj_scores else None, tokens[:, start], mask_tokens
+
+    def _upscale(self, cells: Tensor, high_res: tuple[Tensor, Tensor] | None) -> Tensor:
+        """(B, C, h, w) -> (B, C/8, 4h, 4w)."""
+        if high_res is None:
+            return self.output_upscaling(cells)
+        up1, norm, act1, up2, act2 = self.output_upscaling
+        level0, level1 = high_res
+        return act2(up2(act1(norm(up1(cells) + level1))) + level0)
+
+    def _draw_masks(self, mask_tokens: Tensor, pixels: Tensor) -> Tensor:
+        """(B, M, C), (B, c, H, W) -> (B, M, H, W); each mask token becomes the weights of a linear classifier."""
+        heads = zip(self.output_hypernetworks_mlps, mask_tokens.unbind(1), strict=True)
+        classifiers = torch.stack([head(token) for head, token in heads], dim=1)
+        return (classifiers @ pixels.flatten(2)).unflatten(-1, pixels.shape[-2:])
+
+    def _score_object(self, object_token: Tensor | None, mask_tokens: Tensor) -> Tensor:
+        """-> (B, 1)."""
+        if object_token is None:
+            return mask_tokens.new_full((len(mask_tokens), 1), SURELY_PRESENT)
+        return self.pred_obj_score_head(object_token)
+
+    def _select(self, every: DecodedMasks, multimask: bool) -> DecodedMasks:
+        """Keep the alternatives, or the single mask, or whichever of them is stable."""
+        alternatives_point = multimask and self.use_multimask_token_for_obj_ptr
+        tokens = every.tokens[:, 1:] if alternatives_point else every.tokens[:, :1]
+        if multimask:
+            masks, iou = every.masks[:, 1:], every.iou[:, 1:]
+        elif self.dynamic_multimask_via_stability and not self.training:
+            masks, iou = self._stable_mask(every.masks, every.iou)
+        else:
+            masks, iou = every.masks[:, :1], every.iou[:, :1]
+        return DecodedMasks(masks, iou, tokens, every.object_logit)
+
+    def _stable_mask(self, masks: Tensor, iou: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, M, H, W), (B, M) -> (B, 1, H, W), (B, 1): mask 0 where stable, else the best alternative."""
+        delta = self.dynamic_multimask_stability_delta
+        stable = _stability(masks[:, 0], delta) >= self.dynamic_multimask_stability_thresh
+        best = torch.where(stable, 0, iou[:, 1:].argmax(dim=1) + 1)
+        rows = torch.arange(len(masks), device=masks.device)
+        return masks[rows, best][:, None], iou[rows, best][:, None]
+
+
+def _stability(logits: Tensor, delta: float) -> Tensor:
+    """Area above +delta over area above -delta, (B, H, W) -> (B,); 1 for a mask that is empty at both."""
+    inner = (logits > delta).flatten(1).sum(dim=1).float()
+    outer = (logits > -delta).flatten(1).sum(dim=1).float()
+    return torch.where(outer > 0, inner / outer, 1.0)
+
+
+def _upscaling(dim: int) -> nn.Sequential:
+    """Two transposed convolutions, each twice the size: (B, C, h, w) -> (B, C/8, 4h, 4w)."""
+    return nn.Sequential(
+        nn.ConvTranspose2d(dim, dim // 4, kernel_size=2, stride=2),
+        LayerNorm2d(dim // 4),
+        nn.GELU(),
+        nn.ConvTranspose2d(dim // 4, dim // 8, kernel_size=2, stride=2),
+        nn.GELU(),
+    )

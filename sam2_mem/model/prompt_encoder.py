@@ -1,0 +1,93 @@
+"""Prompts (points, box corners, a mask) to embeddings for the mask decoder."""
+
+import torch
+from torch import Tensor, nn
+
+from sam2_mem.model.layers import LayerNorm2d
+from sam2_mem.model.position_encoding import RandomFourierPosition
+
+POINT_LABELS = 4  # 0 background, 1 foreground, 2 top-left and 3 bottom-right corner of a box; -1 is padding
+
+
+class PromptEncoder(nn.Module):
+    """Points and box corners become tokens; a mask becomes a map that is added to the image.
+
+    `image_embedding_size` is the side h of the image map, `image_size` the side of the image in pixels.
+    """
+
+    def __init__(
+        self, *, embed_dim: int = 256, image_embedding_size: int, image_size: int, mask_in_chans: int = 16
+    ) -> None:
+        super().__init__()
+        self.image_embedding_size = image_embedding_size
+        self.image_size = image_size
+        self.mask_input_size = 4 * image_embedding_size
+        self.pe_layer = RandomFourierPosition(channels=embed_dim)
+        self.point_embeddings = nn.ModuleList(nn.Embedding(1, embed_dim) for _ in range(POINT_LABELS))
+        self.not_a_point_embed = nn.Embedding(1, embed_dim)
+        self.no_mask_embed = nn.Embedding(1, embed_dim)
+        self.mask_downscaling = nn.Sequential(
+            nn.Conv2d(1, mask_in_chans // 4, kernel_size=2, stride=2),
+            LayerNorm2d(mask_in_chans // 4),
+            nn.GELU(),
+            nn.Conv2d(mask_in_chans // 4, mask_in_chans, kernel_size=2, stride=2),
+            LayerNorm2d(mask_in_chans),
+            nn.GELU(),
+            nn.Conv2d(mask_in_chans, embed_dim, kernel_size=1),
+        )
+
+    def dense_position(self, size: int | None = None) -> Tensor:
+        """Position code of the image map, (1, C, h, h); `size` replaces h."""
+        side = self.image_embedding_size if size is None else size
+        return self.pe_layer.grid(side, side)[None]
+
+    def forward(
+        self,
+        points: Tensor | None = None,
+        labels: Tensor | None = None,
+        mask_logits: Tensor | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Embed the prompts of B objects.
+
+        `points` (B, N, 2) pixels (x, y) in [0, image_size] with `labels` (B, N) in {-1, 0, 1, 2, 3}; `mask_logits`
+        (B, 1, 4h, 4h). Each may be missing; `batch_size` gives B when all are (default 1). Returns the sparse
+        embedding (B, N+1, C), whose last token is padding, and the dense one (B, C, h, h), which may be an expanded
+        view. Without points the sparse embedding is two padding tokens, which is how SAM 2 tracks.
+        """
+        batch = _batch_size(points, mask_logits, batch_size)
+        if points is None and labels is None:
+            points = self.not_a_point_embed.weight.new_zeros(batch, 1, 2)
+            labels = points.new_full((batch, 1), -1)
+        if points is None or labels is None or labels.shape != points.shape[:2]:
+            got = tuple(None if x is None else tuple(x.shape) for x in (points, labels))
+            raise ValueError(f"expected points (B, N, 2) and labels (B, N), got {got}; give both, one label per point")
+        return self._embed_points(points, labels), self._embed_mask(mask_logits, batch)
+
+    def _embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
+        """(B, N, 2), (B, N) -> (B, N+1, C), one padding token appended."""
+        table = torch.cat([self.not_a_point_embed.weight, *[e.weight for e in self.point_embeddings]])
+        centred = (points.to(table.dtype) + 0.5) / self.image_size
+        centred = torch.cat((centred, centred.new_zeros(len(centred), 1, 2)), dim=1)
+        labels = torch.cat((labels, labels.new_full((len(labels), 1), -1)), dim=1).long()
+        position = self.pe_layer(centred)
+        return torch.where((labels == -1)[..., None], 0.0, position) + table[labels + 1]
+
+    def _embed_mask(self, mask_logits: Tensor | None, batch: int) -> Tensor:
+        """(B, 1, 4h, 4h) or None -> (B, C, h, h)."""
+        if mask_logits is None:
+            side = self.image_embedding_size
+            return self.no_mask_embed.weight[:, :, None, None].expand(batch, -1, side, side)
+        expected = (1, self.mask_input_size, self.mask_input_size)
+        if tuple(mask_logits.shape[1:]) != expected:
+            raise ValueError(f"expected mask logits (B, {expected}), got {tuple(mask_logits.shape)}; resize the mask")
+        return self.mask_downscaling(mask_logits)
+
+
+def _batch_size(points: Tensor | None, mask_logits: Tensor | None, asked: int | None) -> int:
+    """The one number of objects that all prompts agree on."""
+    sizes = {len(x) for x in (points, mask_logits) if x is not None} | ({asked} if asked is not None else set())
+    if len(sizes) > 1:
+        raise ValueError(f"expected prompts of one batch size, got {sorted(sizes)}; give every object each prompt")
+    return sizes.pop() if sizes else 1
