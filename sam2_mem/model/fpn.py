@@ -23,6 +23,7 @@ class FpnNeck(nn.Module):
         fpn_top_down_levels: Sequence[int] = (2, 3),
     ) -> None:
         super().__init__()
+        self.d_model = d_model
         self.backbone_channel_list = tuple(backbone_channel_list)
         self.top_down_levels = frozenset(fpn_top_down_levels)
         self.convs = nn.ModuleList(
