@@ -1,0 +1,139 @@
+"""What a memory policy is. Read this file first; to add a policy, write one class like the ones in ``policies/``.
+
+A policy decides what one object remembers and reads. It never sees a batch, never touches the network, keeps no weights,
+and keeps nothing on itself: everything it knows about an object is in a State value that goes in and comes out.
+
+One frame, for one object::
+
+    reads   = policy.read(state, frame)                      what to attend to, one read per pathway
+    ...the network turns the reads into hypotheses...
+    choice  = policy.choose(state, frame, hypotheses)        which mask to show, which to remember
+    ...the network encodes the remembered masks into entries...
+    state   = policy.write(state, frame, hypotheses, choice, entries)
+
+A prompt instead goes ``state = policy.prompt(state, frame, entry)``. ``prompt``, ``write`` and ``forget`` return a new
+state and leave the old one as it was; the other verbs only look.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Generic, TypeVar
+
+from sam2_mem.types import Choice, FrameContext, Hypotheses, MemoryEntry, MemoryRead, Pick, Revision, Usage
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a policy asks of the tracker.
+
+    ``usage``: attention statistics of its reads. ``summary``: image features pooled over each remembered mask. ``revise``:
+    how many past frames it may still rewrite (0: output is final at once).
+    """
+
+    usage: Usage = Usage.NONE
+    summary: bool = False
+    revise: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """The plain state: prompted entries and tracked entries, both sorted by frame. Enough for most policies; those that
+    need more subclass it or bring their own."""
+
+    prompts: tuple[MemoryEntry, ...] = ()
+    entries: tuple[MemoryEntry, ...] = ()
+
+    def all_entries(self) -> tuple[MemoryEntry, ...]:
+        return self.prompts + self.entries
+
+
+State = TypeVar("State", bound=Bank)
+
+
+def put(entries: tuple[MemoryEntry, ...], new: MemoryEntry) -> tuple[MemoryEntry, ...]:
+    """``entries`` with ``new`` in place of any entry of the same frame, sorted by frame."""
+    return tuple(sorted((*drop(entries, new.frame), new), key=lambda e: e.frame))
+
+
+def drop(entries: tuple[MemoryEntry, ...], frame: int) -> tuple[MemoryEntry, ...]:
+    """``entries`` without those of ``frame``."""
+    return tuple(e for e in entries if e.frame != frame)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPolicy(ABC, Generic[State]):
+    """Base of all policies. Subclasses are frozen keyword-only dataclasses; their fields are their hyper-parameters and
+    the keys of ``configs/memory_policy/<name>.yaml``, one to one. Check fields in ``__post_init__`` with ValueError."""
+
+    needs: ClassVar[Needs] = Needs()
+    min_obj_score_logits: ClassVar[float] = 0.0
+    """An object is absent when its score logit is not above this."""
+
+    @abstractmethod
+    def capacity(self, tokens_per_map: int) -> int | None:
+        """The most spatial memory tokens one object may ever hold, given the tokens of one encoded frame; None says that
+        the user asked for no bound."""
+
+    @abstractmethod
+    def prompt(self, state: State | None, frame: FrameContext, entry: MemoryEntry) -> State:
+        """Take in the first mask (``state`` is None) or a later prompt on any frame; ``entry.is_prompt`` is True."""
+
+    @abstractmethod
+    def read(self, state: State, frame: FrameContext) -> Sequence[MemoryRead]:
+        """What to attend to on ``frame``, one read per pathway. Pure."""
+
+    def choose(self, state: State, frame: FrameContext, hypotheses: Hypotheses) -> Choice:
+        """Which candidate to show and which to remember. Default: the best predicted IoU, for both. Pure."""
+        best = best_pick(hypotheses)
+        return Choice(output=best, remember=(best,))
+
+    @abstractmethod
+    def write(
+        self,
+        state: State,
+        frame: FrameContext,
+        hypotheses: Hypotheses,
+        choice: Choice,
+        entries: Sequence[MemoryEntry],
+    ) -> State:
+        """Take in the entries of ``choice.remember`` (same order) and evict down to :meth:`capacity`."""
+
+    def revise(self, state: State, frame: FrameContext) -> Sequence[Revision]:
+        """Masks of earlier frames that this frame has changed; asked after every write if ``needs.revise``. Pure."""
+        return ()
+
+    def finish(self, state: State) -> Sequence[Revision]:
+        """Masks still to be corrected at the end of a pass, for policies with deferred output. Pure."""
+        return ()
+
+    def forget(self, state: State, frame: int, radius: int) -> State:
+        """Drop tracked entries within ``radius`` frames of a correction at ``frame``; prompts stay."""
+        return replace(state, entries=tuple(e for e in state.entries if abs(e.frame - frame) > radius))
+
+    def unprompt(self, state: State, frame: int) -> State | None:
+        """The prompt of ``frame`` was taken back: its entry becomes a tracked one. None when no prompt is left."""
+        freed = [e.as_tracked() for e in state.prompts if e.frame == frame]
+        prompts = drop(state.prompts, frame)
+        if not prompts:
+            return None
+        entries = put(state.entries, freed[0]) if freed else state.entries
+        return replace(state, prompts=prompts, entries=entries)
+
+    def held(self, state: State) -> tuple[MemoryEntry, ...]:
+        """Every entry in memory, for reports, byte counts and bounds; an entry shared by several pathways counts once."""
+        return state.all_entries()
+
+    def can_resume(self, state: State, frame: FrameContext) -> bool:
+        """Whether tracking may start at ``frame`` without a prompt there: the frame tracked just before it is held."""
+        before = frame.index + 1 if frame.reverse else frame.index - 1
+        return any(e.frame == before and e.tokens is not None for e in self.held(state))
+
+
+def best_pick(hypotheses: Hypotheses) -> Pick:
+    """The candidate of highest predicted IoU over all pathways; the first of equals."""
+    flat = [(iou, -p, -m) for p, row in enumerate(hypotheses.iou) for m, iou in enumerate(row)]
+    _, pathway, candidate = max(flat)
+    return Pick(-pathway, -candidate)

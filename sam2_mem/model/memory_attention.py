@@ -1,0 +1,199 @@
+"""Memory attention: image features attend to themselves and to the rows that a policy has read (SAM 2, section 4).
+
+All rows of a batch look at the same frame but at their own memory. A row may carry a gain per key, a bias per logit
+(log-counts, padding) and can be asked how much attention each token or item received.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sam2_mem.model.rope import Rotation, grid_coordinates, rotate, rotation
+from sam2_mem.types import ReadUsage, RowBatch, Usage
+
+
+class Attended(NamedTuple):
+    """``features`` (R, Q, C) conditioned on memory; ``usage`` one per row, or None."""
+
+    features: Tensor
+    usage: tuple[ReadUsage, ...] | None
+
+
+class RotaryAttention(nn.Module):
+    """Attention of one or more heads whose queries and keys are rotated by their coordinates.
+
+    Args:
+        width: channels C of the queries. key_width: channels of keys and values (C or Cm). num_heads: heads of width / heads.
+    """
+
+    def __init__(self, *, width: int, key_width: int | None = None, num_heads: int = 1, dropout: float = 0.0) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"expected a width that divides into {num_heads} heads, got {width}")
+        key_width = width if key_width is None else key_width
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(key_width, width)
+        self.v_proj = nn.Linear(key_width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    @property
+    def head_width(self) -> int:
+        return self.q_proj.out_features // self.num_heads
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def queries(self, x: Tensor, place: Rotation) -> Tensor:
+        """(B, Q, C) -> (B, heads, Q, head width), rotated."""
+        return rotate(self._heads(self.q_proj(x)), place)
+
+    def keys(self, x: Tensor, place: Rotation) -> Tensor:
+        """(B, L, key width) -> (B, heads, L, head width), rotated."""
+        return rotate(self._heads(self.k_proj(x)), place)
+
+    def forward(self, q: Tensor, k: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Attend. ``q``, ``k`` from :meth:`queries` and :meth:`keys`; ``values`` (B, L, key width); ``bias`` (B, L)."""
+        v = self._heads(self.v_proj(values))
+        mask = None if bias is None else bias[:, None, None, :].to(q.dtype)
+        drop = self.dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class MemoryAttentionLayer(nn.Module):
+    """Self-attention over the image, cross-attention to memory, feed-forward; each with a residual."""
+
+    def __init__(
+        self, *, width: int, memory_width: int, feedforward: int = 2048, num_heads: int = 1, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.self_attn = RotaryAttention(width=width, num_heads=num_heads, dropout=dropout)
+        self.cross_attn_image = RotaryAttention(
+            width=width, key_width=memory_width, num_heads=num_heads, dropout=dropout
+        )
+        self.linear1 = nn.Linear(width, feedforward)
+        self.linear2 = nn.Linear(feedforward, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.norm3 = nn.LayerNorm(width)
+        self.drop = nn.Dropout(dropout)
+
+    def look_around(self, x: Tensor, here: Rotation) -> Tensor:
+        """Self-attention, (B, Q, C) -> (B, Q, C)."""
+        y = self.norm1(x)
+        attn = self.self_attn
+        return x + self.drop(attn(attn.queries(y, here), attn.keys(y, here), y))
+
+    def memory_query(self, x: Tensor, here: Rotation) -> Tensor:
+        return self.cross_attn_image.queries(self.norm2(x), here)
+
+    def memory_key(self, rows: RowBatch, there: Rotation) -> Tensor:
+        key = rows.feat + rows.pos
+        if rows.gain is not None:
+            key = key * rows.gain.unsqueeze(-1)
+        return self.cross_attn_image.keys(key, there)
+
+    def think(self, x: Tensor) -> Tensor:
+        return x + self.drop(self.linear2(self.drop(F.relu(self.linear1(self.norm3(x))))))
+
+
+class MemoryAttention(nn.Module):
+    """A stack of layers over rows.
+
+    Args:
+        width: C. memory_width: Cm. num_layers, feedforward, num_heads, dropout: as in SAM 2 (4, 2048, 1, 0.1).
+        rope_theta: base of the rotary frequencies. usage_layer: layer whose cross-attention is reported as usage.
+        usage_chunk: queries per chunk when the attention of that layer is recomputed for usage.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int = 256,
+        memory_width: int = 64,
+        num_layers: int = 4,
+        feedforward: int = 2048,
+        num_heads: int = 1,
+        dropout: float = 0.1,
+        rope_theta: float = 10000.0,
+        usage_layer: int = 0,
+        usage_chunk: int = 512,
+    ) -> None:
+        super().__init__()
+        if not 0 <= usage_layer < num_layers:
+            raise ValueError(f"expected usage_layer in 0..{num_layers - 1}, got {usage_layer}")
+        self.rope_theta = rope_theta
+        self.usage_layer = usage_layer
+        self.usage_chunk = usage_chunk
+        self.layers = nn.ModuleList(
+            MemoryAttentionLayer(
+                width=width, memory_width=memory_width, feedforward=feedforward, num_heads=num_heads, dropout=dropout
+            )
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    @property
+    def head_width(self) -> int:
+        return self.layers[0].self_attn.head_width
+
+    def forward(
+        self, low: Tensor, low_pos: Tensor, grid: tuple[int, int], rows: RowBatch, usage: Usage = Usage.NONE
+    ) -> Attended:
+        """Condition one frame on R rows.
+
+        Args:
+            low, low_pos: (Q, C). grid: (H, W) with H * W = Q. rows: R rows of memory. usage: statistics wanted.
+
+        Returns:
+            features (R, Q, C) and, if asked for, the attention mass of ``usage_layer`` per row.
+        """
+        here = rotation(grid_coordinates(*grid, device=low.device), self.head_width, theta=self.rope_theta)
+        there = rotation(rows.xy.unsqueeze(1), self.head_width, theta=self.rope_theta)
+        x = (low + 0.1 * low_pos).expand(rows.rows, -1, -1)
+        report = None
+        for i, layer in enumerate(self.layers):
+            x = layer.look_around(x, here)
+            q, k = layer.memory_query(x, here), layer.memory_key(rows, there)
+            if usage is not Usage.NONE and i == self.usage_layer:
+                report = measure_usage(q, k, rows, usage, chunk=self.usage_chunk)
+            x = x + layer.drop(layer.cross_attn_image(q, k, rows.feat, rows.bias))
+            x = layer.think(x)
+        return Attended(self.norm(x), report)
+
+
+@torch.no_grad()
+def measure_usage(q: Tensor, k: Tensor, rows: RowBatch, usage: Usage, *, chunk: int) -> tuple[ReadUsage, ...]:
+    """Attention mass per token or per (query, item), averaged over heads, in float32, ``chunk`` queries at a time.
+
+    ``q`` (R, heads, Q, d), ``k`` (R, heads, L, d). The full (Q, L) map is never held.
+    """
+    scale = q.shape[-1] ** -0.5
+    bias = None if rows.bias is None else rows.bias[:, None, None, :].float()
+    member = F.one_hot(rows.item, rows.num_items + 1)[..., : rows.num_items].float()
+    mass = torch.zeros(rows.rows, rows.feat.shape[1], device=q.device)
+    by_query = []
+    for part in q.float().split(chunk, dim=2):
+        logits = part @ k.float().transpose(-1, -2) * scale
+        weight = (logits if bias is None else logits + bias).softmax(-1).mean(1)
+        mass += weight.sum(1)
+        if usage is Usage.ITEMS_BY_QUERY:
+            by_query.append(weight @ member)
+    if usage is Usage.ITEMS_BY_QUERY:
+        table = torch.cat(by_query, dim=1)
+        counts = [int(ids[ids < rows.num_items].max()) + 1 if (ids < rows.num_items).any() else 0 for ids in rows.item]
+        return tuple(ReadUsage(items=table[r, :, :n]) for r, n in enumerate(counts))
+    return tuple(ReadUsage(tokens=_per_item(mass[r], rows.item[r], rows.num_items)) for r in range(rows.rows))
+
+
+def _per_item(mass: Tensor, item: Tensor, num_items: int) -> tuple[Tensor, ...]:
+    """Split (L) into one tensor per item; items are contiguous and in order, the rest is pointers and padding."""
+    sizes = torch.bincount(item, minlength=num_items + 1)[:num_items].tolist()
+    spatial = mass[: sum(sizes)]
+    return tuple(part for part in spatial.split(sizes) if part.numel())

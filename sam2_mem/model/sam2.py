@@ -1,0 +1,269 @@
+"""SAM 2 as five arrows: encode an image, attend to memory, decode masks, encode memory, and the codes of time.
+
+Tensors in, tensors out; the network keeps nothing between frames. Attribute names are the keys of the official
+checkpoints. Paper: Ravi et al., "SAM 2: Segment Anything in Images and Videos", 2024 (section 4, appendix D).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sam2_mem.model.constants import sine_tokens
+from sam2_mem.model.fpn import ImageEncoder
+from sam2_mem.model.layers import MLP
+from sam2_mem.model.mask_decoder import MaskDecoder
+from sam2_mem.model.memory_attention import Attended, MemoryAttention
+from sam2_mem.model.memory_encoder import MemoryEncoder
+from sam2_mem.model.prompt_encoder import PromptEncoder
+from sam2_mem.model.temporal_encoding import NoPointerTime, SinePointerTime, slot_rows
+from sam2_mem.types import FrameFeatures, MemoryTokens, RowBatch, Usage
+
+STRIDE = 16
+MASK_STRIDE = 4
+SIZE_MULTIPLE = 32
+PROMPT_LOGIT = 10.0
+
+
+class Decoded(NamedTuple):
+    """Candidates before any absent-object gate: ``masks`` (R, M, h, w) float32 logits, ``pointers`` (R, M, C), ``iou``
+    (R, M), ``objectness`` (R) logits."""
+
+    masks: Tensor
+    pointers: Tensor
+    iou: Tensor
+    objectness: Tensor
+
+
+class CandidateRule(NamedTuple):
+    """When the decoder proposes three masks: for ``min_points`` to ``max_points`` points (a box counts as two), on first
+    prompts always, on frames with memory only if ``tracking``."""
+
+    enabled: bool = True
+    tracking: bool = True
+    min_points: int = 0
+    max_points: int = 1
+
+    def allows(self, num_points: int, *, with_memory: bool) -> bool:
+        here = self.tracking or not with_memory
+        return self.enabled and here and self.min_points <= num_points <= self.max_points
+
+
+class SAM2(nn.Module):
+    """The network.
+
+    Args:
+        image_encoder, memory_attention, memory_encoder: the three large parts.
+        pointer_time: how the age of an object pointer is encoded (2.0 and 2.1 differ).
+        image_size: side S of the square input, a multiple of 32.
+        num_maskmem: rows of the learned temporal code (7).
+        no_obj_embed_spatial: whether a learned vector marks the memory of frames without the object (2.1 only).
+        mem_enc_scale, mem_enc_bias: applied to mask probabilities before memory encoding.
+        binarize_prompted_masks: binarise the mask of a prompted frame before memory encoding.
+        multimask_*: see :class:`CandidateRule`.
+        decoder_*: widths of the mask decoder; stability_*: its optional stability-based choice for single masks.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_encoder: ImageEncoder,
+        memory_attention: MemoryAttention,
+        memory_encoder: MemoryEncoder,
+        pointer_time: NoPointerTime | SinePointerTime,
+        image_size: int = 1024,
+        num_maskmem: int = 7,
+        no_obj_embed_spatial: bool = True,
+        mem_enc_scale: float = 20.0,
+        mem_enc_bias: float = -10.0,
+        binarize_prompted_masks: bool = False,
+        multimask_output: bool = True,
+        multimask_output_for_tracking: bool = True,
+        multimask_min_pt_num: int = 0,
+        multimask_max_pt_num: int = 1,
+        decoder_mlp_width: int = 2048,
+        decoder_iou_width: int = 256,
+        dynamic_multimask_via_stability: bool = False,
+        dynamic_multimask_stability_delta: float = 0.05,
+        dynamic_multimask_stability_thresh: float = 0.98,
+    ) -> None:
+        super().__init__()
+        check_image_size(image_size)
+        if num_maskmem < 1:
+            raise ValueError(f"expected num_maskmem >= 1, got {num_maskmem}")
+        width, memory_width = image_encoder.neck.d_model, memory_encoder.memory_width
+        self.image_size = image_size
+        self.width, self.memory_width = width, memory_width
+        self.mem_enc_scale, self.mem_enc_bias = mem_enc_scale, mem_enc_bias
+        self.binarize_prompted_masks = binarize_prompted_masks
+        self.candidates = CandidateRule(
+            multimask_output, multimask_output_for_tracking, multimask_min_pt_num, multimask_max_pt_num
+        )
+        self.image_encoder = image_encoder
+        self.mask_downsample = nn.Conv2d(1, 1, kernel_size=MASK_STRIDE, stride=MASK_STRIDE)
+        self.memory_attention = memory_attention
+        self.memory_encoder = memory_encoder
+        self.maskmem_tpos_enc = nn.Parameter(_small_noise(num_maskmem, 1, 1, memory_width))
+        self.no_mem_embed = nn.Parameter(_small_noise(1, 1, width))
+        self.no_mem_pos_enc = nn.Parameter(_small_noise(1, 1, width))
+        self.no_obj_ptr = nn.Parameter(_small_noise(1, width))
+        self._register_absent_memory(no_obj_embed_spatial)
+        self.sam_prompt_encoder = PromptEncoder(
+            embed_dim=width, image_embedding_size=image_size // STRIDE, image_size=image_size, mask_in_chans=16
+        )
+        self.sam_mask_decoder = MaskDecoder(
+            transformer_dim=width,
+            transformer_mlp_dim=decoder_mlp_width,
+            iou_head_hidden_dim=decoder_iou_width,
+            dynamic_multimask_via_stability=dynamic_multimask_via_stability,
+            dynamic_multimask_stability_delta=dynamic_multimask_stability_delta,
+            dynamic_multimask_stability_thresh=dynamic_multimask_stability_thresh,
+        )
+        self.obj_ptr_proj = MLP(width, width, width, 3)
+        self.obj_ptr_tpos_proj = pointer_time
+
+    def _register_absent_memory(self, learned: bool) -> None:
+        """2.1 learns the vector; 2.0 has none, which is the same as a vector of zeros that is not in the checkpoint."""
+        if learned:
+            self.no_obj_embed_spatial = nn.Parameter(_small_noise(1, self.memory_width))
+        else:
+            self.register_buffer("no_obj_embed_spatial", torch.zeros(1, self.memory_width), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.no_mem_embed.device
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return (self.image_size // STRIDE, self.image_size // STRIDE)
+
+    @property
+    def mask_size(self) -> tuple[int, int]:
+        """(h, w) of mask logits."""
+        return (self.image_size // MASK_STRIDE, self.image_size // MASK_STRIDE)
+
+    @property
+    def tokens_per_map(self) -> int:
+        """Memory tokens of one encoded frame."""
+        return self.memory_encoder.distiller.tokens_per_map(self.grid)
+
+    def encode_image(self, images: Tensor, indices: Sequence[int] = (0,)) -> list[FrameFeatures]:
+        """Normalised images (B, 3, S, S) -> features of B frames, named by ``indices``."""
+        expected = (len(indices), 3, self.image_size, self.image_size)
+        if tuple(images.shape) != expected:
+            raise ValueError(f"expected normalised images of shape {expected}, got {tuple(images.shape)}")
+        fine, middle, coarse = self.image_encoder(images.to(self.no_mem_embed.dtype))
+        fine, middle = self.sam_mask_decoder.project_high_res(fine, middle)
+        height, width = coarse.shape[-2:]
+        pos = sine_tokens(height, width, self.width, coarse.device).to(coarse.dtype)
+        low = coarse.flatten(2).transpose(1, 2)
+        return [
+            FrameFeatures(index=i, low=low[b], low_pos=pos, high=(fine[b], middle[b]), grid=(height, width))
+            for b, i in enumerate(indices)
+        ]
+
+    def without_memory(self, features: FrameFeatures, rows: int = 1) -> Tensor:
+        """Features of a frame that is seen without memory, (rows, Q, C)."""
+        return (features.low + self.no_mem_embed[0]).expand(rows, -1, -1)
+
+    def attend(self, features: FrameFeatures, rows: RowBatch, usage: Usage = Usage.NONE) -> Attended:
+        """Condition a frame on R rows of memory: (R, Q, C), and attention usage if asked for."""
+        attended = self.memory_attention(features.low, features.low_pos, features.grid, rows, usage)
+        if rows.sensory is None:
+            return attended
+        return attended._replace(features=attended.features + rows.sensory.flatten(2).transpose(1, 2))
+
+    def decode(
+        self,
+        conditioned: Tensor,
+        features: FrameFeatures,
+        *,
+        points: Tensor | None = None,
+        labels: Tensor | None = None,
+        mask_logits: Tensor | None = None,
+        candidates: bool = True,
+    ) -> Decoded:
+        """Masks of R rows of one frame.
+
+        Args:
+            conditioned: (R, Q, C). features: of the same frame, for its high-resolution maps.
+            points, labels: (R, N, 2) in input pixels and (R, N), 2 and 3 being box corners. mask_logits: (R, 1, h, w).
+            candidates: three masks instead of one.
+        """
+        rows = conditioned.shape[0]
+        image = conditioned.transpose(1, 2).unflatten(-1, features.grid)
+        sparse, dense = self.sam_prompt_encoder(points, labels, mask_logits)
+        out = self.sam_mask_decoder(
+            image=image,
+            image_pe=self.sam_prompt_encoder.dense_position().to(image.dtype),
+            sparse=sparse.expand(rows, -1, -1),
+            dense=dense.expand(rows, -1, -1, -1),
+            high_res=tuple(m.expand(rows, -1, -1, -1) for m in features.high),
+            multimask=candidates,
+        )
+        pointers = self.obj_ptr_proj(out.tokens).expand(-1, out.masks.shape[1], -1)
+        return Decoded(out.masks.float(), pointers, out.iou.float(), out.object_logit.flatten().float())
+
+    def mask_as_output(self, features: FrameFeatures, mask: Tensor) -> Decoded:
+        """A given mask (S, S) of 0 and 1 taken as it is; the decoder only makes its object pointer.
+
+        Whether the object is present is decided by the mask, not by the network.
+        """
+        logits = (mask.float() * 2 - 1) * PROMPT_LOGIT
+        low = F.interpolate(logits[None, None], size=self.mask_size, mode="bilinear", antialias=True)
+        prompt = self.mask_downsample(mask[None, None].to(self.mask_downsample.weight.dtype))
+        plain = features.low.unsqueeze(0)
+        seen = self.decode(plain, features, mask_logits=prompt, candidates=False)
+        pointers = self.gate_pointers(seen.pointers, seen.objectness > 0)
+        objectness = torch.where(mask.any(), PROMPT_LOGIT, -PROMPT_LOGIT).reshape(1)
+        return Decoded(low, pointers, torch.ones(1, 1, device=low.device), objectness)
+
+    def gate_pointers(self, pointers: Tensor, present: Tensor) -> Tensor:
+        """Object pointers (R, ..., C) where ``present`` (R), the learned "no object" pointer elsewhere."""
+        shape = (-1,) + (1,) * (pointers.ndim - 1)
+        return torch.where(present.reshape(shape), pointers, self.no_obj_ptr[0].to(pointers.dtype))
+
+    def encode_memory(self, features: FrameFeatures, logits: Tensor, *, prompted: Tensor, present: Tensor) -> list[MemoryTokens]:
+        """Memory of R masks of one frame.
+
+        Args:
+            logits: (R, h, w) after the absent-object gate. prompted: (R) bool, masks that came from a user.
+            present: (R) bool, by the object score.
+        """
+        dtype = self.no_mem_embed.dtype
+        large = F.interpolate(logits.unsqueeze(1).float(), size=(self.image_size,) * 2, mode="bilinear")
+        mask = large.sigmoid()
+        if self.binarize_prompted_masks and not self.training:
+            mask = torch.where(prompted[:, None, None, None], (large > 0).float(), mask)
+        mask = (mask * self.mem_enc_scale + self.mem_enc_bias).to(dtype)
+        image = features.low.t().unflatten(-1, features.grid).unsqueeze(0)
+        maps = self.memory_encoder(image, mask)
+        absent = (~present).to(maps.dtype)[:, None, None, None]
+        maps = maps + absent * self.no_obj_embed_spatial[..., None, None]
+        return self.memory_encoder.distiller(maps)
+
+    def slot_code(self, slots: list[int | None]) -> Tensor:
+        """Temporal codes, (len(slots), Cm)."""
+        return slot_rows(self.maskmem_tpos_enc.flatten(1), slots)
+
+    def pointer_code(self, offsets: Tensor) -> Tensor:
+        """Temporal codes of object pointers at normalised ages ``offsets`` (N): (N, Cm)."""
+        return self.obj_ptr_tpos_proj(offsets)
+
+
+def check_image_size(image_size: int) -> None:
+    """Raises ValueError unless the network can take a square picture of this side."""
+    if image_size < SIZE_MULTIPLE or image_size % SIZE_MULTIPLE:
+        below = max(SIZE_MULTIPLE, image_size // SIZE_MULTIPLE * SIZE_MULTIPLE)
+        raise ValueError(
+            f"expected image_size to be a positive multiple of {SIZE_MULTIPLE}, got {image_size}; "
+            f"try {below} or {below + SIZE_MULTIPLE}"
+        )
+
+
+def _small_noise(*shape: int) -> Tensor:
+    return nn.init.trunc_normal_(torch.zeros(*shape), std=0.02)

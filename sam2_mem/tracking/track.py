@@ -1,0 +1,98 @@
+"""One object in one video: its policy state, its latest outputs, and which frames it has been tracked on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from sam2_mem.memory.policy import Bank
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """A mask shown to the user: ``logits`` (h, w) and ``pointer`` (C), both after the absent-object gate."""
+
+    frame: int
+    logits: Tensor
+    pointer: Tensor
+    iou: float
+    objectness: float
+    area: float
+    prompted: bool = False
+
+
+class FrameSpans:
+    """Which frames were tracked, and in which direction last, as runs of neighbouring frames: one run per pass."""
+
+    def __init__(self) -> None:
+        self._runs: list[tuple[int, int, bool]] = []
+
+    def __contains__(self, frame: int) -> bool:
+        return self.reverse_at(frame) is not None
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def reverse_at(self, frame: int) -> bool | None:
+        """Direction of the latest pass over ``frame``; None if there was none."""
+        for low, high, reverse in reversed(self._runs):
+            if low <= frame <= high:
+                return reverse
+        return None
+
+    def add(self, frame: int, *, reverse: bool) -> None:
+        if self._runs:
+            low, high, last = self._runs[-1]
+            if last == reverse and low - 1 <= frame <= high + 1:
+                self._runs[-1] = (min(low, frame), max(high, frame), reverse)
+                self._forget_covered()
+                return
+        self._runs.append((frame, frame, reverse))
+
+    def _forget_covered(self) -> None:
+        low, high, _ = self._runs[-1]
+        self._runs = [r for r in self._runs[:-1] if not (low <= r[0] and r[1] <= high)] + self._runs[-1:]
+
+    def discard(self, frame: int) -> None:
+        """Forget that ``frame`` was ever tracked."""
+        kept = []
+        for low, high, reverse in self._runs:
+            if not low <= frame <= high:
+                kept.append((low, high, reverse))
+                continue
+            kept += [(a, b, reverse) for a, b in ((low, frame - 1), (frame + 1, high)) if a <= b]
+        self._runs = kept
+
+
+@dataclass(eq=False)
+class Track:
+    """Bookkeeping of one object. Ids never change, positions in a batch do.
+
+    ``state`` is None until the first prompt has been taken into memory; ``pending`` holds prompts that have not;
+    ``outputs`` the latest masks and those of prompted frames.
+    """
+
+    obj_id: int
+    state: Bank | None = None
+    outputs: dict[int, Output] = field(default_factory=dict)
+    pending: dict[int, Output] = field(default_factory=dict)
+    tracked: FrameSpans = field(default_factory=FrameSpans)
+
+    def prompted_frames(self) -> set[int]:
+        return set() if self.state is None else {p.frame for p in self.state.prompts}
+
+    def output_at(self, frame: int) -> Output | None:
+        """What the user sees on ``frame`` now, if it is still known."""
+        return self.pending.get(frame) or self.outputs.get(frame)
+
+    def remember_output(self, output: Output, history: int | None) -> None:
+        """Keep ``output``; beyond ``history`` of them the oldest unprompted ones go (None: keep all)."""
+        self.outputs.pop(output.frame, None)
+        self.outputs[output.frame] = output
+        if history is None:
+            return
+        prompted = self.prompted_frames()
+        plain = [f for f in self.outputs if f not in prompted]
+        for frame in plain[: max(0, len(plain) - history)]:
+            del self.outputs[frame]

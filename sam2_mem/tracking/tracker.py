@@ -1,0 +1,421 @@
+"""The frame loop. Every way of using the package goes through :meth:`Tracker.step`: offline video, stream, training.
+
+This is the only place that knows about batches: policies see one object, the network sees rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sam2_mem.memory import rows
+from sam2_mem.memory.policy import MemoryPolicy, best_pick
+from sam2_mem.memory.tokens import foreground_weights, map_tokens, masked_mean, token_count
+from sam2_mem.model.sam2 import SAM2, Decoded
+from sam2_mem.tracking.masks import fill_holes, remove_regions, suppress_overlap
+from sam2_mem.tracking.track import Output, Track
+from sam2_mem.types import (
+    ABSENT_LOGIT,
+    Choice,
+    FrameContext,
+    FrameFeatures,
+    FrameResult,
+    Hypotheses,
+    MemoryEntry,
+    MemoryTokens,
+    ObjectScore,
+    Pick,
+    Prompt,
+    ReadUsage,
+    Revision,
+    Usage,
+)
+
+MASK_HINT_LIMIT = 32.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerSettings:
+    """What the tracker does around a policy; the keys of the ``tracker`` section of a config.
+
+    Attributes:
+        fill_hole_area, remove_region_area: holes and specks of at most this many mask-logit pixels are repainted in the
+            output; 0 for never.
+        non_overlap_masks_for_mem_enc: objects may not overlap in what is written to memory.
+        clear_non_cond_mem_around_input: forget tracked memory within ``forget_radius`` frames of a prompt, when one object
+            is tracked, or any number with ``clear_non_cond_mem_for_multi_obj``.
+        memory_dtype: what spatial memory is rounded to, as in SAM 2; "float32" to keep it exact.
+        storage_device: where spatial memory waits, e.g. "cpu"; None for the device of the model.
+        history: outputs kept per object, for corrections; unbounded where the policy is.
+        max_padding, max_rows: how rows are batched, see :func:`sam2_mem.memory.rows.assemble`.
+    """
+
+    fill_hole_area: int = 0
+    remove_region_area: int = 0
+    non_overlap_masks_for_mem_enc: bool = False
+    clear_non_cond_mem_around_input: bool = False
+    clear_non_cond_mem_for_multi_obj: bool = False
+    forget_radius: int = 7
+    memory_dtype: str = "bfloat16"
+    storage_device: str | None = None
+    history: int = 16
+    max_padding: float = 0.0
+    max_rows: int = 0
+
+    def __post_init__(self) -> None:
+        allowed = ("bfloat16", "float16", "float32")
+        if self.memory_dtype not in allowed:
+            raise ValueError(f"expected memory_dtype in {allowed}, got {self.memory_dtype!r}")
+        for name in ("fill_hole_area", "remove_region_area", "forget_radius", "max_rows"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"expected {name} >= 0, got {getattr(self, name)}")
+        if self.history < 1:
+            raise ValueError(f"expected history >= 1, got {self.history}")
+        rows.bucket([], max_padding=self.max_padding)
+
+
+class _Candidate(NamedTuple):
+    """One candidate of one track, taken out of its batch: ``logits`` (h, w), ``pointer`` (C), both ungated."""
+
+    logits: Tensor
+    pointer: Tensor
+    iou: float
+    objectness: float
+    area: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What the network says of one track on one frame. ``areas`` (P)(M) are foreground shares of the ungated masks."""
+
+    hypotheses: Hypotheses
+    areas: tuple[tuple[float, ...], ...]
+
+    def candidate(self, pick: Pick) -> _Candidate:
+        p, m = pick.pathway, pick.candidate
+        hyp = self.hypotheses
+        return _Candidate(hyp.masks[p, m], hyp.pointers[p, m], hyp.iou[p][m], hyp.objectness[p], self.areas[p][m])
+
+
+class Tracker:
+    """Tracks any number of objects through one video.
+
+    Args:
+        model: the network; nothing of the video is kept on it. policy: how every object remembers; shared, stateless.
+        settings: see :class:`TrackerSettings`. num_frames: length of the video, None for a stream.
+    """
+
+    def __init__(
+        self,
+        model: SAM2,
+        policy: MemoryPolicy,
+        *,
+        settings: TrackerSettings | None = None,
+        num_frames: int | None = None,
+    ) -> None:
+        self.model = model
+        self.policy = policy
+        self.settings = TrackerSettings() if settings is None else settings
+        self.num_frames = num_frames
+        self.tracks: dict[int, Track] = {}
+        bounded = policy.capacity(model.tokens_per_map) is not None
+        self._history = self.settings.history if bounded else None
+
+    # -- objects ------------------------------------------------------------------------------------------------
+
+    def track(self, obj_id: int) -> Track:
+        """The track of ``obj_id``, new if there was none."""
+        return self.tracks.setdefault(obj_id, Track(obj_id))
+
+    def remove(self, obj_id: int) -> None:
+        del self.tracks[obj_id]
+
+    def context(self, features: FrameFeatures, *, reverse: bool = False) -> FrameContext:
+        return FrameContext(index=features.index, features=features, reverse=reverse, num_frames=self.num_frames)
+
+    # -- prompts ------------------------------------------------------------------------------------------------
+
+    def preview(self, features: FrameFeatures, prompt: Prompt) -> Output:
+        """Answer a prompt without remembering anything yet; :meth:`commit` does that.
+
+        On a frame that this object has been tracked on, the prompt corrects: memory is read, and the mask shown so far
+        is a hint. On any other frame the prompt stands alone, as a first prompt does.
+        """
+        track = self.track(prompt.obj_id)
+        if prompt.mask is not None:
+            decoded = self.model.mask_as_output(features, self._mask_at_input_size(prompt.mask))
+        else:
+            decoded = self._answer_points(track, features, prompt)
+        seen = self._seen([decoded], [None], [((0, 0),)])[0]
+        threshold = self.policy.min_obj_score_logits if prompt.mask is None else 0.0
+        output = self._output(features.index, seen.candidate(best_pick(seen.hypotheses)), threshold, prompted=True)
+        output = replace(output, logits=self._clean(output.logits[None])[0])
+        track.pending[features.index] = output
+        return output
+
+    def _mask_at_input_size(self, mask: Tensor) -> Tensor:
+        """(H, W) bool -> (S, S) of 0 and 1."""
+        side = self.model.image_size
+        mask = mask.to(self.model.device)[None, None].float()
+        if tuple(mask.shape[-2:]) != (side, side):
+            mask = F.interpolate(mask, size=(side, side), mode="bilinear", antialias=True)
+        return (mask[0, 0] >= 0.5).float()
+
+    def _answer_points(self, track: Track, features: FrameFeatures, prompt: Prompt) -> Decoded:
+        points, labels = self._points_at_input_size(prompt)
+        with_memory = track.state is not None and features.index in track.tracked
+        if with_memory:
+            context = self.context(features, reverse=bool(track.tracked.reverse_at(features.index)))
+            reads = list(self.policy.read(track.state, context))[:1]
+            assembled = rows.assemble(reads, self.model)
+            conditioned = self._conditioned(features, assembled.batches[0] if assembled.batches else None)
+        else:
+            conditioned = self.model.without_memory(features)
+        shown = track.output_at(features.index)
+        hint = None if shown is None else shown.logits.clamp(-MASK_HINT_LIMIT, MASK_HINT_LIMIT)[None, None]
+        several = self.model.candidates.allows(points.shape[1], with_memory=with_memory)
+        return self.model.decode(
+            conditioned, features, points=points, labels=labels, mask_logits=hint, candidates=several
+        )
+
+    def _conditioned(self, features: FrameFeatures, batch) -> Tensor:
+        if batch is None:
+            return self.model.without_memory(features)
+        return self.model.attend(features, batch).features
+
+    def _points_at_input_size(self, prompt: Prompt) -> tuple[Tensor, Tensor]:
+        """Box corners (labels 2 and 3) then points, as (1, N, 2) in input pixels and (1, N)."""
+        points, labels = [], []
+        if prompt.box is not None:
+            points.append(prompt.box.reshape(2, 2))
+            labels.append(torch.tensor([2, 3], dtype=torch.int32))
+        if prompt.points is not None:
+            points.append(prompt.points)
+            labels.append(prompt.labels)
+        height, width = prompt.size
+        scale = torch.tensor([width, height], dtype=torch.float32)
+        where = torch.cat([p.cpu() for p in points]) / scale * self.model.image_size
+        device = self.model.device
+        return where[None].to(device), torch.cat([x.cpu() for x in labels])[None].to(device)
+
+    def commit(self, features: FrameFeatures) -> None:
+        """Take every pending prompt of this frame into memory, all objects in one batch."""
+        waiting = [t for t in self.tracks.values() if features.index in t.pending]
+        if not waiting:
+            return
+        outputs = [t.pending.pop(features.index) for t in waiting]
+        entries = self._remember(features, outputs)
+        context = self.context(features)
+        for track, output, entry in zip(waiting, outputs, entries):
+            track.state = self.policy.prompt(track.state, context, entry)
+            track.remember_output(output, self._history)
+
+    # -- the step -----------------------------------------------------------------------------------------------
+
+    def step(self, features: FrameFeatures, prompts: Iterable[Prompt] = (), *, reverse: bool = False) -> FrameResult:
+        """One frame for all objects: answer its prompts, track everybody else, write memory.
+
+        Args:
+            features: of the frame. prompts: given on this frame. reverse: direction of this pass.
+
+        Returns:
+            masks of every object that has been prompted so far, in the order in which the objects came.
+        """
+        for prompt in prompts:
+            self.preview(features, prompt)
+        self.commit(features)
+        context = self.context(features, reverse=reverse)
+        present = [t for t in self.tracks.values() if t.state is not None]
+        before = {t.obj_id: self._held(t) for t in present}
+        self._forget_around_prompts(present, features.index)
+        moving = [t for t in present if features.index not in t.prompted_frames()]
+        revisions = self._track(moving, context) if moving else ()
+        for track in present:
+            track.tracked.add(features.index, reverse=reverse)
+        return self._result(present, features.index, before, revisions)
+
+    def finish(self) -> tuple[Revision, ...]:
+        """Masks that policies with deferred output still want to correct at the end of a pass."""
+        return tuple(
+            replace(r, obj_id=t.obj_id) for t in self.tracks.values() if t.state for r in self.policy.finish(t.state)
+        )
+
+    def _forget_around_prompts(self, tracks: Sequence[Track], frame: int) -> None:
+        wanted = self.settings.clear_non_cond_mem_around_input
+        if not wanted or (len(self.tracks) > 1 and not self.settings.clear_non_cond_mem_for_multi_obj):
+            return
+        for track in tracks:
+            if frame in track.prompted_frames():
+                track.state = self.policy.forget(track.state, frame, self.settings.forget_radius)
+
+    def _track(self, tracks: Sequence[Track], context: FrameContext) -> tuple[Revision, ...]:
+        looked = self._look(tracks, context)
+        choices = [self.policy.choose(t.state, context, s.hypotheses) for t, s in zip(tracks, looked)]
+        gate = self.policy.min_obj_score_logits
+        outputs = [
+            self._output(context.index, s.candidate(c.output), gate) for s, c in zip(looked, choices)
+        ]
+        remembered = self._remembered(looked, choices, outputs, context)
+        for track, seen, choice, entries in zip(tracks, looked, choices, remembered):
+            track.state = self.policy.write(track.state, context, seen.hypotheses, choice, entries)
+        shown = self._clean(torch.stack([o.logits for o in outputs]))
+        for track, output, logits in zip(tracks, outputs, shown):
+            track.remember_output(replace(output, logits=logits.clone()), self._history)
+        if not self.policy.needs.revise:
+            return ()
+        return tuple(replace(r, obj_id=t.obj_id) for t in tracks for r in self.policy.revise(t.state, context))
+
+    def _look(self, tracks: Sequence[Track], context: FrameContext) -> list[_Seen]:
+        """Read, attend and decode for all pathways of all tracks."""
+        reads, owners = [], []
+        for track in tracks:
+            pathways = list(self.policy.read(track.state, context))
+            owners.append(range(len(reads), len(reads) + len(pathways)))
+            reads += pathways
+        settings = self.settings
+        assembled = rows.assemble(
+            reads, self.model, max_padding=settings.max_padding, max_rows=settings.max_rows
+        )
+        features, usage = context.features, self.policy.needs.usage
+        several = self.model.candidates.allows(0, with_memory=True)
+        decoded, reports = [], []
+        for batch in assembled.batches:
+            attended = self.model.attend(features, batch, usage)
+            decoded.append(self.model.decode(attended.features, features, candidates=several))
+            reports.append(attended.usage)
+        place = list(assembled.place)
+        if None in place:
+            place = [(len(decoded), 0) if p is None else p for p in place]
+            decoded.append(self.model.decode(self.model.without_memory(features), features, candidates=several))
+            reports.append((ReadUsage(tokens=(), items=features.low.new_zeros(features.low.shape[0], 0)),))
+        reports = reports if usage is not Usage.NONE else [None] * len(reports)
+        return self._seen(decoded, reports, [tuple(place[i] for i in own) for own in owners])
+
+    def _seen(
+        self, decoded: Sequence[Decoded], reports: Sequence, owned: Sequence[tuple[tuple[int, int], ...]]
+    ) -> list[_Seen]:
+        """Sort rows back to their tracks. All scores of the frame come to the CPU in one transfer."""
+        scores = [
+            torch.cat([d.objectness[:, None], d.iou, (d.masks > 0).flatten(2).float().mean(2)], dim=1).detach()
+            for d in decoded
+        ]
+        table = torch.cat(scores).tolist()
+        starts = [sum(s.shape[0] for s in scores[:b]) for b in range(len(scores))]
+        several = decoded[0].iou.shape[1]
+        result = []
+        for places in owned:
+            lines = [table[starts[b] + r] for b, r in places]
+            hypotheses = Hypotheses(
+                masks=torch.stack([decoded[b].masks[r] for b, r in places]),
+                pointers=torch.stack([decoded[b].pointers[r] for b, r in places]),
+                iou=tuple(tuple(line[1 : 1 + several]) for line in lines),
+                objectness=tuple(line[0] for line in lines),
+                usage=None if reports[0] is None else tuple(reports[b][r] for b, r in places),
+            )
+            result.append(_Seen(hypotheses, tuple(tuple(line[1 + several :]) for line in lines)))
+        return result
+
+    def _output(self, frame: int, chosen: _Candidate, threshold: float, *, prompted: bool = False) -> Output:
+        """Gate a candidate: an absent object has an empty mask and the learned "no object" pointer."""
+        present = chosen.objectness > threshold
+        flag = torch.tensor([present], device=chosen.pointer.device)
+        return Output(
+            frame=frame,
+            logits=chosen.logits.clone() if present else torch.full_like(chosen.logits, ABSENT_LOGIT),
+            pointer=self.model.gate_pointers(chosen.pointer[None], flag)[0],
+            iou=chosen.iou,
+            objectness=chosen.objectness,
+            area=chosen.area if present else 0.0,
+            prompted=prompted,
+        )
+
+    def _clean(self, logits: Tensor) -> Tensor:
+        filled = fill_holes(logits, self.settings.fill_hole_area)
+        return remove_regions(filled, self.settings.remove_region_area)
+
+    # -- memory -------------------------------------------------------------------------------------------------
+
+    def _remembered(
+        self, looked: Sequence[_Seen], choices: Sequence[Choice], outputs: Sequence[Output], context: FrameContext
+    ) -> list[list[MemoryEntry]]:
+        """Encode what every track wants to remember, all in one batch."""
+        if self.settings.non_overlap_masks_for_mem_enc:
+            apart = suppress_overlap(torch.stack([o.logits for o in outputs]))
+            outputs = [replace(o, logits=x) for o, x in zip(outputs, apart)]
+        gate = self.policy.min_obj_score_logits
+        wanted = []
+        for seen, choice, output in zip(looked, choices, outputs):
+            for pick in choice.remember:
+                same = pick == choice.output
+                wanted.append(output if same else self._output(context.index, seen.candidate(pick), gate))
+        entries = iter(self._remember(context.features, wanted))
+        return [[next(entries) for _ in choice.remember] for choice in choices]
+
+    def _remember(self, features: FrameFeatures, outputs: Sequence[Output]) -> list[MemoryEntry]:
+        """Memory entries of outputs of one frame."""
+        if not outputs:
+            return []
+        logits = torch.stack([o.logits for o in outputs])
+        tokens = self.model.encode_memory(
+            features,
+            logits,
+            prompted=torch.tensor([o.prompted for o in outputs], device=logits.device),
+            present=torch.tensor([o.objectness > 0 for o in outputs], device=logits.device),
+        )
+        return [self._entry(features, output, self._store(t)) for output, t in zip(outputs, tokens)]
+
+    def _store(self, tokens: MemoryTokens) -> MemoryTokens:
+        dtype = getattr(torch, self.settings.memory_dtype)
+        device = self.settings.storage_device or tokens.feat.device
+        return map_tokens(tokens, lambda feat: feat.to(device, dtype).clone(memory_format=torch.contiguous_format))
+
+    def _entry(self, features: FrameFeatures, output: Output, tokens: MemoryTokens) -> MemoryEntry:
+        summary = None
+        if self.policy.needs.summary:
+            summary = masked_mean(features.low, foreground_weights(output.logits, features.grid))
+        return MemoryEntry(
+            frame=output.frame,
+            tokens=tokens,
+            pointer=output.pointer,
+            iou=output.iou,
+            objectness=output.objectness,
+            area=output.area,
+            is_prompt=output.prompted,
+            summary=summary,
+        )
+
+    # -- results ------------------------------------------------------------------------------------------------
+
+    def _held(self, track: Track) -> set[int]:
+        return {e.frame for e in self.policy.held(track.state) if e.tokens is not None}
+
+    def _result(
+        self, tracks: Sequence[Track], frame: int, before: dict[int, set[int]], revisions: tuple[Revision, ...]
+    ) -> FrameResult:
+        outputs = [t.outputs[frame] for t in tracks]
+        empty = torch.zeros(0, *self.model.mask_size, device=self.model.device)
+        return FrameResult(
+            frame=frame,
+            obj_ids=tuple(t.obj_id for t in tracks),
+            masks=torch.stack([o.logits for o in outputs]) if outputs else empty,
+            scores=tuple(self._score(t, o, before[t.obj_id]) for t, o in zip(tracks, outputs)),
+            revisions=revisions,
+        )
+
+    def _score(self, track: Track, output: Output, before: set[int]) -> ObjectScore:
+        held = self._held(track)
+        return ObjectScore(
+            obj_id=track.obj_id,
+            iou=output.iou,
+            objectness=output.objectness,
+            present=output.objectness > (0.0 if output.prompted else self.policy.min_obj_score_logits),
+            prompted=output.prompted,
+            held=tuple(sorted(held)),
+            dropped=tuple(sorted(before - held)),
+            tokens=token_count(self.policy.held(track.state)),
+        )

@@ -1,0 +1,393 @@
+"""Every dataclass that crosses a folder border. Frozen, no behaviour beyond validation, imports torch only.
+
+Letters used in shapes, here and in the whole package:
+
+====  =====================================================================
+Q     image tokens of one frame, H * W of the stride-16 grid
+C     model width (256 in the official models)
+Cm    memory width (64 in the official models)
+L     memory tokens of one entry, or of one row
+M     candidate masks per read (3 while tracking)
+P     pathways of one object (1 for every policy but the trees)
+R     rows: what the network is run on, one per distinct read
+h, w  mask logits grid at stride 4 (256 x 256 at an image size of 1024)
+S     ``image_size``, the side of the square network input
+====  =====================================================================
+
+Dataclasses that hold tensors compare by identity (``eq=False``): two entries are the same entry when they are the
+same object, which is what lets equal reads be recognised without touching a tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ABSENT_LOGIT = -1024.0
+"""Mask logit of an object that is not in the frame (SAM 2's placeholder score)."""
+
+PROMPT_SLOT = -1
+"""Temporal slot of a prompted frame: the last row of the learned temporal code, whatever the frame's age."""
+
+
+class Usage(Enum):
+    """Attention statistics a policy can ask for."""
+
+    NONE = "none"
+    TOKENS = "tokens"
+    ITEMS_BY_QUERY = "items_by_query"
+
+
+@dataclass(frozen=True, eq=False)
+class FrameFeatures:
+    """What the image encoder gives for one frame; shared by all objects.
+
+    ``low`` (Q, C) stride-16 features without memory; ``low_pos`` (Q, C) their sine positions; ``high`` two maps
+    (C/8, 4H, 4W) and (C/4, 2H, 2W) for the mask decoder; ``grid`` (H, W).
+    """
+
+    index: int
+    low: Tensor
+    low_pos: Tensor
+    high: tuple[Tensor, Tensor]
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class FrameContext:
+    """The frame a policy is asked about: its index, the direction of time and the features of the image.
+
+    ``num_frames`` is None on a live stream. ``features`` may be None in tests of policies that do not look at images.
+    """
+
+    index: int
+    features: FrameFeatures | None = None
+    reverse: bool = False
+    num_frames: int | None = None
+
+    def age(self, frame: int) -> int:
+        """Frames between ``frame`` and this one along the direction of tracking; negative for frames ahead."""
+        return frame - self.index if self.reverse else self.index - frame
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryTokens:
+    """Spatial memory of one frame (or a merged one).
+
+    ``feat`` (L, Cm); ``pos`` (L, Cm) spatial position only, added to keys; ``xy`` (L, 2) rotary coordinates in cells of
+    the image grid, None for tokens without a place (equal to cell (0, 0)); ``log_count`` (L) logarithm of the number of
+    tokens each token stands for, added to its attention logit, None for zero.
+    """
+
+    feat: Tensor
+    pos: Tensor
+    xy: Tensor | None = None
+    log_count: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.feat.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryEntry:
+    """One remembered frame of one object.
+
+    ``tokens`` spatial memory or None once dropped; ``pointer`` (C) object pointer after the absent-object gate; ``iou``
+    predicted IoU in [0, 1]; ``objectness`` object-score logit (> 0: present); ``area`` mask area as a fraction of the
+    image; ``summary`` (C) image features pooled over the mask, if the policy asked for it.
+    """
+
+    frame: int
+    tokens: MemoryTokens | None
+    pointer: Tensor
+    iou: float = 1.0
+    objectness: float = 10.0
+    area: float = 0.0
+    is_prompt: bool = False
+    summary: Tensor | None = None
+
+    def without_tokens(self) -> MemoryEntry:
+        """The same entry holding its pointer and scores only."""
+        return self if self.tokens is None else replace(self, tokens=None)
+
+    def as_tracked(self) -> MemoryEntry:
+        """The same entry, no longer counted as a prompt."""
+        return replace(self, is_prompt=False)
+
+
+@dataclass(frozen=True, eq=False)
+class ReadItem:
+    """Spatial memory to attend to: which tokens, under which temporal slot, with which gain on the keys.
+
+    ``slot`` is a row of the model's temporal code (0 = newest), ``PROMPT_SLOT``, or None for no temporal code.
+    ``order`` is for learned temporal encodings that count positions in the bank.
+    """
+
+    tokens: MemoryTokens
+    slot: int | None
+    gain: float = 1.0
+    order: int | None = None
+
+    def key(self) -> tuple[Any, ...]:
+        return (id(self.tokens), self.slot, self.gain, self.order)
+
+
+@dataclass(frozen=True, eq=False)
+class ReadPointer:
+    """An object pointer (C) to attend to; ``offset`` is its signed age over the policy's time span."""
+
+    pointer: Tensor
+    offset: float
+    gain: float = 1.0
+
+    def key(self) -> tuple[Any, ...]:
+        return (id(self.pointer), self.offset, self.gain)
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryRead:
+    """What one row (one pathway of one object) attends to. ``sensory`` (C, H, W) is added to the conditioned features."""
+
+    items: tuple[ReadItem, ...]
+    pointers: tuple[ReadPointer, ...] = ()
+    sensory: Tensor | None = None
+
+    def key(self) -> tuple[Any, ...]:
+        """Equal for reads that are certain to give equal results."""
+        sensory = None if self.sensory is None else id(self.sensory)
+        return (tuple(i.key() for i in self.items), tuple(p.key() for p in self.pointers), sensory)
+
+
+@dataclass(frozen=True, eq=False)
+class RowBatch:
+    """Rows that go through the network together, padded to one length.
+
+    ``feat`` (R, L, Cm) values; ``pos`` (R, L, Cm) spatial + temporal part of the keys; ``xy`` (R, L, 2); ``gain`` (R, L)
+    factor on the keys or None; ``bias`` (R, L) added to the attention logits (log-counts, -inf for padding) or None;
+    ``item`` (R, L) index of the read item each token belongs to, ``num_items`` for pointers and padding; ``lengths`` (R)
+    tokens before padding; ``sensory`` (R, C, H, W) or None.
+    """
+
+    feat: Tensor
+    pos: Tensor
+    xy: Tensor
+    gain: Tensor | None
+    bias: Tensor | None
+    item: Tensor
+    num_items: int
+    lengths: tuple[int, ...]
+    sensory: Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        return self.feat.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class ReadUsage:
+    """Attention mass of one read. TOKENS: ``tokens`` one (L_i) tensor per item, summed over queries. ITEMS_BY_QUERY:
+    ``items`` (Q, number of items). Pointers hold the rest of the mass, so neither needs to add up to Q."""
+
+    tokens: tuple[Tensor, ...] | None = None
+    items: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Hypotheses:
+    """All candidates of one object on one frame, before any absent-object gate.
+
+    ``masks`` (P, M, h, w) logits; ``pointers`` (P, M, C); ``iou`` (P, M) and ``objectness`` (P) as nested tuples of
+    Python floats; ``usage`` one per pathway, or None.
+    """
+
+    masks: Tensor
+    pointers: Tensor
+    iou: tuple[tuple[float, ...], ...]
+    objectness: tuple[float, ...]
+    usage: tuple[ReadUsage, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One candidate: which pathway, which of its masks."""
+
+    pathway: int
+    candidate: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A policy's decision: the candidate shown to the user, and the candidates to encode into memory (may be none)."""
+
+    output: Pick
+    remember: tuple[Pick, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Revision:
+    """A mask that replaces one already shown: ``logits`` (h, w) of ``frame``."""
+
+    frame: int
+    logits: Tensor
+    iou: float
+    objectness: float
+    obj_id: int | None = None
+
+
+@dataclass(frozen=True)
+class ObjectScore:
+    """What is known about one object's mask on one frame, beside the mask.
+
+    ``iou`` predicted IoU; ``objectness`` object-score logit; ``present`` whether it passed the policy's gate; ``prompted``
+    whether the mask came from a prompt on this frame; ``held`` / ``dropped``: frames in memory after this frame, and
+    frames whose spatial memory left it on this frame; ``tokens`` memory tokens held after the frame.
+    """
+
+    obj_id: int
+    iou: float
+    objectness: float
+    present: bool
+    prompted: bool
+    held: tuple[int, ...]
+    dropped: tuple[int, ...]
+    tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class FrameResult:
+    """Output of one step. ``masks`` (N, h, w) float32 logits in the order of ``obj_ids``."""
+
+    frame: int
+    obj_ids: tuple[int, ...]
+    masks: Tensor
+    scores: tuple[ObjectScore, ...]
+    revisions: tuple[Revision, ...] = ()
+
+
+POINT_LABELS = {0: "background", 1: "foreground"}
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What a user says about one object on one frame: clicks, a box, both, or a mask.
+
+    Args:
+        obj_id: any integer.
+        points: (N, 2) x, y positions, with ``labels`` (N): 1 foreground, 0 background.
+        box: (4) x0, y0, x1, y1.
+        mask: (H, W) bool or 0/1; may be empty ("the object is not here").
+        size: (H, W) of the picture the coordinates are measured in; a mask brings its own.
+
+    Raises:
+        ValueError: says what was expected, what came and what to do.
+    """
+
+    obj_id: int
+    points: Any = None
+    labels: Any = None
+    box: Any = None
+    mask: Any = None
+    size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__
+        set_(self, "obj_id", _integer(self.obj_id))
+        if self.mask is not None:
+            if self.points is not None or self.box is not None or self.labels is not None:
+                raise ValueError("expected either a mask or points/box, got both; send them as two prompts")
+            set_(self, "mask", _mask(self.mask))
+            set_(self, "size", tuple(self.mask.shape))
+            return
+        if (self.points is None) != (self.labels is None):
+            given, missing = ("labels", "points") if self.points is None else ("points", "labels")
+            raise ValueError(f"expected points and labels together, got {given} without {missing}; give one label per point")
+        if self.points is None and self.box is None:
+            raise ValueError("expected points with labels, a box or a mask, got none of them")
+        if self.size is None:
+            raise ValueError("expected the (height, width) that the coordinates are measured in, got size=None")
+        if self.points is not None:
+            points, labels = _points(self.points, self.labels, self.size)
+            set_(self, "points", points)
+            set_(self, "labels", labels)
+        if self.box is not None:
+            set_(self, "box", _box(self.box, self.size))
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool) or int(value) != value:
+        raise ValueError(f"expected an integer object id, got {value!r}")
+    return int(value)
+
+
+def _as_tensor(value: Any, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"expected {name} as a tensor, array or nested list of numbers, got {value!r}") from error
+
+
+def _mask(value: Any) -> Tensor:
+    mask = _as_tensor(value, "a mask")
+    if mask.ndim != 2:
+        hint = "; send one prompt per object" if mask.ndim == 3 else ""
+        raise ValueError(f"expected a mask of shape (H, W), got {tuple(mask.shape)}{hint}")
+    if mask.numel() == 0:
+        raise ValueError(f"expected a mask with at least one pixel, got shape {tuple(mask.shape)}")
+    if mask.is_floating_point() and not torch.isfinite(mask).all():
+        raise ValueError("expected a mask of 0 and 1, got NaN or infinite values")
+    if mask.dtype is not torch.bool:
+        binary = (mask == 0) | (mask == 1)
+        if not binary.all():
+            low, high = mask.min().item(), mask.max().item()
+            raise ValueError(
+                f"expected a mask of 0 and 1 (or bool), got values from {low:g} to {high:g}; "
+                "threshold it first, or select one object id of a label image: mask == obj_id"
+            )
+    return mask.bool()
+
+
+def _points(points: Any, labels: Any, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    points = _as_tensor(points, "points").float()
+    labels = _as_tensor(labels, "labels")
+    if points.ndim == 3 and points.shape[0] == 1:
+        points, labels = points[0], labels.reshape(-1)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"expected points of shape (N, 2) as x, y, got {tuple(points.shape)}")
+    if labels.ndim != 1 or labels.shape[0] != points.shape[0]:
+        raise ValueError(f"expected one label per point, labels of shape ({points.shape[0]},), got {tuple(labels.shape)}")
+    if points.shape[0] == 0:
+        raise ValueError("expected at least one point, got none")
+    wrong = sorted({v for v in labels.tolist() if v not in POINT_LABELS})
+    if wrong:
+        raise ValueError(f"expected point labels 1 (foreground) or 0 (background), got {wrong}; give boxes as box=")
+    _inside(points, size, "point")
+    return points, labels.to(torch.int32)
+
+
+def _box(box: Any, size: tuple[int, int]) -> Tensor:
+    box = _as_tensor(box, "a box").float()
+    if box.numel() != 4:
+        raise ValueError(f"expected a box of four numbers x0, y0, x1, y1, got shape {tuple(box.shape)}")
+    box = box.reshape(4)
+    _inside(box.reshape(2, 2), size, "box corner")
+    x0, y0, x1, y1 = box.tolist()
+    if x1 <= x0 or y1 <= y0:
+        raise ValueError(f"expected a box with x0 < x1 and y0 < y1, got {box.tolist()}; a box is x0, y0, x1, y1, not x, y, w, h")
+    return box
+
+
+def _inside(xy: Tensor, size: tuple[int, int], what: str) -> None:
+    height, width = size
+    if not torch.isfinite(xy).all():
+        raise ValueError(f"expected finite coordinates, got a {what} at {xy.tolist()}")
+    outside = (xy < 0).any(1) | (xy[:, 0] > width) | (xy[:, 1] > height)
+    if outside.any():
+        x, y = xy[outside][0].tolist()
+        raise ValueError(
+            f"expected every {what} inside the picture of width {width} and height {height}, got ({x:g}, {y:g}); "
+            "coordinates are x, y in pixels (in 0..1 when normalize_coords=False)"
+        )
