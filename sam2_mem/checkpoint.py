@@ -1,0 +1,283 @@
+"""Weights: read official SAM 2 / 2.1 files, load them strictly, and say everything that does not fit.
+
+Official files are ``torch.save({"model": state_dict})``. This project's own small models are ``.safetensors``.
+Nothing is unpickled but tensors and plain containers (``weights_only=True``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from iopath.common.file_io import HTTPURLHandler, PathManager
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+HOW_TO_DOWNLOAD = "run checkpoints/download_ckpts.sh to download the official files"
+
+# Entries that SAM 2.1 has and SAM 2.0 lacks.
+_ONLY_IN_2_1 = ("no_obj_embed_spatial", "obj_ptr_tpos_proj.")
+# (channels of the first stage, number of blocks) of the image encoder -> the size's name.
+_SIZES = {(96, 12): "tiny", (96, 16): "small", (112, 24): "base_plus", (144, 48): "large"}
+_REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+)")
+_TRUNK_BLOCK = re.compile(r"image_encoder\.trunk\.blocks\.(\d+)\.")
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be read as weights, or weights that do not fit the model."""
+
+
+class OfficialModel(NamedTuple):
+    """One published model: its configuration and the name of its weights file."""
+
+    config: str
+    filename: str
+
+
+class HubCheckpoint(NamedTuple):
+    """A configuration name and the local path of the weights that belong to it."""
+
+    config: str
+    path: Path
+
+
+OFFICIAL_MODELS: Mapping[str, OfficialModel] = {
+    f"facebook/{family}-hiera-{size.replace('_', '-')}": OfficialModel(
+        f"configs/{family}/{family}_hiera_{letter}.yaml", f"{family}_hiera_{size}.pt"
+    )
+    for family in ("sam2", "sam2.1")
+    for size, letter in (("tiny", "t"), ("small", "s"), ("base_plus", "b+"), ("large", "l"))
+}
+
+
+def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
+    """Read the weights in a local ``.pt`` or ``.safetensors`` file.
+
+    Returns key -> tensor on the CPU, in the file's dtype; a ``.pt`` file's tensors are mapped from disk, not copied.
+    Promises that there is at least one entry and that every floating-point value is finite.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise CheckpointError(f"expected a checkpoint file, got '{path}', which is not one; {HOW_TO_DOWNLOAD}")
+    state = _read_safetensors(path) if path.suffix == ".safetensors" else _find_weights(_unpickle(path), path)
+    _refuse_non_finite(state, path)
+    return state
+
+
+def load_checkpoint(
+    module: nn.Module, path_or_url: str | PathLike[str], *, allow_missing: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+    """Copy the weights of a file or http(s) address into a module, in the module's own dtype and device.
+
+    Args:
+        module: the model to fill.
+        path_or_url: a local path, or an address, which is downloaded once (``$FVCORE_CACHE``, else
+            ``~/.torch/iopath_cache``).
+        allow_missing: prefixes of keys that the file may lack, each as a whole: a file that holds some entries under
+            a prefix must hold all. Absent entries keep the value that the module's constructor gave them, which for
+            the learned parts that official files lack means "as if the part were not there".
+
+    Returns the keys of ``module`` that the file lacks.
+    Raises ``CheckpointError`` with every key that does not fit; the module is then as it was.
+    """
+    state = read_state_dict(local_path(path_or_url))
+    own = module.state_dict()
+    mismatch = _compare(own, state, allow_missing)
+    if mismatch:
+        raise CheckpointError(mismatch.report(path_or_url, own, state))
+    if any(value.is_meta for value in own.values()):
+        raise CheckpointError("expected a module with storage, got one on the meta device; call .to_empty(device=...)")
+    module.load_state_dict(state, strict=False)
+    absent = tuple(key for key in own if key not in state)
+    if absent:
+        logger.info("%s lacks %d learned entries, left at their initial value: %s", path_or_url, len(absent), absent)
+    return absent
+
+
+def local_path(path_or_url: str | PathLike[str]) -> Path:
+    """Return a local path as it is, and the cached copy of an http(s) address."""
+    if not str(path_or_url).startswith(("http://", "https://")):
+        return Path(path_or_url).expanduser()
+    manager = PathManager()
+    manager.register_handler(HTTPURLHandler())
+    try:
+        return Path(manager.get_local_path(str(path_or_url)))
+    except OSError as error:
+        raise CheckpointError(
+            f"could not download {path_or_url}: {error}; check the address and the network, or {HOW_TO_DOWNLOAD}"
+        ) from error
+
+
+def sha256_of(path: str | PathLike[str]) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def hub_checkpoint(model_id: str) -> HubCheckpoint:
+    """Download an official model from the Hugging Face Hub, or find it in the Hub's cache."""
+    if model_id not in OFFICIAL_MODELS:
+        raise ValueError(f"expected a model id out of {', '.join(OFFICIAL_MODELS)}, got {model_id!r}")
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise ImportError(
+            f"'{model_id}' comes from the Hugging Face Hub: pip install huggingface_hub, or {HOW_TO_DOWNLOAD}"
+        ) from error
+    config, filename = OFFICIAL_MODELS[model_id]
+    return HubCheckpoint(config, Path(hf_hub_download(repo_id=model_id, filename=filename)))
+
+
+# Reading
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        state = load_file(path, device="cpu")
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+    if not state:
+        raise CheckpointError(f"expected weights in '{path}', got an empty file; download or save it again")
+    return state
+
+
+def _unpickle(path: Path) -> Any:
+    """Read a ``.pt`` file with PyTorch's restricted unpickler."""
+    is_archive = zipfile.is_zipfile(path)
+    if not is_archive and _starts_as_archive(path):
+        raise _damaged(path, "its end is missing")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+    except pickle.UnpicklingError as error:
+        refused = _REFUSED_GLOBAL.search(str(error))
+        if refused is None:
+            raise _damaged(path, "it cannot be unpickled") from error
+        raise CheckpointError(
+            f"'{path}' holds a pickled Python object ({refused[1]}). Such objects could run any code when read, so "
+            'they are refused; save the weights alone, as torch.save({"model": model.state_dict()}, ...)'
+        ) from error
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # cut or foreign bytes make the unpickler stumble in many ways
+        raise _damaged(path, error) from error
+
+
+def _starts_as_archive(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _damaged(path: Path, reason: object) -> CheckpointError:
+    return CheckpointError(
+        f"expected a checkpoint in '{path}', got a damaged, incomplete or foreign file ({path.stat().st_size} bytes: "
+        f"{str(reason) or 'nothing in it'}); delete it and {HOW_TO_DOWNLOAD}"
+    )
+
+
+def _find_weights(content: Any, path: Path) -> dict[str, Tensor]:
+    """Return the state dict in a file's content: under "model", or the content itself."""
+    if _is_state_dict(content):
+        return dict(content)
+    inner = content.get("model") if isinstance(content, Mapping) else None
+    if _is_state_dict(inner):
+        return dict(inner)
+    got = f"keys {_shorten(content)}" if isinstance(content, Mapping) else type(content).__name__
+    if inner is not None:
+        got += ', where "model" is not a state dict (key -> tensor)'
+    raise CheckpointError(f'expected {{"model": state_dict}} or a state dict in \'{path}\', got {got}')
+
+
+def _is_state_dict(content: Any) -> bool:
+    if not isinstance(content, Mapping) or not content:
+        return False
+    return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+
+
+def _shorten(keys: Iterable[Any], limit: int = 12) -> str:
+    keys = [str(key) for key in keys]
+    rest = f" and {len(keys) - limit} more" if len(keys) > limit else ""
+    return f"[{', '.join(keys[:limit])}{rest}]"
+
+
+def _refuse_non_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise CheckpointError(
+            f"expected finite weights in '{path}', got NaN or Inf in {', '.join(bad)}; "
+            "the file is damaged or its training diverged: use another one"
+        )
+
+
+# Comparing
+
+
+@dataclass(frozen=True)
+class _Mismatch:
+    """The keys of a model and a file that do not match."""
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    misshaped: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.misshaped)
+
+    def report(self, source: object, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+        lines = [f"'{source}' does not fit the model; nothing was loaded."]
+        lines += _section("missing in the file", [f"{key} {tuple(own[key].shape)}" for key in self.missing])
+        lines += _section("unknown to the model", [f"{key} {tuple(state[key].shape)}" for key in self.unexpected])
+        shapes = [f"{key}: model {tuple(own[key].shape)}, file {tuple(state[key].shape)}" for key in self.misshaped]
+        lines += _section("of another shape", shapes)
+        return "\n".join(lines + _hints(self, own, state))
+
+
+def _compare(own: Mapping[str, Tensor], state: Mapping[str, Tensor], allow_missing: tuple[str, ...]) -> _Mismatch:
+    absent_parts = tuple(prefix for prefix in allow_missing if not any(key.startswith(prefix) for key in state))
+    return _Mismatch(
+        missing=tuple(key for key in own if key not in state and not key.startswith(absent_parts)),
+        unexpected=tuple(key for key in state if key not in own),
+        misshaped=tuple(key for key in own if key in state and own[key].shape != state[key].shape),
+    )
+
+
+def _section(title: str, entries: list[str]) -> list[str]:
+    return [f"{len(entries)} {title}:", *(f"  {entry}" for entry in entries)] if entries else []
+
+
+def _hints(mismatch: _Mismatch, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Guess what the user mixed up: the family, the size."""
+    hints = []
+    if _has_2_1_entries(mismatch.missing):
+        hints.append("this is a SAM 2.0 checkpoint and the model is SAM 2.1; use configs/sam2/... or a sam2.1 file")
+    if _has_2_1_entries(mismatch.unexpected):
+        hints.append("this is a SAM 2.1 checkpoint and the model is SAM 2.0; use configs/sam2.1/... or a sam2 file")
+    size_of_file, size_of_model = _size_of(state), _size_of(own)
+    if size_of_file and size_of_model and size_of_file != size_of_model:
+        hints.append(f"the file looks like a '{size_of_file}' model, the configuration like '{size_of_model}'")
+    return [f"Hint: {hint}." for hint in hints]
+
+
+def _has_2_1_entries(keys: Iterable[str]) -> bool:
+    return any(key.startswith(_ONLY_IN_2_1) for key in keys)
+
+
+def _size_of(state: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the official size that an image encoder has, None where it is none of them."""
+    pos_embed = state.get("image_encoder.trunk.pos_embed")
+    blocks = {int(match[1]) for key in state if (match := _TRUNK_BLOCK.match(key))}
+    return None if pos_embed is None else _SIZES.get((pos_embed.shape[1], len(blocks)))
