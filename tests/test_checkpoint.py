@@ -342,8 +342,8 @@ def test_sha256(tmp_path: Path) -> None:
 
 
 def test_hub_knows_the_eight_official_models() -> None:
-    names = [f"{family}-hiera-{size}" for family in ("sam2", "sam2.1") for size in ("tiny", "small", "base-plus", "large")]
-    assert list(OFFICIAL_MODELS) == [f"facebook/{name}" for name in names]
+    sizes = ("tiny", "small", "base-plus", "large")
+    assert list(OFFICIAL_MODELS) == [f"facebook/{name}-hiera-{size}" for name in ("sam2", "sam2.1") for size in sizes]
     assert {model.config for model in OFFICIAL_MODELS.values()} == set(CONFIGS)
     assert OFFICIAL_MODELS["facebook/sam2-hiera-base-plus"] == (
         "configs/sam2/sam2_hiera_b+.yaml",
