@@ -18,6 +18,7 @@ _HOME_OF = {
     "SAM2VideoPredictor": "sam2_mem.tracking.video_predictor",
     "SAM2ImagePredictor": "sam2_mem.tracking.image_predictor",
     "MemoryPolicy": "sam2_mem.memory.policy",
+    "Prompt": "sam2_mem.types",
 }
 
 __all__ = ["__version__", *_HOME_OF]

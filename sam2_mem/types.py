@@ -20,6 +20,7 @@ same object, which is what lets equal reads be recognised without touching a ten
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -280,7 +281,8 @@ class Prompt:
         points: (N, 2) x, y positions, with ``labels`` (N): 1 foreground, 0 background.
         box: (4) x0, y0, x1, y1.
         mask: (H, W) bool or 0/1; may be empty ("the object is not here").
-        size: (H, W) of the picture the coordinates are measured in; a mask brings its own.
+        size: (H, W) of the picture the coordinates are measured in; a mask brings its own. None leaves it to whoever
+            knows the frame; coordinates are checked once it is known.
 
     Raises:
         ValueError: says what was expected, what came and what to do.
@@ -307,8 +309,6 @@ class Prompt:
             raise ValueError(f"expected points and labels together, got {given} without {missing}; give one label per point")
         if self.points is None and self.box is None:
             raise ValueError("expected points with labels, a box or a mask, got none of them")
-        if self.size is None:
-            raise ValueError("expected the (height, width) that the coordinates are measured in, got size=None")
         if self.points is not None:
             points, labels = _points(self.points, self.labels, self.size)
             set_(self, "points", points)
@@ -318,9 +318,10 @@ class Prompt:
 
 
 def _integer(value: Any) -> int:
-    if isinstance(value, bool) or int(value) != value:
-        raise ValueError(f"expected an integer object id, got {value!r}")
-    return int(value)
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise ValueError(f"expected an integer object id, got {value!r}") from error
 
 
 def _as_tensor(value: Any, name: str) -> Tensor:
@@ -350,7 +351,7 @@ def _mask(value: Any) -> Tensor:
     return mask.bool()
 
 
-def _points(points: Any, labels: Any, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _points(points: Any, labels: Any, size: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
     points = _as_tensor(points, "points").float()
     labels = _as_tensor(labels, "labels")
     if points.ndim == 3 and points.shape[0] == 1:
@@ -368,7 +369,7 @@ def _points(points: Any, labels: Any, size: tuple[int, int]) -> tuple[Tensor, Te
     return points, labels.to(torch.int32)
 
 
-def _box(box: Any, size: tuple[int, int]) -> Tensor:
+def _box(box: Any, size: tuple[int, int] | None) -> Tensor:
     box = _as_tensor(box, "a box").float()
     if box.numel() != 4:
         raise ValueError(f"expected a box of four numbers x0, y0, x1, y1, got shape {tuple(box.shape)}")
@@ -380,10 +381,12 @@ def _box(box: Any, size: tuple[int, int]) -> Tensor:
     return box
 
 
-def _inside(xy: Tensor, size: tuple[int, int], what: str) -> None:
-    height, width = size
+def _inside(xy: Tensor, size: tuple[int, int] | None, what: str) -> None:
     if not torch.isfinite(xy).all():
         raise ValueError(f"expected finite coordinates, got a {what} at {xy.tolist()}")
+    if size is None:
+        return
+    height, width = size
     outside = (xy < 0).any(1) | (xy[:, 0] > width) | (xy[:, 1] > height)
     if outside.any():
         x, y = xy[outside][0].tolist()

@@ -1,0 +1,362 @@
+"""From a config to a model or a predictor. The only library file that knows Hydra and OmegaConf.
+
+Configs are composed in a private Hydra context: a program that runs Hydra itself is not disturbed, and no config object
+reaches a constructor.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sam2_mem.checkpoint import hub_checkpoint, load_checkpoint
+from sam2_mem.memory.policy import MemoryPolicy
+from sam2_mem.model.sam2 import SAM2
+from sam2_mem.tracking.tracker import TrackerSettings
+from sam2_mem.tracking.video_predictor import PredictorSettings, SAM2VideoPredictor
+
+logger = logging.getLogger(__name__)
+
+NEW_PARTS = ("memory_encoder.distiller.",)
+"""Prefixes of learned parts that official checkpoints lack."""
+
+_GROUPS = ("base", "memory_policy", "distiller")
+
+# SAM 2's override keys that live elsewhere here.
+_MOVED = {
+    "model.non_overlap_masks": "predictor.non_overlap_masks",
+    "model.fill_hole_area": "tracker.fill_hole_area",
+    "model.non_overlap_masks_for_mem_enc": "tracker.non_overlap_masks_for_mem_enc",
+    "model.clear_non_cond_mem_around_input": "tracker.clear_non_cond_mem_around_input",
+    "model.clear_non_cond_mem_for_multi_obj": "tracker.clear_non_cond_mem_for_multi_obj",
+    "model.max_obj_ptrs_in_encoder": "memory_policy.max_obj_ptrs_in_encoder",
+    "model.max_cond_frames_in_attn": "memory_policy.max_cond_frames_in_attn",
+    "model.memory_temporal_stride_for_eval": "memory_policy.memory_temporal_stride_for_eval",
+    "model.only_obj_ptrs_in_the_past_for_eval": "memory_policy.only_obj_ptrs_in_the_past_for_eval",
+    "model.binarize_mask_from_pts_for_mem_enc": "model.binarize_prompted_masks",
+    "model.sigmoid_scale_for_mem_enc": "model.mem_enc_scale",
+    "model.sigmoid_bias_for_mem_enc": "model.mem_enc_bias",
+    "model.multimask_output_in_sam": "model.multimask_output",
+}
+_EXTRA_ARGS = "model.sam_mask_decoder_extra_args."
+
+# SAM 2's switches that have one setting here: key -> (that setting, why).
+_FIXED = {
+    "model.add_all_frames_to_correct_as_cond": ("true", "a correction always takes effect here"),
+    "model.compile_image_encoder": ("false", "compile with vos_optimized=True instead"),
+}
+
+_STABILITY = (
+    "model.dynamic_multimask_via_stability=true",
+    "model.dynamic_multimask_stability_delta=0.05",
+    "model.dynamic_multimask_stability_thresh=0.98",
+)
+_VIDEO_POSTPROCESSING = ("model.binarize_prompted_masks=true", "tracker.fill_hole_area=8")
+
+
+class ConfigError(ValueError):
+    """A config, an override or a policy that does not exist or does not fit; says what does."""
+
+
+# -- configs --------------------------------------------------------------------------------------------------------
+
+
+def config_dir() -> Path:
+    """Where the configs are: inside an installed package, or beside it in a checkout."""
+    installed = Path(__file__).parent / "configs"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+def config_names() -> list[str]:
+    """Short names of all model configs, e.g. ``configs/sam2.1/sam2.1_hiera_t.yaml``."""
+    root = config_dir()
+    names = (p.relative_to(root) for p in sorted(root.rglob("*.yaml")))
+    return [f"configs/{n.as_posix()}" for n in names if n.parts[0] not in _GROUPS]
+
+
+def policy_names() -> list[str]:
+    """Names of all memory policies and presets, as ``memory_policy=`` takes them."""
+    root = config_dir() / "memory_policy"
+    return sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
+
+
+def compose(config: str | PathLike[str] | DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
+    """The full config of a model, a tracker and a policy.
+
+    Args:
+        config: a short name (``configs/sam2.1/sam2.1_hiera_t.yaml``, ``sam2.1_hiera_t``), the path of a YAML file of your
+            own (which may build on ours), or a composed config.
+        overrides: in Hydra's syntax, ``memory_policy=fifo``, ``memory_policy.num_maskmem=5``, ``model.image_size=512``;
+            SAM 2's own keys (``++model.fill_hole_area=8``) are understood.
+
+    Raises:
+        ConfigError: names what is valid.
+    """
+    overrides = [moved for moved in (_translate(o) for o in overrides) if moved is not None]
+    if isinstance(config, DictConfig):
+        return _overridden(config, overrides)
+    directory, name = _locate(str(config))
+    ours = config_dir().resolve()
+    search = [] if directory.resolve() == ours else [f"hydra.searchpath=[file://{ours}]"]
+    try:
+        with _own_hydra(directory):
+            composed = hydra_compose(name, overrides=[*overrides, *search])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explained(error, name) from error
+    return composed
+
+
+@contextmanager
+def _own_hydra(directory: Path) -> Iterator[None]:
+    """A Hydra of our own for a moment, whatever the program around it has initialised."""
+    singleton = GlobalHydra.instance()
+    outer = singleton.hydra
+    singleton.clear()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", category=UserWarning)
+            with initialize_config_dir(str(directory.resolve()), version_base="1.2"):
+                yield
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
+def _locate(config: str) -> tuple[Path, str]:
+    """Directory and name of a config given by short name or by path."""
+    root = config_dir()
+    wanted = config if config.endswith((".yaml", ".yml")) else f"{config}.yaml"
+    short = wanted.removeprefix("configs/")
+    if (root / short).is_file() and Path(short).parts[0] not in _GROUPS:
+        return root, short
+    path = Path(wanted).expanduser()
+    if path.is_file():
+        return path.parent, path.name
+    same_stem = [n.removeprefix("configs/") for n in config_names() if Path(n).name == wanted]
+    if len(same_stem) == 1:
+        return root, same_stem[0]
+    valid = "\n  ".join(config_names())
+    raise ConfigError(f"expected the name or the path of a model config, got {config!r}; names are:\n  {valid}")
+
+
+def _translate(override: str) -> str | None:
+    """An override with SAM 2's key replaced by ours; None for one that changes nothing here."""
+    prefix = override[: len(override) - len(override.lstrip("+~"))]
+    key, equals, value = override[len(prefix) :].partition("=")
+    if key.startswith(_EXTRA_ARGS):
+        key = "model." + key[len(_EXTRA_ARGS) :]
+    if key in _FIXED:
+        fixed, why = _FIXED[key]
+        if value.lower() != fixed:
+            raise ConfigError(f"expected {key}={fixed}, got {value}: {why}")
+        return None
+    if key in _MOVED:
+        return f"{_MOVED[key]}={value}"
+    return override if key == override[len(prefix) :].partition("=")[0] else f"{key}{equals}{value}"
+
+
+def _overridden(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """A composed config with ``key=value`` overrides; a policy may be chosen by name."""
+    result = config.copy()
+    OmegaConf.set_struct(result, False)
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if key == "memory_policy":
+            result.memory_policy = _policy_config(value)
+        elif not override.startswith("+") and OmegaConf.select(result, key, default=_Missing) is _Missing:
+            raise ConfigError(f"expected an override of a key that exists, got {override!r}")
+        else:
+            OmegaConf.update(result, key, OmegaConf.from_dotlist([f"value={value}"]).value)
+    return result
+
+
+class _Missing:
+    """Stands for a key that is not there."""
+
+
+def _policy_config(name: str) -> DictConfig:
+    path = config_dir() / "memory_policy" / f"{name}.yaml"
+    if name not in policy_names():
+        raise ConfigError(f"expected a memory policy out of {', '.join(policy_names())}, got {name!r}")
+    return OmegaConf.load(path)
+
+
+def _explained(error: Exception, name: str) -> ConfigError:
+    text = str(error)
+    if isinstance(error, MissingConfigException) and "memory_policy/" in text:
+        asked = text.split("memory_policy/")[1].split("'")[0]
+        return ConfigError(f"expected a memory policy out of {', '.join(policy_names())}, got {asked!r}")
+    if isinstance(error, ConfigCompositionException) and "Could not override" in text:
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        key = text.split("'")[1] if "'" in text else "it"
+        return ConfigError(f"expected overrides of keys that exist in {name}, but {key} does not{cause}".replace("\n", " "))
+    return ConfigError(f"could not compose {name}: {text}")
+
+
+# -- objects --------------------------------------------------------------------------------------------------------
+
+
+def _make(config: DictConfig, what: str) -> Any:
+    """Instantiate ``config``; the constructor gets plain Python values."""
+    try:
+        return instantiate(config, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        raise ConfigError(f"could not build {what}: {cause}") from error
+
+
+def _settings(kind: type, config: DictConfig | None) -> Any:
+    values = {} if config is None else OmegaConf.to_container(config, resolve=True)
+    valid = list(kind.__dataclass_fields__)
+    unknown = sorted(set(values) - set(valid))
+    if unknown:
+        raise ConfigError(f"expected keys out of {', '.join(valid)}, got {', '.join(unknown)}")
+    return kind(**values)
+
+
+def build_policy(policy: str | DictConfig | MemoryPolicy) -> MemoryPolicy:
+    """A policy from its name, its config, or as it is."""
+    if isinstance(policy, MemoryPolicy):
+        return policy
+    config = _policy_config(policy) if isinstance(policy, str) else policy
+    if not isinstance(config, DictConfig) or "_target_" not in config:
+        raise ConfigError(f"expected a policy's name, its config with a _target_, or a MemoryPolicy, got {policy!r}")
+    made = _make(config, "the memory policy")
+    if not isinstance(made, MemoryPolicy):
+        raise ConfigError(f"expected _target_ of the memory policy to be a MemoryPolicy, got {type(made).__name__}")
+    return made
+
+
+def _build_model(config: DictConfig, ckpt_path: Any, device: str, mode: str) -> SAM2:
+    if mode not in ("eval", "train"):
+        raise ConfigError(f"expected mode 'eval' or 'train', got {mode!r}")
+    target = _usable(device)
+    with torch.device("meta" if target.type == "meta" else "cpu"):
+        model = _make(config.model, "the network")
+    if ckpt_path is None:
+        logger.warning("no checkpoint given: the weights are random")
+    else:
+        load_checkpoint(model, ckpt_path, allow_missing=NEW_PARTS)
+    return model.to(target).train(mode == "train")
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    """The device asked for; "auto" is the best there is, "cuda" without CUDA is the CPU with a warning."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"expected a device such as auto, cpu, cuda, cuda:1 or mps, got {device!r}") from error
+    if target.type == "cuda" and not torch.cuda.is_available():
+        logger.warning("device %s asked for, but CUDA is not available; using the CPU", target)
+        return torch.device("cpu")
+    return target
+
+
+def _refuse_unknown(kwargs: dict[str, Any], function: str, valid: str) -> None:
+    if kwargs:
+        raise TypeError(f"{function} got unknown arguments {sorted(kwargs)}; it takes {valid}")
+
+
+def build_sam2(
+    config_file: str | PathLike[str] | DictConfig,
+    ckpt_path: str | PathLike[str] | None = None,
+    device: str = "cuda",
+    mode: str = "eval",
+    hydra_overrides_extra: Sequence[str] = (),
+    apply_postprocessing: bool = True,
+    **kwargs: Any,
+) -> SAM2:
+    """The network alone, for :class:`SAM2ImagePredictor` and for training. Arguments as in
+    :func:`build_sam2_video_predictor`."""
+    _refuse_unknown(
+        kwargs, "build_sam2", "config_file, ckpt_path, device, mode, hydra_overrides_extra, apply_postprocessing"
+    )
+    extra = _STABILITY if apply_postprocessing else ()
+    config = compose(config_file, [*extra, *hydra_overrides_extra])
+    return _build_model(config, ckpt_path or config.get("checkpoint"), device, mode)
+
+
+def build_sam2_video_predictor(
+    config_file: str | PathLike[str] | DictConfig,
+    ckpt_path: str | PathLike[str] | None = None,
+    device: str = "cuda",
+    mode: str = "eval",
+    hydra_overrides_extra: Sequence[str] = (),
+    apply_postprocessing: bool = True,
+    vos_optimized: bool = False,
+    *,
+    memory_policy: str | DictConfig | MemoryPolicy | None = None,
+    **kwargs: Any,
+) -> SAM2VideoPredictor:
+    """A video predictor.
+
+    Args:
+        config_file: see :func:`compose`. ckpt_path: ``.pt`` or ``.safetensors`` file or address; None for random weights.
+        device: "cuda", "cpu", "mps" or "auto". mode: "eval" or "train".
+        hydra_overrides_extra: see :func:`compose`. apply_postprocessing: fill small holes, choose single masks by stability,
+            binarise prompted masks for memory, as SAM 2 does by default.
+        vos_optimized: compile the network with ``torch.compile``; the first frames are slow.
+        memory_policy: a name (``"fifo"``), a config or an instance; None for the one in the config.
+
+    Raises:
+        ConfigError: (a ValueError) for names, keys and values that do not fit. CheckpointError: for weights that do not.
+        TypeError: for unknown arguments.
+    """
+    _refuse_unknown(
+        kwargs,
+        "build_sam2_video_predictor",
+        "config_file, ckpt_path, device, mode, hydra_overrides_extra, apply_postprocessing, vos_optimized, memory_policy",
+    )
+    extra = (*_STABILITY, *_VIDEO_POSTPROCESSING) if apply_postprocessing else ()
+    config = compose(config_file, [*extra, *hydra_overrides_extra])
+    policy = build_policy(config.memory_policy if memory_policy is None else memory_policy)
+    model = _build_model(config, ckpt_path or config.get("checkpoint"), device, mode)
+    _check_slots(policy, model)
+    if vos_optimized:
+        _compile(model)
+    return SAM2VideoPredictor(
+        model,
+        policy,
+        tracker=_settings(TrackerSettings, config.get("tracker")),
+        settings=_settings(PredictorSettings, config.get("predictor")),
+    )
+
+
+def _check_slots(policy: MemoryPolicy, model: SAM2) -> None:
+    """A policy that reads more memory maps than the temporal code has rows would fail in the middle of a video."""
+    rows, wanted = model.maskmem_tpos_enc.shape[0], getattr(policy, "num_maskmem", 0)
+    if wanted > rows:
+        raise ConfigError(f"expected memory_policy.num_maskmem <= {rows} (model.num_maskmem), got {wanted}")
+
+
+def _compile(model: SAM2) -> None:
+    model.image_encoder.compile()
+    model.memory_encoder.compile()
+    model.memory_attention.compile(dynamic=True)
+
+
+def build_sam2_hf(model_id: str, **kwargs: Any) -> SAM2:
+    """:func:`build_sam2` of an official model on the Hugging Face hub, e.g. ``facebook/sam2.1-hiera-tiny``."""
+    config, path = hub_checkpoint(model_id)
+    return build_sam2(config, path, **kwargs)
+
+
+def build_sam2_video_predictor_hf(model_id: str, **kwargs: Any) -> SAM2VideoPredictor:
+    """:func:`build_sam2_video_predictor` of an official model on the Hugging Face hub."""
+    config, path = hub_checkpoint(model_id)
+    return build_sam2_video_predictor(config, path, **kwargs)

@@ -1,0 +1,165 @@
+"""One image, many prompts: SAM 2 without memory, with the method names of SAM 2's own image predictor."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sam2_mem.model.sam2 import SAM2
+from sam2_mem.tracking.masks import fill_holes, remove_regions
+from sam2_mem.types import FrameFeatures
+from sam2_mem.video.frame import to_rgb
+from sam2_mem.video.resize import MEAN, STD
+
+LOGIT_LIMIT = 32.0
+
+
+class SAM2ImagePredictor:
+    """Segments objects in one image from clicks, boxes and mask hints.
+
+    Args:
+        sam_model: the network. mask_threshold: a pixel is foreground above this logit.
+        max_hole_area, max_sprinkle_area: holes and specks up to this many mask-logit pixels are repainted.
+    """
+
+    def __init__(
+        self, sam_model: SAM2, mask_threshold: float = 0.0, max_hole_area: int = 0, max_sprinkle_area: int = 0
+    ) -> None:
+        self.model = sam_model
+        self.mask_threshold = mask_threshold
+        self.max_hole_area = max_hole_area
+        self.max_sprinkle_area = max_sprinkle_area
+        self.reset_predictor()
+
+    @classmethod
+    def from_pretrained(cls, model_id: str, **kwargs: Any) -> SAM2ImagePredictor:
+        """The predictor of an official model, by its name on the Hugging Face hub."""
+        return cls(import_module("sam2_mem.build_sam").build_sam2_hf(model_id, **kwargs))
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def reset_predictor(self) -> None:
+        """Forget the image."""
+        self._features: FrameFeatures | None = None
+        self._size: tuple[int, int] | None = None
+
+    @torch.inference_mode()
+    def set_image(self, image: Any) -> None:
+        """Encode an image: (H, W, 3) uint8 RGB array or tensor, or a PIL image."""
+        pixels = to_rgb(image, "the image")
+        side = self.model.image_size
+        x = torch.from_numpy(pixels.copy()).permute(2, 0, 1).to(self.device).float() / 255.0
+        x = F.interpolate(x[None], size=(side, side), mode="bilinear", antialias=True)
+        mean, std = (torch.tensor(v, device=x.device).reshape(1, 3, 1, 1) for v in (MEAN, STD))
+        self._features = self.model.encode_image((x - mean) / std)[0]
+        self._size = pixels.shape[0], pixels.shape[1]
+
+    def get_image_embedding(self) -> Tensor:
+        """Stride-16 features of the image, (1, C, H, W)."""
+        features = self._loaded()
+        return features.low.t().unflatten(-1, features.grid)[None]
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        point_coords: Any = None,
+        point_labels: Any = None,
+        box: Any = None,
+        mask_input: Any = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+        normalize_coords: bool = True,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Masks for a set of prompts on the image.
+
+        Args:
+            point_coords, point_labels: (N, 2) as x, y and (N) of 1 foreground, 0 background.
+            box: (4) or (B, 4) as x0, y0, x1, y1; B boxes give B results.
+            mask_input: (1, h, w) logits of an earlier call. multimask_output: three masks instead of one.
+            return_logits: logits instead of booleans. normalize_coords: coordinates are pixels, not 0..1.
+
+        Returns:
+            masks (M, H, W), predicted IoU (M), and logits (M, h, w) to give back as ``mask_input``; with several boxes each
+            has a leading axis B.
+        """
+        features = self._loaded()
+        points, labels = self._points(point_coords, point_labels, box, normalize_coords)
+        hint = None if mask_input is None else self._hint(mask_input)
+        if points is None and hint is None:
+            raise ValueError("expected points, a box or a mask_input, got none of them")
+        rows = 1 if points is None else points.shape[0]
+        decoded = self.model.decode(
+            self.model.without_memory(features, rows),
+            features,
+            points=points,
+            labels=labels,
+            mask_logits=None if hint is None else hint.expand(rows, -1, -1, -1),
+            candidates=multimask_output,
+        )
+        masks, iou, low = self._finished(decoded.masks, return_logits), decoded.iou, decoded.masks
+        low = low.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+        result = [x.squeeze(0) if rows == 1 else x for x in (masks, iou, low)]
+        return tuple(x.cpu().numpy() for x in result)
+
+    def _loaded(self) -> FrameFeatures:
+        if self._features is None:
+            raise RuntimeError("no image to segment; call set_image first")
+        return self._features
+
+    def _hint(self, mask_input: Any) -> Tensor:
+        hint = torch.as_tensor(mask_input, dtype=torch.float32, device=self.device)
+        height, width = self.model.mask_size
+        if tuple(hint.shape) not in ((1, height, width), (1, 1, height, width)):
+            raise ValueError(f"expected mask_input of shape (1, {height}, {width}), got {tuple(hint.shape)}")
+        return hint.reshape(1, 1, height, width)
+
+    def _points(self, coords: Any, labels: Any, box: Any, in_pixels: bool) -> tuple[Tensor | None, Tensor | None]:
+        """Box corners (labels 2, 3) before points, scaled to the network input: (B, N, 2) and (B, N)."""
+        if (coords is None) != (labels is None):
+            raise ValueError("expected point_coords and point_labels together, got only one of them")
+        xy, kinds = [], []
+        if box is not None:
+            corners = torch.as_tensor(box, dtype=torch.float32)
+            if corners.numel() % 4 or corners.numel() == 0:
+                raise ValueError(f"expected a box of shape (4,) or (B, 4), got {tuple(corners.shape)}")
+            xy.append(corners.reshape(-1, 2, 2))
+            kinds.append(torch.tensor([[2, 3]]).expand(xy[0].shape[0], -1))
+        if coords is not None:
+            points, given = torch.as_tensor(coords, dtype=torch.float32), torch.as_tensor(labels)
+            _check_points(points, given)
+            points, given = points.reshape(1, -1, 2), given.reshape(1, -1)
+            rows = xy[0].shape[0] if xy else 1
+            xy.append(points.expand(rows, -1, -1))
+            kinds.append(given.expand(rows, -1))
+        if not xy:
+            return None, None
+        where = torch.cat(xy, 1)
+        if in_pixels:
+            where = where / torch.tensor([self._size[1], self._size[0]], dtype=torch.float32)
+        where = where * self.model.image_size
+        return where.to(self.device), torch.cat(kinds, 1).to(self.device, torch.int32)
+
+    def _finished(self, logits: Tensor, return_logits: bool) -> Tensor:
+        """(B, M, h, w) -> (B, M, H, W) at the size of the image."""
+        shape = logits.shape
+        clean = fill_holes(logits.flatten(0, 1), self.max_hole_area)
+        clean = remove_regions(clean, self.max_sprinkle_area).reshape(shape)
+        large = F.interpolate(clean, size=self._size, mode="bilinear", align_corners=False)
+        return large if return_logits else large > self.mask_threshold
+
+
+def _check_points(points: Tensor, labels: Tensor) -> None:
+    if points.shape[-1] != 2 or points.ndim not in (2, 3):
+        raise ValueError(f"expected point_coords of shape (N, 2) as x, y, got {tuple(points.shape)}")
+    if labels.numel() != points.numel() // 2:
+        raise ValueError(f"expected one label per point ({points.numel() // 2}), got {labels.numel()}")
+    wrong = sorted({v for v in labels.flatten().tolist() if v not in (0, 1)})
+    if wrong:
+        raise ValueError(f"expected point labels 1 (foreground) or 0 (background), got {wrong}; give boxes as box=")

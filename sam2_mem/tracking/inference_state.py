@@ -1,0 +1,161 @@
+"""Everything about one video: its frames, its tracker, its prompts. Answers SAM 2's state keys as well."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from sam2_mem.memory.tokens import entry_tensors, tensor_bytes
+from sam2_mem.tracking.tracker import Tracker
+from sam2_mem.types import FrameFeatures, ObjectScore, Prompt
+from sam2_mem.video import Frame, VideoSource
+
+FEATURE_CACHE = 2
+SCORE_HISTORY = 64
+
+
+@dataclass(eq=False)
+class InferenceState:
+    """State of one session; all of it is dropped with this object, nothing stays on the predictor.
+
+    ``source`` is None for a stream fed frame by frame. ``prompts`` are the accumulated prompts by object and frame.
+    """
+
+    tracker: Tracker
+    source: VideoSource | None
+    offload_video_to_cpu: bool = False
+    offload_state_to_cpu: bool = False
+    prompts: dict[int, dict[int, Prompt]] = field(default_factory=dict)
+    frames_seen: int = 0
+    size: tuple[int, int] | None = None
+    recent_scores: OrderedDict[int, tuple[ObjectScore, ...]] = field(default_factory=OrderedDict)
+    _features: OrderedDict[int, FrameFeatures] = field(default_factory=OrderedDict)
+
+    @property
+    def obj_ids(self) -> list[int]:
+        return list(self.tracker.tracks)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the video; of a stream, frames given so far."""
+        if self.source is None:
+            return self.frames_seen
+        return self.source.num_frames if self.source.num_frames is not None else self.source.count_frames()
+
+    def check_frame(self, index: int) -> None:
+        """ValueError unless the video has a frame ``index``."""
+        if isinstance(index, bool) or not isinstance(index, int):
+            raise ValueError(f"expected a frame index as an integer, got {index!r}")
+        if self.source is None:
+            raise ValueError("this state has no video; give prompts together with the frame: track_frame(state, frame, prompts)")
+        last = None if self.source.num_frames is None else self.source.num_frames - 1
+        if index < 0 or (last is not None and index > last):
+            valid = "0 upwards" if last is None else f"0 to {last}"
+            raise ValueError(f"expected a frame of the video ({valid}), got {index}")
+
+    def frame(self, index: int) -> Frame:
+        try:
+            return self.source[index]
+        except IndexError as error:
+            raise ValueError(str(error)) from error
+
+    def features(self, frame: Frame, encode: Callable[[Frame], FrameFeatures]) -> FrameFeatures:
+        """Features of ``frame``, from a cache of the last few."""
+        if frame.index not in self._features:
+            self._features[frame.index] = encode(frame)
+            while len(self._features) > FEATURE_CACHE:
+                self._features.popitem(last=False)
+        return self._features[frame.index]
+
+    def has_features(self, index: int) -> bool:
+        return index in self._features
+
+    def cached_features(self, index: int) -> FrameFeatures:
+        return self._features[index]
+
+    def iterate(self, start: int, stop: int | None, step: int) -> Iterator[Frame]:
+        """Frames of a pass; streams are read as far as they go."""
+        if self.source.seekable:
+            with closing(self.source.frames(start, stop, step)) as frames:
+                yield from frames
+            return
+        for index in count(start) if stop is None else range(start, stop):
+            try:
+                frame = self.source[index]
+            except IndexError:
+                if index == start:
+                    raise
+                return
+            yield frame
+
+    def note_scores(self, frame: int, scores: tuple[ObjectScore, ...]) -> None:
+        self.recent_scores.pop(frame, None)
+        self.recent_scores[frame] = scores
+        while len(self.recent_scores) > SCORE_HISTORY:
+            self.recent_scores.popitem(last=False)
+
+    def clear(self) -> None:
+        """Back to the state before the first prompt; the video stays."""
+        self.tracker.tracks.clear()
+        self.prompts.clear()
+        self.recent_scores.clear()
+
+    def memory_bytes(self) -> int:
+        """Bytes of tensors held for all objects: memory banks, outputs, pending prompts."""
+        tensors = []
+        for track in self.tracker.tracks.values():
+            outputs = [*track.outputs.values(), *track.pending.values()]
+            tensors += [t for o in outputs for t in (o.logits, o.pointer)]
+            if track.state is not None:
+                tensors += [t for e in self.tracker.policy.held(track.state) for t in entry_tensors(e)]
+        return tensor_bytes(tensors)
+
+    # -- SAM 2's keys ---------------------------------------------------------------------------------------------
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in _KEYS:
+            raise KeyError(f"{key!r}; this state answers {', '.join(sorted(_KEYS))}")
+        return _KEYS[key](self)
+
+    def __contains__(self, key: str) -> bool:
+        return key in _KEYS
+
+    def keys(self) -> list[str]:
+        return sorted(_KEYS)
+
+    def _by_index(self, value: Callable[[int], Any]) -> dict[int, Any]:
+        return {i: value(obj_id) for i, obj_id in enumerate(self.obj_ids)}
+
+    def _prompts_of(self, obj_id: int, *, masks: bool) -> dict[int, Prompt]:
+        return {f: p for f, p in self.prompts.get(obj_id, {}).items() if (p.mask is not None) == masks}
+
+    def _size(self, axis: int) -> int | None:
+        if self.source is not None:
+            return (self.source.height, self.source.width)[axis]
+        return None if self.size is None else self.size[axis]
+
+
+_KEYS: dict[str, Callable[[InferenceState], Any]] = {
+    "num_frames": lambda s: s.num_frames,
+    "video_height": lambda s: s._size(0),
+    "video_width": lambda s: s._size(1),
+    "obj_ids": lambda s: s.obj_ids,
+    "obj_id_to_idx": lambda s: {obj_id: i for i, obj_id in enumerate(s.obj_ids)},
+    "obj_idx_to_id": lambda s: dict(enumerate(s.obj_ids)),
+    "images": lambda s: s.source,
+    "device": lambda s: s.tracker.model.device,
+    "storage_device": lambda s: s.tracker.settings.storage_device or s.tracker.model.device,
+    "offload_video_to_cpu": lambda s: s.offload_video_to_cpu,
+    "offload_state_to_cpu": lambda s: s.offload_state_to_cpu,
+    "cached_features": lambda s: s._features,
+    "point_inputs_per_obj": lambda s: s._by_index(lambda o: s._prompts_of(o, masks=False)),
+    "mask_inputs_per_obj": lambda s: s._by_index(lambda o: s._prompts_of(o, masks=True)),
+    "output_dict_per_obj": lambda s: s._by_index(lambda o: s.tracker.tracks[o].outputs),
+    "temp_output_dict_per_obj": lambda s: s._by_index(lambda o: s.tracker.tracks[o].pending),
+    "frames_tracked_per_obj": lambda s: s._by_index(lambda o: s.tracker.tracks[o].tracked),
+    "scores": lambda s: s.recent_scores,
+}

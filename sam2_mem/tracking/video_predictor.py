@@ -1,0 +1,397 @@
+"""SAM 2's video API over the tracker: same method names, same arguments, same 3-tuples."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sam2_mem.memory.policy import MemoryPolicy
+from sam2_mem.model.sam2 import SAM2
+from sam2_mem.tracking.inference_state import InferenceState
+from sam2_mem.tracking.masks import resize_logits, suppress_overlap
+from sam2_mem.tracking.tracker import Tracker, TrackerSettings
+from sam2_mem.types import ABSENT_LOGIT, FrameContext, FrameFeatures, FrameResult, ObjectScore, Prompt
+from sam2_mem.video import Frame, normalize, open_video, to_model_input, to_rgb
+
+logger = logging.getLogger(__name__)
+
+Masks = tuple[int, list[int], Tensor]
+"""(frame index, object ids, logits (N, 1, H, W) at video resolution; foreground is > 0)."""
+
+SHORT_VIDEO = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorSettings:
+    """``non_overlap_masks``: objects may not overlap in the masks given out."""
+
+    non_overlap_masks: bool = False
+
+
+class SAM2VideoPredictor:
+    """Tracks objects through videos and streams. Holds a network and a policy; everything about a video is in its state.
+
+    Args:
+        model: the network. policy: how objects remember. tracker, settings: see :class:`TrackerSettings`,
+            :class:`PredictorSettings`.
+    """
+
+    def __init__(
+        self,
+        model: SAM2,
+        policy: MemoryPolicy,
+        *,
+        tracker: TrackerSettings | None = None,
+        settings: PredictorSettings | None = None,
+    ) -> None:
+        self.model = model
+        self.policy = policy
+        self.tracker_settings = TrackerSettings() if tracker is None else tracker
+        self.settings = PredictorSettings() if settings is None else settings
+
+    @classmethod
+    def from_pretrained(cls, model_id: str, **kwargs: Any) -> SAM2VideoPredictor:
+        """The predictor of an official model, by its name on the Hugging Face hub."""
+        return import_module("sam2_mem.build_sam").build_sam2_video_predictor_hf(model_id, **kwargs)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def image_size(self) -> int:
+        return self.model.image_size
+
+    def to(self, *args: Any, **kwargs: Any) -> SAM2VideoPredictor:
+        self.model.to(*args, **kwargs)
+        return self
+
+    def eval(self) -> SAM2VideoPredictor:
+        self.model.eval()
+        return self
+
+    # -- sessions ------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def init_state(
+        self,
+        video_path: Any = None,
+        offload_video_to_cpu: bool = False,
+        offload_state_to_cpu: bool = False,
+        async_loading_frames: bool = False,
+        *,
+        num_frames: int | None = None,
+    ) -> InferenceState:
+        """Open a video, or with ``video_path=None`` a live stream for :meth:`track_frame`.
+
+        Args:
+            video_path: anything :func:`sam2_mem.video.open_video` takes: a folder of images, a video file, arrays, an
+                iterator, a camera index.
+            offload_video_to_cpu: accepted for SAM 2's sake; frames always stay on the host, a few at a time.
+            offload_state_to_cpu: stored memory maps wait on the CPU.
+            async_loading_frames: accepted for SAM 2's sake; frames are always decoded ahead, a few at a time.
+            num_frames: length of a stream, where it is known.
+        """
+        source = None if video_path is None else open_video(video_path)
+        if source is not None and num_frames is not None:
+            raise ValueError(f"expected num_frames only for a stream (video_path=None), got {num_frames} beside a video")
+        settings = self.tracker_settings
+        if offload_state_to_cpu:
+            settings = replace(settings, storage_device="cpu")
+        length = num_frames if source is None else _length_if_cheap(source)
+        tracker = Tracker(self.model, self.policy, settings=settings, num_frames=length)
+        return InferenceState(
+            tracker=tracker,
+            source=source,
+            offload_video_to_cpu=offload_video_to_cpu,
+            offload_state_to_cpu=offload_state_to_cpu,
+        )
+
+    def reset_state(self, inference_state: InferenceState) -> None:
+        """Forget all objects and prompts; the video stays open."""
+        inference_state.clear()
+
+    # -- prompts -------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def add_new_points_or_box(
+        self,
+        inference_state: InferenceState,
+        frame_idx: int,
+        obj_id: int,
+        points: Any = None,
+        labels: Any = None,
+        clear_old_points: bool = True,
+        normalize_coords: bool = True,
+        box: Any = None,
+    ) -> Masks:
+        """Click on an object, or draw a box around it.
+
+        On a frame that was tracked before, this corrects: that frame and those tracked after it change.
+
+        Args:
+            points: (N, 2) x, y; labels: (N) 1 foreground, 0 background; box: (4) x0, y0, x1, y1.
+            clear_old_points: forget earlier clicks on this frame; False adds to them.
+            normalize_coords: coordinates are pixels of the video; False: they are in 0..1.
+
+        Returns:
+            the masks of all objects on this frame.
+        """
+        state = inference_state
+        state.check_frame(frame_idx)
+        if box is not None and not clear_old_points:
+            raise ValueError("expected a box before any points, got a box with clear_old_points=False; use clear_old_points=True")
+        frame = state.frame(frame_idx)
+        size = frame.image.shape[:2] if normalize_coords else (1, 1)
+        prompt = Prompt(obj_id=obj_id, points=points, labels=labels, box=box, size=tuple(size))
+        old = state.prompts.get(prompt.obj_id, {}).get(frame_idx)
+        if old is not None and old.mask is None and not clear_old_points:
+            prompt = _joined(old, prompt)
+        return self._answer(state, frame, prompt)
+
+    def add_new_points(self, *args: Any, **kwargs: Any) -> Masks:
+        """The old name of :meth:`add_new_points_or_box`."""
+        return self.add_new_points_or_box(*args, **kwargs)
+
+    @torch.inference_mode()
+    def add_new_mask(self, inference_state: InferenceState, frame_idx: int, obj_id: int, mask: Any) -> Masks:
+        """Give the mask of an object on a frame, (H, W) of bool or 0/1; it is taken as it is."""
+        inference_state.check_frame(frame_idx)
+        frame = inference_state.frame(frame_idx)
+        prompt = Prompt(obj_id=obj_id, mask=mask)
+        _check_mask_shape(prompt, frame)
+        return self._answer(inference_state, frame, prompt)
+
+    def _answer(self, state: InferenceState, frame: Frame, prompt: Prompt) -> Masks:
+        features = state.features(frame, self._encode)
+        state.tracker.preview(features, prompt)
+        state.prompts.setdefault(prompt.obj_id, {})[frame.index] = prompt
+        return self._shown_at(state, frame.index)
+
+    @torch.inference_mode()
+    def clear_all_prompts_in_frame(
+        self, inference_state: InferenceState, frame_idx: int, obj_id: int, need_output: bool = True
+    ) -> Masks | None:
+        """Take back what was said about an object on a frame; a mask already in memory stays as a tracked one."""
+        state = inference_state
+        state.check_frame(frame_idx)
+        track = state.tracker.tracks.get(obj_id)
+        if track is None:
+            raise _unknown_object(obj_id, state.obj_ids)
+        state.prompts.get(obj_id, {}).pop(frame_idx, None)
+        track.pending.pop(frame_idx, None)
+        if frame_idx in track.prompted_frames():
+            track.state = self.policy.unprompt(track.state, frame_idx)
+            track.tracked.discard(frame_idx)
+        return self._shown_at(state, frame_idx) if need_output else None
+
+    @torch.inference_mode()
+    def remove_object(
+        self, inference_state: InferenceState, obj_id: int, strict: bool = False, need_output: bool = True
+    ) -> tuple[list[int], list[tuple[int, Tensor]]]:
+        """Stop tracking an object, at any time; the masks of the others do not change.
+
+        Args:
+            strict: raise if there is no such object. need_output: also give the masks of the remaining objects on the
+                frames where the removed one had prompts.
+
+        Returns:
+            remaining object ids, and (frame index, masks) of those frames.
+        """
+        state = inference_state
+        if obj_id not in state.tracker.tracks:
+            if strict:
+                raise _unknown_object(obj_id, state.obj_ids)
+            return state.obj_ids, []
+        state.tracker.remove(obj_id)
+        frames = sorted(state.prompts.pop(obj_id, {}))
+        if not state.obj_ids or not need_output:
+            return state.obj_ids, []
+        return state.obj_ids, [(f, self._shown_at(state, f)[2]) for f in frames]
+
+    def _shown_at(self, state: InferenceState, frame_idx: int) -> Masks:
+        """What the user sees on a frame now; objects without a known mask there are absent."""
+        height, width = self.model.mask_size
+        blank = torch.full((height, width), ABSENT_LOGIT, device=self.device)
+        outputs = [t.output_at(frame_idx) for t in state.tracker.tracks.values()]
+        masks = torch.stack([blank if o is None else o.logits for o in outputs]) if outputs else blank[None][:0]
+        return frame_idx, state.obj_ids, self._at_video_size(state, masks)
+
+    # -- propagation ---------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def propagate_in_video_preflight(self, inference_state: InferenceState) -> None:
+        """Take all pending prompts into memory; :meth:`propagate_in_video` does this by itself."""
+        state = inference_state
+        if not state.obj_ids:
+            raise RuntimeError("nothing to track; give a prompt first: add_new_points_or_box or add_new_mask")
+        for frame_idx in sorted({f for t in state.tracker.tracks.values() for f in t.pending}):
+            state.tracker.commit(self._features_at(state, frame_idx))
+        without = [t.obj_id for t in state.tracker.tracks.values() if t.state is None]
+        if without:
+            raise RuntimeError(f"objects {without} have no prompt left; prompt them again or call remove_object")
+
+    def propagate_in_video(
+        self,
+        inference_state: InferenceState,
+        start_frame_idx: int | None = None,
+        max_frame_num_to_track: int | None = None,
+        reverse: bool = False,
+    ) -> Iterator[Masks]:
+        """Track all objects through the video, yielding ``(frame_idx, obj_ids, masks (N, 1, H, W))`` frame by frame.
+
+        Args:
+            start_frame_idx: default the earliest prompted frame. Elsewhere than at a prompt, memory of the frames just
+                before it must still be held.
+            max_frame_num_to_track: frames after the first. reverse: towards the start of the video.
+        """
+        for result in self.propagate(inference_state, start_frame_idx, max_frame_num_to_track, reverse):
+            with torch.inference_mode():
+                masks = self._at_video_size(inference_state, result.masks)
+            yield result.frame, list(result.obj_ids), masks
+
+    def propagate(
+        self,
+        inference_state: InferenceState,
+        start_frame_idx: int | None = None,
+        max_frame_num_to_track: int | None = None,
+        reverse: bool = False,
+    ) -> Iterator[FrameResult]:
+        """Like :meth:`propagate_in_video`, with scores and with masks at the size the network gives them."""
+        state = inference_state
+        self.propagate_in_video_preflight(state)
+        start = self._start(state, start_frame_idx, reverse)
+        for frame in _pass(state, start, max_frame_num_to_track, reverse):
+            with torch.inference_mode():
+                result = state.tracker.step(state.features(frame, self._encode), reverse=reverse)
+            state.note_scores(result.frame, result.scores)
+            yield result
+
+    def _start(self, state: InferenceState, start: int | None, reverse: bool) -> int:
+        tracks = state.tracker.tracks.values()
+        prompted = {f for t in tracks for f in t.prompted_frames()}
+        if start is None:
+            return min(prompted)
+        state.check_frame(start)
+        if start in prompted:
+            return start
+        before = start + 1 if reverse else start - 1
+        context = FrameContext(index=start, reverse=reverse, num_frames=state.tracker.num_frames)
+        lost = [t.obj_id for t in tracks if before in t.tracked and not self.policy.can_resume(t.state, context)]
+        if lost:
+            raise ValueError(
+                f"cannot start at frame {start}: the memory of frame {before} is no longer held for objects {lost}. Start at a "
+                f"prompted frame ({sorted(prompted)}), prompt frame {start}, or build with memory_policy.retain_all=true"
+            )
+        return start
+
+    # -- streams -------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def track_frame(self, inference_state: InferenceState, frame: Any, prompts: Iterable[Prompt] = ()) -> Masks:
+        """Track the next frame of a live stream; equal to offline tracking of the same frames.
+
+        Args:
+            inference_state: from ``init_state()`` without a video.
+            frame: (H, W, 3) uint8 RGB array or tensor, or a PIL image; all of one size.
+            prompts: what is said about objects on this frame, old or new.
+
+        Returns:
+            (frame index, object ids, masks (N, 1, H, W)); N is 0 before the first prompt.
+        """
+        state = inference_state
+        if state.source is not None:
+            raise ValueError("this state has a video; use propagate_in_video, or init_state() without a video for a stream")
+        image = to_rgb(frame, f"frame {state.frames_seen}")
+        size = image.shape[0], image.shape[1]
+        if state.size is not None and size != state.size:
+            raise ValueError(f"expected frames of {state.size[0]} x {state.size[1]} (height x width), got {size[0]} x {size[1]}")
+        prompts = [p if p.mask is not None or p.size is not None else replace(p, size=size) for p in prompts]
+        index = state.frames_seen
+        features = self._encode(Frame(index, f"{index:05d}", image))
+        result = state.tracker.step(features, prompts)
+        state.size, state.frames_seen = size, index + 1
+        state.note_scores(index, result.scores)
+        return index, list(result.obj_ids), self._at_video_size(state, result.masks)
+
+    def scores(self, inference_state: InferenceState, frame_idx: int | None = None) -> tuple[ObjectScore, ...]:
+        """Predicted IoU, object score and memory changes of every object on a recent frame (default: the latest)."""
+        recent = inference_state.recent_scores
+        if not recent:
+            raise ValueError("no frame has been tracked yet, so there are no scores")
+        wanted = next(reversed(recent)) if frame_idx is None else frame_idx
+        if wanted not in recent:
+            raise ValueError(f"scores of frame {wanted} are not held; the last {len(recent)} tracked frames are: {list(recent)}")
+        return recent[wanted]
+
+    # -- shared --------------------------------------------------------------------------------------------------
+
+    def _encode(self, frame: Frame) -> FrameFeatures:
+        pixels = to_model_input(frame.image, self.model.image_size)
+        return self.model.encode_image(normalize(pixels[None], self.device), [frame.index])[0]
+
+    def _features_at(self, state: InferenceState, index: int) -> FrameFeatures:
+        if state.has_features(index):
+            return state.cached_features(index)
+        return state.features(state.frame(index), self._encode)
+
+    def _at_video_size(self, state: InferenceState, masks: Tensor) -> Tensor:
+        """(N, h, w) -> (N, 1, H, W)."""
+        size = (state["video_height"], state["video_width"])
+        large = resize_logits(masks, size)
+        if self.settings.non_overlap_masks:
+            large = suppress_overlap(large)
+        return large.unsqueeze(1)
+
+
+def _pass(state: InferenceState, start: int, most: int | None, reverse: bool) -> Iterator[Frame]:
+    """The frames of one pass. As in SAM 2, a reverse pass from frame 0 is empty and ``most`` counts frames after the
+    first."""
+    if most is not None and most < 0:
+        raise ValueError(f"expected max_frame_num_to_track >= 0, got {most}")
+    if not reverse:
+        stop = None if most is None else start + most + 1
+        yield from state.iterate(start, stop, 1)
+    elif start > 0:
+        last = 0 if most is None else max(start - most, 0)
+        yield from state.iterate(start, last - 1 if last > 0 else None, -1)
+
+
+def _joined(old: Prompt, new: Prompt) -> Prompt:
+    """``old`` with the points of ``new`` after its own, in the coordinates of ``new``."""
+    scale = torch.tensor([new.size[1] / old.size[1], new.size[0] / old.size[0]])
+    points = [] if old.points is None else [old.points * scale]
+    labels = [] if old.labels is None else [old.labels]
+    box = None if old.box is None else (old.box.reshape(2, 2) * scale).reshape(4)
+    return replace(new, points=torch.cat([*points, new.points]), labels=torch.cat([*labels, new.labels]), box=box)
+
+
+def _length_if_cheap(source: Any) -> int | None:
+    """Number of frames where it is known or the video is short; None for long files and streams, where it makes no
+    difference to what is read."""
+    if source.num_frames is not None or not source.seekable:
+        return source.num_frames
+    try:
+        source[SHORT_VIDEO - 1]
+    except IndexError:
+        return source.count_frames()
+    return None
+
+
+def _check_mask_shape(prompt: Prompt, frame: Frame) -> None:
+    shape, video = tuple(prompt.mask.shape), tuple(frame.image.shape[:2])
+    if abs(shape[0] * video[1] - shape[1] * video[0]) > 0.02 * shape[0] * video[1]:
+        raise ValueError(
+            f"expected a mask of the video's size {video} (height, width) or of its aspect ratio, got {shape}; "
+            "was it transposed or cut?"
+        )
+
+
+def _unknown_object(obj_id: Any, known: Sequence[int]) -> RuntimeError:
+    return RuntimeError(f"expected one of the objects {list(known)}, got {obj_id!r}")
