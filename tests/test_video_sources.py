@@ -1,4 +1,4 @@
-"""Video sources: every kind of input, exact frames, bounded memory, threads that end, and errors that say what to do."""
+"""Video sources: every kind of input, exact frames, bounded memory, threads that end, errors that say what to do."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sam2_mem.video import Frame, normalize, open_video, sources, to_model_input
-from sam2_mem.video.sources import REVERSE_BLOCK
+from sam2_mem.video import Frame, normalize, open_video, source as source_module, stored, streams, to_model_input
+from sam2_mem.video.stored import REVERSE_BLOCK
 
 HEIGHT, WIDTH = 48, 64
 
@@ -63,7 +63,7 @@ def alive(monkeypatch):
             super().__init__(*args)
             made.add(self)
 
-    monkeypatch.setattr(sources, "Frame", CountedFrame)
+    monkeypatch.setattr(source_module, "Frame", CountedFrame)
     return made
 
 
@@ -235,8 +235,9 @@ def test_bad_ranges(forty):
 # ---- files
 
 
-@pytest.mark.parametrize("suffix,fourcc", [(".mp4", "mp4v"), (".avi", "MJPG"), (".mov", "mp4v"), (".mkv", "mp4v"), (".MP4", "mp4v")])
-def test_containers(tmp_path, suffix, fourcc):
+@pytest.mark.parametrize("suffix", [".mp4", ".avi", ".mov", ".mkv", ".MP4", ".m4v", ".webm"])
+def test_containers(tmp_path, suffix):
+    fourcc = {".avi": "MJPG", ".webm": "VP80"}.get(suffix, "mp4v")
     with open_video(write_clip(tmp_path / f"clip{suffix}", 20, fourcc)) as source:
         assert (source.height, source.width, source.fps) == (48, 64, 24.0)
         assert indices(source) == list(range(20))
@@ -274,7 +275,7 @@ REAL_CAPTURE = cv2.VideoCapture
 
 @pytest.mark.parametrize("how", ["pass", "count", "index"])
 def test_wrong_frame_count_in_the_container(clip, monkeypatch, how):
-    monkeypatch.setattr(sources.cv2, "VideoCapture", LyingCapture)
+    monkeypatch.setattr(stored.cv2, "VideoCapture", LyingCapture)
     with open_video(clip) as source:
         assert source.num_frames is None
         with pytest.raises(TypeError, match=r"count_frames\(\)"):
@@ -442,7 +443,7 @@ def test_camera(monkeypatch):
         def release(self):
             self.left = None
 
-    monkeypatch.setattr(sources.cv2, "VideoCapture", FakeCamera)
+    monkeypatch.setattr(streams.cv2, "VideoCapture", FakeCamera)
     with open_video(1) as source:
         assert source.num_frames is None and source.width == 64
         frames = list(source)
@@ -497,8 +498,8 @@ def test_held_frames_reverse_and_backward_access(clip, alive):
 
 def test_stepping_back_through_a_file_decodes_little(clip, monkeypatch):
     opened = []
-    real = sources._Reader
-    monkeypatch.setattr(sources, "_Reader", lambda path: opened.append(path) or real(path))
+    real = stored._Reader
+    monkeypatch.setattr(stored, "_Reader", lambda path: opened.append(path) or real(path))
     source = open_video(clip, cache=4)
     assert indices(source[i] for i in range(39, -1, -1)) == list(range(39, -1, -1))
     assert len(opened) <= 1 + 40 // 4
@@ -537,8 +538,8 @@ def test_prefetch_thread_ends(clip, end):
 def test_prefetch_overlaps_and_stops_at_its_depth(tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "video", [f"{i}.png" for i in range(12)])
     decoded = []
-    real = sources._read_image
-    monkeypatch.setattr(sources, "_read_image", lambda path, index: decoded.append(index) or real(path, index))
+    real = stored._read_image
+    monkeypatch.setattr(stored, "_read_image", lambda path, index: decoded.append(index) or real(path, index))
     for depth in (0, 3):
         decoded.clear()
         frames = iter(open_video(folder, prefetch=depth))

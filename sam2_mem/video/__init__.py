@@ -1,7 +1,48 @@
 """Video in and masks out, one frame at a time."""
 
 from .frame import Frame, FrameLike, to_rgb
+from .overlay import ContactSheetWriter, OverlayWriter, draw_overlay
+from .palette import davis_palette, object_color
+from .reading import (
+    MaskPNG,
+    finished_frames,
+    finished_object_frames,
+    palette_masks,
+    per_object_masks,
+    read_mask_png,
+)
 from .resize import normalize, to_model_input
-from .sources import VideoSource, open_video
+from .rle import RLEFrame, RLEObject, RLEVideo, RLEWriter, read_rle
+from .source import VideoSource
+from .sources import open_video
+from .writers import MaskWriter, MultiWriter, PaletteWriter, PerObjectWriter
 
-__all__ = ["Frame", "FrameLike", "VideoSource", "normalize", "open_video", "to_model_input", "to_rgb"]
+__all__ = [
+    "ContactSheetWriter",
+    "Frame",
+    "FrameLike",
+    "MaskPNG",
+    "MaskWriter",
+    "MultiWriter",
+    "OverlayWriter",
+    "PaletteWriter",
+    "PerObjectWriter",
+    "RLEFrame",
+    "RLEObject",
+    "RLEVideo",
+    "RLEWriter",
+    "VideoSource",
+    "davis_palette",
+    "draw_overlay",
+    "finished_frames",
+    "finished_object_frames",
+    "normalize",
+    "object_color",
+    "open_video",
+    "palette_masks",
+    "per_object_masks",
+    "read_mask_png",
+    "read_rle",
+    "to_model_input",
+    "to_rgb",
+]

@@ -58,7 +58,8 @@ def _channels_last(array: np.ndarray, where: str) -> np.ndarray:
         return array
     if array.ndim == 3 and shape[0] == 3:
         return array.transpose(1, 2, 0)
-    raise ValueError(f"{where}: expected an RGB image (H, W, 3) or (3, H, W), got shape {shape}; {_channel_advice(shape)}")
+    raise ValueError(f"{where}: expected an RGB image (H, W, 3) or (3, H, W), got shape {shape}; "
+                     f"{_channel_advice(shape)}")
 
 
 def _channel_advice(shape: tuple[int, ...]) -> str:
@@ -75,7 +76,8 @@ def _to_bytes(image: np.ndarray, where: str) -> np.ndarray:
     if image.dtype == np.uint8:
         return image
     if not np.issubdtype(image.dtype, np.floating):
-        raise ValueError(f"{where}: expected uint8, or float in [0, 1], got {image.dtype}; convert with astype(np.uint8)")
+        raise ValueError(f"{where}: expected uint8, or float in [0, 1], got {image.dtype}; "
+                         "convert with astype(np.uint8)")
     low, high = float(image.min()), float(image.max())
     if not (low >= 0.0 and high <= 1.0):  # written so that NaN fails too
         raise ValueError(f"{where}: expected float pixels in [0, 1], got values from {low:g} to {high:g}; "

@@ -16,7 +16,8 @@ def to_model_input(image: np.ndarray, image_size: int) -> torch.Tensor:
     SAM 2 resizes in bytes, so bytes are also all that is worth moving to the device.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-        raise ValueError(f"expected an (H, W, 3) uint8 image, got {image.dtype} {tuple(image.shape)}; see sam2_mem.video.to_rgb")
+        raise ValueError(f"expected an (H, W, 3) uint8 image, got {image.dtype} {tuple(image.shape)}; "
+                         "see sam2_mem.video.to_rgb")
     if image_size < 1:
         raise ValueError(f"expected image_size >= 1, got {image_size}")
     resized = Image.fromarray(image).resize((image_size, image_size), Image.Resampling.BICUBIC)
@@ -26,7 +27,8 @@ def to_model_input(image: np.ndarray, image_size: int) -> torch.Tensor:
 def normalize(frames_u8: torch.Tensor, device: torch.device | str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """(..., 3, S, S) uint8 -> the same shape on `device`: (x / 255 - MEAN) / STD, computed in float32, then cast."""
     if frames_u8.dtype != torch.uint8 or frames_u8.ndim < 3 or frames_u8.shape[-3] != 3:
-        raise ValueError(f"expected uint8 (..., 3, S, S), got {frames_u8.dtype} {tuple(frames_u8.shape)}; see to_model_input")
+        raise ValueError(f"expected uint8 (..., 3, S, S), got {frames_u8.dtype} {tuple(frames_u8.shape)}; "
+                         "see to_model_input")
     # The divisor is a tensor: CUDA replaces division by a Python number with a multiplication that rounds differently.
     scale, mean, std = (torch.tensor(v, device=device).reshape(-1, 1, 1) for v in ((255.0,), MEAN, STD))
     return frames_u8.to(device).float().div_(scale).sub_(mean).div_(std).to(dtype)

@@ -1,0 +1,199 @@
+"""What every video source offers, and the bookkeeping that keeps it small.
+
+A source never holds a whole video. It holds at most `prefetch` decoded frames ahead of the consumer, `cache` recent
+ones and the one in hand; reading a video file backwards adds one block of frames.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from typing import TypeAlias
+
+import numpy as np
+
+from .frame import Frame
+from .prefetch import Ledger, prefetched
+
+Frames: TypeAlias = Generator[Frame, None, None]
+
+
+class VideoSource(ABC):
+    """Frames by iteration or by index. Close it, or use it in a `with` statement."""
+
+    def __init__(self, *, prefetch: int = 2, cache: int = 4) -> None:
+        for label, value in (("prefetch", prefetch), ("cache", cache)):
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f"expected {label} to be an integer >= 0, got {value!r}")
+        self._prefetch = prefetch
+        self._cache_size = cache
+        self._cache: OrderedDict[int, Frame] = OrderedDict()
+        self._ledger = Ledger()
+        self._lock = threading.RLock()
+        self._size: tuple[int, int] | None = None
+        self._length: int | None = None
+        self._closed = False
+        self._passes: weakref.WeakSet[Frames] = weakref.WeakSet()
+
+    @property
+    @abstractmethod
+    def seekable(self) -> bool:
+        """Whether any frame can be asked for at any time."""
+
+    @abstractmethod
+    def frames(self, start: int | None = None, stop: int | None = None, step: int = 1) -> Frames:
+        """Iterate like `range(start, stop, step)`. The ends default to those of the video; `stop` may lie beyond."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Frame:
+        """The frame at `index` (>= 0); IndexError names the valid range."""
+
+    @property
+    def height(self) -> int:
+        return self._get_size()[0]
+
+    @property
+    def width(self) -> int:
+        return self._get_size()[1]
+
+    @property
+    def fps(self) -> float | None:
+        """Frames per second, where the source knows it."""
+        return None
+
+    @property
+    def num_frames(self) -> int | None:
+        """The exact number of frames, or None while it is unknown or endless."""
+        return self._length
+
+    def count_frames(self) -> int:
+        """The exact number of frames, found by decoding where there is no cheaper way; TypeError for a stream."""
+        return len(self)
+
+    def __len__(self) -> int:
+        if self.num_frames is None:
+            raise TypeError(f"the length of this {type(self).__name__} is not known; {self._length_advice()}")
+        return self.num_frames
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self.frames()
+
+    def name(self, index: int) -> str:
+        """The stem to use for output files of frame `index`."""
+        return f"{index:05d}"
+
+    @property
+    def held_frames(self) -> int:
+        """How many decoded frames the source holds now."""
+        return self._ledger.count + len(self._cache)
+
+    def close(self) -> None:
+        """End running iterations and let go of frames and files."""
+        self._closed = True
+        for running in list(self._passes):
+            running.close()
+        self._cache.clear()
+
+    def __enter__(self) -> VideoSource:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _length_advice(self) -> str:
+        return "it is known only when the stream has ended"
+
+    @abstractmethod
+    def _get_size(self) -> tuple[int, int]: ...
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("this video source has been closed; open it again with open_video")
+
+    def _make_frame(self, index: int, image: np.ndarray) -> Frame:
+        """Wrap an RGB image; the first one fixes the size of the video."""
+        size = image.shape[0], image.shape[1]
+        if self._size is None:
+            self._size = size
+        if size != self._size:
+            raise ValueError(f"frame {index} ('{self.name(index)}'): expected {self._size[0]}x{self._size[1]} pixels "
+                             f"(height x width) like the frames before, got {size[0]}x{size[1]}; "
+                             "resize the frames to one size")
+        return Frame(index, self.name(index), image)
+
+    def _keep(self, frame: Frame) -> Frame:
+        with self._lock:
+            self._cache[frame.index] = frame
+            self._cache.move_to_end(frame.index)
+            while len(self._cache) > self._cache_size:
+                self._cache.popitem(last=False)
+        return frame
+
+    def _cached(self, index: int) -> Frame | None:
+        with self._lock:
+            if index in self._cache:
+                self._cache.move_to_end(index)
+            return self._cache.get(index)
+
+    def _out_of_range(self, index: int) -> IndexError:
+        known = f"0 to {self._length - 1}" if self._length is not None else "0 upwards"
+        return IndexError(f"frame {index} is out of range; valid frames are {known}")
+
+
+class SeekableSource(VideoSource):
+    """A source whose frames can be decoded in any order, on a thread of their own."""
+
+    @property
+    def seekable(self) -> bool:
+        return True
+
+    @abstractmethod
+    def _decode(self, indices: range) -> Frames:
+        """Decode these frames in this order; stop quietly at the end of the video."""
+
+    @abstractmethod
+    def _fetch(self, index: int) -> Frame:
+        """Decode one frame; IndexError past the end."""
+
+    def _get_size(self) -> tuple[int, int]:
+        if self._size is None:
+            self[0]
+        assert self._size is not None
+        return self._size
+
+    def frames(self, start: int | None = None, stop: int | None = None, step: int = 1) -> Frames:
+        self._check_open()
+        running = self._deliver(self._resolve(start, stop, step))
+        self._passes.add(running)
+        return running
+
+    def __getitem__(self, index: int) -> Frame:
+        self._check_open()
+        if index < 0 or (self._length is not None and index >= self._length):
+            raise self._out_of_range(index)
+        with self._lock:
+            return self._cached(index) or self._keep(self._fetch(index))
+
+    def _deliver(self, indices: range) -> Frames:
+        with closing(prefetched(self._decode(indices), self._prefetch, self._ledger)) as ahead:
+            for frame in ahead:
+                yield self._keep(frame)
+
+    def _resolve(self, start: int | None, stop: int | None, step: int) -> range:
+        if step == 0:
+            raise ValueError("expected a step other than 0; use 1 for forward, -1 for reverse")
+        if start is None:
+            start = 0 if step > 0 else self.count_frames() - 1
+        if start < 0 or (self._length is not None and start >= self._length):
+            raise self._out_of_range(start)
+        if stop is not None and stop < 0:
+            raise IndexError(f"expected stop >= 0 or None for the end of the video, got {stop}")
+        if step < 0:
+            return range(start, -1 if stop is None else stop, step)
+        ends = [end for end in (stop, self._length) if end is not None]
+        return range(start, min(ends, default=sys.maxsize), step)
