@@ -36,7 +36,7 @@ def draw_overlay(
     if labels:
         for obj_id, mask in masks.items():
             if mask.any():
-                _write_label(out, str(obj_id), _innermost_point(mask), max(0.4, short_side / 900))
+                _label_object(out, mask, str(obj_id), max(0.4, short_side / 900))
     return out
 
 
@@ -179,14 +179,31 @@ def _innermost_point(mask: np.ndarray) -> tuple[int, int]:
     return x + int(column) - 1, y + int(row) - 1
 
 
+def _label_object(image: np.ndarray, mask: np.ndarray, text: str, scale: float) -> None:
+    """Label a non-empty mask at its widest place, or above it if the label would hide much of it."""
+    at = _innermost_point(mask)
+    width, height, _ = _label_box(text, scale)
+    if np.count_nonzero(mask) < 6 * width * height:
+        at = at[0], int(mask.any(axis=1).argmax()) - height // 2 - 2
+    _write_label(image, text, at, scale)
+
+
+def _label_box(text: str, scale: float) -> tuple[int, int, int]:
+    """Width and height of a label, and the space around its text."""
+    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, _stroke(scale))
+    pad = max(2, height // 4)
+    return width + 2 * pad, height + 2 * pad, pad
+
+
+def _stroke(scale: float) -> int:
+    return max(1, round(1.5 * scale))
+
+
 def _write_label(image: np.ndarray, text: str, at: tuple[int, int], scale: float) -> None:
     """White text on a black box centred at (x, y), moved so that it lies inside the picture."""
-    thickness = max(1, round(1.5 * scale))
-    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
-    pad = max(2, height // 4)
-    width, height = width + 2 * pad, height + 2 * pad
+    width, height, pad = _label_box(text, scale)
     left = min(max(at[0] - width // 2, 0), max(image.shape[1] - width, 0))
     top = min(max(at[1] - height // 2, 0), max(image.shape[0] - height, 0))
     cv2.rectangle(image, (left, top), (left + width - 1, top + height - 1), BLACK, cv2.FILLED)
     base_line = left + pad, top + height - pad
-    cv2.putText(image, text, base_line, cv2.FONT_HERSHEY_SIMPLEX, scale, WHITE, thickness, cv2.LINE_AA)
+    cv2.putText(image, text, base_line, cv2.FONT_HERSHEY_SIMPLEX, scale, WHITE, _stroke(scale), cv2.LINE_AA)

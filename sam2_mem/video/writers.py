@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from .frame import FrameLike
 from .palette import palette_bytes
 
 Masks = Mapping[int, np.ndarray]
+Writer = TypeVar("Writer", bound="MaskWriter")
 
 
 @contextmanager
@@ -61,7 +63,7 @@ class MaskWriter(ABC):
             self._open = False
             self._discard()
 
-    def __enter__(self):  # noqa: ANN204 - the subclass itself
+    def __enter__(self: Writer) -> Writer:
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
