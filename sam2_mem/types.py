@@ -214,10 +214,12 @@ class Hypotheses:
 
 @dataclass(frozen=True)
 class Pick:
-    """One candidate: which pathway, which of its masks."""
+    """One candidate: which pathway, which of its masks. ``binarize`` asks for memory of the hard mask, as SAM 2 makes it
+    for frames that a user has touched."""
 
     pathway: int
     candidate: int
+    binarize: bool = False
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from sam2_mem.types import Choice, FrameContext, Hypotheses, MemoryEntry, Memory
 class Needs:
     """What a policy asks of the tracker.
 
-    ``usage``: attention statistics of its reads. ``summary``: image features pooled over each remembered mask. ``revise``:
+    ``usage``: attention statistics of its reads (see :meth:`MemoryPolicy.wanted_usage`). ``summary``: image features pooled over each remembered mask. ``revise``:
     how many past frames it may still rewrite (0: output is final at once).
     """
 
@@ -85,6 +85,10 @@ class MemoryPolicy(ABC, Generic[State]):
     def read(self, state: State, frame: FrameContext) -> Sequence[MemoryRead]:
         """What to attend to on ``frame``, one read per pathway. Pure."""
 
+    def wanted_usage(self, state: State, frame: FrameContext) -> Usage:
+        """Statistics needed on this frame: ``needs.usage``, or ``Usage.NONE`` on frames that can do without. Pure."""
+        return self.needs.usage
+
     def choose(self, state: State, frame: FrameContext, hypotheses: Hypotheses) -> Choice:
         """Which candidate to show and which to remember. Default: the best predicted IoU, for both. Pure."""
         best = best_pick(hypotheses)
@@ -99,7 +103,8 @@ class MemoryPolicy(ABC, Generic[State]):
         choice: Choice,
         entries: Sequence[MemoryEntry],
     ) -> State:
-        """Take in the entries of ``choice.remember`` (same order) and evict down to :meth:`capacity`."""
+        """Take in the entries of ``choice.remember`` (same order; equal picks give the same entry) and evict down to
+        :meth:`capacity`."""
 
     def revise(self, state: State, frame: FrameContext) -> Sequence[Revision]:
         """Masks of earlier frames that this frame has changed; asked after every write if ``needs.revise``. Pure."""

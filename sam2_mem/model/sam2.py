@@ -227,18 +227,18 @@ class SAM2(nn.Module):
         shape = (-1,) + (1,) * (pointers.ndim - 1)
         return torch.where(present.reshape(shape), pointers, self.no_obj_ptr[0].to(pointers.dtype))
 
-    def encode_memory(self, features: FrameFeatures, logits: Tensor, *, prompted: Tensor, present: Tensor) -> list[MemoryTokens]:
+    def encode_memory(
+        self, features: FrameFeatures, logits: Tensor, *, binarize: Tensor, present: Tensor
+    ) -> list[MemoryTokens]:
         """Memory of R masks of one frame.
 
         Args:
-            logits: (R, h, w) after the absent-object gate. prompted: (R) bool, masks that came from a user.
-            present: (R) bool, by the object score.
+            logits: (R, h, w) after the absent-object gate. binarize: (R) bool, masks to enter as 0 and 1 and not as
+                probabilities. present: (R) bool, by the object score.
         """
         dtype = self.no_mem_embed.dtype
         large = F.interpolate(logits.unsqueeze(1).float(), size=(self.image_size,) * 2, mode="bilinear")
-        mask = large.sigmoid()
-        if self.binarize_prompted_masks and not self.training:
-            mask = torch.where(prompted[:, None, None, None], (large > 0).float(), mask)
+        mask = torch.where(binarize[:, None, None, None], (large > 0).float(), large.sigmoid())
         mask = (mask * self.mem_enc_scale + self.mem_enc_bias).to(dtype)
         image = features.low.t().unflatten(-1, features.grid).unsqueeze(0)
         maps = self.memory_encoder(image, mask)

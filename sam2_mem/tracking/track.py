@@ -11,7 +11,8 @@ from sam2_mem.memory.policy import Bank
 
 @dataclass(frozen=True, eq=False)
 class Output:
-    """A mask shown to the user: ``logits`` (h, w) and ``pointer`` (C), both after the absent-object gate."""
+    """A mask shown to the user or remembered: ``logits`` (h, w) and ``pointer`` (C), both after the absent-object gate.
+    ``binarize``: its memory is made from the hard mask."""
 
     frame: int
     logits: Tensor
@@ -20,6 +21,7 @@ class Output:
     objectness: float
     area: float
     prompted: bool = False
+    binarize: bool = False
 
 
 class FrameSpans:

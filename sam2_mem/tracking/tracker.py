@@ -91,10 +91,16 @@ class _Candidate(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """What the network says of one track on one frame. ``areas`` (P)(M) are foreground shares of the ungated masks."""
+    """What the network says of one track on one frame. ``areas`` (P)(M) are foreground shares of the ungated masks;
+    ``places`` (P) the batch and row of each pathway, equal for pathways that read the same."""
 
     hypotheses: Hypotheses
     areas: tuple[tuple[float, ...], ...]
+    places: tuple[tuple[int, int], ...]
+
+    def identity(self, pick: Pick) -> tuple:
+        """Equal for picks of the same mask, also through different pathways."""
+        return (self.places[pick.pathway], pick.candidate, pick.binarize)
 
     def candidate(self, pick: Pick) -> _Candidate:
         p, m = pick.pathway, pick.candidate
@@ -281,7 +287,7 @@ class Tracker:
         assembled = rows.assemble(
             reads, self.model, max_padding=settings.max_padding, max_rows=settings.max_rows
         )
-        features, usage = context.features, self.policy.needs.usage
+        features, usage = context.features, self._usage(tracks, context)
         several = self.model.candidates.allows(0, with_memory=True)
         decoded, reports = [], []
         for batch in assembled.batches:
@@ -295,6 +301,11 @@ class Tracker:
             reports.append((ReadUsage(tokens=(), items=features.low.new_zeros(features.low.shape[0], 0)),))
         reports = reports if usage is not Usage.NONE else [None] * len(reports)
         return self._seen(decoded, reports, [tuple(place[i] for i in own) for own in owners])
+
+    def _usage(self, tracks: Sequence[Track], context: FrameContext) -> Usage:
+        """What any object needs; the network measures a batch as a whole."""
+        wanted = {self.policy.wanted_usage(t.state, context) for t in tracks} - {Usage.NONE}
+        return wanted.pop() if wanted else Usage.NONE
 
     def _seen(
         self, decoded: Sequence[Decoded], reports: Sequence, owned: Sequence[tuple[tuple[int, int], ...]]
@@ -317,7 +328,8 @@ class Tracker:
                 objectness=tuple(line[0] for line in lines),
                 usage=None if reports[0] is None else tuple(reports[b][r] for b, r in places),
             )
-            result.append(_Seen(hypotheses, tuple(tuple(line[1 + several :]) for line in lines)))
+            areas = tuple(tuple(line[1 + several :]) for line in lines)
+            result.append(_Seen(hypotheses, areas, tuple(places)))
         return result
 
     def _output(self, frame: int, chosen: _Candidate, threshold: float, *, prompted: bool = False) -> Output:
@@ -347,24 +359,28 @@ class Tracker:
         if self.settings.non_overlap_masks_for_mem_enc:
             apart = suppress_overlap(torch.stack([o.logits for o in outputs]))
             outputs = [replace(o, logits=x) for o, x in zip(outputs, apart)]
-        gate = self.policy.min_obj_score_logits
-        wanted = []
-        for seen, choice, output in zip(looked, choices, outputs):
+        plan: dict[tuple, Output] = {}
+        for number, (seen, choice, output) in enumerate(zip(looked, choices, outputs)):
             for pick in choice.remember:
-                same = pick == choice.output
-                wanted.append(output if same else self._output(context.index, seen.candidate(pick), gate))
-        entries = iter(self._remember(context.features, wanted))
-        return [[next(entries) for _ in choice.remember] for choice in choices]
+                same = seen.identity(pick) == seen.identity(choice.output)
+                plan[number, seen.identity(pick)] = output if same else self._gated(context.index, seen, pick)
+        entries = dict(zip(plan, self._remember(context.features, list(plan.values()))))
+        return [[entries[n, s.identity(p)] for p in c.remember] for n, (s, c) in enumerate(zip(looked, choices))]
+
+    def _gated(self, frame: int, seen: _Seen, pick: Pick) -> Output:
+        output = self._output(frame, seen.candidate(pick), self.policy.min_obj_score_logits)
+        return replace(output, binarize=pick.binarize)
 
     def _remember(self, features: FrameFeatures, outputs: Sequence[Output]) -> list[MemoryEntry]:
         """Memory entries of outputs of one frame."""
         if not outputs:
             return []
         logits = torch.stack([o.logits for o in outputs])
+        hard = self.model.binarize_prompted_masks and not self.model.training
         tokens = self.model.encode_memory(
             features,
             logits,
-            prompted=torch.tensor([o.prompted for o in outputs], device=logits.device),
+            binarize=torch.tensor([o.binarize or (o.prompted and hard) for o in outputs], device=logits.device),
             present=torch.tensor([o.objectness > 0 for o in outputs], device=logits.device),
         )
         return [self._entry(features, output, self._store(t)) for output, t in zip(outputs, tokens)]
