@@ -317,6 +317,8 @@ def test_arrays_and_tensors_give_the_same_frames():
         [torch.from_numpy(image) for image in channels_first],
         torch.from_numpy(channels_first).float() / 255,
         video.astype(np.float64) / 255,
+        torch.from_numpy(video / 255).half(),
+        torch.from_numpy(video / 255).half().permute(0, 3, 1, 2),
     ]
     for form in forms:
         source = open_video(form)
@@ -519,6 +521,10 @@ def test_prefetch_thread_ends(clip, end):
     frames = iter(source)
     next(frames)
     assert len(prefetch_threads()) == 1
+    deadline = time.time() + 5
+    while source.held_frames < 3 and time.time() < deadline:
+        time.sleep(0.005)
+    assert source.held_frames == 3, "frame 0 in the cache and two ahead"
     if end == "close":
         frames.close()
     elif end == "drop":
@@ -531,7 +537,7 @@ def test_prefetch_thread_ends(clip, end):
     else:
         list(frames)
     assert wait_for_no_threads()
-    assert source.held_frames <= 4
+    assert source.held_frames == {"source": 0, "finish": 4}.get(end, 1), "frames decoded ahead are let go"
     source.close()
 
 

@@ -302,8 +302,12 @@ def test_rle_resumes_after_a_kill(tmp_path):
         read_rle(path)
     with (tmp_path / "m.jsonl").open("ab") as journal:
         journal.write(b'{"index":3,"name":"00003","obj')  # what a kill in the middle of a line leaves
-    with RLEWriter(path, video="v") as writer:
+    with pytest.raises(RuntimeError), RLEWriter(path, video="v") as writer:
         assert writer.finished == {"00000", "00001", "00002"}
+        writer.write(make_frame(4), {1: disc(4, 9, 5)})
+        raise RuntimeError
+    with RLEWriter(path, video="v") as writer:
+        assert writer.finished == {"00000", "00001", "00002", "00004"}
         for index in range(6):
             frame = make_frame(index)
             if frame.name not in writer.finished:
