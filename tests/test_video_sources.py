@@ -357,6 +357,10 @@ def test_refused_input(video, message):
         open_video(video)
 
 
+def test_floats_are_rounded_to_the_nearest_byte():
+    assert open_video(np.full((1, 4, 4, 3), 1.9 / 255))[0].image.max() == 2
+
+
 def test_float_frame_out_of_range_later_in_the_video():
     video = np.zeros((3, 8, 8, 3), np.float32)
     video[2] = 90
