@@ -183,6 +183,17 @@ def _overridden(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     return result
 
 
+def compose_video(
+    config: str | PathLike[str] | DictConfig, overrides: Sequence[str] = (), *, apply_postprocessing: bool = True
+) -> DictConfig:
+    """What :func:`build_sam2_video_predictor` builds from: :func:`compose`, with SAM 2's post-processing if asked for.
+
+    To build from the result, say ``apply_postprocessing=False``: it is in it already.
+    """
+    extra = (*_STABILITY, *_VIDEO_POSTPROCESSING) if apply_postprocessing else ()
+    return compose(config, [*extra, *overrides])
+
+
 class _Missing:
     """Stands for a key that is not there."""
 
@@ -322,8 +333,7 @@ def build_sam2_video_predictor(
         "build_sam2_video_predictor",
         "config_file, ckpt_path, device, mode, hydra_overrides_extra, apply_postprocessing, vos_optimized, memory_policy",
     )
-    extra = (*_STABILITY, *_VIDEO_POSTPROCESSING) if apply_postprocessing else ()
-    config = compose(config_file, [*extra, *hydra_overrides_extra])
+    config = compose_video(config_file, hydra_overrides_extra, apply_postprocessing=apply_postprocessing)
     policy = build_policy(config.memory_policy if memory_policy is None else memory_policy)
     model = _build_model(config, ckpt_path or config.get("checkpoint"), device, mode)
     _check_slots(policy, model)

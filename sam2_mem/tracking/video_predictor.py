@@ -165,11 +165,11 @@ class SAM2VideoPredictor:
         inference_state.check_frame(frame_idx)
         frame = inference_state.frame(frame_idx)
         prompt = Prompt(obj_id=obj_id, mask=mask)
-        _check_mask_shape(prompt, frame)
+        check_mask_shape(prompt, frame)
         return self._answer(inference_state, frame, prompt)
 
     def _answer(self, state: InferenceState, frame: Frame, prompt: Prompt) -> Masks:
-        features = state.features(frame, self._encode)
+        features = state.features(frame, self.encode)
         state.tracker.preview(features, prompt)
         state.prompts.setdefault(prompt.obj_id, {})[frame.index] = prompt
         return self._shown_at(state, frame.index)
@@ -269,7 +269,7 @@ class SAM2VideoPredictor:
         start = self._start(state, start_frame_idx, reverse)
         for frame in _pass(state, start, max_frame_num_to_track, reverse):
             with torch.inference_mode():
-                result = state.tracker.step(state.features(frame, self._encode), reverse=reverse)
+                result = state.tracker.step(state.features(frame, self.encode), reverse=reverse)
             state.note_scores(result.frame, result.scores)
             yield result
 
@@ -314,7 +314,7 @@ class SAM2VideoPredictor:
             raise ValueError(f"expected frames of {state.size[0]} x {state.size[1]} (height x width), got {size[0]} x {size[1]}")
         prompts = [p if p.mask is not None or p.size is not None else replace(p, size=size) for p in prompts]
         index = state.frames_seen
-        features = self._encode(Frame(index, f"{index:05d}", image))
+        features = self.encode(Frame(index, f"{index:05d}", image))
         result = state.tracker.step(features, prompts)
         state.size, state.frames_seen = size, index + 1
         state.note_scores(index, result.scores)
@@ -332,22 +332,24 @@ class SAM2VideoPredictor:
 
     # -- shared --------------------------------------------------------------------------------------------------
 
-    def _encode(self, frame: Frame) -> FrameFeatures:
+    def encode(self, frame: Frame) -> FrameFeatures:
+        """Features of a frame, as :meth:`Tracker.step` takes them."""
         pixels = to_model_input(frame.image, self.model.image_size)
         return self.model.encode_image(normalize(pixels[None], self.device), [frame.index])[0]
 
     def _features_at(self, state: InferenceState, index: int) -> FrameFeatures:
         if state.has_features(index):
             return state.cached_features(index)
-        return state.features(state.frame(index), self._encode)
+        return state.features(state.frame(index), self.encode)
 
     def _at_video_size(self, state: InferenceState, masks: Tensor) -> Tensor:
         """(N, h, w) -> (N, 1, H, W)."""
-        size = (state["video_height"], state["video_width"])
+        return self.at_size(masks, (state["video_height"], state["video_width"])).unsqueeze(1)
+
+    def at_size(self, masks: Tensor, size: tuple[int, int]) -> Tensor:
+        """Mask logits (N, h, w) -> (N, H, W), as they are given out: without overlap if the settings say so."""
         large = resize_logits(masks, size)
-        if self.settings.non_overlap_masks:
-            large = suppress_overlap(large)
-        return large.unsqueeze(1)
+        return suppress_overlap(large) if self.settings.non_overlap_masks else large
 
 
 def _pass(state: InferenceState, start: int, most: int | None, reverse: bool) -> Iterator[Frame]:
@@ -384,7 +386,8 @@ def _length_if_cheap(source: Any) -> int | None:
     return None
 
 
-def _check_mask_shape(prompt: Prompt, frame: Frame) -> None:
+def check_mask_shape(prompt: Prompt, frame: Frame) -> None:
+    """ValueError unless the mask of ``prompt`` has the frame's aspect ratio, to 2 %."""
     shape, video = tuple(prompt.mask.shape), tuple(frame.image.shape[:2])
     if abs(shape[0] * video[1] - shape[1] * video[0]) > 0.02 * shape[0] * video[1]:
         raise ValueError(
