@@ -127,6 +127,15 @@ class MemoryPolicy(ABC, Generic[State]):
         entries = put(state.entries, freed[0]) if freed else state.entries
         return replace(state, prompts=prompts, entries=entries)
 
+    def moved(self, state: State, by: int) -> State:
+        """The same memory with every frame number shifted by ``by``, so that it can be used in another video. Override where
+        the state holds frame numbers outside ``prompts`` and ``entries``."""
+        return replace(
+            state,
+            prompts=tuple(replace(e, frame=e.frame + by) for e in state.prompts),
+            entries=tuple(replace(e, frame=e.frame + by) for e in state.entries),
+        )
+
     def held(self, state: State) -> tuple[MemoryEntry, ...]:
         """Every entry in memory, for reports, byte counts and bounds; an entry shared by several pathways counts once."""
         return state.all_entries()
