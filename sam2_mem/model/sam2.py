@@ -213,14 +213,18 @@ class SAM2(nn.Module):
 
         Whether the object is present is decided by the mask, not by the network.
         """
-        logits = (mask.float() * 2 - 1) * PROMPT_LOGIT
-        low = F.interpolate(logits[None, None], size=self.mask_size, mode="bilinear", antialias=True)
-        prompt = self.mask_downsample(mask[None, None].to(self.mask_downsample.weight.dtype))
-        plain = features.low.unsqueeze(0)
+        return self.masks_as_output(features, mask.unsqueeze(0))
+
+    def masks_as_output(self, features: FrameFeatures, masks: Tensor) -> Decoded:
+        """The same for R masks (R, S, S)."""
+        logits = (masks.unsqueeze(1).float() * 2 - 1) * PROMPT_LOGIT
+        low = F.interpolate(logits, size=self.mask_size, mode="bilinear", antialias=True)
+        prompt = self.mask_downsample(masks.unsqueeze(1).to(self.mask_downsample.weight.dtype))
+        plain = features.low.expand(masks.shape[0], -1, -1)
         seen = self.decode(plain, features, mask_logits=prompt, candidates=False)
         pointers = self.gate_pointers(seen.pointers, seen.objectness > 0)
-        objectness = torch.where(mask.any(), PROMPT_LOGIT, -PROMPT_LOGIT).reshape(1)
-        return Decoded(low, pointers, torch.ones(1, 1, device=low.device), objectness)
+        objectness = torch.where(masks.flatten(1).any(1), PROMPT_LOGIT, -PROMPT_LOGIT)
+        return Decoded(low, pointers, torch.ones(masks.shape[0], 1, device=low.device), objectness)
 
     def gate_pointers(self, pointers: Tensor, present: Tensor) -> Tensor:
         """Object pointers (R, ..., C) where ``present`` (R), the learned "no object" pointer elsewhere."""
@@ -240,7 +244,7 @@ class SAM2(nn.Module):
         large = F.interpolate(logits.unsqueeze(1).float(), size=(self.image_size,) * 2, mode="bilinear")
         mask = torch.where(binarize[:, None, None, None], (large > 0).float(), large.sigmoid())
         mask = (mask * self.mem_enc_scale + self.mem_enc_bias).to(dtype)
-        image = features.low.t().unflatten(-1, features.grid).unsqueeze(0)
+        image = features.low.transpose(-1, -2).reshape(-1, self.width, *features.grid)
         maps = self.memory_encoder(image, mask)
         absent = (~present).to(maps.dtype)[:, None, None, None]
         maps = maps + absent * self.no_obj_embed_spatial[..., None, None]

@@ -33,6 +33,7 @@ from sam2_mem.types import (
     Prompt,
     ReadUsage,
     Revision,
+    RowBatch,
     Usage,
 )
 
@@ -215,7 +216,7 @@ class Tracker:
         if not waiting:
             return
         outputs = [t.pending.pop(features.index) for t in waiting]
-        entries = self._remember(features, outputs)
+        entries = self._remember(waiting, features, outputs)
         context = self.context(features)
         for track, output, entry in zip(waiting, outputs, entries):
             track.state = self.policy.prompt(track.state, context, entry)
@@ -266,7 +267,7 @@ class Tracker:
         outputs = [
             self._output(context.index, s.candidate(c.output), gate) for s, c in zip(looked, choices)
         ]
-        remembered = self._remembered(looked, choices, outputs, context)
+        remembered = self._remembered(tracks, looked, choices, outputs, context)
         for track, seen, choice, entries in zip(tracks, looked, choices, remembered):
             track.state = self.policy.write(track.state, context, seen.hypotheses, choice, entries)
         shown = self._clean(torch.stack([o.logits for o in outputs]))
@@ -288,19 +289,28 @@ class Tracker:
             reads, self.model, max_padding=settings.max_padding, max_rows=settings.max_rows
         )
         features, usage = context.features, self._usage(tracks, context)
-        several = self.model.candidates.allows(0, with_memory=True)
+        owner_at = {p: t for t, own in zip(tracks, owners) for p in (assembled.place[i] for i in own)}
         decoded, reports = [], []
-        for batch in assembled.batches:
-            attended = self.model.attend(features, batch, usage)
-            decoded.append(self.model.decode(attended.features, features, candidates=several))
-            reports.append(attended.usage)
+        for b, batch in enumerate(assembled.batches):
+            found, report = self._see([owner_at[b, r] for r in range(batch.rows)], features, batch, usage)
+            decoded.append(found)
+            reports.append(report)
         place = list(assembled.place)
         if None in place:
             place = [(len(decoded), 0) if p is None else p for p in place]
+            several = self.model.candidates.allows(0, with_memory=True)
             decoded.append(self.model.decode(self.model.without_memory(features), features, candidates=several))
             reports.append((ReadUsage(tokens=(), items=features.low.new_zeros(features.low.shape[0], 0)),))
         reports = reports if usage is not Usage.NONE else [None] * len(reports)
         return self._seen(decoded, reports, [tuple(place[i] for i in own) for own in owners])
+
+    def _see(
+        self, owners: Sequence[Track], features: FrameFeatures, batch: RowBatch, usage: Usage
+    ) -> tuple[Decoded, tuple[ReadUsage, ...] | None]:
+        """Attend and decode one batch of rows; ``owners`` (R) are their tracks."""
+        several = self.model.candidates.allows(0, with_memory=True)
+        attended = self.model.attend(features, batch, usage)
+        return self.model.decode(attended.features, features, candidates=several), attended.usage
 
     def _usage(self, tracks: Sequence[Track], context: FrameContext) -> Usage:
         """What any object needs; the network measures a batch as a whole."""
@@ -353,7 +363,12 @@ class Tracker:
     # -- memory -------------------------------------------------------------------------------------------------
 
     def _remembered(
-        self, looked: Sequence[_Seen], choices: Sequence[Choice], outputs: Sequence[Output], context: FrameContext
+        self,
+        tracks: Sequence[Track],
+        looked: Sequence[_Seen],
+        choices: Sequence[Choice],
+        outputs: Sequence[Output],
+        context: FrameContext,
     ) -> list[list[MemoryEntry]]:
         """Encode what every track wants to remember, all in one batch."""
         if self.settings.non_overlap_masks_for_mem_enc:
@@ -364,15 +379,18 @@ class Tracker:
             for pick in choice.remember:
                 same = seen.identity(pick) == seen.identity(choice.output)
                 plan[number, seen.identity(pick)] = output if same else self._gated(context.index, seen, pick)
-        entries = dict(zip(plan, self._remember(context.features, list(plan.values()))))
+        owners = [tracks[number] for number, _ in plan]
+        entries = dict(zip(plan, self._remember(owners, context.features, list(plan.values()))))
         return [[entries[n, s.identity(p)] for p in c.remember] for n, (s, c) in enumerate(zip(looked, choices))]
 
     def _gated(self, frame: int, seen: _Seen, pick: Pick) -> Output:
         output = self._output(frame, seen.candidate(pick), self.policy.min_obj_score_logits)
         return replace(output, binarize=pick.binarize)
 
-    def _remember(self, features: FrameFeatures, outputs: Sequence[Output]) -> list[MemoryEntry]:
-        """Memory entries of outputs of one frame."""
+    def _remember(
+        self, owners: Sequence[Track], features: FrameFeatures, outputs: Sequence[Output]
+    ) -> list[MemoryEntry]:
+        """Memory entries of outputs of one frame; ``owners`` are their tracks."""
         if not outputs:
             return []
         logits = torch.stack([o.logits for o in outputs])
