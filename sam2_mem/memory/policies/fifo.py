@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sam2_mem.memory.policy import Bank, MemoryPolicy, drop, put
+from sam2_mem.memory.windows import closest_prompts, map_frames, map_reach, pointer_window, within_reach
 from sam2_mem.types import (
     PROMPT_SLOT,
     Choice,
@@ -14,7 +15,6 @@ from sam2_mem.types import (
     MemoryEntry,
     MemoryRead,
     ReadItem,
-    ReadPointer,
 )
 
 
@@ -57,13 +57,7 @@ class FIFO(MemoryPolicy[Bank]):
     @property
     def _token_reach(self) -> int:
         """Largest age, in frames, at which a memory map is read."""
-        if self.num_maskmem < 2:
-            return 0
-        return 1 + (self.num_maskmem - 2) * self.memory_temporal_stride_for_eval
-
-    @property
-    def _pointer_reach(self) -> int:
-        return max(self.max_obj_ptrs_in_encoder - 1, self._token_reach)
+        return map_reach(num_maskmem=self.num_maskmem, stride=self.memory_temporal_stride_for_eval)
 
     def capacity(self, tokens_per_map: int) -> int | None:
         """Prompts, and the maps within reach on both sides of the current frame, the earliest and the last prompt."""
@@ -83,36 +77,19 @@ class FIFO(MemoryPolicy[Bank]):
         near, far = closest_prompts(state.prompts, frame.index, self.max_cond_frames_in_attn)
         tracked = {e.frame: e for e in (*far, *state.entries)}
         items = [ReadItem(e.tokens, PROMPT_SLOT) for e in near if e.tokens is not None]
-        for slot, index in self._map_frames(frame):
+        stride = self.memory_temporal_stride_for_eval
+        for slot, index in map_frames(frame, num_maskmem=self.num_maskmem, stride=stride):
             entry = tracked.get(index)
             if entry is not None and entry.tokens is not None:
                 items.append(ReadItem(entry.tokens, slot))
-        return (MemoryRead(items=tuple(items), pointers=tuple(self._pointers(near, tracked, frame))),)
-
-    def _map_frames(self, frame: FrameContext) -> Iterator[tuple[int, int]]:
-        """(temporal slot, frame) of the maps to read: the previous frame, then every r-th one behind it."""
-        stride, sign = self.memory_temporal_stride_for_eval, -1 if frame.reverse else 1
-        now = sign * frame.index
-        multiple = (now - 2) // stride * stride
-        for slot in range(self.num_maskmem - 2, -1, -1):
-            behind = now - 1 if slot == 0 else multiple - (slot - 1) * stride
-            yield slot, sign * behind
-
-    def _pointers(
-        self, near: Sequence[MemoryEntry], tracked: dict[int, MemoryEntry], frame: FrameContext
-    ) -> Iterator[ReadPointer]:
-        most = self.max_obj_ptrs_in_encoder
-        if frame.num_frames is not None:
-            most = min(frame.num_frames, most)
-        span = max(most - 1, 1)
-        for entry in near:
-            age = frame.age(entry.frame)
-            if age >= 0 or not self.only_obj_ptrs_in_the_past_for_eval:
-                yield ReadPointer(entry.pointer, age / span)
-        for age in range(1, most):
-            entry = tracked.get(frame.index + age if frame.reverse else frame.index - age)
-            if entry is not None:
-                yield ReadPointer(entry.pointer, age / span)
+        pointers = pointer_window(
+            near,
+            tracked,
+            frame,
+            max_obj_ptrs=self.max_obj_ptrs_in_encoder,
+            past_only=self.only_obj_ptrs_in_the_past_for_eval,
+        )
+        return (MemoryRead(items=tuple(items), pointers=tuple(pointers)),)
 
     def write(
         self,
@@ -125,32 +102,9 @@ class FIFO(MemoryPolicy[Bank]):
         tracked = state.entries
         for entry in entries:
             tracked = put(tracked, entry)
-        if not self.retain_all:
-            tracked = tuple(self._evict(tracked, state.prompts, frame.index))
-        return Bank(prompts=state.prompts, entries=tracked)
-
-    def _evict(
-        self, tracked: Sequence[MemoryEntry], prompts: Sequence[MemoryEntry], now: int
-    ) -> Iterator[MemoryEntry]:
-        anchors = {now} | {p.frame for p in prompts[:1] + prompts[-1:]}
-        for entry in tracked:
-            distance = min(abs(entry.frame - a) for a in anchors)
-            if distance <= self._token_reach:
-                yield entry
-            elif distance <= self._pointer_reach:
-                yield entry.without_tokens()
-
-
-def closest_prompts(
-    prompts: Sequence[MemoryEntry], index: int, most: int
-) -> tuple[list[MemoryEntry], list[MemoryEntry]]:
-    """Split prompts into those to read and the rest: the last one before ``index``, the first one from it on, then the
-    nearest of the others, up to ``most`` (-1: all)."""
-    if most == -1 or len(prompts) <= most:
-        return list(prompts), []
-    before = [p for p in prompts if p.frame < index]
-    after = [p for p in prompts if p.frame >= index]
-    chosen = before[-1:] + after[:1]
-    rest = sorted((p for p in prompts if p not in chosen), key=lambda p: abs(p.frame - index))
-    chosen += rest[: most - len(chosen)]
-    return chosen, [p for p in prompts if p not in chosen]
+        if self.retain_all:
+            return Bank(prompts=state.prompts, entries=tracked)
+        anchors = {frame.index} | {p.frame for p in state.prompts[:1] + state.prompts[-1:]}
+        pointer_reach = max(self.max_obj_ptrs_in_encoder - 1, self._token_reach)
+        kept = within_reach(tracked, anchors, token_reach=self._token_reach, pointer_reach=pointer_reach)
+        return Bank(prompts=state.prompts, entries=tuple(kept))

@@ -1,0 +1,100 @@
+"""Pieces of reading and forgetting that policies share: which prompts, which past frames, which pointers, which slots.
+
+Everything follows the direction of time in :class:`~sam2_mem.types.FrameContext`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from sam2_mem.types import FrameContext, MemoryEntry, ReadPointer
+
+LAST_SLOT = 5
+"""The oldest slot of SAM 2's temporal code that is not the prompts' own."""
+
+
+def closest_prompts(
+    prompts: Sequence[MemoryEntry], index: int, most: int
+) -> tuple[list[MemoryEntry], list[MemoryEntry]]:
+    """Split prompts into those to read and the rest: the last one before ``index``, the first one from it on, then the
+    nearest of the others, up to ``most`` (-1: all)."""
+    if most == -1 or len(prompts) <= most:
+        return list(prompts), []
+    before = [p for p in prompts if p.frame < index]
+    after = [p for p in prompts if p.frame >= index]
+    chosen = before[-1:] + after[:1]
+    rest = sorted((p for p in prompts if p not in chosen), key=lambda p: abs(p.frame - index))
+    chosen += rest[: most - len(chosen)]
+    return chosen, [p for p in prompts if p not in chosen]
+
+
+def map_frames(frame: FrameContext, *, num_maskmem: int, stride: int = 1) -> Iterator[tuple[int, int]]:
+    """(temporal slot, frame) of the memory maps SAM 2 reads beside the prompts: the previous frame in slot 0, then every
+    ``stride``-th frame behind it."""
+    sign = -1 if frame.reverse else 1
+    now = sign * frame.index
+    multiple = (now - 2) // stride * stride
+    for slot in range(num_maskmem - 2, -1, -1):
+        behind = now - 1 if slot == 0 else multiple - (slot - 1) * stride
+        yield slot, sign * behind
+
+
+def map_reach(*, num_maskmem: int, stride: int = 1) -> int:
+    """Largest age, in frames, of the maps that :func:`map_frames` names."""
+    return 0 if num_maskmem < 2 else 1 + (num_maskmem - 2) * stride
+
+
+def most_pointers(frame: FrameContext, max_obj_ptrs: int) -> int:
+    """Pointers read at most, as in SAM 2: fewer on a video that is known to be shorter."""
+    return max_obj_ptrs if frame.num_frames is None else min(frame.num_frames, max_obj_ptrs)
+
+
+def time_span(frame: FrameContext, max_obj_ptrs: int) -> int:
+    """What pointer ages are divided by."""
+    return max(most_pointers(frame, max_obj_ptrs) - 1, 1)
+
+
+def pointer_window(
+    prompts: Sequence[MemoryEntry],
+    tracked: Mapping[int, MemoryEntry],
+    frame: FrameContext,
+    *,
+    max_obj_ptrs: int = 16,
+    past_only: bool = True,
+) -> Iterator[ReadPointer]:
+    """SAM 2's pointers: those of ``prompts`` with their signed age, then of the frames just before this one.
+
+    Args:
+        prompts: prompted entries to read. tracked: other entries by frame. max_obj_ptrs: 16 reads 15 past frames.
+        past_only: leave out prompts that lie ahead.
+    """
+    span = time_span(frame, max_obj_ptrs)
+    for entry in prompts:
+        age = frame.age(entry.frame)
+        if age >= 0 or not past_only:
+            yield ReadPointer(entry.pointer, age / span)
+    for age in range(1, most_pointers(frame, max_obj_ptrs)):
+        entry = tracked.get(frame.index + age if frame.reverse else frame.index - age)
+        if entry is not None:
+            yield ReadPointer(entry.pointer, age / span)
+
+
+def rank_slots(count: int) -> list[int]:
+    """Temporal slots 1..5 for ``count`` whole frames behind the previous one, newest first: one each up to five, shared
+    evenly beyond, rounding towards the newest."""
+    if count <= LAST_SLOT:
+        return list(range(1, count + 1))
+    return [1 + LAST_SLOT * r // count for r in range(count)]
+
+
+def within_reach(
+    entries: Sequence[MemoryEntry], anchors: Collection[int], *, token_reach: int, pointer_reach: int
+) -> Iterator[MemoryEntry]:
+    """Entries near one of ``anchors`` (frames): whole up to ``token_reach`` frames away, without tokens up to
+    ``pointer_reach``, gone beyond."""
+    for entry in entries:
+        distance = min(abs(entry.frame - a) for a in anchors)
+        if distance <= token_reach:
+            yield entry
+        elif distance <= pointer_reach:
+            yield entry.without_tokens()
