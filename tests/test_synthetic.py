@@ -66,7 +66,9 @@ def test_another_process_gives_the_same_bits() -> None:
         "print(*[fingerprint(small(11, level)) for level in ('mixed', 'lookalikes', 'appearance')])"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "77"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == [fingerprint(small(11, level)) for level in ("mixed", "lookalikes", "appearance")]
 
 
@@ -183,7 +185,13 @@ def test_occlusion_hides_and_gives_back(seed: int) -> None:
 def test_easy_has_no_absence() -> None:
     """The control of the tests above and below."""
     for seed in range(4):
-        assert not {e.kind for e in small(seed, "easy", 60).events()} & {"leave", "return", "split", "appearance", "entry"}
+        assert not {e.kind for e in small(seed, "easy", 60).events()} & {
+            "leave",
+            "return",
+            "split",
+            "appearance",
+            "entry",
+        }
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -215,8 +223,12 @@ def test_lookalikes_share_the_colours_of_an_object() -> None:
     gaps, strangers = [], []
     for seed in range(5):
         scene = small(seed, "lookalikes", 8).scene
-        colours = {a.object_id: s.first.mean_colour() for a, s in zip(scene.actors, scene.skins) if a.object_id}
-        doubles = [(a.resembles, s.first.mean_colour()) for a, s in zip(scene.actors, scene.skins) if a.resembles]
+        colours = {
+            a.object_id: s.first.mean_colour() for a, s in zip(scene.actors, scene.skins, strict=True) if a.object_id
+        }
+        doubles = [
+            (a.resembles, s.first.mean_colour()) for a, s in zip(scene.actors, scene.skins, strict=True) if a.resembles
+        ]
         assert len(doubles) == 4
         gaps += [np.linalg.norm(colours[i] - c) for i, c in doubles]
         strangers += [np.linalg.norm(colours[3 - i] - c) for i, c in doubles]
@@ -338,7 +350,10 @@ def test_committed_demo_is_what_the_generator_gives() -> None:
 
 def test_demo_prompts_hold_one_object_each() -> None:
     prompts = {p.name: np.array(Image.open(p)) for p in (VIDEOS / "demo_prompts" / "demo").iterdir()}
-    assert {name: np.unique(ids).tolist() for name, ids in prompts.items()} == {"00000.png": [0, 1], "00012.png": [0, 2]}
+    assert {name: np.unique(ids).tolist() for name, ids in prompts.items()} == {
+        "00000.png": [0, 1],
+        "00012.png": [0, 2],
+    }
 
 
 def test_demo_events() -> None:

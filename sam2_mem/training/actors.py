@@ -1,4 +1,4 @@
-"""What moves in a procedural scene: actors with parts that deform, the camera, and where their polygons fall in a frame."""
+"""What moves in a procedural scene: actors with deforming parts, the camera, and where polygons fall in a frame."""
 
 from __future__ import annotations
 
@@ -75,7 +75,9 @@ class Actor:
 
     def bend_at(self, t: float) -> Bend:
         first, second = self.bend
-        return Bend(first.amplitude, 2.4, first.rate * t + first.phase, second.amplitude, 2.9, second.rate * t + second.phase)
+        return Bend(
+            first.amplitude, 2.4, first.rate * t + first.phase, second.amplitude, 2.9, second.rate * t + second.phase
+        )
 
     def parts(self, t: float) -> list[Part]:
         """What to draw, from back to front."""

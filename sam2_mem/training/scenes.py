@@ -1,7 +1,8 @@
-"""Levels of difficulty and the casting of a procedural scene: who moves where, what hides whom and when, and the camera.
+"""Levels of difficulty and the casting of a procedural scene: who moves where, what hides whom, and the camera.
 
-A level is a set of numbers; a scene is drawn from it with a seeded generator. Lengths are in pixels once cast, time is in frames.
-Actors know geometry only; what they look like is added in `synthetic.py`, so that a cast can be checked and redrawn cheaply.
+A level is a set of numbers; a scene is drawn from it with a seeded generator. Lengths are in pixels once cast,
+time is in frames. Actors know geometry only; what they look like is added in `synthetic.py`, so that a cast can
+be checked and redrawn cheaply.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from sam2_mem.training.shapes import (
     Entrance,
     Excursion,
     Fixed,
-    Outline,
     Path,
     Schedule,
     Shuttle,
@@ -96,7 +96,7 @@ LEVELS: dict[str, Level] = {
 
 
 def scale_level(level: Level, difficulty: float) -> Level:
-    """Turn the dial: 0.5 leaves the level as it is, 0 halves motion, clutter and noise, 1 makes them half as large again."""
+    """Turn the dial: 0.5 leaves the level as it is, 0 halves motion, clutter and noise, 1 makes them 1.5 times."""
     k = 0.5 + difficulty
     size = 1.15 - 0.3 * difficulty
     return replace(
@@ -147,7 +147,9 @@ class Frame(NamedTuple):
 class Caster:
     """Draws the actors and the camera of one scene; holds the generator and the places already taken."""
 
-    def __init__(self, rng: np.random.Generator, frame: Frame, level: Level, num_objects: int, late_objects: int | None) -> None:
+    def __init__(
+        self, rng: np.random.Generator, frame: Frame, level: Level, num_objects: int, late_objects: int | None
+    ) -> None:
         self._rng = rng
         self._frame = frame
         self._level = level
@@ -183,7 +185,9 @@ class Caster:
             roll=draw_wave(rng, 0.05 * k * rng.uniform(0.0, 1.0), (30, 90)),
             shake=shake,
             drift=(0.0, 0.0) if still else (pace * math.cos(heading), 0.4 * pace * math.sin(heading)),
-            pan=(STILL, STILL) if still else tuple(draw_wave(rng, 0.06 * side * k * rng.random(), (40, 120)) for _ in "xy"),
+            pan=(STILL, STILL)
+            if still
+            else tuple(draw_wave(rng, 0.06 * side * k * rng.random(), (40, 120)) for _ in "xy"),
         )
 
     def _wants(self, event: str) -> bool:
@@ -254,7 +258,9 @@ class Caster:
             angles = np.arange(24) * (2 * np.pi / 24)
             polygon = np.stack([length * (0.8 + np.cos(angles)), width * np.sin(angles)], axis=1)
             swing = replace(draw_wave(rng, rng.uniform(0.2, 0.6), (10, 28)), mean=around)
-            limbs.append(Limb(polygon, (0.6 * math.cos(around), 0.45 * math.sin(around)), swing, tuple(rng.uniform(-1, 1, 2))))
+            limbs.append(
+                Limb(polygon, (0.6 * math.cos(around), 0.45 * math.sin(around)), swing, tuple(rng.uniform(-1, 1, 2)))
+            )
         return tuple(limbs)
 
     def _object(self, object_id: int, hiding: _Hiding | None) -> Actor:
@@ -264,7 +270,9 @@ class Caster:
         if object_id in self._late:
             entry = min(frame.num_frames - 1, max(1, round(frame.num_frames * rng.uniform(0.15, 0.5))))
         shuttles = hiding is not None and self._wants("occlusion") and hiding.shuttle and not entry
-        base: Path = hiding.lane(rng, actor, object_id, self._num_objects) if shuttles else self._bounce(actor.radius, entry)
+        base: Path = (
+            hiding.lane(rng, actor, object_id, self._num_objects) if shuttles else self._bounce(actor.radius, entry)
+        )
         base = self._absences(base, actor, entry, hiding)
         if entry:
             base = self._entrance(base, actor, entry)
@@ -300,7 +308,9 @@ class Caster:
         hides = hiding is not None and self._wants("long") and actor.object_id % 2 == 1 and not hiding.shuttle
         if hiding is not None and not hiding.shuttle and schedule.windows:
             base = self._clear_of(hiding, base, actor, entry, schedule.windows[0].end + 3.0)
-        exits = tuple((hiding.place,) * 2 if hides else (self._exit(actor), self._exit(actor)) for _ in schedule.windows)
+        exits = tuple(
+            (hiding.place,) * 2 if hides else (self._exit(actor), self._exit(actor)) for _ in schedule.windows
+        )
         return Excursion(base, schedule, exits)
 
     def _clear_of(self, hiding: _Hiding, base: Path, actor: Actor, entry: int, t: float) -> Path:
@@ -338,7 +348,7 @@ class Caster:
         return replace(body, path=self._bounce(radius, 0.0), radius=radius, limbs=twin.limbs, resembles=twin.object_id)
 
     def _draw_hiding_place(self) -> _Hiding | None:
-        """A standing occluder: a pillar that objects shuttle behind, or a block to hide behind for long; or none (sweepers only)."""
+        """A pillar that objects shuttle behind, or a block to hide behind for long, or none (sweepers only)."""
         rng, frame, level = self._rng, self._frame, self._level
         shuttle = self._wants("occlusion") and not self._wants("long")
         if shuttle and rng.random() < 0.5:
@@ -347,7 +357,11 @@ class Caster:
         centre = (frame.width * rng.uniform(0.45, 0.55), frame.height * rng.uniform(0.45, 0.55))
         if shuttle:
             half, upright = reach * rng.uniform(1.0, 1.2), frame.width >= frame.height or rng.random() < 0.3
-            polygon = rectangle(half, 2.0 * max(frame.width, frame.height)) if upright else rectangle(2.0 * max(frame.width, frame.height), half)
+            polygon = (
+                rectangle(half, 2.0 * max(frame.width, frame.height))
+                if upright
+                else rectangle(2.0 * max(frame.width, frame.height), half)
+            )
             tilt = rng.uniform(-0.12, 0.12)
         else:
             half, upright, tilt = reach * 1.25, True, rng.uniform(-0.3, 0.3)
@@ -365,7 +379,10 @@ class Caster:
     def _sweeper(self, target: Actor) -> Actor:
         """An occluder that crosses its target again and again."""
         rng, frame = self._rng, self._frame
-        reach = 1.1 * target.radius * (1.3 if target.limbs else 1.0) * max(1.0, target.growth) + target.split_reach * target.radius
+        reach = (
+            1.1 * target.radius * (1.3 if target.limbs else 1.0) * max(1.0, target.growth)
+            + target.split_reach * target.radius
+        )
         half = reach * rng.uniform(1.1, 1.4)
         span = 1.1 * max(frame.width, frame.height) + half
         left = frame.num_frames - target.entry

@@ -1,7 +1,8 @@
 """Outlines, deformation, anti-aliased coverage and paths in time: the geometry of the procedural videos.
 
-Everything is a closed-form function of the time t (frames, fractions allowed), so that any frame costs the same wherever it lies.
-Points are (n, 2) float64 arrays of x, y. Pixel i covers [i, i + 1). Polygons are filled with integer arithmetic.
+Everything is a closed-form function of the time t (frames, fractions allowed), so that any frame costs the same
+wherever it lies. Points are (n, 2) float64 arrays of x, y. Pixel i covers [i, i + 1). Polygons are filled with
+integer arithmetic.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
-
-from sam2_mem.training.textures import OPAQUE
 
 VERTICES = 60  # divisible by 3, 4, 5 and 6, so that regular polygons keep their corners
 SUPERSAMPLE = 4
@@ -57,7 +56,6 @@ def draw_wave(rng: np.random.Generator, amplitude: float, period: tuple[float, f
     return Wave(amplitude, 2 * math.pi / rng.uniform(*period), rng.uniform(0, 2 * math.pi), mean)
 
 
-
 @dataclass(frozen=True)
 class Outline:
     """A star-shaped contour of radius at most about 1 that breathes and may turn into a second one."""
@@ -90,7 +88,7 @@ def draw_radii(rng: np.random.Generator, kind: str) -> np.ndarray:
         step = 2 * np.pi / sides
         radii = 1.0 / np.cos(np.mod(_ANGLES + 1e-9, step) - step / 2)
         if kind == "star":
-            radii = radii**-rng.uniform(1.5, 2.5)
+            radii = radii ** -rng.uniform(1.5, 2.5)
             radii = np.maximum(radii, 0.45 * radii.max())
     return radii / radii.max()
 
@@ -118,7 +116,6 @@ def cut(polygon: np.ndarray, normal: tuple[float, float]) -> np.ndarray:
         if (side[i] >= 0) != (side[j] >= 0):
             kept.append(polygon[i] + (polygon[j] - polygon[i]) * (side[i] / (side[i] - side[j])))
     return np.array(kept) if kept else np.zeros((0, 2))
-
 
 
 @dataclass(frozen=True)
@@ -195,17 +192,24 @@ def _table_sine(x: np.ndarray, rate: float, phase: float) -> np.ndarray:
     return _SINE.take((x * (np.float32(rate) * turns) + offset).astype(np.int32) & (_SINE_STEPS - 1))
 
 
-
 def bounding_box(polygon: np.ndarray, limits: Box) -> Box:
     """The pixel box of a polygon, a pixel wider for its soft edge, inside the limits."""
     if len(polygon) < 3:
         return Box(0, 0, 0, 0)
     low, high = np.floor(polygon.min(axis=0)) - 1, np.ceil(polygon.max(axis=0)) + 1
-    return Box(max(int(low[0]), limits.x0), max(int(low[1]), limits.y0), min(int(high[0]), limits.x1), min(int(high[1]), limits.y1))
+    return Box(
+        max(int(low[0]), limits.x0),
+        max(int(low[1]), limits.y0),
+        min(int(high[0]), limits.x1),
+        min(int(high[1]), limits.y1),
+    )
 
 
 def coverage(polygon: np.ndarray, box: Box) -> np.ndarray:
-    """Softened coverage of a polygon in 0..OPAQUE, half at its edge: (h, w) uint8. Exact integers after rounding to 1/64 pixel."""
+    """Softened coverage of a polygon in 0..64 (textures.OPAQUE), half at its edge: (h, w) uint8.
+
+    Exact integers once the vertices are rounded to 1/64 pixel.
+    """
     width, height = box.x1 - box.x0 + 2, box.y1 - box.y0 + 2
     canvas = np.zeros((height * SUPERSAMPLE, width * SUPERSAMPLE), np.uint8)
     scaled = ((polygon - (box.x0 - 1, box.y0 - 1)) * SUPERSAMPLE - 0.5) * 16.0
@@ -215,7 +219,6 @@ def coverage(polygon: np.ndarray, box: Box) -> np.ndarray:
     down = cells[:-2] + 2 * cells[1:-1] + cells[2:]
     soft = (down[:, :-2].astype(np.uint16) + 2 * down[:, 1:-1] + down[:, 2:]) >> 2
     return soft.astype(np.uint8)
-
 
 
 class Window(NamedTuple):
@@ -281,7 +284,7 @@ class Bounce:
         age = t - self.since
         x, y = (
             _fold(o + v * age + s.at(age) - s.at(0.0), a, b)
-            for o, v, s, a, b in zip(self.origin, self.velocity, self.sway, self.low, self.high)
+            for o, v, s, a, b in zip(self.origin, self.velocity, self.sway, self.low, self.high, strict=True)
         )
         return x, y
 
@@ -342,7 +345,7 @@ class Entrance:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Crosses the place of a target during each window of its schedule, centred on it in the middle; elsewhere absent."""
+    """Crosses the place of a target during each window of its schedule, half-way on it; otherwise absent."""
 
     target: Path
     schedule: Schedule

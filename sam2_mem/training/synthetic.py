@@ -5,8 +5,9 @@
     clip.info(40)[0].absent
     clip.events()
 
-A clip is a function of its arguments: any frame can be asked for at any time, in any order and in any process, and nothing is kept but a
-background and the skins. Imports NumPy and OpenCV only. Levels and casting are in `scenes.py`.
+A clip is a function of its arguments: any frame can be asked for at any time, in any order and in any process,
+and nothing is kept but a background and the skins. Imports NumPy and OpenCV only. Levels and casting are in
+`scenes.py`.
 """
 
 from __future__ import annotations
@@ -19,21 +20,19 @@ import numpy as np
 
 from sam2_mem.training.actors import Actor, Camera, PlacedPart, actor_map, place_parts
 from sam2_mem.training.scenes import LEVELS, Caster, Frame, Level, mix_level, scale_level
-from sam2_mem.training.shapes import OUTLINES, Affine, Box, Wave, bounding_box, coverage, draw_outline, draw_wave
+from sam2_mem.training.shapes import Affine, Box, Wave, bounding_box, coverage, draw_wave
 from sam2_mem.training.textures import (
     OPAQUE,
-    SKIN_PATTERNS,
     SKIN_SPAN,
     Texture,
     blend,
     cross_fade,
     darken,
-    draw_palette,
     make_background,
-    make_skin,
     sample,
     unpack,
 )
+from sam2_mem.training.wardrobe import Skin, Wardrobe, paint_blobs
 
 ATTEMPTS = 60
 SUBFRAMES = 4  # renderings that a frame with motion blur averages
@@ -42,7 +41,7 @@ _NOISE_LENGTH = 65521
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSpec:
-    """Everything a clip depends on. `late_objects` None leaves it to the level; `jpeg_quality` None leaves it to the level."""
+    """Everything a clip depends on; `late_objects` and `jpeg_quality` are the level's where None."""
 
     seed: int
     level: str = "mixed"
@@ -61,12 +60,21 @@ class ClipSpec:
         size = (self.height, self.width)
         _require(min(size) >= 32, f"expected a height and width of at least 32, got {size}; use a larger frame")
         _require(max(size) <= 3 * min(size), f"expected sides at most 3 : 1, got {size}; use a squarer frame")
-        _require(1 <= self.num_objects <= 255, f"expected 1..255 objects, got {self.num_objects}; ids are stored in a byte")
+        _require(
+            1 <= self.num_objects <= 255, f"expected 1..255 objects, got {self.num_objects}; ids are stored in a byte"
+        )
         room = self.height * self.width // self.num_objects
-        _require(room >= 128, f"expected at least 128 pixels of frame for each object, got {room}; ask for fewer objects")
-        _require(0.0 <= self.difficulty <= 1.0, f"expected a difficulty in 0..1, got {self.difficulty}; 0.5 is the level as it is")
+        _require(
+            room >= 128, f"expected at least 128 pixels of frame for each object, got {room}; ask for fewer objects"
+        )
+        _require(
+            0.0 <= self.difficulty <= 1.0,
+            f"expected a difficulty in 0..1, got {self.difficulty}; 0.5 is the level as it is",
+        )
         late = self.late_objects or 0
-        _require(0 <= late < self.num_objects, f"expected 0..{self.num_objects - 1} late objects, got {late}; one must start")
+        _require(
+            0 <= late < self.num_objects, f"expected 0..{self.num_objects - 1} late objects, got {late}; one must start"
+        )
         _require(late == 0 or self.num_frames > 1, "expected several frames for a late object, got 1; raise num_frames")
         quality = self.jpeg_quality
         _require(quality is None or 1 <= quality <= 100, f"expected a jpeg_quality in 1..100, got {quality}; or None")
@@ -74,7 +82,7 @@ class ClipSpec:
 
 @dataclass(frozen=True)
 class SyntheticFrame:
-    """One frame: image (H, W, 3) uint8 RGB, masks (H, W) uint8 holding the id of the object that is visible at each pixel, or 0."""
+    """One frame: image (H, W, 3) uint8 RGB, masks (H, W) uint8, the id of the object visible at each pixel or 0."""
 
     index: int
     image: np.ndarray
@@ -104,22 +112,16 @@ class ObjectInfo:
 
 @dataclass(frozen=True, order=True)
 class Event:
-    """Frames start..end-1. Kinds: entry, occlusion (less than a fifth of what is in the frame shows), leave (nothing in the frame),
-    return (the first frame after an absence), appearance (while it changes), split (in parts)."""
+    """Frames start..end-1 of one object.
+
+    Kinds: entry, occlusion (less than a fifth of what is in the frame shows), leave (nothing in the frame), return (the
+    first frame after that), appearance (while it changes), split (in two parts).
+    """
 
     start: int
     end: int
     kind: str
     object_id: int
-
-
-@dataclass(frozen=True)
-class Skin:
-    """What an actor wears, before and after a change of appearance, and the direction of the light on it."""
-
-    first: Texture
-    second: Texture
-    light: tuple[float, float, float]  # level, across, down; in OPAQUE-ths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +144,7 @@ class Scene:
 
 
 class SyntheticVideo:
-    """Frames of a scene by random access: `frame(t)` and `info(t)` depend on t alone, iteration gives frame(0), frame(1), ..."""
+    """Frames of a scene by random access: `frame(t)` and `info(t)` depend on t alone; iteration starts at 0."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
@@ -193,7 +195,9 @@ class SyntheticVideo:
         found: list[Event] = []
         open_runs: dict[tuple[int, str], int] = {}
         for t in range(self.num_frames + 1):
-            now = set() if t == self.num_frames else {(i.object_id, k) for i in self.info(t) for k in self._states(i, t)}
+            now = (
+                set() if t == self.num_frames else {(i.object_id, k) for i in self.info(t) for k in self._states(i, t)}
+            )
             for key in [k for k in sorted(open_runs) if k not in now]:
                 found += _close(key, open_runs.pop(key), t, self.num_frames)
             for key in now:
@@ -217,12 +221,16 @@ class SyntheticVideo:
     def _actor(self, object_id: int) -> Actor:
         found = [a for a in self.scene.actors if a.object_id == object_id]
         if not object_id or not found:
-            raise ValueError(f"expected an object id in 1..{self.num_objects}, got {object_id}; ids are fixed for the whole clip")
+            raise ValueError(
+                f"expected an object id in 1..{self.num_objects}, got {object_id}; ids are fixed for the whole clip"
+            )
         return found[0]
 
     def _check(self, t: int) -> None:
         if not 0 <= t < self.num_frames:
-            raise ValueError(f"expected a frame in 0..{self.num_frames - 1}, got {t}; raise num_frames for a longer clip")
+            raise ValueError(
+                f"expected a frame in 0..{self.num_frames - 1}, got {t}; raise num_frames for a longer clip"
+            )
 
     def _areas(self, actor: Actor, t: int) -> tuple[int, int]:
         """Pixels of an actor with nothing in front: all of it, and inside the frame."""
@@ -250,7 +258,7 @@ class SyntheticVideo:
 
     def _paint(self, t: float) -> np.ndarray:
         canvas = self._backdrop(t).copy()
-        for actor, skin in zip(self.scene.actors, self.scene.skins):
+        for actor, skin in zip(self.scene.actors, self.scene.skins, strict=True):
             parts = place_parts(actor, self.scene.camera, t)
             if self.scene.shadow is not None and not actor.occludes:
                 self._cast_shadow(canvas, actor, parts)
@@ -304,7 +312,9 @@ class SyntheticVideo:
         return image
 
     def _noise(self, t: int) -> np.ndarray:
-        start = int(np.random.SeedSequence(entropy=self.scene.seed, spawn_key=(99, t)).generate_state(1)[0]) % _NOISE_LENGTH
+        start = (
+            int(np.random.SeedSequence(entropy=self.scene.seed, spawn_key=(99, t)).generate_state(1)[0]) % _NOISE_LENGTH
+        )
         count = self.height * self.width * 3
         noise = np.roll(self.scene.noise, -start)
         return np.resize(noise, count).reshape(self.height, self.width, 3)
@@ -363,7 +373,7 @@ def make_clip(
 
 
 def build_clip(spec: ClipSpec) -> SyntheticVideo:
-    """Cast, check that every object is well visible when it first appears, and dress; ValueError if that cannot be had."""
+    """Cast until every object is well visible when it first appears, then dress; ValueError if that fails."""
     frame = Frame(spec.width, spec.height, spec.num_frames)
     number = sorted(LEVELS).index(spec.level)
     level = scale_level(LEVELS[spec.level], spec.difficulty)
@@ -375,8 +385,8 @@ def build_clip(spec: ClipSpec) -> SyntheticVideo:
         if _starts_well(actors, camera, frame):
             return SyntheticVideo(_dress(_stream(spec.seed, number, 3), spec, level, frame, actors, camera))
     raise ValueError(
-        f"expected room for {spec.num_objects} objects that are well visible at first, got {spec.width} x {spec.height} pixels at "
-        f"level {spec.level!r} after {ATTEMPTS} attempts; ask for fewer objects or another seed"
+        f"expected room for {spec.num_objects} objects that are well visible at first, got {spec.width} x "
+        f"{spec.height} pixels at level {spec.level!r} after {ATTEMPTS} attempts; ask for fewer objects or another seed"
     )
 
 
@@ -390,7 +400,7 @@ def sample_training_clip(
     num_objects: int = 2,
     difficulty: float = 0.5,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Frame 0 of a new clip and num_frames - 1 later ones, 1..max_gap apart: (T, H, W, 3) uint8 and ids (T, H, W) uint8."""
+    """Frame 0 of a new clip and T - 1 later ones, 1..max_gap apart: (T, H, W, 3) and ids (T, H, W), uint8."""
     _require(num_frames >= 1 and max_gap >= 1, f"expected num_frames and max_gap >= 1, got {num_frames} and {max_gap}")
     times = np.concatenate([[0], np.cumsum(rng.integers(1, max_gap + 1, num_frames - 1))])
     clip = make_clip(
@@ -412,7 +422,7 @@ def _stream(seed: int, *key: int) -> np.random.Generator:
 
 
 def least_first_area(actors: tuple[Actor, ...]) -> float:
-    """The share of the frame that an object covers at least in its entry frame: a hundredth, less in a crowd of more than six."""
+    """The least share of the frame an object covers in its entry frame: a hundredth, less in a crowd above six."""
     return min(0.01, 0.06 / sum(not a.occludes for a in actors))
 
 
@@ -445,7 +455,7 @@ def _dress(
     kind = str(rng.choice(level.backgrounds))
     backdrop = make_background(rng, size, kind=kind, vivid=0.65 * level.vivid, lines=level.lines)
     wardrobe = Wardrobe(rng, level, backdrop.reshape(-1, 3)[::7].mean(axis=0))
-    _paint_blobs(rng, backdrop, wardrobe, level.blobs)
+    paint_blobs(rng, backdrop, wardrobe, level.blobs)
     skins = wardrobe.dress(actors)
     angle, lit = rng.uniform(0, 2 * np.pi), rng.random() < level.shadow
     return Scene(
@@ -475,67 +485,3 @@ def _sensor_noise(rng: np.random.Generator, sigma: float) -> np.ndarray | None:
     if sigma <= 0.0:
         return None
     return np.rint(rng.standard_normal(_NOISE_LENGTH) * sigma).astype(np.int16)
-
-
-class Wardrobe:
-    """Draws the skins of a scene: objects that stand out from the background, doubles that look like them, plain occluders."""
-
-    def __init__(self, rng: np.random.Generator, level: Level, ground: np.ndarray) -> None:
-        self._rng = rng
-        self._level = level
-        self._ground = ground  # mean colour of the background
-        self._worn: dict[int, tuple[np.ndarray, str]] = {}
-
-    def dress(self, actors: tuple[Actor, ...]) -> tuple[Skin, ...]:
-        """One skin for each actor; objects first, so that their doubles can copy them."""
-        skins: dict[int, Skin] = {}
-        for i in sorted(range(len(actors)), key=lambda i: (actors[i].object_id == 0, i)):
-            skins[i] = self._skin(actors[i])
-        return tuple(skins[i] for i in range(len(actors)))
-
-    def texture(self, size: int, *avoid: np.ndarray) -> Texture:
-        """A skin in which an object would stand out."""
-        return make_skin(self._rng, size, self.palette(*avoid), pattern=self._pattern())
-
-    def palette(self, *avoid: np.ndarray) -> np.ndarray:
-        """2 to 4 colours whose mean keeps the level's distance from the background's and others, as far as a few draws allow."""
-        draws = [draw_palette(self._rng, int(self._rng.integers(2, 5)), vivid=self._level.vivid) for _ in range(6)]
-        gaps = [min(float(np.linalg.norm(p.mean(axis=0) - c)) for c in (self._ground, *avoid)) for p in draws]
-        far = [p for p, gap in zip(draws, gaps) if gap >= self._level.contrast]
-        return far[0] if far else draws[int(np.argmax(gaps))]
-
-    def _pattern(self) -> str:
-        return str(self._rng.choice(SKIN_PATTERNS))
-
-    def _skin(self, actor: Actor) -> Skin:
-        rng, size = self._rng, 64 if actor.radius < 24 else 128 if actor.radius < 60 else 256
-        angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(2.0, 9.0)
-        light = (OPAQUE - slope, slope * np.cos(angle), slope * np.sin(angle))
-        if actor.occludes:
-            palette = draw_palette(rng, 2, vivid=0.5 * self._level.vivid)
-            first = make_skin(rng, 128, palette.mean(axis=0) + 0.35 * (palette - palette.mean(axis=0)), pattern=self._pattern())
-            return Skin(first, first, light)
-        palette, pattern = self._copy(actor.resembles) if actor.resembles else (self.palette(), self._pattern())
-        self._worn.setdefault(actor.object_id, (palette, pattern))
-        first = make_skin(rng, size, palette, pattern=pattern)
-        second = self.texture(size, first.mean_colour()) if actor.change.windows else first
-        return Skin(first, second, light)
-
-    def _copy(self, object_id: int) -> tuple[np.ndarray, str]:
-        palette, pattern = self._worn[object_id]
-        return np.clip(palette * self._rng.uniform(0.92, 1.08, palette.shape), 0, 255), pattern
-
-
-def _paint_blobs(rng: np.random.Generator, backdrop: np.ndarray, wardrobe: Wardrobe, count: int) -> None:
-    """Paint `count` standing blobs of objects' looks onto the background, in place; they share a few skins."""
-    size = backdrop.shape[0]
-    limits = Box(0, 0, size, size)
-    skins = [np.tile(unpack(wardrobe.texture(64).lanes), (3, 3, 1)) for _ in range(min(count, 3))]
-    for _ in range(count):
-        radius = size * rng.uniform(0.04, 0.11)
-        polygon = draw_outline(rng, str(rng.choice(OUTLINES)), deform=0.0).at(0.0) * radius + rng.uniform(0, size, 2)
-        box = bounding_box(polygon, limits)
-        skin = skins[int(rng.integers(len(skins)))][: box.y1 - box.y0, : box.x1 - box.x0]
-        area = backdrop[_within(box, limits)]
-        weight = coverage(polygon, box)[..., None].astype(np.int32)
-        area[:] = (area * (OPAQUE - weight) + skin * weight) // OPAQUE

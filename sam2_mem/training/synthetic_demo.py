@@ -1,4 +1,4 @@
-"""The clip that ships with the project: 48 frames in which one thing passes behind a tree and a second one enters at frame 12."""
+"""The clip that ships with the project: one thing passes behind a tree while a second one enters."""
 
 from __future__ import annotations
 
@@ -17,11 +17,17 @@ _OPEN = ((-1000.0, -1000.0), (1000.0, 1000.0))  # no walls
 
 
 def demo_clip() -> SyntheticVideo:
-    """320 x 240, 48 frames. Object 1 is hidden for about nine frames around frame 24; object 2 comes from the right at frame 12."""
+    """320 x 240, 48 frames. Object 1 is hidden for nine frames from 21 on; object 2 comes from the right at 12."""
     rng = np.random.Generator(np.random.PCG64(_SEED))
     hills = np.array([[120, 142, 110], [96, 128, 70], [128, 124, 62], [88, 116, 52]], float)
     backdrop = make_background(rng, 256, kind="landscape", palette=hills)
-    actors = (_crawler(rng), _flyer(rng), _trunk(), _leaves(rng, (158.0, 6.0), 78.0), _leaves(rng, (172.0, 240.0), 44.0))
+    actors = (
+        _crawler(rng),
+        _flyer(rng),
+        _trunk(),
+        _leaves(rng, (158.0, 6.0), 78.0),
+        _leaves(rng, (172.0, 240.0), 44.0),
+    )
     skins = (
         _skin(rng, [[236, 120, 32], [250, 236, 214], [44, 34, 40]], "stripes", (58.0, 2.0, -9.0)),
         _skin(rng, [[44, 120, 190], [246, 206, 70], [226, 244, 250]], "spots", (58.0, 3.0, -8.0)),
@@ -46,7 +52,10 @@ def demo_clip() -> SyntheticVideo:
 
 
 def _camera(rng: np.random.Generator) -> Camera:
-    shake = tuple(draw_wave(rng, size, period) for size, period in ((0.4, (9, 14)), (0.4, (9, 14)), (1.2, (24, 40)), (1.0, (24, 40))))
+    shake = tuple(
+        draw_wave(rng, size, period)
+        for size, period in ((0.4, (9, 14)), (0.4, (9, 14)), (1.2, (24, 40)), (1.0, (24, 40)))
+    )
     pan = (Wave(7.0, 0.07, 0.0), Wave(1.5, 0.05, 1.0))
     return Camera(centre=(160.0, 120.0), zoom=Wave(0.015, 0.06, 0.0, 0.015), shake=shake, pan=pan)
 
@@ -62,7 +71,9 @@ def _skin(
     return Skin(texture, texture, light)
 
 
-def _body(rng: np.random.Generator, object_id: int, path: Path, radius: float, limbs: tuple[Limb, ...], entry: int = 0) -> Actor:
+def _body(
+    rng: np.random.Generator, object_id: int, path: Path, radius: float, limbs: tuple[Limb, ...], entry: int = 0
+) -> Actor:
     return Actor(
         object_id=object_id,
         path=path,
@@ -120,4 +131,6 @@ def _leaves(rng: np.random.Generator, place: tuple[float, float], radius: float)
     angles = np.arange(60) * (2 * np.pi / 60)
     radii = 0.86 + 0.08 * np.cos(9 * angles + rng.uniform(0, 6)) + 0.06 * np.cos(14 * angles + rng.uniform(0, 6))
     outline = Outline(first=radii, second=radii, wobble=(Wave(0.02, 0.2, 0.0), Wave(0.02, 0.27, 1.0)))
-    return Actor(object_id=0, path=Fixed(place), radius=radius, outline=outline, squash=Wave(0.0, 0.0, 0.0, 0.3), occludes=True)
+    return Actor(
+        object_id=0, path=Fixed(place), radius=radius, outline=outline, squash=Wave(0.0, 0.0, 0.0, 0.3), occludes=True
+    )

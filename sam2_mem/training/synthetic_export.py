@@ -1,4 +1,4 @@
-"""Procedural clips as files: contact sheets to look at, and the JPEGImages / Annotations folders that VOS data sets use."""
+"""Procedural clips as files: contact sheets to look at, and the JPEGImages / Annotations folders of VOS data sets."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def export_clip(clip: SyntheticVideo, out: Path, name: str, *, quality: int = 92
 
 
 def outlined(frame: SyntheticFrame, scale: int = 1) -> np.ndarray:
-    """The image, enlarged, with the contour of each object's mask in its palette colour: (scale H, scale W, 3) uint8."""
+    """The image, enlarged, with the contour of each object's mask in its palette colour: (scale H, scale W, 3)
+    uint8.
+    """
     size = (frame.image.shape[1] * scale, frame.image.shape[0] * scale)
     picture = cv2.resize(frame.image, size, interpolation=cv2.INTER_NEAREST)
     ids = cv2.resize(frame.masks, size, interpolation=cv2.INTER_NEAREST)
@@ -59,7 +61,9 @@ def outlined(frame: SyntheticFrame, scale: int = 1) -> np.ndarray:
     return picture
 
 
-def contact_sheet(clips: Iterable[SyntheticVideo], times: Sequence[int], *, scale: int = 1, plain: bool = False) -> np.ndarray:
+def contact_sheet(
+    clips: Iterable[SyntheticVideo], times: Sequence[int], *, scale: int = 1, plain: bool = False
+) -> np.ndarray:
     """One row for each clip, one column for each time: (rows, columns, 3) uint8; `plain` leaves the contours out."""
     rows = []
     for clip in clips:
@@ -70,7 +74,9 @@ def contact_sheet(clips: Iterable[SyntheticVideo], times: Sequence[int], *, scal
 
 
 def write_demo(clip: SyntheticVideo, videos: Path, *, quality: int = 82) -> None:
-    """The demo folder: demo/*.jpg, demo_gt/demo/*.png, and for each object its first mask alone in demo_prompts/demo/."""
+    """The demo folder: demo/*.jpg, demo_gt/demo/*.png, and for each object its first mask alone in
+    demo_prompts/demo/.
+    """
     entries = {clip.entry_frame(i): i for i in range(1, clip.num_objects + 1)}
     for frame in clip:
         write_image(videos / "demo" / f"{frame.index:05d}.jpg", frame.image, quality)

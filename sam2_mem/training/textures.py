@@ -1,8 +1,8 @@
 """Seeded procedural textures: 1/f noise, multi-region skins, backgrounds, and an exact integer sampler.
 
-A texture is a square, periodic image whose pixels are packed as three 16-bit lanes of one uint64 (red in the lowest). One integer
-multiplication then scales all three channels, so bilinear sampling and blending are both fast and the same to the bit on every machine.
-Fields are computed in float64 and rounded once, here, to 8 bits.
+A texture is a square, periodic image whose pixels are packed as three 16-bit lanes of one uint64 (red in the
+lowest). One integer multiplication then scales all three channels, so bilinear sampling and blending are both
+fast and the same to the bit on every machine. Fields are computed in float64 and rounded once, here, to 8 bits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ BACKGROUNDS = ("gradient", "noise", "patches", "landscape")
 
 @dataclass(frozen=True)
 class Texture:
-    """A periodic n x n image, n a power of two; `lanes` is (n + 1, n + 1) uint64: the first row and column are repeated at the end."""
+    """A periodic n x n image, n a power of two; `lanes` is (n + 1, n + 1) uint64: the first row and column are
+    repeated at the end.
+    """
 
     size: int
     lanes: np.ndarray
@@ -74,7 +76,9 @@ def cross_fade(first: Texture, second: Texture, share: float) -> Texture:
 
 
 def sample(texture: Texture, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Bilinear lookup at texel coordinates (float32, same shape, not below -64 periods) with weights in sixteenths; uint64 lanes."""
+    """Bilinear lookup at texel coordinates (float32, same shape, not below -64 periods) with weights in sixteenths;
+    uint64 lanes.
+    """
     size, stride = texture.size, texture.size + 1
     bias = np.float32(64 * size - 0.5)
     column = ((u + bias) * np.float32(16)).astype(np.int32)
@@ -90,7 +94,9 @@ def sample(texture: Texture, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def noise_field(rng: np.random.Generator, size: int, exponent: float) -> np.ndarray:
-    """Periodic noise of unit deviation whose amplitude falls as frequency ** -exponent (1 is natural-like; in tenths): (size, size)."""
+    """Periodic noise of unit deviation whose amplitude falls as frequency ** -exponent (1 is natural-like; in
+    tenths): (size, size).
+    """
     spectrum = np.fft.rfft2(rng.standard_normal((size, size))) * _falloff(size, round(10 * exponent))
     field = np.fft.irfft2(spectrum, s=(size, size))
     return field / (field.std() + 1e-12)
@@ -120,11 +126,15 @@ def draw_palette(
     hues: tuple[float, float] = (0.0, 1.0),
     steps: tuple[float, float] = (0.12, 0.45),
 ) -> np.ndarray:
-    """`count` colours: (count, 3) float64 in 0..255. Vivid 0 is grey, 1 saturated; from a hue of `hues` on by a step of `steps`."""
+    """`count` colours: (count, 3) float64 in 0..255. Vivid 0 is grey, 1 saturated; from a hue of `hues` on by a
+    step of `steps`.
+    """
     hue, step = rng.uniform(*hues), rng.uniform(*steps)
     values = rng.permutation(np.linspace(0.3, 0.95, count))
     saturations = np.clip(vivid * rng.uniform(0.45, 1.05, count), 0.0, 1.0)
-    return np.stack([hsv_colour((hue + i * step) % 1.0, s, v) for i, (s, v) in enumerate(zip(saturations, values))])
+    return np.stack(
+        [hsv_colour((hue + i * step) % 1.0, s, v) for i, (s, v) in enumerate(zip(saturations, values, strict=True))]
+    )
 
 
 def _quantile_regions(field: np.ndarray, count: int) -> np.ndarray:
@@ -246,7 +256,9 @@ def _landscape(rng: np.random.Generator, size: int, palette: np.ndarray) -> np.n
         ground = haze + (palette[i % len(palette)] * (1.0 - 0.35 * near) - haze) * (0.35 + 0.65 * near)
         relief = 1.0 + 0.17 * near * np.roll(fine, 37 * i, axis=1) + 0.12 * (rows - crest[None, :]) / size
         image = np.where((rows >= crest[None, :])[..., None], ground * relief[..., None], image)
-    return np.where((rows > 0.92 * size)[..., None], sky, image)  # so that a camera that looks up sees sky beyond the top
+    return np.where(
+        (rows > 0.92 * size)[..., None], sky, image
+    )  # so that a camera that looks up sees sky beyond the top
 
 
 def _draw_lines(rng: np.random.Generator, image: np.ndarray, count: int) -> None:
