@@ -18,10 +18,13 @@ state and leave the old one as it was; the other verbs only look.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Generic, TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, ClassVar, Generic, TypeVar
 
+from torch import Tensor
+
+from sam2_mem.memory.tokens import token_count
 from sam2_mem.types import Choice, FrameContext, Hypotheses, MemoryEntry, MemoryRead, Pick, Revision, Usage
 
 
@@ -140,6 +143,15 @@ class MemoryPolicy(ABC, Generic[State]):
         """Every entry in memory, for reports, byte counts and bounds; an entry shared by several pathways counts once."""
         return state.all_entries()
 
+    def token_count(self, state: State) -> int:
+        """Spatial memory tokens held, the number that :meth:`capacity` bounds. Override where the state holds tokens outside
+        the entries of :meth:`held`."""
+        return token_count(self.held(state))
+
+    def tensors(self, state: State) -> tuple[Tensor, ...]:
+        """Every tensor the state keeps alive, for byte counts; a tensor may come several times."""
+        return tuple(tensors_in(state))
+
     def can_resume(self, state: State, frame: FrameContext) -> bool:
         """Whether tracking may start at ``frame`` without a prompt there: the frame tracked just before it is held."""
         before = frame.index + 1 if frame.reverse else frame.index - 1
@@ -151,3 +163,15 @@ def best_pick(hypotheses: Hypotheses) -> Pick:
     flat = [(iou, -p, -m) for p, row in enumerate(hypotheses.iou) for m, iou in enumerate(row)]
     _, pathway, candidate = max(flat)
     return Pick(-pathway, -candidate)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor in a value made of dataclasses, tuples, lists, dicts, numbers and tensors, as states are."""
+    if isinstance(value, Tensor):
+        yield value
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from tensors_in(getattr(value, field.name))
+    elif isinstance(value, tuple | list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from tensors_in(item)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from sam2_mem.memory.tokens import entry_tensors, tensor_bytes
+from sam2_mem.memory.tokens import tensor_bytes
 from sam2_mem.tracking.tracker import Tracker
 from sam2_mem.types import FrameFeatures, ObjectScore, Prompt
 from sam2_mem.video import Frame, VideoSource
@@ -111,7 +111,7 @@ class InferenceState:
             outputs = [*track.outputs.values(), *track.pending.values()]
             tensors += [t for o in outputs for t in (o.logits, o.pointer)]
             if track.state is not None:
-                tensors += [t for e in self.tracker.policy.held(track.state) for t in entry_tensors(e)]
+                tensors += self.tracker.policy.tensors(track.state)
         return tensor_bytes(tensors)
 
     # -- SAM 2's keys ---------------------------------------------------------------------------------------------

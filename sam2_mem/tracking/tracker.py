@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sam2_mem.memory import rows
 from sam2_mem.memory.policy import MemoryPolicy, best_pick
-from sam2_mem.memory.tokens import foreground_weights, map_tokens, masked_mean, token_count
+from sam2_mem.memory.tokens import foreground_weights, map_tokens, masked_mean
 from sam2_mem.model.sam2 import SAM2, Decoded
 from sam2_mem.tracking.masks import fill_holes, remove_regions, suppress_overlap
 from sam2_mem.tracking.track import Output, Track
@@ -451,5 +451,5 @@ class Tracker:
             prompted=output.prompted,
             held=tuple(sorted(held)),
             dropped=tuple(sorted(before - held)),
-            tokens=token_count(self.policy.held(track.state)),
+            tokens=self.policy.token_count(track.state),
         )
