@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_mem.types import MemoryEntry, MemoryTokens
@@ -34,14 +35,52 @@ def entry_tensors(entry: MemoryEntry) -> list[Tensor | None]:
     return own + [entry.tokens.feat, entry.tokens.pos, entry.tokens.xy, entry.tokens.log_count]
 
 
-def map_tokens(tokens: MemoryTokens, change) -> MemoryTokens:
+def map_tokens(tokens: MemoryTokens, change: Callable[[Tensor], Tensor]) -> MemoryTokens:
     """``change`` applied to the stored features; positions are shared and stay."""
     return MemoryTokens(feat=change(tokens.feat), pos=tokens.pos, xy=tokens.xy, log_count=tokens.log_count)
 
 
+def pool_grid(tokens: MemoryTokens, grid: tuple[int, int], factor: int) -> MemoryTokens:
+    """Mean of every ``factor`` x ``factor`` block of a whole map: fewer tokens that say how many they stand for.
+
+    Feature, position and coordinates are averaged, so a token lies in the (fractional) centre of its block; its logit gains
+    the logarithm of the block's size. Blocks at the border may be smaller.
+
+    Args:
+        tokens: of a whole map, ``grid`` (H, W) in raster order. factor: 2 keeps a quarter of the tokens.
+    """
+    height, width = grid
+    if len(tokens) != height * width:
+        raise ValueError(f"expected the {height * width} tokens of a {height} x {width} map, got {len(tokens)}")
+    if tokens.xy is None or tokens.log_count is not None:
+        raise ValueError("expected the tokens of an undistilled map, got tokens without coordinates or with counts")
+    mean = _block_means(factor, grid)
+    sizes = _block_sizes(grid, factor)
+    return MemoryTokens(
+        feat=mean(tokens.feat.float()).to(tokens.feat.dtype),
+        pos=mean(tokens.pos),
+        xy=mean(tokens.xy),
+        log_count=torch.tensor(sizes, device=tokens.feat.device).log(),
+    )
+
+
+def _block_means(factor: int, grid: tuple[int, int]) -> Callable[[Tensor], Tensor]:
+    def mean(x: Tensor) -> Tensor:
+        maps = x.t().unflatten(-1, grid)[None]
+        pooled = F.avg_pool2d(maps, factor, ceil_mode=True, count_include_pad=False)
+        return pooled[0].flatten(1).t().contiguous()
+
+    return mean
+
+
+def _block_sizes(grid: tuple[int, int], factor: int) -> list[float]:
+    rows, columns = ([min(factor, n - i) for i in range(0, n, factor)] for n in grid)
+    return [float(r * c) for r in rows for c in columns]
+
+
 def foreground_weights(logits: Tensor, grid: tuple[int, int]) -> Tensor:
     """Mask logits (h, w) as foreground probability of every image token, (Q) in [0, 1]."""
-    probability = torch.nn.functional.adaptive_avg_pool2d(logits.float().sigmoid()[None, None], grid)
+    probability = F.adaptive_avg_pool2d(logits.float().sigmoid()[None, None], grid)
     return probability.flatten()
 
 
