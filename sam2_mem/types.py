@@ -202,7 +202,8 @@ class Hypotheses:
     """All candidates of one object on one frame, before any absent-object gate.
 
     ``masks`` (P, M, h, w) logits; ``pointers`` (P, M, C); ``iou`` (P, M) and ``objectness`` (P) as nested tuples of
-    Python floats; ``usage`` one per pathway, or None.
+    Python floats; ``usage`` one per pathway, or None; ``areas`` (P, M) foreground shares of ``masks``, on the CPU like the
+    scores, None where nobody measured them.
     """
 
     masks: Tensor
@@ -210,6 +211,7 @@ class Hypotheses:
     iou: tuple[tuple[float, ...], ...]
     objectness: tuple[float, ...]
     usage: tuple[ReadUsage, ...] | None = None
+    areas: tuple[tuple[float, ...], ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -92,11 +92,10 @@ class _Candidate(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """What the network says of one track on one frame. ``areas`` (P)(M) are foreground shares of the ungated masks;
-    ``places`` (P) the batch and row of each pathway, equal for pathways that read the same."""
+    """What the network says of one track on one frame. ``places`` (P): the batch and row of each pathway, equal for
+    pathways that read the same."""
 
     hypotheses: Hypotheses
-    areas: tuple[tuple[float, ...], ...]
     places: tuple[tuple[int, int], ...]
 
     def identity(self, pick: Pick) -> tuple:
@@ -106,7 +105,7 @@ class _Seen:
     def candidate(self, pick: Pick) -> _Candidate:
         p, m = pick.pathway, pick.candidate
         hyp = self.hypotheses
-        return _Candidate(hyp.masks[p, m], hyp.pointers[p, m], hyp.iou[p][m], hyp.objectness[p], self.areas[p][m])
+        return _Candidate(hyp.masks[p, m], hyp.pointers[p, m], hyp.iou[p][m], hyp.objectness[p], hyp.areas[p][m])
 
 
 class Tracker:
@@ -337,9 +336,9 @@ class Tracker:
                 iou=tuple(tuple(line[1 : 1 + several]) for line in lines),
                 objectness=tuple(line[0] for line in lines),
                 usage=None if reports[0] is None else tuple(reports[b][r] for b, r in places),
+                areas=tuple(tuple(line[1 + several :]) for line in lines),
             )
-            areas = tuple(tuple(line[1 + several :]) for line in lines)
-            result.append(_Seen(hypotheses, areas, tuple(places)))
+            result.append(_Seen(hypotheses, tuple(places)))
         return result
 
     def _output(self, frame: int, chosen: _Candidate, threshold: float, *, prompted: bool = False) -> Output:
