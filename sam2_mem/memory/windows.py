@@ -5,7 +5,7 @@ Everything follows the direction of time in :class:`~sam2_mem.types.FrameContext
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from sam2_mem.types import FrameContext, MemoryEntry, ReadPointer
 
@@ -98,3 +98,69 @@ def within_reach(
             yield entry
         elif distance <= pointer_reach:
             yield entry.without_tokens()
+
+
+def add_prompt(prompts: tuple[MemoryEntry, ...], entry: MemoryEntry, most: int) -> tuple[MemoryEntry, ...]:
+    """``prompts`` with ``entry``; beyond ``most`` the oldest but the first goes, never the new one."""
+    joined = tuple(sorted((*(p for p in prompts if p.frame != entry.frame), entry), key=lambda p: p.frame))
+    if len(joined) <= most:
+        return joined
+    oldest = next(p for p in joined[1:] if p is not entry)
+    return tuple(p for p in joined if p is not oldest)
+
+
+def newest_first(
+    entries: Iterable[MemoryEntry],
+    prompted: Collection[int],
+    frame: FrameContext,
+    *,
+    accept: Callable[[MemoryEntry], bool],
+    most: int,
+) -> list[MemoryEntry | None]:
+    """Up to ``most`` accepted entries of earlier frames, newest first, and before them the previous frame, accepted or not:
+    the selection of SAM2Long and SAMURAI. Places in this list are temporal slots (and, in SAM2Long, pointer ages).
+
+    A frame in ``prompted`` takes a place, as in SAM 2, but leaves it empty (None): its entry is read as a prompt.
+    """
+    ages = {frame.age(e.frame): e for e in entries if frame.age(e.frame) > 0}
+    oldest = max(ages, default=0)
+    holes = {frame.age(f) for f in prompted if 0 < frame.age(f) < oldest}
+    places: list[MemoryEntry | None] = []
+    accepted = 0
+    for age in sorted(ages.keys() | holes):
+        entry = None if age in holes else ages[age]
+        good = entry is None or accept(entry)
+        if accepted < most and (good or age == 1):
+            places.append(entry)
+            accepted += good
+    return places
+
+
+def nearest_accepted(
+    entries: Sequence[MemoryEntry],
+    anchors: Collection[int],
+    *,
+    accept: Callable[[MemoryEntry], bool],
+    whole: int,
+    pointers: int,
+) -> tuple[set[int], set[int]]:
+    """What :func:`newest_first` can still reach from ``anchors`` (frames), in either direction of time.
+
+    Returns:
+        frames to keep whole: on each side of an anchor the nearest one and the ``whole`` nearest accepted ones; frames of
+        which the pointer is enough: the ``pointers`` nearest accepted ones.
+    """
+    keep, pointer_only = set(), set()
+    good = {e.frame for e in entries if accept(e)}
+    frames = sorted(e.frame for e in entries)
+    for anchor in anchors:
+        for side in ([f for f in reversed(frames) if f <= anchor], [f for f in frames if f >= anchor]):
+            accepted = [f for f in side if f in good]
+            keep.update(side[:1], accepted[:whole])
+            pointer_only.update(accepted[:pointers])
+    return keep, pointer_only - keep
+
+
+def anchors_of(prompts: Sequence[MemoryEntry], now: int) -> set[int]:
+    """Frames that tracking may go on from: this one, the earliest and the last prompted one."""
+    return {now} | {p.frame for p in (*prompts[:1], *prompts[-1:])}
