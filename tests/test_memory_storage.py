@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
+from micro import blob, micro_predictor, pictures
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.policy import Bank
 from sam2_mem.memory.storage import MemoryFileError, load_memory, save_memory
@@ -86,3 +88,71 @@ def test_states_of_other_things_are_refused(tmp_path):
     with pytest.raises(TypeError, match="tensors, numbers, tuples and dataclasses"):
         save_memory(tmp_path / "m", FIFO(), object())
     assert not (tmp_path / "m").exists()
+
+
+# -- through the predictor ----------------------------------------------------------------------------------------
+
+
+def tracked(predictor, state, start: int, count: int) -> list[torch.Tensor]:
+    return [m.clone() for _, _, m in predictor.propagate_in_video(state, start, count - 1)]
+
+
+def test_an_object_goes_on_in_another_video(tmp_path):
+    predictor = micro_predictor()
+    video = np.stack(pictures(40))
+    whole = predictor.init_state(video)
+    predictor.add_new_mask(whole, 0, 1, blob(0))
+    expected = tracked(predictor, whole, 0, 40)
+
+    first = predictor.init_state(video)
+    predictor.add_new_mask(first, 0, 1, blob(0))
+    tracked(predictor, first, 0, 20)
+    predictor.save_memory(first, 1, tmp_path / "one.memory")
+
+    second = predictor.init_state(video[20:])
+    predictor.load_memory(second, 7, tmp_path / "one.memory")
+    found = tracked(predictor, second, 0, 20)
+    assert second.obj_ids == [7]
+    assert max(float((a - b).abs().max()) for a, b in zip(found, expected[20:], strict=True)) < 1e-4
+    assert max(float((a - b).abs().max()) for a, b in zip(found, expected[:20], strict=True)) > 1e-2
+
+
+def test_frozen_memory_stays_as_it_was(tmp_path):
+    predictor = micro_predictor()
+    first = predictor.init_state(np.stack(pictures(10)))
+    predictor.add_new_mask(first, 0, 1, blob(0))
+    tracked(predictor, first, 0, 10)
+    predictor.save_memory(first, 1, tmp_path / "one.memory")
+    for frozen in (True, False):
+        second = predictor.init_state(np.stack(pictures(30)))
+        predictor.load_memory(second, 1, tmp_path / "one.memory", frozen=frozen)
+        before = [e.frame for e in second.tracker.tracks[1].state.all_entries()]
+        tracked(predictor, second, 0, 30)
+        assert ([e.frame for e in second.tracker.tracks[1].state.all_entries()] == before) == frozen
+
+
+def test_a_stream_can_start_from_a_file(tmp_path):
+    predictor = micro_predictor()
+    first = predictor.init_state(np.stack(pictures(10)))
+    predictor.add_new_mask(first, 0, 1, blob(0))
+    tracked(predictor, first, 0, 10)
+    predictor.save_memory(first, 1, tmp_path / "one.memory")
+    stream = predictor.init_state()
+    predictor.load_memory(stream, 1, tmp_path / "one.memory")
+    index, ids, masks = predictor.track_frame(stream, pictures(11)[10])
+    assert (index, ids, tuple(masks.shape)) == (0, [1], (1, 1, 64, 64))
+
+
+def test_mistakes_with_memory_files(tmp_path):
+    predictor = micro_predictor()
+    state = predictor.init_state(np.stack(pictures(5)))
+    with pytest.raises(RuntimeError, match=r"expected one of the objects \[\], got 1"):
+        predictor.save_memory(state, 1, tmp_path / "m")
+    predictor.add_new_mask(state, 0, 1, blob(0))
+    with pytest.raises(RuntimeError, match="object 1 has no memory yet"):
+        predictor.save_memory(state, 1, tmp_path / "m")
+    with pytest.raises(ValueError, match="expected an object id that is not in use, got 1"):
+        predictor.load_memory(state, 1, tmp_path / "m")
+    with pytest.raises(MemoryFileError, match="expected a memory file, got"):
+        predictor.load_memory(state, 2, tmp_path / "m")
+    assert state.obj_ids == [1]

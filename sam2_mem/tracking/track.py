@@ -72,7 +72,7 @@ class Track:
     """Bookkeeping of one object. Ids never change, positions in a batch do.
 
     ``state`` is None until the first prompt has been taken into memory; ``pending`` holds prompts that have not;
-    ``outputs`` the latest masks and those of prompted frames.
+    ``outputs`` the latest masks and those of prompted frames; ``frozen`` memory is read but no longer written.
     """
 
     obj_id: int
@@ -80,6 +80,7 @@ class Track:
     outputs: dict[int, Output] = field(default_factory=dict)
     pending: dict[int, Output] = field(default_factory=dict)
     tracked: FrameSpans = field(default_factory=FrameSpans)
+    frozen: bool = False
 
     def prompted_frames(self) -> set[int]:
         return set() if self.state is None else {p.frame for p in self.state.prompts}

@@ -261,20 +261,26 @@ class Tracker:
 
     def _track(self, tracks: Sequence[Track], context: FrameContext) -> tuple[Revision, ...]:
         looked = self._look(tracks, context)
-        choices = [self.policy.choose(t.state, context, s.hypotheses) for t, s in zip(tracks, looked)]
+        choices = [self._choice(t, s, context) for t, s in zip(tracks, looked)]
         gate = self.policy.min_obj_score_logits
         outputs = [
             self._output(context.index, s.candidate(c.output), gate) for s, c in zip(looked, choices)
         ]
         remembered = self._remembered(tracks, looked, choices, outputs, context)
         for track, seen, choice, entries in zip(tracks, looked, choices, remembered):
-            track.state = self.policy.write(track.state, context, seen.hypotheses, choice, entries)
+            if not track.frozen:
+                track.state = self.policy.write(track.state, context, seen.hypotheses, choice, entries)
         shown = self._clean(torch.stack([o.logits for o in outputs]))
         for track, output, logits in zip(tracks, outputs, shown):
             track.remember_output(replace(output, logits=logits.clone()), self._history)
         if not self.policy.needs.revise:
             return ()
-        return tuple(replace(r, obj_id=t.obj_id) for t in tracks for r in self.policy.revise(t.state, context))
+        written = [t for t in tracks if not t.frozen]
+        return tuple(replace(r, obj_id=t.obj_id) for t in written for r in self.policy.revise(t.state, context))
+
+    def _choice(self, track: Track, seen: _Seen, context: FrameContext) -> Choice:
+        choice = self.policy.choose(track.state, context, seen.hypotheses)
+        return replace(choice, remember=()) if track.frozen else choice
 
     def _look(self, tracks: Sequence[Track], context: FrameContext) -> list[_Seen]:
         """Read, attend and decode for all pathways of all tracks."""

@@ -6,12 +6,14 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
+from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sam2_mem.memory.policy import MemoryPolicy
+from sam2_mem.memory.storage import load_memory, save_memory
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.tracking.inference_state import InferenceState
 from sam2_mem.tracking.masks import resize_logits, suppress_overlap
@@ -277,7 +279,7 @@ class SAM2VideoPredictor:
         tracks = state.tracker.tracks.values()
         prompted = {f for t in tracks for f in t.prompted_frames()}
         if start is None:
-            return min(prompted)
+            return max(0, min(prompted))
         state.check_frame(start)
         if start in prompted:
             return start
@@ -329,6 +331,39 @@ class SAM2VideoPredictor:
         if wanted not in recent:
             raise ValueError(f"scores of frame {wanted} are not held; the last {len(recent)} tracked frames are: {list(recent)}")
         return recent[wanted]
+
+    # -- memory in files -------------------------------------------------------------------------------------------
+
+    def save_memory(self, inference_state: InferenceState, obj_id: int, path: str | PathLike[str]) -> None:
+        """Write what an object's memory holds now to a file, to be loaded into this video or another one."""
+        track = inference_state.tracker.tracks.get(obj_id)
+        if track is None:
+            raise _unknown_object(obj_id, inference_state.obj_ids)
+        if track.state is None:
+            raise RuntimeError(f"object {obj_id} has no memory yet; track it first, or call propagate_in_video_preflight")
+        save_memory(path, self.policy, track.state)
+
+    def load_memory(
+        self,
+        inference_state: InferenceState,
+        obj_id: int,
+        path: str | PathLike[str],
+        *,
+        frame_idx: int = 0,
+        frozen: bool = False,
+    ) -> None:
+        """Start an object from a saved memory instead of a prompt.
+
+        The memory is placed just before ``frame_idx``, as if it had been made by the frames leading up to it; track from
+        there. ``frozen`` memory is read but never written, so that one object can be looked for in many videos.
+        """
+        state = inference_state
+        if obj_id in state.tracker.tracks:
+            raise ValueError(f"expected an object id that is not in use, got {obj_id}; call remove_object first")
+        memory = load_memory(path, self.policy, device=self.device)
+        newest = max(e.frame for e in self.policy.held(memory))
+        track = state.tracker.track(obj_id)
+        track.state, track.frozen = self.policy.moved(memory, frame_idx - 1 - newest), frozen
 
     # -- shared --------------------------------------------------------------------------------------------------
 
