@@ -31,7 +31,7 @@ from sam2_mem.tracking.video_predictor import PredictorSettings, SAM2VideoPredic
 
 logger = logging.getLogger(__name__)
 
-NEW_PARTS = ("memory_encoder.distiller.",)
+NEW_PARTS = ("memory_encoder.distiller.", "bank_time.")
 """Prefixes of learned parts that official checkpoints lack."""
 
 _GROUPS = ("base", "memory_policy", "distiller")
@@ -140,7 +140,7 @@ def _locate(config: str) -> tuple[Path, str]:
     root = config_dir()
     wanted = config if config.endswith((".yaml", ".yml")) else f"{config}.yaml"
     short = wanted.removeprefix("configs/")
-    if (root / short).is_file() and Path(short).parts[0] not in _GROUPS:
+    if not Path(short).is_absolute() and (root / short).is_file() and Path(short).parts[0] not in _GROUPS:
         return root, short
     path = Path(wanted).expanduser()
     if path.is_file():
