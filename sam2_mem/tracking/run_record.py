@@ -1,0 +1,175 @@
+"""What a run leaves behind beside its masks: with what they were made, and which videos are finished."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Json = Mapping[str, Any]
+"""Plain values that go to a JSON file as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoReport:
+    """How one video went. ``objects``: their ids; ``state_bytes``: the most that was held for all objects together;
+    ``outputs``: what was written beside the masks; ``error``: None if all went well; ``resumed``: done by an earlier run."""
+
+    name: str
+    frames: int = 0
+    objects: tuple[int, ...] = ()
+    size: tuple[int, int] | None = None
+    seconds: float = 0.0
+    frames_per_second: float = 0.0
+    state_bytes: int = 0
+    outputs: tuple[str, ...] = ()
+    error: str | None = None
+    resumed: bool = False
+
+
+class RunFolder:
+    """The output folder of a run, which several shards may share.
+
+    ``.vos/settings.json`` says with what the masks were made, ``.vos/done/<video>.json`` that a video is finished. Every
+    file appears complete or not at all.
+    """
+
+    def __init__(self, folder: Path, settings: Json) -> None:
+        self.folder = folder
+        self.settings = json.loads(json.dumps(settings))
+        self.hash = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+        self._notes = folder / ".vos"
+
+    def claim(self) -> None:
+        """Make the folder, or take it over; ValueError if it holds masks that other settings have made."""
+        path = self._notes / "settings.json"
+        theirs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if theirs != self.settings and next(self.folder.rglob("*.png"), None) is not None:
+            raise ValueError(self._mixed(theirs))
+        if theirs != self.settings:
+            write_json(path, self.settings)
+
+    def _mixed(self, theirs: Json | None) -> str:
+        what = "unknown settings: it has no .vos/settings.json"
+        if theirs is not None:
+            what = "other settings:\n  " + "\n  ".join(differences(theirs, self.settings))
+        return (
+            f"expected '{self.folder}' to be empty or to hold results of these settings, got results of {what}\n"
+            "choose another output folder, or empty this one"
+        )
+
+    def finished(self, name: str) -> VideoReport | None:
+        """The report of a video that is complete under these settings, else None."""
+        path = self._mark(name)
+        if not path.is_file():
+            return None
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("settings") != self.hash:
+            return None
+        for key in ("objects", "outputs"):
+            content[key] = tuple(content[key])
+        return VideoReport(**content | {"resumed": True})
+
+    def begin(self, name: str) -> None:
+        """From here on the video counts as unfinished."""
+        self._mark(name).unlink(missing_ok=True)
+
+    def finish(self, report: VideoReport) -> None:
+        write_json(self._mark(report.name), {"settings": self.hash, **asdict(report)})
+
+    def _mark(self, name: str) -> Path:
+        return self._notes / "done" / f"{name}.json"
+
+
+def write_json(path: Path, content: Json) -> None:
+    """Replace a file as a whole; several processes may do so at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def differences(theirs: Json, ours: Json) -> list[str]:
+    """One line for each value that differs, by its dotted name."""
+    old, new = _flat(theirs), _flat(ours)
+    return [
+        f"{key}: {old.get(key, 'not set')} there, {new.get(key, 'not set')} now"
+        for key in sorted({*old, *new})
+        if old.get(key, _MISSING) != new.get(key, _MISSING)
+    ]
+
+
+_MISSING = object()
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    return {k: v for name, inner in value.items() for k, v in _flat(inner, f"{prefix}.{name}" if prefix else name).items()}
+
+
+# -- the machine ----------------------------------------------------------------------------------------------------
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python, torch, CUDA and this package."""
+    try:
+        own = version("sam2_mem")
+    except PackageNotFoundError:
+        own = getattr(sys.modules["sam2_mem"], "__version__")
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "sam2_mem": own,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this code runs from, with ``+`` after it if files differ; None without one."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    commit = _git(root, "rev-parse", "HEAD")
+    changed = commit and _git(root, "status", "--porcelain", "--untracked-files=no")
+    return f"{commit}+" if changed else commit
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    command = ["git", "-c", f"safe.directory={root}", "-C", str(root), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def device_name(device: torch.device) -> str:
+    """A name that tells machines apart."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def peak_rss_bytes() -> int | None:
+    """The most memory that this process has had; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_cuda_bytes(device: torch.device) -> int | None:
+    """The most that tensors took on a CUDA device since the start of the run."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

@@ -1,0 +1,318 @@
+"""One video, segmented from prompts: each frame is encoded once for all objects, masks come out as frames go in.
+
+An object joins on the frame of its first prompt, in the same pass as the others. Nothing of a frame is kept once its
+masks have been given out; a policy that rewrites past masks delays them by as many frames as it may rewrite.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sam2_mem.tracking.inference_state import InferenceState
+from sam2_mem.tracking.video_predictor import SAM2VideoPredictor, check_mask_shape
+from sam2_mem.types import Prompt, Revision
+from sam2_mem.video import Frame, VideoSource, palette_masks, per_object_masks, read_mask_png
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class PromptPlan:
+    """Which prompts come when. ``obj_ids``: all objects, ascending. ``at``: frame index -> what makes the prompts of that
+    frame, so that masks are read when their frame is. ``palette`` (N, 3): of the first mask file, if it has one."""
+
+    obj_ids: tuple[int, ...]
+    at: Mapping[int, Callable[[Frame], list[Prompt]]]
+    palette: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class FrameMasks:
+    """The (H, W) bool mask of every object of the plan on one frame; empty where it is absent or yet to come."""
+
+    frame: Frame
+    masks: dict[int, np.ndarray]
+
+
+# -- plans ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clicks:
+    """Points and a box on one object, in pixels: ``points`` (x, y), ``labels`` 1 foreground or 0 background."""
+
+    obj_id: int
+    points: tuple[tuple[float, float], ...] = ()
+    labels: tuple[int, ...] = ()
+    box: tuple[float, float, float, float] | None = None
+
+    def on(self, frame: Frame) -> Prompt:
+        height, width = frame.image.shape[:2]
+        return Prompt(
+            obj_id=self.obj_id,
+            points=self.points or None,
+            labels=self.labels or None,
+            box=self.box,
+            size=(height, width),
+        )
+
+
+def plan_from_clicks(clicks: Sequence[Clicks], frame: int = 0) -> PromptPlan:
+    """Prompts of objects that are pointed at on one frame."""
+    ids = [c.obj_id for c in clicks]
+    if not ids or len(set(ids)) < len(ids):
+        raise ValueError(f"expected clicks on at least one object, one Clicks for each, got those of objects {ids}")
+    return PromptPlan(tuple(sorted(ids)), {frame: lambda shown: [c.on(shown) for c in clicks]})
+
+
+def plan_from_mask(path: str | Path, frame: int = 0, *, ignore: frozenset[int] = frozenset()) -> PromptPlan:
+    """Every id of one palette or gray PNG, as prompts on one frame."""
+    masks = palette_masks(path, ignore=ignore)
+    if not masks:
+        raise ValueError(f"expected a PNG with at least one object id other than 0 in '{path}', got none")
+    return PromptPlan(tuple(masks), {frame: lambda shown: _mask_prompts(shown, masks)}, read_mask_png(path).palette)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskRules:
+    """How a folder of mask PNGs becomes prompts.
+
+    Attributes:
+        per_object: ``<object id>/<frame>.png`` of one object each, not ``<frame>.png`` with ids as pixel values.
+        all_frames: prompt with every PNG, not with the first one (of each object, with ``late``).
+        late: objects may first appear on any frame; empty masks are no prompts.
+        ignore: ids that are no objects, e.g. 255 where it marks void.
+    """
+
+    per_object: bool = False
+    all_frames: bool = False
+    late: bool = False
+    ignore: frozenset[int] = frozenset()
+
+
+def plan_from_folder(folder: str | Path, source: VideoSource, rules: MaskRules) -> PromptPlan:
+    """Prompts from the PNGs in ``folder`` that bear the names of frames of the video.
+
+    Raises:
+        ValueError, FileNotFoundError: no usable mask, or objects that these rules do not admit; says which rule would.
+    """
+    masks = _MaskFolder(Path(folder), rules)
+    named = masks.by_frame(source)
+    wanted = _first_frame_only(masks, named, source) if not (rules.late or rules.all_frames) else _over_time(masks, named)
+    ids = sorted({obj_id for chosen in wanted.values() for obj_id in chosen})
+    if not ids:
+        raise ValueError(f"expected at least one object in the masks of '{folder}', got none; their pixels are all 0")
+    first = named[min(wanted)]
+    return PromptPlan(
+        tuple(ids),
+        {index: _reader(masks, named[index], chosen) for index, chosen in wanted.items()},
+        masks.palette(first),
+    )
+
+
+class _MaskFolder:
+    """Mask PNGs of one video in either layout."""
+
+    def __init__(self, folder: Path, rules: MaskRules) -> None:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no masks to start from: expected a folder '{folder}' of PNG files")
+        self.folder, self.rules = folder, rules
+
+    def by_frame(self, source: VideoSource) -> dict[int, str]:
+        """Frame index -> stem, in order of the frames, for all PNGs whose stem is the name of a frame."""
+        stems = {p.stem for p in self.folder.glob("*/*.png" if self.rules.per_object else "*.png")}
+        index_of = _frame_finder(source)
+        found = {index: stem for stem in stems if (index := index_of(stem)) is not None}
+        if not found:
+            raise ValueError(self._nothing_fits(stems, source))
+        if len(found) < len(stems):
+            strangers = sorted(stems - set(found.values()))
+            logger.warning("%d masks in %s belong to no frame, e.g. %s.png", len(strangers), self.folder, strangers[0])
+        return dict(sorted(found.items()))
+
+    def _nothing_fits(self, stems: set[str], source: VideoSource) -> str:
+        layout = "<object id>/<frame>.png" if self.rules.per_object else "<frame>.png"
+        got = f"got {sorted(stems)[0]}.png" if stems else "got no such file"
+        hint = ""
+        if not stems and next(self.folder.glob("*.png" if self.rules.per_object else "*/*.png"), None):
+            hint = "; the masks are in the other layout, see --per_obj_png_file"
+        return f"expected masks in '{self.folder}' as {layout}, frames being called like {source.name(0)}, {got}{hint}"
+
+    def read(self, stem: str) -> dict[int, np.ndarray]:
+        """The (H, W) bool masks of one frame; empty ones too in the per-object layout."""
+        if not self.rules.per_object:
+            return palette_masks(self.folder / f"{stem}.png", ignore=self.rules.ignore)
+        masks = per_object_masks(self.folder, stem)
+        return {obj_id: mask for obj_id, mask in masks.items() if obj_id not in self.rules.ignore}
+
+    def ids(self, stem: str) -> set[int]:
+        """The objects that :meth:`read` would give."""
+        if self.rules.per_object and not self.rules.late:
+            folders = (p.parent.name for p in self.folder.glob(f"*/{stem}.png"))
+            return {int(name) for name in folders if name.isdecimal()} - self.rules.ignore
+        if self.rules.per_object:
+            return {obj_id for obj_id, mask in self.read(stem).items() if mask.any()}
+        counts = np.bincount(read_mask_png(self.folder / f"{stem}.png").ids.ravel())
+        return set(np.flatnonzero(counts).tolist()) - {0} - self.rules.ignore
+
+    def palette(self, stem: str) -> np.ndarray | None:
+        return None if self.rules.per_object else read_mask_png(self.folder / f"{stem}.png").palette
+
+
+def _frame_finder(source: VideoSource) -> Callable[[str], int | None]:
+    """A function from a stem to the index of the frame of that name."""
+    if source.num_frames is not None:
+        return {source.name(index): index for index in range(source.num_frames)}.get
+    return lambda stem: int(stem) if stem.isdecimal() and source.name(int(stem)) == stem else None
+
+
+def _first_frame_only(masks: _MaskFolder, named: dict[int, str], source: VideoSource) -> dict[int, set[int]]:
+    if 0 not in named:
+        raise ValueError(
+            f"expected a mask of the first frame, {source.name(0)}.png, in '{masks.folder}', got the first one for "
+            f"{next(iter(named.values()))}; if objects appear later, give --track_object_appearing_later_in_video"
+        )
+    return {0: masks.ids(named[0])}
+
+
+def _over_time(masks: _MaskFolder, named: dict[int, str]) -> dict[int, set[int]]:
+    """Frame index -> objects to prompt there, from all PNGs."""
+    rules, wanted, known = masks.rules, {}, set()
+    for index, stem in named.items():
+        ids = masks.ids(stem)
+        new = ids - known
+        if new and not rules.late and wanted:
+            raise ValueError(
+                f"expected the objects of the first mask, {sorted(known)}, in '{masks.folder}', got {sorted(new)} first "
+                f"in {stem}.png; give --track_object_appearing_later_in_video to follow them from there"
+            )
+        chosen = ids if rules.all_frames else new
+        if chosen or not rules.late:
+            wanted[index] = chosen
+        known |= ids
+    if not wanted:
+        raise ValueError(f"expected at least one object in the masks of '{masks.folder}', got empty masks only")
+    return wanted
+
+
+def _reader(masks: _MaskFolder, stem: str, chosen: set[int]) -> Callable[[Frame], list[Prompt]]:
+    def read(frame: Frame) -> list[Prompt]:
+        found = masks.read(stem)
+        return _mask_prompts(frame, {obj_id: found[obj_id] for obj_id in sorted(chosen)})
+
+    return read
+
+
+def _mask_prompts(frame: Frame, masks: Mapping[int, np.ndarray]) -> list[Prompt]:
+    prompts = [Prompt(obj_id=obj_id, mask=mask) for obj_id, mask in masks.items()]
+    for prompt in prompts:
+        check_mask_shape(prompt, frame)
+    return prompts
+
+
+# -- the pass -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    """A frame whose masks may still be rewritten: ``logits`` (h, w) of the objects so far."""
+
+    frame: Frame
+    logits: dict[int, Tensor] = field(default_factory=dict)
+
+
+def segment(
+    predictor: SAM2VideoPredictor,
+    state: InferenceState,
+    plan: PromptPlan,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    score_thresh: float = 0.0,
+) -> Iterator[FrameMasks]:
+    """Masks of every frame from ``start`` to before ``stop`` (None: the end), in order.
+
+    A prompt takes effect from its own frame on. If a frame cannot be read, the masks of all frames before it come first,
+    then the error.
+
+    Args:
+        state: fresh, from ``predictor.init_state(video)``; tells afterwards what is held. score_thresh: a pixel belongs to
+            an object where its logit is above this.
+    """
+    delay = predictor.policy.needs.revise
+    waiting: deque[_Waiting] = deque()
+    last, failure = -1, None
+    try:
+        for frame in state.iterate(start, stop, 1):
+            stepped, revisions = _step(predictor, state, plan, frame)
+            last = frame.index
+            waiting.append(stepped)
+            _rewrite(waiting, revisions)
+            while len(waiting) > delay:
+                yield _shown(predictor, plan, waiting.popleft(), score_thresh)
+    except Exception as error:
+        failure = error
+    _rewrite(waiting, _finish(state))
+    for left in waiting:
+        yield _shown(predictor, plan, left, score_thresh)
+    if failure is not None:
+        raise failure
+    unused = [index for index in plan.at if not start <= index <= last]
+    if unused:
+        logger.warning("prompts on frames %s were not used: the pass covered frames %d to %d", unused, start, last)
+
+
+def precision(device: torch.device) -> str:
+    """What the network computes in: bfloat16 on CUDA, as SAM 2's tools do, float32 elsewhere."""
+    return "bfloat16" if device.type == "cuda" else "float32"
+
+
+def _autocast(device: torch.device) -> AbstractContextManager[None]:
+    return torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+@torch.inference_mode()
+def _step(
+    predictor: SAM2VideoPredictor, state: InferenceState, plan: PromptPlan, frame: Frame
+) -> tuple[_Waiting, Sequence[Revision]]:
+    """Track one frame; before the first prompt there is nothing to encode it for."""
+    prompts = plan.at[frame.index](frame) if frame.index in plan.at else []
+    if not prompts and not state.tracker.tracks:
+        return _Waiting(frame), ()
+    with _autocast(predictor.device):
+        result = state.tracker.step(predictor.encode(frame), prompts)
+    state.note_scores(result.frame, result.scores)
+    return _Waiting(frame, dict(zip(result.obj_ids, result.masks))), result.revisions
+
+
+@torch.inference_mode()
+def _finish(state: InferenceState) -> Sequence[Revision]:
+    return state.tracker.finish()
+
+
+def _rewrite(waiting: Iterable[_Waiting], revisions: Sequence[Revision]) -> None:
+    held = {w.frame.index: w.logits for w in waiting} if revisions else {}
+    for revision in revisions:
+        assert revision.frame in held, "a policy rewrote a frame further back than its needs.revise"
+        held[revision.frame][revision.obj_id] = revision.logits
+
+
+@torch.inference_mode()
+def _shown(predictor: SAM2VideoPredictor, plan: PromptPlan, waiting: _Waiting, score_thresh: float) -> FrameMasks:
+    """At the size of the frame. Objects are compared in ascending order, so that a lower id wins a tie."""
+    size = waiting.frame.image.shape[0], waiting.frame.image.shape[1]
+    ids = sorted(waiting.logits)
+    masks = dict.fromkeys(plan.obj_ids, np.zeros(size, dtype=bool))
+    if ids:
+        large = predictor.at_size(torch.stack([waiting.logits[i] for i in ids]), size)
+        masks |= dict(zip(ids, (large > score_thresh).cpu().numpy()))
+    return FrameMasks(waiting.frame, masks)
