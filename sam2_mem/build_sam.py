@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from hydra import compose as hydra_compose
@@ -28,13 +28,17 @@ from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.tracking.tracker import TrackerSettings
 from sam2_mem.tracking.video_predictor import PredictorSettings, SAM2VideoPredictor
+from sam2_mem.training.plan import TrainingPlan
 
 logger = logging.getLogger(__name__)
 
 NEW_PARTS = ("memory_encoder.distiller.", "bank_time.")
 """Prefixes of learned parts that official checkpoints lack."""
 
-_GROUPS = ("base", "memory_policy", "distiller")
+RANDOM = "random"
+"""What to give as weights, or to write as a config's ``checkpoint``, for random ones."""
+
+_GROUPS = ("base", "memory_policy", "distiller", "training")
 
 # SAM 2's override keys that live elsewhere here.
 _MOVED = {
@@ -251,6 +255,22 @@ def build_policy(policy: str | DictConfig | MemoryPolicy) -> MemoryPolicy:
     return made
 
 
+def checkpoint_dir() -> Path:
+    """Where this project's own weights are: inside an installed package, or beside it in a checkout."""
+    installed = Path(__file__).parent / "checkpoints"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "checkpoints"
+
+
+def _weights(given: Any, configured: str | None) -> Any:
+    """The weights to load: those given, else those of the config, where a bare file name is one of this project's own;
+    "random" stands for none."""
+    chosen = configured if given is None else given
+    if chosen is None or chosen == RANDOM:
+        return None
+    ours = given is None and Path(chosen).name == chosen
+    return checkpoint_dir() / chosen if ours else chosen
+
+
 def _build_model(config: DictConfig, ckpt_path: Any, device: str, mode: str) -> SAM2:
     if mode not in ("eval", "train"):
         raise ConfigError(f"expected mode 'eval' or 'train', got {mode!r}")
@@ -299,7 +319,7 @@ def build_sam2(
     )
     extra = _STABILITY if apply_postprocessing else ()
     config = compose(config_file, [*extra, *hydra_overrides_extra])
-    return _build_model(config, ckpt_path or config.get("checkpoint"), device, mode)
+    return _build_model(config, _weights(ckpt_path, config.get("checkpoint")), device, mode)
 
 
 def build_sam2_video_predictor(
@@ -335,7 +355,7 @@ def build_sam2_video_predictor(
     )
     config = compose_video(config_file, hydra_overrides_extra, apply_postprocessing=apply_postprocessing)
     policy = build_policy(config.memory_policy if memory_policy is None else memory_policy)
-    model = _build_model(config, ckpt_path or config.get("checkpoint"), device, mode)
+    model = _build_model(config, _weights(ckpt_path, config.get("checkpoint")), device, mode)
     _check_slots(policy, model)
     if vos_optimized:
         _compile(model)
@@ -358,6 +378,52 @@ def _compile(model: SAM2) -> None:
     model.image_encoder.compile()
     model.memory_encoder.compile()
     model.memory_attention.compile(dynamic=True)
+
+
+class TrainingJob(NamedTuple):
+    """What a file of ``configs/training`` asks for: a network in training mode, its memory policy, and the plan; ``fresh``:
+    the weights are random; ``config``: the network's composed config."""
+
+    model: SAM2
+    policy: MemoryPolicy
+    plan: TrainingPlan
+    fresh: bool
+    config: DictConfig
+
+
+def compose_training(config: str | PathLike[str], overrides: Sequence[str] = ()) -> DictConfig:
+    """A training config by the name of a file in ``configs/training`` or by path, with Hydra overrides such as
+    ``plan.optimisation.rate=1e-4``."""
+    directory, name = _locate_training(str(config))
+    search = [f"hydra.searchpath=[file://{config_dir().resolve()}]"]
+    try:
+        with _own_hydra(directory):
+            return hydra_compose(name, overrides=[*overrides, *search])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explained(error, name) from error
+
+
+def _locate_training(config: str) -> tuple[Path, str]:
+    wanted = config if config.endswith((".yaml", ".yml")) else f"{config}.yaml"
+    ours = config_dir() / "training"
+    path = ours / Path(wanted).name if (ours / Path(wanted).name).is_file() else Path(wanted).expanduser()
+    if not path.is_file():
+        valid = ", ".join(sorted(p.stem for p in ours.glob("*.yaml")))
+        raise ConfigError(f"expected the path of a training config or a name out of {valid}, got {config!r}")
+    return path.parent, path.name
+
+
+def build_training(config: DictConfig, *, init: str | PathLike[str] | None = None, device: str = "cpu") -> TrainingJob:
+    """What a composed training config describes; ``init``: weights to start from, an official checkpoint for example."""
+    network = compose(config.model, list(config.model_overrides))
+    plan = _make(config.plan, "the training plan")
+    if not isinstance(plan, TrainingPlan):
+        raise ConfigError(f"expected _target_ of plan to be TrainingPlan, got {type(plan).__name__}")
+    torch.manual_seed(plan.seed)
+    model = _build_model(network, init, device, "train")
+    policy = build_policy(config.memory_policy)
+    _check_slots(policy, model)
+    return TrainingJob(model, policy, plan, init is None, network)
 
 
 def build_sam2_hf(model_id: str, **kwargs: Any) -> SAM2:

@@ -1,0 +1,95 @@
+"""What ``tools/train.py`` does, one function per verb; each returns an exit status."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from sam2_mem.training.parallel import Team, join_team
+from sam2_mem.training.plan import TrainingPlan
+from sam2_mem.training.procedural import ProceduralClips
+from sam2_mem.training.trainer import StepReport, Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def _builder() -> Any:
+    """The builder module. It stands above training in the dependency order, so it is looked up when a command runs."""
+    return import_module("sam2_mem.build_sam")
+
+
+def run(
+    *,
+    config: str,
+    out: Path,
+    init: str | None = None,
+    device: str = "auto",
+    threads: int = 0,
+    until: int | None = None,
+    overrides: Sequence[str] = (),
+) -> int:
+    """Train after a config of ``configs/training``; goes on where the folder ``out`` stopped."""
+    builder = _builder()
+    if threads:
+        torch.set_num_threads(threads)
+    composed = builder.compose_training(config, overrides)
+    job = builder.build_training(composed, init=init, device=_device(device))
+    team = join_team(job.model.device)
+    trainer = Trainer(job.model, job.policy, job.plan, folder=out, team=team, fresh=job.fresh)
+    trainer.resume()
+    if team.leads:
+        (out / "config.yaml").write_text(_as_yaml(composed))
+    trainer.run(until=until, after_step=_progress(team, job.plan, trainer.step))
+    return 0
+
+
+def _device(wanted: str) -> str:
+    """Under torchrun every process has a GPU of its own."""
+    if wanted in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return wanted
+
+
+def _as_yaml(config: Any) -> str:
+    return import_module("omegaconf").OmegaConf.to_yaml(config)
+
+
+def _progress(team: Team, plan: TrainingPlan, start: int) -> Callable[[StepReport], None] | None:
+    """A progress bar for the leading process."""
+    if not team.leads:
+        return None
+    bar = import_module("tqdm").tqdm(total=plan.steps, initial=start, desc="steps", mininterval=5.0)
+
+    def advance(report: StepReport) -> None:
+        bar.set_postfix(loss=f"{report.total:.3f}", refresh=False)
+        bar.update(1)
+
+    return advance
+
+
+def export(*, checkpoint: Path, weights: Path, float32: bool = False) -> int:
+    """The averaged weights of a training checkpoint as safetensors, without the training-only head."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["ema"]
+    if not float32:
+        state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    save_file({k: v.contiguous() for k, v in state.items()}, str(weights))
+    logger.info("wrote %s (%.2f MB)", weights, weights.stat().st_size / 1e6)
+    return 0
+
+
+def clips(*, config: str, overrides: Sequence[str] = ()) -> int:
+    """Render every procedural video that a config's stages may ask for."""
+    builder = _builder()
+    plan = builder.build_training(builder.compose_training(config, overrides)).plan
+    sources = [s.clips for s in plan.stages if isinstance(s.clips, ProceduralClips) and s.clips.folder]
+    wanted = dict.fromkeys((source, level, k) for source in sources for level in source.levels for k in range(source.count))
+    for source, level, number in import_module("tqdm").tqdm(list(wanted), desc="clips"):
+        source.video(level, number)
+    return 0

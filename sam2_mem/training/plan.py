@@ -1,0 +1,85 @@
+"""A training run as data: what the files in ``configs/training`` say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sam2_mem.training.clips import ClipSource, ClipWish
+from sam2_mem.training.rollout import RolloutSettings
+from sam2_mem.training.start import Start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stretch of the training. ``until``: the step at which it ends; ``clips``: where clips come from; ``wish``: what is
+    asked of them; ``batch``: clips per step and process; ``rollout``: prompts, memory noise, losses."""
+
+    until: int
+    clips: ClipSource
+    wish: ClipWish
+    batch: int = 4
+    rollout: RolloutSettings = RolloutSettings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """AdamW with a cosine schedule.
+
+    Attributes:
+        rate: peak learning rate. final: the share of it at the last step. warmup: steps. weight_decay: of matrices.
+        betas: of AdamW. clip: largest gradient norm. ema: decay of the weights that are saved. rates: factors for modules by
+            the longest prefix of their parameters' names; 0 freezes.
+    """
+
+    rate: float = 1e-3
+    final: float = 0.02
+    warmup: int = 200
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = 1.0
+    ema: float = 0.998
+    rates: Mapping[str, float] = field(default_factory=dict)
+
+    def rate_at(self, step: int, steps: int) -> float:
+        """Learning rate of ``step`` out of ``steps``."""
+        if step < self.warmup:
+            return self.rate * (step + 1) / self.warmup
+        done = min(1.0, (step - self.warmup) / max(1, steps - self.warmup))
+        return self.rate * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done)))
+
+    def factor(self, name: str) -> float:
+        """Factor of the learning rate of parameter ``name``."""
+        fitting = [prefix for prefix in self.rates if name.startswith(prefix)]
+        return self.rates[max(fitting, key=len)] if fitting else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """Everything about a run but the model.
+
+    Attributes:
+        stages: in order; the last ``until`` is the length of the run. start, optimisation: see there. seed: of everything.
+        save_every, log_every: steps. amp: bfloat16 autocast on CUDA.
+    """
+
+    stages: Sequence[Stage]
+    optimisation: Optimisation = Optimisation()
+    start: Start = Start()
+    seed: int = 0
+    save_every: int = 250
+    log_every: int = 25
+    amp: bool = True
+
+    def __post_init__(self) -> None:
+        ends = [s.until for s in self.stages]
+        if not ends or ends != sorted(set(ends)) or ends[0] < 1:
+            raise ValueError(f"expected stages with increasing ends of at least 1, got {ends}")
+
+    @property
+    def steps(self) -> int:
+        return self.stages[-1].until
+
+    def stage_at(self, step: int) -> Stage:
+        return next(s for s in self.stages if step < s.until)

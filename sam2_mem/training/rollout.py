@@ -1,0 +1,151 @@
+"""A batch of clips tracked as at inference, prompts included, and the losses of everything that was said on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sam2_mem.memory.policy import MemoryPolicy
+from sam2_mem.model.sam2 import SAM2
+from sam2_mem.tracking.tracker import TrackerSettings
+from sam2_mem.training.clips import ClipBatch
+from sam2_mem.training.lockstep import LockstepTracker, Sighting, StackedFeatures
+from sam2_mem.training.losses import LossSettings, LossTerms, Prediction, judge
+from sam2_mem.training.noise import MaskNoise, MemoryNoise
+from sam2_mem.training.prompts import PromptMix, box_prompt, click_prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSettings:
+    """How clips are prompted, what enters memory, and how the result is judged. ``settings``: of the tracker."""
+
+    prompts: PromptMix = PromptMix()
+    noise: MemoryNoise = MemoryNoise()
+    losses: LossSettings = LossSettings()
+    tracker: TrackerSettings = TrackerSettings(memory_dtype="float32")
+
+
+class Rollout:
+    """One batch of clips on its way through a tracker.
+
+    Args:
+        model, policy, settings: what to track with. batch: B clips. rngs: one generator per clip, so that what happens to
+            a clip does not depend on its neighbours.
+    """
+
+    def __init__(
+        self,
+        model: SAM2,
+        policy: MemoryPolicy,
+        settings: RolloutSettings,
+        *,
+        batch: ClipBatch,
+        rngs: Sequence[np.random.Generator],
+    ) -> None:
+        self._model = model
+        self._settings = settings
+        self._batch = batch
+        self._rngs = [rngs[c] for c in batch.clip_of]
+        self._tracker = LockstepTracker(
+            model,
+            policy,
+            clip_of=batch.clip_of,
+            settings=settings.tracker,
+            change=MaskNoise(batch.truth, settings.noise, self._rngs),
+        )
+
+    def run(self) -> list[Sighting]:
+        """Everything the network said, with gradients."""
+        frames = self._encode()
+        corrected = self._draw_corrections(len(frames))
+        self._first_prompts(frames[0])
+        self._tracker.step(frames[0])
+        for features in frames[1:]:
+            self._tracker.step(features)
+            for obj_id in corrected.get(features.index, ()):
+                self._click(features, obj_id)
+            self._tracker.commit(features)
+        return self._tracker.sightings
+
+    def _encode(self) -> list[StackedFeatures]:
+        """All frames of all clips through the image encoder at once."""
+        clips, times = self._batch.images.shape[:2]
+        flat = self._model.encode_image(self._batch.images.flatten(0, 1), range(clips * times))
+        return [StackedFeatures.of(flat[t::times], t) for t in range(times)]
+
+    def _draw_corrections(self, times: int) -> dict[int, list[int]]:
+        """Frame -> objects that get a click there."""
+        chosen: dict[int, list[int]] = {}
+        for obj_id, rng in enumerate(self._rngs):
+            if times > 1 and rng.random() < self._settings.prompts.correct:
+                chosen.setdefault(int(rng.integers(1, times)), []).append(obj_id)
+        return chosen
+
+    def _first_prompts(self, features: StackedFeatures) -> None:
+        mix = self._settings.prompts
+        kinds = [mix.draw(rng) for rng in self._rngs]
+        masked = [i for i, kind in enumerate(kinds) if kind == "mask"]
+        if masked:
+            self._tracker.prompt_masks(features, self._batch.truth[masked, 0], masked)
+        for obj_id, kind in enumerate(kinds):
+            if kind == "mask":
+                continue
+            rng, truth = self._rngs[obj_id], self._truth(obj_id, 0)
+            first = box_prompt(rng, obj_id, truth, mix.box_noise) if kind == "box" else click_prompt(rng, obj_id, truth)
+            self._tracker.preview(features, first)
+            for _ in range(int(rng.integers(0, mix.clicks + 1))):
+                self._click(features, obj_id)
+
+    def _click(self, features: StackedFeatures, obj_id: int) -> None:
+        """A click on what the mask shown now gets wrong."""
+        output = self._tracker.track(obj_id).output_at(features.index)
+        truth = self._truth(obj_id, features.index)
+        size = (truth.shape[0], truth.shape[1])
+        large = nn.functional.interpolate(output.logits.detach()[None, None].float(), size=size, mode="bilinear")
+        shown = (large[0, 0] > 0).cpu().numpy()
+        self._tracker.preview(features, click_prompt(self._rngs[obj_id], obj_id, truth, shown))
+
+    def _truth(self, obj_id: int, frame: int) -> np.ndarray:
+        return self._batch.truth[obj_id, frame].cpu().numpy() > 0.5
+
+
+class Judgement(NamedTuple):
+    """Unweighted losses of a batch, and their weighted sum."""
+
+    terms: LossTerms
+    total: Tensor
+
+
+def assess(sightings: Sequence[Sighting], truth: Tensor, head: nn.Module | None, settings: LossSettings) -> Judgement:
+    """Losses of sightings against ``truth`` (N, T, S, S), as means over objects and frames.
+
+    Sightings with equally many candidates are judged together, which is quicker; ``head`` predicts occupancy.
+    """
+    groups: dict[tuple[int, bool], list[Sighting]] = {}
+    for sighting in sightings:
+        groups.setdefault((sighting.decoded.iou.shape[1], sighting.prompted), []).append(sighting)
+    terms, weights = [], []
+    for members in groups.values():
+        real = torch.cat([truth[list(s.obj_ids), s.frame] for s in members])
+        terms.append(judge(_prediction(members, head), real, settings))
+        weights.append(real.shape[0] / sum(len(s.obj_ids) for s in sightings))
+    mean = LossTerms(*(sum(w * v for w, v in zip(weights, values)) for values in zip(*terms)))
+    return Judgement(mean, mean.weighted(settings))
+
+
+def _prediction(members: Sequence[Sighting], head: nn.Module | None) -> Prediction:
+    occupancy = None
+    if head is not None and not members[0].prompted:
+        side = members[0].decoded.masks.shape[-1] // 4
+        occupancy = head(torch.cat([s.conditioned for s in members]), (side, side))
+    return Prediction(
+        masks=torch.cat([s.decoded.masks for s in members]),
+        iou=torch.cat([s.decoded.iou for s in members]),
+        objectness=torch.cat([s.decoded.objectness for s in members]),
+        occupancy=occupancy,
+    )

@@ -1,0 +1,68 @@
+"""A start from which a small network learns to track in minutes rather than days, and the training-only head.
+
+Random cross-attention has to discover that memory and image share a space. Here it starts as appearance matching: keys and
+queries are projected alike, memory starts as the image features themselves plus a code of the mask, and a constant bias
+that rotary encoding turns into "look at the same place".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sam2_mem.model.sam2 import SAM2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """How random weights are changed before training; nothing is touched where ``matching`` is False.
+
+    Attributes:
+        matching: start as appearance matching. gain: factor on the orthogonal query and key projections. location: bias of
+            queries and keys. present: bias of the object score. mask_gain: factor on the last layer that draws masks.
+    """
+
+    matching: bool = True
+    gain: float = 1.5
+    location: float = 1.0
+    present: float = 2.0
+    mask_gain: float = 1.0
+
+
+@torch.no_grad()
+def prepare(model: SAM2, start: Start, generator: torch.Generator) -> None:
+    """Change the random weights of ``model`` in place."""
+    if not start.matching:
+        return
+    if model.width != model.memory_width:
+        raise ValueError(
+            f"expected equal widths of model and memory to start as matching, got {model.width} and {model.memory_width}; "
+            "set start.matching=false"
+        )
+    for layer in model.memory_attention.layers:
+        attention = layer.cross_attn_image
+        projection = torch.empty_like(attention.q_proj.weight)
+        nn.init.orthogonal_(projection, gain=start.gain, generator=generator)
+        for linear in (attention.q_proj, attention.k_proj):
+            linear.weight.copy_(projection)
+            linear.bias.fill_(start.location)
+    nn.init.dirac_(model.memory_encoder.pix_feat_proj.weight)
+    nn.init.zeros_(model.memory_encoder.pix_feat_proj.bias)
+    last = model.sam_mask_decoder.pred_obj_score_head.layers[-1]
+    last.bias.fill_(start.present)
+    for head in model.sam_mask_decoder.output_hypernetworks_mlps:
+        head.layers[-1].weight.mul_(start.mask_gain)
+
+
+class OccupancyHead(nn.Module):
+    """Training only: says from the memory-conditioned features alone which stride-16 cells the object covers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 1)
+
+    def forward(self, conditioned: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(R, Q, C) -> logits (R, H, W)."""
+        return self.linear(conditioned)[..., 0].unflatten(-1, grid)

@@ -1,0 +1,220 @@
+"""The training loop: one step at a time, saved and resumed at any step, the same on one process or several.
+
+Nothing random outlives a step: every clip of every step has a generator seeded by (seed, step, number of the clip), so that a
+resumed run repeats an uninterrupted one, and two processes repeat one process with twice the clips.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sam2_mem.memory.policy import MemoryPolicy
+from sam2_mem.model.sam2 import SAM2
+from sam2_mem.training.clips import ClipBatch, collate
+from sam2_mem.training.curves import append_row, cut_rows, draw_curves
+from sam2_mem.training.losses import LossTerms
+from sam2_mem.training.parallel import Team, average_gradients
+from sam2_mem.training.plan import Optimisation, Stage, TrainingPlan
+from sam2_mem.training.rollout import Rollout, assess
+from sam2_mem.training.start import OccupancyHead, prepare
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+CHECKPOINT, CURVES = "last.pt", "curves"
+
+
+class StepReport(NamedTuple):
+    """What one step did: the unweighted losses, their weighted sum, the gradient norm before clipping, the rate."""
+
+    step: int
+    terms: LossTerms
+    total: float
+    norm: float
+    rate: float
+    seconds: float
+
+
+class Trainer:
+    """Trains ``model`` with ``policy`` after ``plan``.
+
+    Args:
+        model: its weights are changed. policy: the memory that is trained through. plan: see there. folder: where checkpoints
+            and curves go. team: the processes that train together. fresh: the model has random weights.
+    """
+
+    def __init__(
+        self,
+        model: SAM2,
+        policy: MemoryPolicy,
+        plan: TrainingPlan,
+        *,
+        folder: Path,
+        team: Team = Team(),
+        fresh: bool = True,
+    ) -> None:
+        self.model = model.train()
+        self.policy = policy
+        self.plan = plan
+        self.folder = folder
+        self.team = team
+        self.step = 0
+        generator = torch.Generator().manual_seed(plan.seed)
+        if fresh:
+            prepare(model, plan.start, generator)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(plan.seed)
+            self.head = OccupancyHead(model.width).to(model.device)
+        self.parameters = _trainable(model, self.head, plan.optimisation)
+        self.optimizer = _optimizer(model, self.head, plan.optimisation)
+        self.ema = {n: p.detach().clone() for n, p in model.state_dict().items()}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    # -- steps --------------------------------------------------------------------------------------------------
+
+    def run(self, *, until: int | None = None, after_step: Callable[[StepReport], None] | None = None) -> None:
+        """Train up to step ``until`` (default: the end of the plan), saving on the way and at the end."""
+        last = self.plan.steps if until is None else min(until, self.plan.steps)
+        while self.step < last:
+            report = self.advance()
+            if after_step is not None:
+                after_step(report)
+            if self.team.leads and self.step % self.plan.log_every == 0:
+                self._log(report)
+            if self.step % self.plan.save_every == 0 or self.step == last:
+                self.save()
+
+    def advance(self) -> StepReport:
+        """One step: a batch of clips, tracked, judged and learnt from."""
+        began = time.perf_counter()
+        stage = self.plan.stage_at(self.step)
+        torch.manual_seed(int(np.random.SeedSequence([self.plan.seed, self.step]).generate_state(1)[0]))
+        rngs = [np.random.default_rng([self.plan.seed, self.step, slot]) for slot in self._slots(stage)]
+        clips = [stage.clips.sample(rng, stage.wish) for rng in rngs]
+        batch = collate(rngs, clips, stage.wish).to(self.model.device)
+        terms, total = self._learn(stage, batch, rngs)
+        rate = self.plan.optimisation.rate_at(self.step, self.plan.steps)
+        norm = self._apply(rate)
+        self.step += 1
+        return StepReport(self.step, terms, total, norm, rate, time.perf_counter() - began)
+
+    def _slots(self, stage: Stage) -> range:
+        """Numbers of this process's clips among those of the whole team."""
+        return range(self.team.rank * stage.batch, (self.team.rank + 1) * stage.batch)
+
+    def _learn(self, stage: Stage, batch: ClipBatch, rngs: list[np.random.Generator]) -> tuple[LossTerms, float]:
+        """Gradients of a batch; the losses as numbers."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._precision():
+            sightings = Rollout(self.model, self.policy, stage.rollout, batch=batch, rngs=rngs).run()
+            judgement = assess(sightings, batch.truth, self.head, stage.rollout.losses)
+        judgement.total.backward()
+        numbers = torch.stack([*judgement.terms, judgement.total]).detach().tolist()
+        return LossTerms(*numbers[:-1]), numbers[-1]
+
+    def _precision(self):
+        if self.plan.amp and self.model.device.type == "cuda":
+            return torch.autocast("cuda", dtype=torch.bfloat16)
+        return nullcontext()
+
+    def _apply(self, rate: float) -> float:
+        """Average over the team, clip, step, and follow with the moving average; the norm before clipping."""
+        average_gradients(self.parameters, self.team)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.plan.optimisation.clip))
+        if not np.isfinite(norm):
+            raise FloatingPointError(f"expected finite gradients, got norm {norm} in step {self.step}; lower the learning rate")
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
+        self.optimizer.step()
+        self._follow()
+        return norm
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """The moving average starts quick, so that the random start is forgotten."""
+        decay = min(self.plan.optimisation.ema, (1 + self.step) / (10 + self.step))
+        state = self.model.state_dict()
+        names = [n for n in state if state[n].is_floating_point()]
+        torch._foreach_lerp_([self.ema[n] for n in names], [state[n] for n in names], 1 - decay)
+
+    # -- files --------------------------------------------------------------------------------------------------
+
+    def _log(self, report: StepReport) -> None:
+        row = {"step": report.step, "loss": report.total, **report.terms._asdict()}
+        row |= {"norm": report.norm, "rate": report.rate, "seconds": report.seconds}
+        append_row(self.folder / f"{CURVES}.csv", row)
+
+    def save(self) -> None:
+        """Write everything that resuming needs, whole or not at all, and the curves as a picture."""
+        if not self.team.leads:
+            return
+        content = {
+            "format": FORMAT,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "ema": self.ema,
+            "head": self.head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        part = self.folder / f"{CHECKPOINT}.part"
+        torch.save(content, part)
+        os.replace(part, self.folder / CHECKPOINT)
+        if (self.folder / f"{CURVES}.csv").is_file():
+            draw_curves(self.folder / f"{CURVES}.csv", self.folder / f"{CURVES}.png")
+
+    def resume(self) -> bool:
+        """Go on from the folder's checkpoint; False if there is none."""
+        path = self.folder / CHECKPOINT
+        if not path.is_file():
+            return False
+        content = torch.load(path, map_location=self.model.device, weights_only=True)
+        if content.get("format") != FORMAT:
+            raise ValueError(f"expected a training checkpoint of format {FORMAT}, got {content.get('format')} in {path}")
+        self.model.load_state_dict(content["model"])
+        self.head.load_state_dict(content["head"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.ema = {n: t.to(self.model.device) for n, t in content["ema"].items()}
+        self.step = content["step"]
+        if self.team.leads:
+            cut_rows(self.folder / f"{CURVES}.csv", self.step + 1)
+        logger.info("resumed %s at step %d", path, self.step)
+        return True
+
+
+def _named(model: SAM2, head: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *((f"head.{n}", p) for n, p in head.named_parameters())]
+
+
+def _trainable(model: SAM2, head: nn.Module, settings: Optimisation) -> list[Tensor]:
+    """Parameters whose rate is not 0; the others stop asking for gradients."""
+    for name, parameter in _named(model, head):
+        parameter.requires_grad_(settings.factor(name) > 0)
+    return [p for _, p in _named(model, head) if p.requires_grad]
+
+
+def _optimizer(model: SAM2, head: nn.Module, settings: Optimisation) -> torch.optim.Optimizer:
+    """AdamW; one group per rate factor and kind, vectors and codes without weight decay."""
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    for name, parameter in _named(model, head):
+        if parameter.requires_grad:
+            decays = parameter.ndim > 1 and "embed" not in name and "token" not in name
+            groups.setdefault((settings.factor(name), decays), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": members, "factor": factor, "weight_decay": settings.weight_decay if decays else 0.0}
+            for (factor, decays), members in groups.items()
+        ],
+        lr=settings.rate,
+        betas=tuple(settings.betas),
+        fused=model.device.type in ("cpu", "cuda"),
+    )
