@@ -23,6 +23,8 @@ class TimeCodes(Protocol):
 
     def slot_code(self, slots: list[int | None]) -> Tensor: ...
 
+    def order_code(self, orders: Sequence[int | None]) -> Tensor | None: ...
+
     def pointer_code(self, offsets: Tensor) -> Tensor: ...
 
 
@@ -121,6 +123,10 @@ def _key_positions(items: Sequence[ReadItem], codes: TimeCodes, dtype: torch.dty
     if not items:
         return []
     slots = codes.slot_code([item.slot for item in items])
+    orders = [item.order for item in items]
+    places = None if all(order is None for order in orders) else codes.order_code(orders)
+    if places is not None:
+        slots = slots + places
     return [item.tokens.pos.to(slots.device, dtype) + slot for item, slot in zip(items, slots.to(dtype))]
 
 

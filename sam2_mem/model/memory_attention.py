@@ -90,8 +90,9 @@ class MemoryAttentionLayer(nn.Module):
         attn = self.self_attn
         return x + self.drop(attn(attn.queries(y, here), attn.keys(y, here), y))
 
-    def memory_query(self, x: Tensor, here: Rotation) -> Tensor:
-        return self.cross_attn_image.queries(self.norm2(x), here)
+    def memory_query(self, x: Tensor, here: Rotation, code: Tensor | None = None) -> Tensor:
+        y = self.norm2(x)
+        return self.cross_attn_image.queries(y if code is None else y + code, here)
 
     def memory_key(self, rows: RowBatch, there: Rotation) -> Tensor:
         key = rows.feat + rows.pos
@@ -144,12 +145,19 @@ class MemoryAttention(nn.Module):
         return self.layers[0].self_attn.head_width
 
     def forward(
-        self, low: Tensor, low_pos: Tensor, grid: tuple[int, int], rows: RowBatch, usage: Usage = Usage.NONE
+        self,
+        low: Tensor,
+        low_pos: Tensor,
+        grid: tuple[int, int],
+        rows: RowBatch,
+        usage: Usage = Usage.NONE,
+        query_code: Tensor | None = None,
     ) -> Attended:
         """Condition one frame on R rows.
 
         Args:
             low, low_pos: (Q, C). grid: (H, W) with H * W = Q. rows: R rows of memory. usage: statistics wanted.
+            query_code: (1, C) added to what every cross-attention asks with.
 
         Returns:
             features (R, Q, C) and, if asked for, the attention mass of ``usage_layer`` per row.
@@ -160,7 +168,7 @@ class MemoryAttention(nn.Module):
         report = None
         for i, layer in enumerate(self.layers):
             x = layer.look_around(x, here)
-            q, k = layer.memory_query(x, here), layer.memory_key(rows, there)
+            q, k = layer.memory_query(x, here, query_code), layer.memory_key(rows, there)
             if usage is not Usage.NONE and i == self.usage_layer:
                 report = measure_usage(q, k, rows, usage, chunk=self.usage_chunk)
             x = x + layer.drop(layer.cross_attn_image(q, k, rows.feat, rows.bias))

@@ -20,7 +20,7 @@ from sam2_mem.model.mask_decoder import MaskDecoder
 from sam2_mem.model.memory_attention import Attended, MemoryAttention
 from sam2_mem.model.memory_encoder import MemoryEncoder
 from sam2_mem.model.prompt_encoder import PromptEncoder
-from sam2_mem.model.temporal_encoding import NoPointerTime, SinePointerTime, slot_rows
+from sam2_mem.model.temporal_encoding import BankTime, NoPointerTime, SinePointerTime, slot_rows
 from sam2_mem.types import FrameFeatures, MemoryTokens, RowBatch, Usage
 
 STRIDE = 16
@@ -61,6 +61,7 @@ class SAM2(nn.Module):
         pointer_time: how the age of an object pointer is encoded (2.0 and 2.1 differ).
         image_size: side S of the square input, a multiple of 32.
         num_maskmem: rows of the learned temporal code (7).
+        bank_time_codes: learned codes for places in a bank (4 in RMem), 0 for none; official checkpoints lack them.
         no_obj_embed_spatial: whether a learned vector marks the memory of frames without the object (2.1 only).
         mem_enc_scale, mem_enc_bias: applied to mask probabilities before memory encoding.
         binarize_prompted_masks: binarise the mask of a prompted frame before memory encoding.
@@ -77,6 +78,7 @@ class SAM2(nn.Module):
         pointer_time: NoPointerTime | SinePointerTime,
         image_size: int = 1024,
         num_maskmem: int = 7,
+        bank_time_codes: int = 0,
         no_obj_embed_spatial: bool = True,
         mem_enc_scale: float = 20.0,
         mem_enc_bias: float = -10.0,
@@ -125,6 +127,9 @@ class SAM2(nn.Module):
         )
         self.obj_ptr_proj = MLP(width, width, width, 3)
         self.obj_ptr_tpos_proj = pointer_time
+        self.bank_time = None
+        if bank_time_codes:
+            self.bank_time = BankTime(width=width, memory_width=memory_width, num_codes=bank_time_codes)
 
     def _register_absent_memory(self, learned: bool) -> None:
         """2.1 learns the vector; 2.0 has none, which is the same as a vector of zeros that is not in the checkpoint."""
@@ -172,7 +177,8 @@ class SAM2(nn.Module):
 
     def attend(self, features: FrameFeatures, rows: RowBatch, usage: Usage = Usage.NONE) -> Attended:
         """Condition a frame on R rows of memory: (R, Q, C), and attention usage if asked for."""
-        attended = self.memory_attention(features.low, features.low_pos, features.grid, rows, usage)
+        now = None if self.bank_time is None else self.bank_time.query
+        attended = self.memory_attention(features.low, features.low_pos, features.grid, rows, usage, now)
         if rows.sensory is None:
             return attended
         return attended._replace(features=attended.features + rows.sensory.flatten(2).transpose(1, 2))
@@ -253,6 +259,10 @@ class SAM2(nn.Module):
     def slot_code(self, slots: list[int | None]) -> Tensor:
         """Temporal codes, (len(slots), Cm)."""
         return slot_rows(self.maskmem_tpos_enc.flatten(1), slots)
+
+    def order_code(self, orders: Sequence[int | None]) -> Tensor | None:
+        """Codes of places in a bank, (len(orders), Cm), None where the model has none; ``orders`` of all items of a read."""
+        return None if self.bank_time is None else self.bank_time.memory_code(orders)
 
     def pointer_code(self, offsets: Tensor) -> Tensor:
         """Temporal codes of object pointers at normalised ages ``offsets`` (N): (N, Cm)."""

@@ -1,6 +1,11 @@
-"""How the age of an object pointer is told to memory attention: the one learned difference in time between 2.0 and 2.1."""
+"""How time is told to memory attention: the age of object pointers, and places in a bank.
+
+The first is the one learned difference in time between 2.0 and 2.1; the second is not in official checkpoints.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +37,39 @@ class SinePointerTime(nn.Linear):
         offsets = offsets if self.signed else offsets.abs()
         code = sine_1d(offsets.float(), self.in_features)
         return super().forward(code.to(self.weight.dtype))
+
+
+class BankTime(nn.Module):
+    """RMem's temporal encoding (CVPR 2024, section 3.4): a learned code for the place of a frame in its bank, added to the
+    keys, and one for the present, added to the queries. Zero-initialised, so untrained is absent.
+
+    RMem adds them behind the projections and starts from noise of deviation .05; here they enter before the projections,
+    which reaches the same keys up to the rank of the key projection, and start from zero.
+
+    Args:
+        width: C. memory_width: Cm. num_codes: places that have a code of their own; 4 in RMem.
+    """
+
+    def __init__(self, *, width: int = 256, memory_width: int = 64, num_codes: int = 4) -> None:
+        super().__init__()
+        if num_codes < 1:
+            raise ValueError(f"expected num_codes >= 1, got {num_codes}")
+        self.query = nn.Parameter(torch.zeros(1, width))
+        self.memory = nn.Parameter(torch.zeros(num_codes, memory_width))
+
+    def memory_code(self, orders: Sequence[int | None]) -> Tensor:
+        """Codes (N, Cm) of N read items; ``orders`` are their places in the bank, oldest 0, None for items outside it."""
+        length = sum(order is not None for order in orders)
+        places = bank_codes(length, self.memory.shape[0])
+        return slot_rows(self.memory, [None if order is None else places[order] for order in orders])
+
+
+def bank_codes(length: int, num_codes: int = 4) -> list[int]:
+    """Which of the learned codes each of ``length`` bank frames gets, oldest first: one each while they last, then shared
+    evenly, rounded from the newest backwards."""
+    if length <= num_codes:
+        return list(range(length))
+    return [num_codes - 1 - num_codes * back // length for back in reversed(range(length))]
 
 
 def slot_rows(code: Tensor, slots: list[int | None]) -> Tensor:
