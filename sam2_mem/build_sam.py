@@ -28,7 +28,6 @@ from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.tracking.tracker import TrackerSettings
 from sam2_mem.tracking.video_predictor import PredictorSettings, SAM2VideoPredictor
-from sam2_mem.training.plan import TrainingPlan
 
 logger = logging.getLogger(__name__)
 
@@ -381,14 +380,13 @@ def _compile(model: SAM2) -> None:
 
 
 class TrainingJob(NamedTuple):
-    """What a file of ``configs/training`` asks for: a network in training mode, its memory policy, and the plan; ``fresh``:
-    the weights are random; ``config``: the network's composed config."""
+    """What a file of ``configs/training`` asks for: a network in training mode, its memory policy, and the plan (a
+    ``sam2_mem.training.plan.TrainingPlan``); ``fresh``: the weights are random."""
 
     model: SAM2
     policy: MemoryPolicy
-    plan: TrainingPlan
+    plan: Any
     fresh: bool
-    config: DictConfig
 
 
 def compose_training(config: str | PathLike[str], overrides: Sequence[str] = ()) -> DictConfig:
@@ -417,13 +415,11 @@ def build_training(config: DictConfig, *, init: str | PathLike[str] | None = Non
     """What a composed training config describes; ``init``: weights to start from, an official checkpoint for example."""
     network = compose(config.model, list(config.model_overrides))
     plan = _make(config.plan, "the training plan")
-    if not isinstance(plan, TrainingPlan):
-        raise ConfigError(f"expected _target_ of plan to be TrainingPlan, got {type(plan).__name__}")
     torch.manual_seed(plan.seed)
     model = _build_model(network, init, device, "train")
     policy = build_policy(config.memory_policy)
     _check_slots(policy, model)
-    return TrainingJob(model, policy, plan, init is None, network)
+    return TrainingJob(model, policy, plan, init is None)
 
 
 def build_sam2_hf(model_id: str, **kwargs: Any) -> SAM2:

@@ -16,7 +16,7 @@ import logging
 import sys
 from pathlib import Path
 
-from sam2_mem.training import commands
+from sam2_mem.cli import train as commands
 
 
 def main() -> int:

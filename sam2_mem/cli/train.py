@@ -5,24 +5,20 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
+from tqdm import tqdm
 
+from sam2_mem.build_sam import build_training, compose_training
 from sam2_mem.training.parallel import Team, join_team
 from sam2_mem.training.plan import TrainingPlan
 from sam2_mem.training.procedural import ProceduralClips
 from sam2_mem.training.trainer import StepReport, Trainer
 
 logger = logging.getLogger(__name__)
-
-
-def _builder() -> Any:
-    """The builder module. It stands above training in the dependency order, so it is looked up when a command runs."""
-    return import_module("sam2_mem.build_sam")
 
 
 def run(
@@ -36,16 +32,15 @@ def run(
     overrides: Sequence[str] = (),
 ) -> int:
     """Train after a config of ``configs/training``; goes on where the folder ``out`` stopped."""
-    builder = _builder()
     if threads:
         torch.set_num_threads(threads)
-    composed = builder.compose_training(config, overrides)
-    job = builder.build_training(composed, init=init, device=_device(device))
+    composed = compose_training(config, overrides)
+    job = build_training(composed, init=init, device=_device(device))
     team = join_team(job.model.device)
     trainer = Trainer(job.model, job.policy, job.plan, folder=out, team=team, fresh=job.fresh)
     trainer.resume()
     if team.leads:
-        (out / "config.yaml").write_text(_as_yaml(composed))
+        (out / "config.yaml").write_text(OmegaConf.to_yaml(composed))
     trainer.run(until=until, after_step=_progress(team, job.plan, trainer.step))
     return 0
 
@@ -57,15 +52,11 @@ def _device(wanted: str) -> str:
     return wanted
 
 
-def _as_yaml(config: Any) -> str:
-    return import_module("omegaconf").OmegaConf.to_yaml(config)
-
-
 def _progress(team: Team, plan: TrainingPlan, start: int) -> Callable[[StepReport], None] | None:
     """A progress bar for the leading process."""
     if not team.leads:
         return None
-    bar = import_module("tqdm").tqdm(total=plan.steps, initial=start, desc="steps", mininterval=5.0)
+    bar = tqdm(total=plan.steps, initial=start, desc="steps", mininterval=5.0)
 
     def advance(report: StepReport) -> None:
         bar.set_postfix(loss=f"{report.total:.3f}", refresh=False)
@@ -86,10 +77,9 @@ def export(*, checkpoint: Path, weights: Path, float32: bool = False) -> int:
 
 def clips(*, config: str, overrides: Sequence[str] = ()) -> int:
     """Render every procedural video that a config's stages may ask for."""
-    builder = _builder()
-    plan = builder.build_training(builder.compose_training(config, overrides)).plan
+    plan = build_training(compose_training(config, overrides)).plan
     sources = [s.clips for s in plan.stages if isinstance(s.clips, ProceduralClips) and s.clips.folder]
     wanted = dict.fromkeys((source, level, k) for source in sources for level in source.levels for k in range(source.count))
-    for source, level, number in import_module("tqdm").tqdm(list(wanted), desc="clips"):
+    for source, level, number in tqdm(list(wanted), desc="clips"):
         source.video(level, number)
     return 0

@@ -1,0 +1,200 @@
+"""How well a network tracks clips with exact truth, beside what needs no network: copying the first mask, optical flow.
+
+The numbers: J (intersection over union) on the frames after the first where an object is visible, absence noticed and false
+alarms, whether an object is found again, drift on a still video, and what is lost with less memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+
+from sam2_mem.memory.policies.fifo import FIFO
+from sam2_mem.memory.policy import Bank, MemoryPolicy
+from sam2_mem.model.sam2 import SAM2
+from sam2_mem.tracking.tracker import TrackerSettings
+from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
+from sam2_mem.training.clips import Clip, visible_objects
+from sam2_mem.training.synthetic import make_clip
+from sam2_mem.types import FrameContext, MemoryRead, Prompt
+
+FOUND, SETTLE = 0.5, (1, 6)  # an object is found again if its mean J over these frames after its return is above FOUND
+ABSENCE = 5  # frames without the object that make a return
+SEED = 10_000_000  # of held-out clips; training clips have other generators
+
+Method = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(frames (T, H, W, 3) uint8, first masks (N, H, W) bool) -> masks (T, N, H, W) bool."""
+
+
+class NetworkMethod:
+    """A network with a memory policy, as :class:`SAM2VideoPredictor` runs it frame by frame."""
+
+    def __init__(self, model: SAM2, policy: MemoryPolicy, *, tracker: TrackerSettings | None = None) -> None:
+        self._predictor = SAM2VideoPredictor(model.eval(), policy, tracker=tracker)
+
+    def __call__(self, frames: np.ndarray, first: np.ndarray) -> np.ndarray:
+        state = self._predictor.init_state()
+        prompts = [Prompt(number, mask=mask) for number, mask in enumerate(first)]
+        result = []
+        for index, image in enumerate(frames):
+            _, _, logits = self._predictor.track_frame(state, image, prompts if index == 0 else ())
+            result.append((logits[:, 0] > 0).cpu().numpy())
+        return np.stack(result)
+
+
+def copy_first(frames: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """The first masks on every frame."""
+    return np.broadcast_to(first, (len(frames), *first.shape))
+
+
+def follow_flow(frames: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """The first masks moved from frame to frame by OpenCV's DIS optical flow."""
+    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    grey = [cv2.cvtColor(np.ascontiguousarray(f), cv2.COLOR_RGB2GRAY) for f in frames]
+    height, width = first.shape[1:]
+    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    masks = [m.astype(np.float32) for m in first]
+    result = [first]
+    for before, now in zip(grey, grey[1:]):
+        back = flow.calc(now, before, None)
+        masks = [cv2.remap(m, x + back[..., 0], y + back[..., 1], cv2.INTER_LINEAR) for m in masks]
+        result.append(np.stack(masks) > 0.5)
+    return np.stack(result)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remembering(FIFO):
+    """FIFO that reads less than it holds, to measure what memory is good for: ``first`` and ``previous`` say whether the
+    first and the tracked frames are read; with ``previous`` alone, only the frame before."""
+
+    first: bool = True
+    previous: bool = True
+
+    def read(self, state: Bank, frame: FrameContext) -> Sequence[MemoryRead]:
+        if self.first and self.previous:
+            return super().read(state, frame)
+        if self.first:
+            return super().read(Bank(prompts=state.prompts), frame)
+        last = max(state.all_entries(), key=lambda e: e.frame)
+        return super().read(Bank(prompts=(last,) if last.is_prompt else (), entries=() if last.is_prompt else (last,)), frame)
+
+
+class Outcome(NamedTuple):
+    """Of one object in one clip, frames 1..T-1: ``iou``, ``real`` visible in truth, ``shown`` a mask was given; all (T-1)."""
+
+    iou: np.ndarray
+    real: np.ndarray
+    shown: np.ndarray
+
+
+def compare(masks: np.ndarray, truth: np.ndarray) -> list[Outcome]:
+    """Masks and truth (T, N, H, W) bool -> one outcome per object."""
+    result = []
+    for number in range(truth.shape[1]):
+        given, real = masks[1:, number], truth[1:, number]
+        union = (given | real).sum((1, 2))
+        iou = np.where(union == 0, 1.0, (given & real).sum((1, 2)) / np.maximum(union, 1))
+        result.append(Outcome(iou, real.any((1, 2)), given.any((1, 2))))
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Means over objects (``j``, ``last``) or over frames and events (the rest); nan where there was no case.
+
+    ``j`` on visible frames, ``last`` on the last ten visible ones; ``noticed``: absent frames with an empty mask; ``alarms``:
+    visible frames with an empty mask; ``found``: returns after an absence that were found; ``returns``: how many there were.
+    """
+
+    objects: int
+    j: float
+    last: float
+    noticed: float
+    alarms: float
+    found: float
+    returns: int
+
+    def line(self) -> str:
+        values = (getattr(self, f.name) for f in fields(self))
+        return "  ".join(f"{f.name} {v:.3f}" if isinstance(v, float) else f"{f.name} {v}" for f, v in zip(fields(self), values))
+
+
+def summarise(outcomes: Sequence[Outcome]) -> Scores:
+    """Scores over objects."""
+    seen = [o for o in outcomes if o.real.any()]
+    found = [hit for o in outcomes for hit in returns(o)]
+    real, shown = (np.concatenate([getattr(o, k) for o in outcomes]) for k in ("real", "shown"))
+    return Scores(
+        objects=len(outcomes),
+        j=_mean([o.iou[o.real].mean() for o in seen]),
+        last=_mean([o.iou[o.real][-10:].mean() for o in seen]),
+        noticed=_mean(~shown[~real]),
+        alarms=_mean(~shown[real]),
+        found=_mean(found),
+        returns=len(found),
+    )
+
+
+def returns(outcome: Outcome) -> list[bool]:
+    """For every return after ``ABSENCE`` frames of absence that lasts long enough to tell: was the object found?"""
+    result, away = [], 0
+    for t, real in enumerate(outcome.real):
+        if real and away >= ABSENCE:
+            after = slice(t + SETTLE[0], t + SETTLE[1])
+            if outcome.real[t : t + SETTLE[1]].all() and t + SETTLE[1] <= len(outcome.real):
+                result.append(bool(outcome.iou[after].mean() > FOUND))
+        away = 0 if real else away + 1
+    return result
+
+
+def _mean(values: Sequence[float] | np.ndarray) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")
+
+
+# -- clips ----------------------------------------------------------------------------------------------------------
+
+
+def held_out(level: str, count: int, *, num_frames: int = 60, size: int = 128, first_seed: int = SEED) -> list[Clip]:
+    """Procedural clips that training has not seen, at the frame rate of the generator."""
+    clips = []
+    for seed in range(first_seed, first_seed + count):
+        video = [make_clip(seed, level=level, num_frames=num_frames, height=size, width=size)]
+        frames = [video[0].frame(t) for t in range(num_frames)]
+        clips.append(Clip(np.stack([f.image for f in frames]), np.stack([f.masks for f in frames])))
+    return clips
+
+
+def still(clip: Clip, length: int) -> Clip:
+    """The first frame, ``length`` times."""
+    return Clip(np.repeat(clip.frames[:1], length, 0), np.repeat(clip.ids[:1], length, 0))
+
+
+def curtained(clip: Clip, start: int, length: int) -> Clip:
+    """A grey curtain before everything for ``length`` frames from ``start`` on."""
+    frames, ids = clip.frames.copy(), clip.ids.copy()
+    grey = frames.mean((0, 1, 2)).astype(np.uint8)
+    frames[start : start + length], ids[start : start + length] = grey, 0
+    return Clip(frames, ids)
+
+
+def first_masks(clip: Clip, min_area: float = 0.003) -> tuple[list[int], np.ndarray]:
+    """Ids of the objects visible in frame 0 and their masks (N, H, W) bool."""
+    ids = visible_objects(clip.ids[0], min_area)
+    return ids, np.stack([clip.ids[0] == i for i in ids]) if ids else np.zeros((0, *clip.ids.shape[1:]), bool)
+
+
+@torch.inference_mode()
+def run_method(method: Method, clips: Sequence[Clip]) -> list[Outcome]:
+    """Outcomes of all objects of all clips that are visible in frame 0."""
+    outcomes: list[Outcome] = []
+    for clip in clips:
+        ids, first = first_masks(clip)
+        if ids:
+            truth = np.stack([clip.ids == i for i in ids], 1)
+            outcomes += compare(method(clip.frames, first), truth)
+    return outcomes
