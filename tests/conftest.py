@@ -1,0 +1,39 @@
+"""Fixtures shared by several files: one clip, and the tiny network at image size 128 with lively random weights."""
+
+from pathlib import Path
+
+import pytest
+
+from clips import Clip, make_clip
+from helpers import centre_scores, encode_once, lively_state, make_predictor, save_state
+from sam2_mem import SAM2VideoPredictor
+
+
+@pytest.fixture(scope="session")
+def clip() -> Clip:
+    """40 frames with three shapes."""
+    return make_clip(40)
+
+
+@pytest.fixture(scope="session")
+def clip_folder(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The clip as a folder of JPEG files."""
+    return clip.save(tmp_path_factory.mktemp("clip") / "frames")
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the tiny 2.1 network; at image size 128 objects come and go."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.pt"
+    state = lively_state()
+    centre_scores(state, make_predictor(save_state(state, path)), make_clip(12))
+    return save_state(state, path)
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_weights: Path) -> SAM2VideoPredictor:
+    """The tiny 2.1 network at image size 128 under the default policy; it encodes every distinct picture once. For other
+    policies: ``helpers.with_policy(tiny, policy)``. Do not change its weights: build your own from ``tiny_weights``."""
+    predictor = make_predictor(tiny_weights)
+    encode_once(predictor.model, {})
+    return predictor
