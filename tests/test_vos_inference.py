@@ -203,6 +203,20 @@ def test_palette_layout(run, data, tmp_path):
     assert any((a != b).any() for a, b in zip(seen[1:], seen[2:])), "the tracked masks never change"
 
 
+def test_masks_are_those_of_the_predictor(run, micro, data, tmp_path):
+    data.video("a", 20)
+    data.mask("a")
+    assert run(tmp_path / "out") == 0
+    predictor = micro.predictor(hydra_overrides_extra=["++model.non_overlap_masks=true"])
+    state = predictor.init_state(data.frames / "a")
+    for obj_id in (1, 2):
+        predictor.add_new_mask(state, 0, obj_id, ids_at(0) == obj_id)
+    for index, obj_ids, logits in predictor.propagate_in_video(state):
+        ids = sum(obj_id * (logits[i, 0] > 0).numpy() for i, obj_id in enumerate(obj_ids))
+        assert (ids == ids_in(tmp_path / "out" / "a" / f"{index:05d}.png")).all()
+    assert index == 19
+
+
 def test_value_255_is_an_object_in_and_out(run, data, tmp_path):
     data.video("a", 3)
     data.mask("a", ids=np.where(ids_at(0) == 1, 255, 0).astype(np.uint8), palette=None)
@@ -272,6 +286,7 @@ def test_video_files_stand_beside_folders(run, data, tmp_path):
         video.write(picture(index, 0)[..., ::-1])
     video.release()
     data.video("folder", 2)
+    (data.frames / "clip.mp4").rename(data.frames / "clip.MP4")
     for name in ("clip", "folder"):
         data.mask(name)
     assert run(tmp_path / "out") == 0
@@ -513,6 +528,7 @@ def test_run_json(run, micro, data, tmp_path):
     data.mask("a")
     assert run(tmp_path / "out", "memory_policy.num_maskmem=5", "--seed", 3) == 0
     run_json = record(tmp_path / "out")
+    assert run_json["config_name"] == str(micro.config)
     assert run_json["config"]["memory_policy"]["num_maskmem"] == 5
     assert run_json["config"]["predictor"]["non_overlap_masks"] is True
     weights = run_json["weights"]
@@ -572,7 +588,7 @@ def test_mistakes_end_with_an_explanation(run, micro, data, tmp_path, capsys):
         (["--video_list_file", empty], "expected at least one video"),
         (["--sam2_cfg", "sam3"], "expected the name or the path of a model config"),
         (["--sam2_checkpoint", tmp_path / "no.pt"], "download_ckpts.sh"),
-        (["--sam2_checkpoint", "none"], "--sam2_checkpoint random"),
+        (["--sam2_checkpoint", "none"], "names no checkpoint: expected --sam2_checkpoint FILE"),
         (["--device", "tpu9"], "expected a device"),
     ]:
         assert run(tmp_path / "out", *extra) == 2, extra
@@ -620,15 +636,27 @@ def test_a_config_may_name_its_weights(micro, data, tmp_path):
     config.write_text(MICRO + f"checkpoint: {micro.checkpoint}\n")
     for asked in ([], ["--sam2_checkpoint", "none"]):
         out = tmp_path / f"out{len(asked)}"
-        assert tool.main(["--sam2_cfg", str(config), *asked, *data.arguments(), "--output", str(out), "--device", "cpu"]) == 0
+        model = ["--sam2_cfg", str(config), "--device", "cpu", *asked]
+        assert tool.main([*model, *data.arguments(), "--output", str(out)]) == 0
         assert record(out)["weights"]["path"] == str(micro.checkpoint)
+
+
+def test_a_config_may_ask_for_random_weights(micro, data, tmp_path, caplog):
+    data.video("a", 2)
+    data.mask("a")
+    config = tmp_path / "random.yaml"
+    config.write_text(MICRO + "checkpoint: random\n")
+    out = tmp_path / "out"
+    assert tool.main(["--sam2_cfg", str(config), *data.arguments(), "--output", str(out), "--device", "cpu"]) == 0
+    assert record(out)["weights"]["random"] is True and "RANDOM WEIGHTS" in caplog.text
 
 
 def test_official_configs_look_for_their_official_file(data, tmp_path, capsys, monkeypatch):
     data.video("a", 2)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tool, "config_dir", lambda: tmp_path / "configs")
-    for config, file in ((None, "base_plus"), ("sam2.1_hiera_t", "tiny"), ("configs/sam2.1/sam2.1_hiera_l.yaml", "large")):
+    monkeypatch.setattr(tool, "checkpoint_dir", lambda: tmp_path / "checkpoints")
+    large = "configs/sam2.1/sam2.1_hiera_l.yaml"
+    for config, file in ((None, "base_plus"), ("sam2.1_hiera_t", "tiny"), (large, "large")):
         chosen = [] if config is None else ["--sam2_cfg", config]
         assert tool.main([*data.arguments(), "--output", "out", *chosen]) == 2
         message = capsys.readouterr().err
@@ -637,15 +665,21 @@ def test_official_configs_look_for_their_official_file(data, tmp_path, capsys, m
 
 def test_one_video_without_weights_takes_the_small_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tool, "config_dir", lambda: tmp_path / "configs")
+    monkeypatch.setattr(tool, "checkpoint_dir", lambda: tmp_path / "checkpoints")
     arguments = tool.parse_arguments(["--video", "x.mp4", "--box", "1,2,3,4", "--output", "out"])
-    monkeypatch.setattr(tool, "config_names", lambda: [tool.SMALL_CONFIG])
-    assert tool.choose_config(arguments) == tool.SMALL_CONFIG
+    small = tmp_path / "small.yaml"
+    monkeypatch.setattr(tool, "SMALL_CONFIG", str(small))
+    monkeypatch.setattr(tool, "config_names", lambda: [str(small)])
+    (tmp_path / "checkpoints").mkdir()
+    for named in ("null", "random", "small.safetensors"):
+        small.write_text(MICRO + f"checkpoint: {named}\n")
+        assert tool.choose_config(arguments) == tool.DEFAULT_CONFIG, "the small model has no weights yet"
+    (tmp_path / "checkpoints" / "small.safetensors").write_bytes(b"weights")
+    assert tool.choose_config(arguments) == str(small)
     monkeypatch.setattr(tool, "config_names", lambda: [])
     assert tool.choose_config(arguments) == tool.DEFAULT_CONFIG
-    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.setattr(tool, "config_names", lambda: [str(small)])
     (tmp_path / tool.DEFAULT_CHECKPOINT).write_bytes(b"weights")
-    monkeypatch.setattr(tool, "config_names", lambda: [tool.SMALL_CONFIG])
     assert tool.choose_config(arguments) == tool.DEFAULT_CONFIG
 
 

@@ -34,13 +34,14 @@ except ModuleNotFoundError:  # run from a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     import sam2_mem
 
-from sam2_mem.build_sam import build_sam2_video_predictor, compose_video, config_dir, config_names
+from sam2_mem.build_sam import RANDOM, build_sam2_video_predictor, checkpoint_dir, compose_video, config_names
 from sam2_mem.checkpoint import HOW_TO_DOWNLOAD, OFFICIAL_MODELS, local_path, sha256_of
 from sam2_mem.tracking.vos import Clicks, FrameMasks, MaskRules, plan_from_clicks, plan_from_mask, precision
 from sam2_mem.tracking.vos_run import (
     Outputs,
     RunOptions,
     Shard,
+    VideoReport,
     VideoTask,
     dataset_tasks,
     list_videos,
@@ -82,13 +83,18 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         help=f"weights, .pt or .safetensors; 'none': those that the config names; 'random': random weights, for trials "
         f"(default: those that the config names, else its official file, e.g. {DEFAULT_CHECKPOINT})",
     )
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto, the best there is)")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: the best there is)")
     group.add_argument("--seed", type=int, default=0, help="of random weights (default: 0)")
     group.add_argument(
-        "--use_vos_optimized_video_predictor", action="store_true", help="compile the network; the first frames are slow"
+        "--use_vos_optimized_video_predictor",
+        action="store_true",
+        help="compile the network; the first frames are slow",
     )
     group.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="changes to the config in Hydra's syntax, e.g. memory_policy=fifo"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="changes to the config in Hydra's syntax, e.g. memory_policy=fifo",
     )
 
 
@@ -96,7 +102,7 @@ def _add_dataset(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--base_video_dir", type=Path, help="holds <video>/<frame>.jpg (or .png), or <video>.mp4")
     group.add_argument("--input_mask_dir", type=Path, help="holds <video>/<frame>.png; pixel values are object ids")
     group.add_argument("--video_list_file", type=Path, help="one video per line (default: all in --base_video_dir)")
-    group.add_argument("--use_all_masks", action="store_true", help="prompt with every PNG there is, each on its own frame")
+    group.add_argument("--use_all_masks", action="store_true", help="prompt with every PNG, each on its own frame")
     group.add_argument(
         "--track_object_appearing_later_in_video",
         action="store_true",
@@ -108,7 +114,7 @@ def _add_dataset(group: argparse._ArgumentGroup) -> None:
         help="one PNG per object, <video>/<object>/<frame>.png, in and out; objects may overlap (the layout of SA-V)",
     )
     group.add_argument(
-        "--ignore_ids", type=_integers, default=(), metavar="ID[,ID...]", help="pixel values that are no object, e.g. 255"
+        "--ignore_ids", type=_integers, default=(), metavar="ID[,ID...]", help="values that are no object, e.g. 255"
     )
 
 
@@ -120,7 +126,9 @@ def _add_single(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--points", type=_points, default=(), metavar="X,Y[,X,Y...]", help="on the object")
     group.add_argument("--negative_points", type=_points, default=(), metavar="X,Y[,X,Y...]", help="beside the object")
     group.add_argument("--mask", type=Path, help="PNG of object ids; every id is tracked")
-    group.add_argument("--start_frame", type=int, default=0, help="frame that the prompts are for; earlier ones are left out")
+    group.add_argument(
+        "--start_frame", type=int, default=0, help="frame that the prompts are for; earlier ones are left out"
+    )
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
@@ -141,7 +149,9 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_tracking(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--score_thresh", type=float, default=0.0, help="mask logits above this are foreground (default: 0)")
+    group.add_argument(
+        "--score_thresh", type=float, default=0.0, help="mask logits above this are foreground (default: 0)"
+    )
     group.add_argument(
         "--apply_postprocessing",
         action="store_true",
@@ -215,7 +225,8 @@ def _check_single(args: argparse.Namespace) -> None:
         raise ValueError(f"expected --video or a data set, got --video with {misplaced[0]}")
     clicks = _given(args, "box", "points", "negative_points")
     if bool(clicks) == (args.mask is not None):
-        raise ValueError("expected either --mask or --box/--points to say what to track, got " + ("both" if clicks else "neither"))
+        got = "both" if clicks else "neither"
+        raise ValueError(f"expected either --mask or --box/--points to say what to track, got {got}")
     if clicks and not args.box and not args.points:
         raise ValueError("expected --negative_points beside --points or --box, got them alone")
     if len(args.box or ()) > 1 and (args.points or args.negative_points):
@@ -240,30 +251,36 @@ class Weights:
 
 
 def choose_config(args: argparse.Namespace) -> str:
-    """The config asked for. A single video without any official weights is segmented by the small model in this package."""
+    """The config asked for. A single video is segmented by the small model in this package if the default one's weights
+    are not here."""
     if args.sam2_cfg is not None:
         return args.sam2_cfg
     first_try = args.video is not None and args.sam2_checkpoint is None and _find(Path(DEFAULT_CHECKPOINT)) is None
-    if first_try and SMALL_CONFIG in config_names():
-        logger.warning("%s is not here, using the small model %s; %s", DEFAULT_CHECKPOINT, SMALL_CONFIG, HOW_TO_DOWNLOAD)
+    if first_try and _small_model_is_here():
+        logger.warning("no %s, using the small model %s; %s", DEFAULT_CHECKPOINT, SMALL_CONFIG, HOW_TO_DOWNLOAD)
         return SMALL_CONFIG
     return DEFAULT_CONFIG
 
 
+def _small_model_is_here() -> bool:
+    named = compose_video(SMALL_CONFIG).get("checkpoint") if SMALL_CONFIG in config_names() else None
+    return named not in (None, RANDOM) and _find(Path(named)) is not None
+
+
 def choose_weights(args: argparse.Namespace, config_name: str, config: DictConfig) -> Weights:
     """The weights asked for, else those that the config names, else the official file that belongs to it."""
-    asked = args.sam2_checkpoint
-    if asked == "random":
-        logger.warning("RANDOM WEIGHTS (seed %d): the masks mean nothing", args.seed)
+    asked, named = args.sam2_checkpoint, config.get("checkpoint")
+    if asked == RANDOM or (asked in (None, "none") and named == RANDOM):
+        who = "asked for" if asked == RANDOM else f"as {config_name} says"
+        logger.warning("RANDOM WEIGHTS (%s, seed %d): the masks mean nothing", who, args.seed)
         return Weights(None)
     if asked not in (None, "none"):
         path = local_path(asked)
         if not path.is_file():
             raise FileNotFoundError(f"no checkpoint '{asked}'; {HOW_TO_DOWNLOAD}, or give --sam2_checkpoint")
         return Weights(path)
-    named = config.get("checkpoint")
     if named is None and asked == "none":
-        raise ValueError(f"expected a checkpoint, as {config_name} names none; for random weights: --sam2_checkpoint random")
+        raise ValueError(f"{config_name} names no checkpoint: expected --sam2_checkpoint FILE, or 'random', got 'none'")
     wanted = Path(named or _official_file(config_name))
     path = _find(wanted)
     if path is None:
@@ -278,7 +295,8 @@ def _official_file(config_name: str) -> str:
 
 def _find(path: Path) -> Path | None:
     """A checkpoint by its path, or by its name among those of this package or checkout."""
-    return next((p for p in (path.expanduser(), config_dir().parent / "checkpoints" / path.name) if p.is_file()), None)
+    places = path.expanduser(), checkpoint_dir() / path.name
+    return next((place for place in places if place.is_file()), None)
 
 
 # -- task -----------------------------------------------------------------------------------------------------------
@@ -337,27 +355,12 @@ def show_progress(frames: Iterator[FrameMasks], name: str, total: int | None) ->
     return iter(tqdm(frames, desc=name, total=total, unit="frame", dynamic_ncols=True))
 
 
-def segment_videos(args: argparse.Namespace) -> int:
-    tasks = make_tasks(args)
-    name = choose_config(args)
-    apart = "false" if args.per_obj_png_file else "true"
-    config = compose_video(
-        name, [f"predictor.non_overlap_masks={apart}", *args.overrides], apply_postprocessing=args.apply_postprocessing
-    )
-    weights = choose_weights(args, name, config)
-    OmegaConf.update(config, "checkpoint", None if weights.path is None else str(weights.path), force_add=True)
-    torch.manual_seed(args.seed)
-    predictor = build_sam2_video_predictor(
-        config,
-        device=args.device,
-        apply_postprocessing=False,  # it is in the config already
-        vos_optimized=args.use_vos_optimized_video_predictor,
-    )
-    described = weights.described(args.seed)
-    settings = masks_depend_on(args, config, described, predictor.device.type)
-    about = {"config_name": name, "weights": described, "seed": args.seed, "arguments": settings["arguments"]}
+def make_options(
+    args: argparse.Namespace, name: str, config: DictConfig, weights: dict[str, object], device: str
+) -> RunOptions:
     single = args.video is not None
-    options = RunOptions(
+    settings = masks_depend_on(args, config, weights, device)
+    return RunOptions(
         outputs=Outputs(
             folder=args.output_mask_dir,
             per_object=args.per_obj_png_file,
@@ -370,11 +373,38 @@ def segment_videos(args: argparse.Namespace) -> int:
         shard=args.shard,
         resume=args.resume,
         settings=settings,
-        about=about | {"config": OmegaConf.to_container(config, resolve=True)},
+        about={
+            "config_name": name,
+            "weights": weights,
+            "seed": args.seed,
+            "arguments": settings["arguments"],
+            "config": OmegaConf.to_container(config, resolve=True),
+        },
     )
-    reports = run(predictor, tasks, options, progress=show_progress)
+
+
+def segment_videos(args: argparse.Namespace) -> list[VideoReport]:
+    tasks = make_tasks(args)
+    name = choose_config(args)
+    apart = f"++predictor.non_overlap_masks={'false' if args.per_obj_png_file else 'true'}"
+    config = compose_video(name, [apart, *args.overrides], apply_postprocessing=args.apply_postprocessing)
+    weights = choose_weights(args, name, config)
+    OmegaConf.update(config, "checkpoint", None if weights.path is None else str(weights.path), force_add=True)
+    torch.manual_seed(args.seed)
+    predictor = build_sam2_video_predictor(
+        config,
+        device=args.device,
+        apply_postprocessing=False,  # it is in the config already
+        vos_optimized=args.use_vos_optimized_video_predictor,
+    )
+    options = make_options(args, name, config, weights.described(args.seed), predictor.device.type)
+    return run(predictor, tasks, options, progress=show_progress)
+
+
+def tell(reports: Sequence[VideoReport], folder: Path) -> int:
+    """Say how it went; the exit code."""
     failed = [report for report in reports if report.error is not None]
-    print(f"{len(reports) - len(failed)} of {len(reports)} videos are complete in {args.output_mask_dir}")
+    print(f"{len(reports) - len(failed)} of {len(reports)} videos are complete in {folder}")
     for report in failed:
         print(f"failed: {report.name}: {report.error}", file=sys.stderr)
     return 1 if failed else 0
@@ -385,7 +415,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     args = parse_arguments(argv)
     try:
-        return segment_videos(args)
+        return tell(segment_videos(args), args.output_mask_dir)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

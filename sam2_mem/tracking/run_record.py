@@ -22,8 +22,11 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class VideoReport:
-    """How one video went. ``objects``: their ids; ``state_bytes``: the most that was held for all objects together;
-    ``outputs``: what was written beside the masks; ``error``: None if all went well; ``resumed``: done by an earlier run."""
+    """How one video went.
+
+    ``objects``: their ids. ``state_bytes``: the most that was held for all objects together. ``outputs``: what was
+    written beside the masks. ``error``: None if all went well. ``resumed``: done by an earlier run.
+    """
 
     name: str
     frames: int = 0
@@ -40,8 +43,8 @@ class VideoReport:
 class RunFolder:
     """The output folder of a run, which several shards may share.
 
-    ``.vos/settings.json`` says with what the masks were made, ``.vos/done/<video>.json`` that a video is finished. Every
-    file appears complete or not at all.
+    ``.vos/settings.json`` says with what the masks were made, ``.vos/done/<video>.json`` that a video is finished.
+    Every file appears complete or not at all.
     """
 
     def __init__(self, folder: Path, settings: Json) -> None:
@@ -115,7 +118,8 @@ _MISSING = object()
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, Mapping):
         return {prefix: value}
-    return {k: v for name, inner in value.items() for k, v in _flat(inner, f"{prefix}.{name}" if prefix else name).items()}
+    start = f"{prefix}." if prefix else ""
+    return {key: leaf for name, inner in value.items() for key, leaf in _flat(inner, f"{start}{name}").items()}
 
 
 # -- the machine ----------------------------------------------------------------------------------------------------

@@ -27,8 +27,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class PromptPlan:
-    """Which prompts come when. ``obj_ids``: all objects, ascending. ``at``: frame index -> what makes the prompts of that
-    frame, so that masks are read when their frame is. ``palette`` (N, 3): of the first mask file, if it has one."""
+    """Which prompts come when.
+
+    ``obj_ids``: all objects, ascending. ``at``: frame index -> what makes the prompts of that frame, so that masks are
+    read when their frame is. ``palette`` (N, 3): that of the first mask file, if it has one.
+    """
 
     obj_ids: tuple[int, ...]
     at: Mapping[int, Callable[[Frame], list[Prompt]]]
@@ -107,7 +110,8 @@ def plan_from_folder(folder: str | Path, source: VideoSource, rules: MaskRules) 
     """
     masks = _MaskFolder(Path(folder), rules)
     named = masks.by_frame(source)
-    wanted = _first_frame_only(masks, named, source) if not (rules.late or rules.all_frames) else _over_time(masks, named)
+    several = rules.late or rules.all_frames
+    wanted = _over_time(masks, named) if several else _first_frame_only(masks, named, source)
     ids = sorted({obj_id for chosen in wanted.values() for obj_id in chosen})
     if not ids:
         raise ValueError(f"expected at least one object in the masks of '{folder}', got none; their pixels are all 0")
@@ -192,8 +196,9 @@ def _over_time(masks: _MaskFolder, named: dict[int, str]) -> dict[int, set[int]]
         new = ids - known
         if new and not rules.late and wanted:
             raise ValueError(
-                f"expected the objects of the first mask, {sorted(known)}, in '{masks.folder}', got {sorted(new)} first "
-                f"in {stem}.png; give --track_object_appearing_later_in_video to follow them from there"
+                f"expected the objects of the first mask, {sorted(known)}, in '{masks.folder}', "
+                f"got {sorted(new)} first in {stem}.png; "
+                "give --track_object_appearing_later_in_video to follow them from there"
             )
         chosen = ids if rules.all_frames else new
         if chosen or not rules.late:
@@ -241,12 +246,12 @@ def segment(
 ) -> Iterator[FrameMasks]:
     """Masks of every frame from ``start`` to before ``stop`` (None: the end), in order.
 
-    A prompt takes effect from its own frame on. If a frame cannot be read, the masks of all frames before it come first,
-    then the error.
+    A prompt takes effect from its own frame on. If a frame cannot be read, the masks of all frames before it come
+    first, then the error.
 
     Args:
-        state: fresh, from ``predictor.init_state(video)``; tells afterwards what is held. score_thresh: a pixel belongs to
-            an object where its logit is above this.
+        state: fresh, from ``predictor.init_state(video)``; tells afterwards what is held.
+        score_thresh: a pixel belongs to an object where its logit is above this.
     """
     delay = predictor.policy.needs.revise
     waiting: deque[_Waiting] = deque()

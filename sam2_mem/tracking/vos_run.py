@@ -40,7 +40,8 @@ Progress = Callable[[Iterator[FrameMasks], str, int | None], Iterator[FrameMasks
 
 @dataclass(frozen=True, kw_only=True)
 class VideoTask:
-    """One video: ``video`` is what :func:`sam2_mem.video.open_video` takes; ``plan`` makes its prompts once it is open."""
+    """One video. ``video``: what :func:`sam2_mem.video.open_video` takes, or a function that finds it when its turn
+    comes. ``plan`` makes its prompts once it is open. ``start``: the first frame."""
 
     name: str
     video: Any
@@ -66,8 +67,11 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What to write: ``<folder>/<video>/<frame>.png``, or ``<folder>/<video>/<object>/<frame>.png`` with ``per_object``;
-    beside the masks, at choice, ``<video>_overlay.mp4``, ``<video>_masks.json`` (run lengths) and ``<video>_sheet.png``."""
+    """What to write.
+
+    Masks go to ``<folder>/<video>/<frame>.png``, or with ``per_object`` to ``<folder>/<video>/<object>/<frame>.png``;
+    at choice, ``<video>_overlay.mp4``, ``<video>_masks.json`` (run lengths) and ``<video>_sheet.png`` stand beside.
+    """
 
     folder: Path
     per_object: bool = False
@@ -139,11 +143,14 @@ def _stem(name: str) -> str:
 
 def find_video(base: Path, name: str) -> Path:
     """The folder of frames or the video file called ``name``; the folder if there are both."""
-    files = [base / f"{name}{ending}" for ending in VIDEO_EXTENSIONS]
-    found = [p for p in (base / name, *files) if p.exists()]
-    if not found:
+    folder = base / name
+    if folder.is_dir():
+        return folder
+    beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
+    files = sorted(p for p in beside if p.stem == folder.name and p.suffix.lower() in VIDEO_EXTENSIONS)
+    if not files:
         raise FileNotFoundError(f"no video '{name}' in '{base}': expected a folder of frames or {name}.mp4")
-    return found[0]
+    return files[0]
 
 
 def dataset_tasks(names: Sequence[str], base: Path, masks: Path, rules: MaskRules) -> list[VideoTask]:
