@@ -89,9 +89,11 @@ def present(policy: MemoryPolicy, hyp: Hypotheses, pick: Pick) -> bool:
     return hyp.objectness[pick.pathway] > policy.min_obj_score_logits
 
 
-def remembered(policy: MemoryPolicy, frame: int, hyp: Hypotheses, choice: Choice, clones: Any = None) -> list[MemoryEntry]:
-    """Entries of the picks as the tracker makes them: equal picks, also those of pathways with equal reads (``clones``, a key
-    for each pathway), give one entry. Binarised ones are marked by .5."""
+def remembered(
+    policy: MemoryPolicy, frame: int, hyp: Hypotheses, choice: Choice, clones: Any = None
+) -> list[MemoryEntry]:
+    """Entries of the picks as the tracker makes them: equal picks, also those of pathways with equal reads (``clones``,
+    a key for each pathway), give one entry. Binarised ones are marked by .5."""
     made: dict[Any, MemoryEntry] = {}
     for pick in choice.remember:
         key = (pick.pathway if clones is None else clones[pick.pathway], pick.candidate, pick.binarize)

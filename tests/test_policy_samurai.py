@@ -1,4 +1,5 @@
-"""SAMURAI: the filter against the 8 x 8 textbook one, the whole rule against a literal version, and faults that must not be."""
+"""SAMURAI: the filter against the 8 x 8 textbook one, the whole rule against a literal version, and faults that must
+not be."""
 
 from __future__ import annotations
 
@@ -196,7 +197,8 @@ def test_prompts_on_any_frame_and_time_running_backwards() -> None:
         state, step = begin(policy, start), -1 if reverse else 1
         for n in range(1, 20):
             frame = at(start + n * step, reverse=reverse)
-            assert reads(policy, state, frame)[0].frames == sorted({start} | {start + i * step for i in range(max(1, n - 6), n)})
+            expected = {start} | {start + i * step for i in range(max(1, n - 6), n)}
+            assert reads(policy, state, frame)[0].frames == sorted(expected)
             state, _ = track(policy, state, frame, hypotheses(candidates(10), (0.9,), 5))
         assert state.motion.stable == 15
         assert policy.prompt(state, frame, entry(frame.index, prompt=True)).motion is None
@@ -273,7 +275,8 @@ class Literal:
             self.filter.predict()
         if self.stable >= 15:
             overlaps = [0.0 if b is None else box_iou(Box(*self.filter.box()), Box(*b)) for b in boxes]
-            best = int(np.argmax([self.p.kf_score_weight * o + (1 - self.p.kf_score_weight) * i for o, i in zip(overlaps, iou)]))
+            weight = self.p.kf_score_weight
+            best = int(np.argmax(weight * np.array(overlaps) + (1 - weight) * iou))
             kf = overlaps[best]
         self.follow(boxes[best], iou[best])
         self.seen[t] = (iou[best], score, kf)
@@ -357,7 +360,8 @@ def test_gate_lies_at_minus_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"kf_score_weight": 1.5}, {"num_maskmem": 0}, {"stable_frames_threshold": 0}, {"max_cond_frames_in_attn": 1}]
+    "wrong",
+    [{"kf_score_weight": 1.5}, {"num_maskmem": 0}, {"stable_frames_threshold": 0}, {"max_cond_frames_in_attn": 1}],
 )
 def test_wrong_values(wrong: dict) -> None:
     with pytest.raises(ValueError, match=f"expected {next(iter(wrong))}"):

@@ -1,9 +1,9 @@
 """Boxes of masks and a constant-velocity Kalman filter of boxes, as trackers use them; plain numbers, no state kept.
 
-The filter is that of DeepSORT (Wojke et al. 2017) as SAMURAI (Yang et al. 2024) uses it: the state is centre x, centre y,
-aspect ratio w / h and height h, each with a velocity, one step per frame. Its transition, measurement and noise matrices
-never couple two of the four quantities, so the 8 x 8 filter is exactly four filters of (value, velocity), kept here as
-such; only the noise levels of all four depend on the height.
+The filter is that of DeepSORT (Wojke et al. 2017) as SAMURAI (Yang et al. 2024) uses it: the state is centre x, centre
+y, aspect ratio w / h and height h, each with a velocity, one step per frame. Its transition, measurement and noise
+matrices never couple two of the four quantities, so the 8 x 8 filter is exactly four filters of (value, velocity), kept
+here as such; only the noise levels of all four depend on the height.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 
 GRID = 1024.0
 """Boxes are measured on a 1024 x 1024 grid laid over the square input, whatever its size. The filter itself is scale
-equivariant (its noise is a share of the height, the aspect ratio has no unit); the grid fixes what "one pixel" means for a
-mask of a single row."""
+equivariant (its noise is a share of the height, the aspect ratio has no unit); the grid fixes what "one pixel" means
+for a mask of a single row."""
 
 POSITION_STD = 1 / 20
 VELOCITY_STD = 1 / 160
@@ -59,8 +59,8 @@ def box_iou(a: Box | None, b: Box | None) -> float:
 def mask_boxes(logits: Tensor) -> list[Box | None]:
     """Boxes of masks (N, h, w), where logits are above 0; None for an empty mask. One transfer from the device.
 
-    A pixel of a coarser mask stands for a block of the 1024 grid: a mask from column i to column j of w runs from i k to
-    (j + 1) k - 1 with k = 1024 / w.
+    A pixel of a coarser mask stands for a block of the 1024 grid: a mask from column i to column j of w runs from i k
+    to (j + 1) k - 1 with k = 1024 / w.
     """
     inside = logits > 0
     height, width = logits.shape[-2:]

@@ -29,8 +29,8 @@ def closest_prompts(
 
 
 def map_frames(frame: FrameContext, *, num_maskmem: int, stride: int = 1) -> Iterator[tuple[int, int]]:
-    """(temporal slot, frame) of the memory maps SAM 2 reads beside the prompts: the previous frame in slot 0, then every
-    ``stride``-th frame behind it."""
+    """(temporal slot, frame) of the memory maps SAM 2 reads beside the prompts: the previous frame in slot 0, then
+    every ``stride``-th frame behind it."""
     sign = -1 if frame.reverse else 1
     now = sign * frame.index
     multiple = (now - 2) // stride * stride
@@ -117,8 +117,8 @@ def newest_first(
     accept: Callable[[MemoryEntry], bool],
     most: int,
 ) -> list[MemoryEntry | None]:
-    """Up to ``most`` accepted entries of earlier frames, newest first, and before them the previous frame, accepted or not:
-    the selection of SAM2Long and SAMURAI. Places in this list are temporal slots (and, in SAM2Long, pointer ages).
+    """Up to ``most`` accepted entries of earlier frames, newest first, and before them the previous frame, accepted or
+    not: the selection of SAM2Long and SAMURAI. Places in this list are temporal slots (and, in SAM2Long, pointer ages).
 
     A frame in ``prompted`` takes a place, as in SAM 2, but leaves it empty (None): its entry is read as a prompt.
     """
@@ -147,8 +147,8 @@ def nearest_accepted(
     """What :func:`newest_first` can still reach from ``anchors`` (frames), in either direction of time.
 
     Returns:
-        frames to keep whole: on each side of an anchor the nearest one and the ``whole`` nearest accepted ones; frames of
-        which the pointer is enough: the ``pointers`` nearest accepted ones.
+        frames to keep whole: on each side of an anchor the nearest one and the ``whole`` nearest accepted ones; frames
+        of which the pointer is enough: the ``pointers`` nearest accepted ones.
     """
     keep, pointer_only = set(), set()
     good = {e.frame for e in entries if accept(e)}

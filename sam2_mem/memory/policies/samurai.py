@@ -40,8 +40,8 @@ class Motion:
 
 @dataclass(frozen=True, eq=False)
 class SamuraiBank(Bank):
-    """``motion`` is None until a mask has been seen, and after the filter lost it; ``off_course``: frames among ``entries``
-    whose mask did not meet the predicted box well enough."""
+    """``motion`` is None until a mask has been seen, and after the filter lost it; ``off_course``: frames among
+    ``entries`` whose mask did not meet the predicted box well enough."""
 
     motion: Motion | None = None
     off_course: tuple[int, ...] = ()
@@ -49,8 +49,8 @@ class SamuraiBank(Bank):
 
 @dataclass(frozen=True)
 class MotionChoice(Choice):
-    """The choice, the predicted filter it was made with, the box of the chosen mask, and its overlap with the prediction
-    (None while the filter is not trusted yet)."""
+    """The choice, the predicted filter it was made with, the box of the chosen mask, and its overlap with the
+    prediction (None while the filter is not trusted yet)."""
 
     predicted: BoxFilter | None = None
     box: Box | None = None
@@ -61,14 +61,15 @@ class MotionChoice(Choice):
 class Samurai(MemoryPolicy[SamuraiBank]):
     """SAMURAI (Yang et al. 2024, arXiv 2411.11922), zero-shot visual tracking with motion-aware memory.
 
-    Choosing the mask. A Kalman filter follows the box of the mask (:mod:`sam2_mem.memory.motion`). Without one, the best
-    predicted IoU wins and starts it. For the first ``stable_frames_threshold`` frames the best predicted IoU wins and updates
-    it, as long as it is above ``stable_ious_threshold``. From then on the score is
+    Choosing the mask. A Kalman filter follows the box of the mask (:mod:`sam2_mem.memory.motion`). Without one, the
+    best predicted IoU wins and starts it. For the first ``stable_frames_threshold`` frames the best predicted IoU wins
+    and updates it, as long as it is above ``stable_ious_threshold``. From then on the score is
     ``kf_score_weight`` x IoU(predicted box, mask box) + (1 - ``kf_score_weight``) x predicted IoU. A winner whose own
     predicted IoU is too low ends the filter.
 
-    Reading. Beside the prompts, the last six frames that passed all three ``memory_bank_*`` thresholds (scores must be above
-    them), by rank; the previous frame always. Pointers are SAM 2's, of the last 15 frames whether they passed or not.
+    Reading. Beside the prompts, the last six frames that passed all three ``memory_bank_*`` thresholds (scores must be
+    above them), by rank; the previous frame always. Pointers are SAM 2's, of the last 15 frames whether they passed or
+    not.
 
     Attributes:
         stable_frames_threshold: frames before the motion score counts; 15 in the code.
@@ -77,19 +78,19 @@ class Samurai(MemoryPolicy[SamuraiBank]):
             ``samurai_bplus_s_t``).
         memory_bank_iou_threshold: predicted IoU; 0.5. memory_bank_obj_score_threshold: object-score logit; 0.
         memory_bank_kf_score_threshold: overlap with the predicted box, where it was measured; 0.
-        min_obj_score_logits: an object is absent at this object-score logit or below; -1 (SAM 2: 0). The learned mark that
-            SAM 2.1 puts on memory without the object still goes by 0, as in the code.
-        num_maskmem, max_obj_ptrs_in_encoder, max_cond_frames_in_attn, only_obj_ptrs_in_the_past_for_eval, max_prompts: as in
-            FIFO.
+        min_obj_score_logits: an object is absent at this object-score logit or below; -1 (SAM 2: 0). The learned mark
+            that SAM 2.1 puts on memory without the object still goes by 0, as in the code.
+        num_maskmem, max_obj_ptrs_in_encoder, max_cond_frames_in_attn, only_obj_ptrs_in_the_past_for_eval, max_prompts:
+            as in FIFO.
 
     With ``kf_score_weight`` 0, the ``memory_bank_*`` thresholds at -inf and ``min_obj_score_logits`` 0 this is FIFO.
 
-    Departures from the code: the filter belongs to the object, so any number of objects and videos can be tracked; prompts
-    may come on any frame and tracking may run backwards; a prompt ends the filter (as in the code, prompts never start one:
-    the next tracked frame does), and so does any jump in time; an absent object or an empty mask ends the filter too, where
-    the code feeds it a box in the corner of the image; a prompted frame keeps its place among the six, empty, as in SAM 2;
-    boxes are measured on mask logits, scaled to the code's 1024 grid, so to 4 pixels at an image size of 1024; memory that
-    can no longer be read is dropped.
+    Departures from the code: the filter belongs to the object, so any number of objects and videos can be tracked;
+    prompts may come on any frame and tracking may run backwards; a prompt ends the filter (as in the code, prompts
+    never start one: the next tracked frame does), and so does any jump in time; an absent object or an empty mask ends
+    the filter too, where the code feeds it a box in the corner of the image; a prompted frame keeps its place among the
+    six, empty, as in SAM 2; boxes are measured on mask logits, scaled to the code's 1024 grid, so to 4 pixels at an
+    image size of 1024; memory that can no longer be read is dropped.
     """
 
     stable_frames_threshold: int = 15
@@ -117,8 +118,8 @@ class Samurai(MemoryPolicy[SamuraiBank]):
             raise ValueError(f"expected max_prompts >= 2, got {self.max_prompts}")
 
     def capacity(self, tokens_per_map: int) -> int:
-        """Prompts, and on both sides of the current frame, the earliest and the last prompt the nearest frame and the accepted
-        frames of one read."""
+        """Prompts, and on both sides of the current frame, the earliest and the last prompt the nearest frame and the
+        accepted frames of one read."""
         return tokens_per_map * (self.max_prompts + 3 * 2 * self.num_maskmem)
 
     # -- reading ------------------------------------------------------------------------------------------------
