@@ -44,11 +44,21 @@ class Usage(Enum):
 
 
 @dataclass(frozen=True, eq=False)
+class AppearanceMap:
+    """Features of one frame from another network than SAM 2: ``feat`` (N, D), row by row of a ``grid`` (H, W) with
+    H * W = N that covers the whole picture."""
+
+    feat: Tensor
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
 class FrameFeatures:
     """What the image encoder gives for one frame; shared by all objects.
 
     ``low`` (Q, C) stride-16 features without memory; ``low_pos`` (Q, C) their sine positions; ``high`` two maps
-    (C/8, 4H, 4W) and (C/4, 2H, 2W) for the mask decoder; ``grid`` (H, W).
+    (C/8, 4H, 4W) and (C/4, 2H, 2W) for the mask decoder; ``grid`` (H, W); ``appearance`` what an embedder
+    sees, if there is one.
     """
 
     index: int
@@ -56,6 +66,7 @@ class FrameFeatures:
     low_pos: Tensor
     high: tuple[Tensor, Tensor]
     grid: tuple[int, int]
+    appearance: AppearanceMap | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +110,8 @@ class MemoryEntry:
 
     ``tokens`` spatial memory or None once dropped; ``pointer`` (C) object pointer after the absent-object gate; ``iou``
     predicted IoU in [0, 1]; ``objectness`` object-score logit (> 0: present); ``area`` mask area as a fraction of the
-    image; ``summary`` (C) image features pooled over the mask, if the policy asked for it.
+    image; ``summary`` (C) image features pooled over the mask, if the policy asked for it (an embedder's: of another
+    width).
     """
 
     frame: int
@@ -249,7 +261,8 @@ class ObjectScore:
 
     ``iou`` predicted IoU; ``objectness`` object-score logit; ``present`` whether it passed the policy's gate; ``prompted``
     whether the mask came from a prompt on this frame; ``held`` / ``dropped``: frames in memory after this frame, and
-    frames whose spatial memory left it on this frame; ``tokens`` memory tokens held after the frame.
+    frames whose spatial memory left it on this frame; ``tokens`` memory tokens held after the frame; ``refined`` whether a
+    refiner's mask was accepted.
     """
 
     obj_id: int
@@ -260,6 +273,7 @@ class ObjectScore:
     held: tuple[int, ...]
     dropped: tuple[int, ...]
     tokens: int
+    refined: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,12 +32,14 @@ from sam2_mem.types import Choice, FrameContext, Hypotheses, MemoryEntry, Memory
 class Needs:
     """What a policy asks of the tracker.
 
-    ``usage``: attention statistics of its reads (see :meth:`MemoryPolicy.wanted_usage`). ``summary``: image features pooled over each remembered mask. ``revise``:
-    how many past frames it may still rewrite (0: output is final at once).
+    ``usage``: attention statistics of its reads (see :meth:`MemoryPolicy.wanted_usage`). ``summary``: image features
+    pooled over each remembered mask; ``appearance``: those of an embedder (:mod:`sam2_mem.tracking.embedders`) and not
+    SAM 2's. ``revise``: how many past frames it may still rewrite (0: output is final at once).
     """
 
     usage: Usage = Usage.NONE
     summary: bool = False
+    appearance: bool = False
     revise: int = 0
 
 

@@ -40,7 +40,7 @@ class SinePointerTime(nn.Linear):
 
 
 class BankTime(nn.Module):
-    """RMem's temporal encoding (CVPR 2024, section 3.4): a learned code for the place of a frame in its bank, added to the
+    """RMem's temporal encoding (CVPR 2024, Eq. 7): a learned code for the place of a frame in its bank, added to the
     keys, and one for the present, added to the queries. Zero-initialised, so untrained is absent.
 
     RMem adds them behind the projections and starts from noise of deviation .05; here they enter before the projections,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from sam2_mem.memory.policy import Bank
 @dataclass(frozen=True, eq=False)
 class Output:
     """A mask shown to the user or remembered: ``logits`` (h, w) and ``pointer`` (C), both after the absent-object gate.
-    ``binarize``: its memory is made from the hard mask."""
+    ``binarize``: its memory is made from the hard mask; ``refined``: a refiner's proposal took the place of the mask."""
 
     frame: int
     logits: Tensor
@@ -22,6 +23,15 @@ class Output:
     area: float
     prompted: bool = False
     binarize: bool = False
+    refined: bool = False
+
+
+class Look(NamedTuple):
+    """What an object looked like on its first prompted frame: ``appearance`` (D) features averaged over its mask, ``centre``
+    (D) over the frame."""
+
+    centre: Tensor
+    appearance: Tensor
 
 
 class FrameSpans:
@@ -72,7 +82,8 @@ class Track:
     """Bookkeeping of one object. Ids never change, positions in a batch do.
 
     ``state`` is None until the first prompt has been taken into memory; ``pending`` holds prompts that have not;
-    ``outputs`` the latest masks and those of prompted frames; ``frozen`` memory is read but no longer written.
+    ``outputs`` the latest masks and those of prompted frames; ``frozen`` memory is read but no longer written; ``look``
+    is noted where there is a refiner.
     """
 
     obj_id: int
@@ -81,6 +92,7 @@ class Track:
     pending: dict[int, Output] = field(default_factory=dict)
     tracked: FrameSpans = field(default_factory=FrameSpans)
     frozen: bool = False
+    look: Look | None = None
 
     def prompted_frames(self) -> set[int]:
         return set() if self.state is None else {p.frame for p in self.state.prompts}

@@ -18,6 +18,7 @@ from sam2_mem.memory.policy import MemoryPolicy, best_pick
 from sam2_mem.memory.tokens import foreground_weights, map_tokens, masked_mean
 from sam2_mem.model.sam2 import SAM2, Decoded
 from sam2_mem.tracking.masks import fill_holes, remove_regions, suppress_overlap
+from sam2_mem.tracking.refine import Refiner, first_look, refine
 from sam2_mem.tracking.track import Output, Track
 from sam2_mem.types import (
     ABSENT_LOGIT,
@@ -93,10 +94,14 @@ class _Candidate(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class _Seen:
     """What the network says of one track on one frame. ``places`` (P): the batch and row of each pathway, equal for
-    pathways that read the same."""
+    pathways that read the same. ``conditioned`` (P)(Q, C): what the masks were decoded from, kept for a refiner."""
 
     hypotheses: Hypotheses
     places: tuple[tuple[int, int], ...]
+    conditioned: tuple[Tensor, ...] = ()
+
+    def same_mask(self, one: Pick, other: Pick) -> bool:
+        return self.identity(one)[:2] == self.identity(other)[:2]
 
     def identity(self, pick: Pick) -> tuple:
         """Equal for picks of the same mask, also through different pathways."""
@@ -114,6 +119,7 @@ class Tracker:
     Args:
         model: the network; nothing of the video is kept on it. policy: how every object remembers; shared, stateless.
         settings: see :class:`TrackerSettings`. num_frames: length of the video, None for a stream.
+        refiner: proposes other masks between the choice and memory; None for none. Prompted frames are left as they are.
     """
 
     def __init__(
@@ -123,11 +129,13 @@ class Tracker:
         *,
         settings: TrackerSettings | None = None,
         num_frames: int | None = None,
+        refiner: Refiner | None = None,
     ) -> None:
         self.model = model
         self.policy = policy
         self.settings = TrackerSettings() if settings is None else settings
         self.num_frames = num_frames
+        self.refiner = refiner
         self.tracks: dict[int, Track] = {}
         bounded = policy.capacity(model.tokens_per_map) is not None
         self._history = self.settings.history if bounded else None
@@ -220,6 +228,12 @@ class Tracker:
         for track, output, entry in zip(waiting, outputs, entries):
             track.state = self.policy.prompt(track.state, context, entry)
             track.remember_output(output, self._history)
+            self._note_look(track, features, output)
+
+    def _note_look(self, track: Track, features: FrameFeatures, output: Output) -> None:
+        """What the object looks like on the first frame on which it is seen."""
+        if self.refiner is not None and track.look is None and output.area > 0:
+            track.look = first_look(features, output.logits)
 
     # -- the step -----------------------------------------------------------------------------------------------
 
@@ -266,6 +280,8 @@ class Tracker:
         outputs = [
             self._output(context.index, s.candidate(c.output), gate) for s, c in zip(looked, choices)
         ]
+        if self.refiner is not None:
+            outputs = self._refined(tracks, looked, choices, outputs, context)
         remembered = self._remembered(tracks, looked, choices, outputs, context)
         for track, seen, choice, entries in zip(tracks, looked, choices, remembered):
             if not track.frozen:
@@ -282,6 +298,20 @@ class Tracker:
         choice = self.policy.choose(track.state, context, seen.hypotheses)
         return replace(choice, remember=()) if track.frozen else choice
 
+    def _refined(
+        self,
+        tracks: Sequence[Track],
+        looked: Sequence[_Seen],
+        choices: Sequence[Choice],
+        outputs: Sequence[Output],
+        context: FrameContext,
+    ) -> list[Output]:
+        """Outputs as the refiner leaves them."""
+        for track, output in zip(tracks, outputs):
+            self._note_look(track, context.features, output)
+        conditioned = [s.conditioned[c.output.pathway] for s, c in zip(looked, choices)]
+        return refine(self.refiner, self.model, context.features, outputs, [t.look for t in tracks], conditioned)
+
     def _look(self, tracks: Sequence[Track], context: FrameContext) -> list[_Seen]:
         """Read, attend and decode for all pathways of all tracks."""
         reads, owners = [], []
@@ -295,27 +325,35 @@ class Tracker:
         )
         features, usage = context.features, self._usage(tracks, context)
         owner_at = {p: t for t, own in zip(tracks, owners) for p in (assembled.place[i] for i in own)}
-        decoded, reports = [], []
+        decoded, reports, conditioned = [], [], []
         for b, batch in enumerate(assembled.batches):
-            found, report = self._see([owner_at[b, r] for r in range(batch.rows)], features, batch, usage)
+            found, report, attended = self._see([owner_at[b, r] for r in range(batch.rows)], features, batch, usage)
             decoded.append(found)
             reports.append(report)
+            conditioned.append(attended)
         place = list(assembled.place)
         if None in place:
             place = [(len(decoded), 0) if p is None else p for p in place]
             several = self.model.candidates.allows(0, with_memory=True)
-            decoded.append(self.model.decode(self.model.without_memory(features), features, candidates=several))
+            conditioned.append(self.model.without_memory(features))
+            decoded.append(self.model.decode(conditioned[-1], features, candidates=several))
             reports.append((ReadUsage(tokens=(), items=features.low.new_zeros(features.low.shape[0], 0)),))
         reports = reports if usage is not Usage.NONE else [None] * len(reports)
-        return self._seen(decoded, reports, [tuple(place[i] for i in own) for own in owners])
+        owned = [tuple(place[i] for i in own) for own in owners]
+        seen = self._seen(decoded, reports, owned)
+        if self.refiner is None:
+            return seen
+        return [replace(s, conditioned=tuple(conditioned[b][r] for b, r in own)) for s, own in zip(seen, owned)]
 
     def _see(
         self, owners: Sequence[Track], features: FrameFeatures, batch: RowBatch, usage: Usage
-    ) -> tuple[Decoded, tuple[ReadUsage, ...] | None]:
-        """Attend and decode one batch of rows; ``owners`` (R) are their tracks."""
+    ) -> tuple[Decoded, tuple[ReadUsage, ...] | None, Tensor]:
+        """Attend and decode one batch of rows, also giving the features (R, Q, C) in between; ``owners`` (R) are their
+        tracks."""
         several = self.model.candidates.allows(0, with_memory=True)
         attended = self.model.attend(features, batch, usage)
-        return self.model.decode(attended.features, features, candidates=several), attended.usage
+        decoded = self.model.decode(attended.features, features, candidates=several)
+        return decoded, attended.usage, attended.features
 
     def _usage(self, tracks: Sequence[Track], context: FrameContext) -> Usage:
         """What any object needs; the network measures a batch as a whole."""
@@ -379,18 +417,15 @@ class Tracker:
         if self.settings.non_overlap_masks_for_mem_enc:
             apart = suppress_overlap(torch.stack([o.logits for o in outputs]))
             outputs = [replace(o, logits=x) for o, x in zip(outputs, apart)]
-        plan: dict[tuple, Output] = {}
+        plan, gate = {}, self.policy.min_obj_score_logits
         for number, (seen, choice, output) in enumerate(zip(looked, choices, outputs)):
             for pick in choice.remember:
-                same = seen.identity(pick) == seen.identity(choice.output)
-                plan[number, seen.identity(pick)] = output if same else self._gated(context.index, seen, pick)
+                shown = seen.same_mask(pick, choice.output)
+                one = output if shown else self._output(context.index, seen.candidate(pick), gate)
+                plan[number, seen.identity(pick)] = replace(one, binarize=one.binarize or pick.binarize)
         owners = [tracks[number] for number, _ in plan]
         entries = dict(zip(plan, self._remember(owners, context.features, list(plan.values()))))
         return [[entries[n, s.identity(p)] for p in c.remember] for n, (s, c) in enumerate(zip(looked, choices))]
-
-    def _gated(self, frame: int, seen: _Seen, pick: Pick) -> Output:
-        output = self._output(frame, seen.candidate(pick), self.policy.min_obj_score_logits)
-        return replace(output, binarize=pick.binarize)
 
     def _remember(
         self, owners: Sequence[Track], features: FrameFeatures, outputs: Sequence[Output]
@@ -414,9 +449,6 @@ class Tracker:
         return map_tokens(tokens, lambda feat: feat.to(device, dtype).clone(memory_format=torch.contiguous_format))
 
     def _entry(self, features: FrameFeatures, output: Output, tokens: MemoryTokens) -> MemoryEntry:
-        summary = None
-        if self.policy.needs.summary:
-            summary = masked_mean(features.low, foreground_weights(output.logits, features.grid))
         return MemoryEntry(
             frame=output.frame,
             tokens=tokens,
@@ -425,8 +457,20 @@ class Tracker:
             objectness=output.objectness,
             area=output.area,
             is_prompt=output.prompted,
-            summary=summary,
+            summary=self._summary(features, output.logits) if self.policy.needs.summary else None,
         )
+
+    def _summary(self, features: FrameFeatures, logits: Tensor) -> Tensor | None:
+        """Features averaged over a mask (h, w), None where it is empty: the image encoder's, or an embedder's."""
+        if not self.policy.needs.appearance:
+            return masked_mean(features.low, foreground_weights(logits, features.grid))
+        seen = features.appearance
+        if seen is None:
+            raise ValueError(
+                f"expected features with an appearance map, which {type(self.policy).__name__} asks for here, got none; "
+                "give the predictor an embedder and encode frames with it"
+            )
+        return masked_mean(seen.feat, foreground_weights(logits, seen.grid))
 
     # -- results ------------------------------------------------------------------------------------------------
 
@@ -457,4 +501,5 @@ class Tracker:
             held=tuple(sorted(held)),
             dropped=tuple(sorted(before - held)),
             tokens=self.policy.token_count(track.state),
+            refined=output.refined,
         )

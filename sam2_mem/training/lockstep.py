@@ -101,14 +101,14 @@ class LockstepTracker(Tracker):
 
     def _see(
         self, owners: Sequence[Track], features: StackedFeatures, batch: RowBatch, usage: Usage
-    ) -> tuple[Decoded, tuple[ReadUsage, ...] | None]:
+    ) -> tuple[Decoded, tuple[ReadUsage, ...] | None, Tensor]:
         rows = features.rows([self.clip_of[t.obj_id] for t in owners])
         several = self.model.candidates.allows(0, with_memory=True)
         attended = self.model.attend(rows, batch, usage)
         decoded = self.model.decode(attended.features, rows, candidates=several)
         ids = tuple(t.obj_id for t in owners)
         self.sightings.append(Sighting(features.index, ids, decoded, attended.features, False))
-        return decoded, attended.usage
+        return decoded, attended.usage, attended.features
 
     def _remember(
         self, owners: Sequence[Track], features: StackedFeatures, outputs: Sequence[Output]
