@@ -74,12 +74,12 @@ def visible_objects(ids: np.ndarray, min_area: float) -> list[int]:
     return [i for i in range(1, 256) if counts[i] >= max(1.0, min_area * ids.size)]
 
 
-def augment(rng: np.random.Generator, clip: Clip) -> Clip:
-    """The whole clip flipped, turned by quarter turns (square clips only), played backwards and with other colours."""
+def augment(rng: np.random.Generator, clip: Clip, *, turned: bool = True) -> Clip:
+    """The whole clip mirrored, in other colours and, if square and wanted, turned by quarter turns."""
     frames, ids = clip.frames, clip.ids
     if rng.random() < 0.5:
         frames, ids = frames[:, :, ::-1], ids[:, :, ::-1]
-    turns = int(rng.integers(4)) if ids.shape[1] == ids.shape[2] else 0
+    turns = int(rng.integers(4)) if turned and ids.shape[1] == ids.shape[2] else 0
     frames, ids = np.rot90(frames, turns, (1, 2)), np.rot90(ids, turns, (1, 2))
     return Clip(recolour(rng, frames), np.ascontiguousarray(ids))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sam2_mem.training.clips import Clip, ClipWish, augment, choose_times, visible_objects
+from sam2_mem.training.clips import Clip, ClipWish, augment, choose_times, fit, visible_objects
 from sam2_mem.training.synthetic import sample_training_clip
 
 ATTEMPTS = 20
@@ -49,7 +49,7 @@ class ProceduralClips:
             times = choose_times(rng, len(video), wish)
             times = times if rng.random() < 0.5 else times[::-1]
             if visible_objects(video.ids[times[0]], wish.min_area):
-                clip = Clip(video.frames[times], video.ids[times])
+                clip = fit(Clip(video.frames[times], video.ids[times]), wish.size)
                 return augment(rng, clip) if self.augmented else clip
         raise ValueError(f"expected videos with visible objects, got none in {ATTEMPTS} tries of {names}")
 
