@@ -1,0 +1,538 @@
+"""What every memory policy promises, as functions that raise AssertionError for a policy that breaks a promise.
+
+Each ``check_*`` takes a policy and drives it through the tracker on a micro network. ``test_policy_contract.py`` runs them for
+every YAML file in ``configs/memory_policy`` and, as controls, for policies that are broken on purpose.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
+from enum import Enum
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from micro import SCORE_BIAS, TOKENS, empty_prompt, features_at, mask_prompt, micro_model, micro_tracker, new_model, run
+from sam2_mem.memory.policy import MemoryPolicy
+from sam2_mem.memory.storage import load_memory, save_memory
+from sam2_mem.model.sam2 import SAM2
+from sam2_mem.tracking.tracker import Tracker
+from sam2_mem.types import (
+    ABSENT_LOGIT,
+    PROMPT_SLOT,
+    Choice,
+    FrameContext,
+    FrameResult,
+    Hypotheses,
+    MemoryEntry,
+    MemoryRead,
+    MemoryTokens,
+    Pick,
+    Prompt,
+    ReadUsage,
+    Usage,
+)
+
+TOLERANCE = 1e-4
+LONG = 500
+FAR = 5040
+"""Frame from which reverse passes run in the mirror test; divisible by every small stride."""
+
+# -- looking into a state ---------------------------------------------------------------------------------------------
+
+
+def leaves(value: Any, path: str = "state") -> Iterator[tuple[str, Any]]:
+    """(path, value) of everything a state is made of. AssertionError for what is neither a tensor, a number, a string nor
+    a container of such."""
+    if value is None or isinstance(value, bool | int | float | str | Enum | Tensor):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield f"{path}.key", key
+            yield from leaves(inner, f"{path}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from leaves(inner, f"{path}[{i}]")
+    elif isinstance(value, set | frozenset):
+        for inner in sorted(value):
+            yield from leaves(inner, f"{path}{{}}")
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from leaves(getattr(value, field.name), f"{path}.{field.name}")
+    else:
+        raise AssertionError(f"{path} is a {type(value).__name__}; a state is made of plain tensors and numbers")
+
+
+Snapshot = list[tuple[str, Any]]
+
+
+def snapshot(value: Any, path: str = "state") -> Snapshot:
+    """All leaves, tensors copied."""
+    return [(p, v.detach().clone() if isinstance(v, Tensor) else v) for p, v in leaves(value, path)]
+
+
+def difference(before: Snapshot, after: Snapshot) -> str | None:
+    """Where two snapshots differ; None where they are the same to the bit."""
+    if [p for p, _ in before] != [p for p, _ in after]:
+        return f"{len(before)} values became {len(after)}"
+    return next((p for (p, a), (_, b) in zip(before, after) if not _same(a, b)), None)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
+    if isinstance(a, float) and isinstance(b, float) and math.isnan(a):
+        return math.isnan(b)
+    return type(a) is type(b) and bool(a == b)
+
+
+def memory_maps(value: Any) -> dict[int, MemoryTokens]:
+    """Every distinct set of memory tokens inside a state, found by walking it, not by asking the policy."""
+    if isinstance(value, MemoryTokens):
+        return {id(value): value}
+    found: dict[int, MemoryTokens] = {}
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        for inner in value:
+            found |= memory_maps(inner)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            found |= memory_maps(getattr(value, field.name))
+    return found
+
+
+def tokens_in(state: Any) -> int:
+    return sum(len(tokens) for tokens in memory_maps(state).values())
+
+
+def bytes_in(state: Any) -> int:
+    """Bytes of the storages behind all tensors of a state; a view keeps its whole storage alive."""
+    storages = {v.untyped_storage().data_ptr(): v.untyped_storage().nbytes() for _, v in leaves(state) if isinstance(v, Tensor)}
+    return sum(storages.values())
+
+
+def assert_finite(state: Any) -> None:
+    for path, value in leaves(state):
+        if isinstance(value, Tensor) and value.is_floating_point():
+            # -inf is a meaningful logarithm of a count of zero; NaN and +inf never are.
+            assert not value.isnan().any() and not (value == math.inf).any(), f"{path} is not finite"
+        elif isinstance(value, float):
+            assert not math.isnan(value), f"{path} is not a number"
+
+
+# -- watching a policy at work ----------------------------------------------------------------------------------------
+
+VERBS = (
+    "prompt read wanted_usage choose write revise finish forget unprompt moved held can_resume capacity".split()
+)
+
+
+def kept_outside_states(policy: Any) -> Snapshot:
+    """Mutable things a policy could hide memory in: its attributes, its classes' attributes, globals of its modules."""
+    found = snapshot(vars(policy), "policy")
+    for kind in type(policy).__mro__[:-1]:
+        places = {f"class {kind.__name__}": vars(kind), f"module {kind.__module__}": vars(sys.modules[kind.__module__])}
+        for place, names in places.items():
+            mutable = {n: v for n, v in names.items() if isinstance(v, list | dict | set | Tensor) and not n.startswith("__")}
+            for name, value in mutable.items():
+                found.append((f"{place}.{name}", _frozen_view(value)))
+    return found
+
+
+def _frozen_view(value: Any) -> Any:
+    try:
+        return snapshot(value)
+    except (AssertionError, TypeError):
+        return repr(value) if not isinstance(value, ModuleType) else id(value)
+
+
+class Watched:
+    """A policy behind a glass: every verb is followed by a look at whether its arguments and the policy are as before."""
+
+    def __init__(self, inner: MemoryPolicy) -> None:
+        self._inner = inner
+        self.calls: dict[str, int] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._inner, name)
+        return self._guarded(name, value) if name in VERBS else value
+
+    def _guarded(self, name: str, verb: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls[name] = self.calls.get(name, 0) + 1
+            given, kept = snapshot((args, kwargs), "arguments"), kept_outside_states(self._inner)
+            result = verb(*args, **kwargs)
+            changed = difference(given, snapshot((args, kwargs), "arguments"))
+            assert changed is None, f"{name} changed what it was given: {changed}"
+            stored = difference(kept, kept_outside_states(self._inner))
+            assert stored is None, f"{name} kept something outside the state: {stored}"
+            return result
+
+        return call
+
+
+class Recorded:
+    """A policy whose reads, hypotheses, choices and entries are looked at as they pass."""
+
+    def __init__(self, inner: MemoryPolicy) -> None:
+        self._inner = inner
+        self.frames = 0
+        self._reads: Sequence[MemoryRead] = ()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def wanted_usage(self, state: Any, frame: FrameContext) -> Usage:
+        wanted = self._inner.wanted_usage(state, frame)
+        declared = self._inner.needs.usage
+        assert wanted in (declared, Usage.NONE), f"wanted_usage asks for {wanted}, needs.usage declares {declared}"
+        return wanted
+
+    def read(self, state: Any, frame: FrameContext) -> Sequence[MemoryRead]:
+        reads = self._inner.read(state, frame)
+        assert len(reads) >= 1, "read gave no pathway"
+        for read in reads:
+            _assert_read(read)
+        again = self._inner.read(state, frame)
+        assert [_shape(r) for r in reads] == [_shape(r) for r in again], "two reads of one state differ"
+        self._reads = reads
+        return reads
+
+    def choose(self, state: Any, frame: FrameContext, hypotheses: Hypotheses) -> Choice:
+        reads = self._inner.read(state, frame)
+        _assert_usage(self._inner, state, frame, hypotheses, reads)
+        choice = self._inner.choose(state, frame, hypotheses)
+        for pick in (choice.output, *choice.remember):
+            _assert_pick(pick, hypotheses)
+        return choice
+
+    def write(
+        self, state: Any, frame: FrameContext, hypotheses: Hypotheses, choice: Choice, entries: Sequence[MemoryEntry]
+    ) -> Any:
+        assert len(entries) == len(choice.remember)
+        for entry in entries:
+            if not self._inner.needs.summary:
+                assert entry.summary is None, "a summary came that needs.summary does not ask for"
+            elif entry.area > 0:
+                assert entry.summary is not None and entry.summary.isfinite().all(), "the summary asked for did not come"
+        self.frames += 1
+        return self._inner.write(state, frame, hypotheses, choice, entries)
+
+    def revise(self, state: Any, frame: FrameContext) -> Any:
+        revisions = self._inner.revise(state, frame)
+        limit = self._inner.needs.revise
+        late = [r.frame for r in revisions if not 0 <= frame.age(r.frame) <= limit]
+        assert not late, f"frames {late} were revised at {frame.index}, needs.revise is {limit}"
+        return revisions
+
+
+def _shape(read: MemoryRead) -> tuple:
+    items = tuple((i.slot, i.gain, i.order, len(i.tokens)) for i in read.items)
+    return items, tuple((p.offset, p.gain) for p in read.pointers)
+
+
+def _assert_read(read: MemoryRead) -> None:
+    slots = (None, PROMPT_SLOT, *range(micro_model().maskmem_tpos_enc.shape[0]))
+    for item in read.items:
+        assert item.slot in slots, f"read names slot {item.slot}; valid are {slots}"
+        assert len(item.tokens) > 0, "read has an item without tokens"
+        assert math.isfinite(item.gain) and item.gain > 0, f"read has a gain of {item.gain}"
+    for pointer in read.pointers:
+        assert math.isfinite(pointer.offset) and math.isfinite(pointer.gain), "a pointer has no finite age or gain"
+        assert pointer.pointer.ndim == 1, f"a pointer has shape {tuple(pointer.pointer.shape)}"
+
+
+def _assert_pick(pick: Pick, hypotheses: Hypotheses) -> None:
+    pathways, candidates = hypotheses.masks.shape[:2]
+    inside = 0 <= pick.pathway < pathways and 0 <= pick.candidate < candidates
+    assert inside, f"chose {pick} out of {pathways} pathways and {candidates} candidates"
+
+
+def _assert_usage(
+    policy: MemoryPolicy, state: Any, frame: FrameContext, hypotheses: Hypotheses, reads: Sequence[MemoryRead]
+) -> None:
+    wanted = policy.wanted_usage(state, frame)
+    if policy.needs.usage is Usage.NONE:
+        assert hypotheses.usage is None, "usage came although needs.usage is NONE"
+    if wanted is Usage.NONE:
+        return
+    assert hypotheses.usage is not None and len(hypotheses.usage) == len(reads), "the usage asked for did not come"
+    for usage, read in zip(hypotheses.usage, reads):
+        if wanted is Usage.TOKENS:
+            _assert_token_usage(usage, read)
+        else:
+            assert tuple(usage.items.shape) == (TOKENS, len(read.items)), "usage by query has the wrong shape"
+
+
+def _assert_token_usage(usage: ReadUsage, read: MemoryRead) -> None:
+    lengths = [len(item.tokens) for item in read.items]
+    assert usage.tokens is not None and [len(u) for u in usage.tokens] == lengths, "usage does not match the items read"
+    mass = sum(u.sum().item() for u in usage.tokens)
+    assert mass <= TOKENS * (1 + 1e-4), f"{TOKENS} queries gave a mass of {mass}"
+
+
+# -- running ----------------------------------------------------------------------------------------------------------
+
+Prompts = dict[int, list[Prompt]]
+START: Prompts = {0: [mask_prompt(1)]}
+
+
+def play(policy: Any, frames: Iterable[int], prompts: Prompts, **options: Any) -> list[FrameResult]:
+    """One pass over ``frames`` under a fresh tracker."""
+    return go_on(_tracker(policy, **options), frames, prompts)
+
+
+def go_on(tracker: Tracker, frames: Iterable[int], prompts: Prompts, *, reverse: bool = False) -> list[FrameResult]:
+    return run(tracker, [features_at(i) for i in frames], prompts, reverse=reverse)
+
+
+def _tracker(policy: Any, *, model: SAM2 | None = None, **settings: Any) -> Tracker:
+    """A tracker that keeps memory as exact as it is computed: rounding to bfloat16 would turn 1e-7 into a step of 1e-3."""
+    tracker = micro_tracker("fifo", model=model, memory_dtype="float32", **settings)
+    return Tracker(tracker.model, policy, settings=tracker.settings)
+
+
+def masks_of(results: Sequence[FrameResult], obj_id: int) -> Tensor:
+    """(T, h, w) of the frames on which the object exists."""
+    found = [r.masks[r.obj_ids.index(obj_id)] for r in results if obj_id in r.obj_ids]
+    return torch.stack(found)
+
+
+def assert_close(a: Tensor, b: Tensor, what: str) -> None:
+    assert a.shape == b.shape, f"{what}: {tuple(a.shape)} and {tuple(b.shape)}"
+    worst = (a - b).abs().max().item()
+    assert worst <= TOLERANCE, f"{what}: logits differ by {worst:.3g}"
+
+
+# -- the promises -----------------------------------------------------------------------------------------------------
+
+
+def check_frozen(policy: MemoryPolicy) -> None:
+    """A policy is a frozen dataclass: equal settings are equal policies, and nothing can be set on it."""
+    assert is_dataclass(policy), f"{type(policy).__name__} is not a dataclass"
+    names = [f.name for f in fields(policy)] or ["anything"]
+    try:
+        setattr(policy, names[0], 1)
+    except FrozenInstanceError:
+        pass
+    else:
+        raise AssertionError(f"{type(policy).__name__} is not frozen")
+    twin = type(policy)(**{f.name: copy.deepcopy(getattr(policy, f.name)) for f in fields(policy)})
+    assert twin == policy, "two policies with equal fields are not equal"
+
+
+def check_pure(policy: MemoryPolicy) -> None:
+    """No verb changes what it is given, and none keeps anything outside the state it returns."""
+    watched = Watched(policy)
+    kept = kept_outside_states(policy)
+    prompts = {0: [mask_prompt(1), mask_prompt(2, number=1)], 14: [mask_prompt(2, 14, 1)]}
+    settings = {"clear_non_cond_mem_around_input": True, "clear_non_cond_mem_for_multi_obj": True, "forget_radius": 3}
+    tracker = _tracker(watched, **settings)
+    go_on(tracker, range(26), prompts)
+    go_on(tracker, range(13, 5, -1), {}, reverse=True)
+    for track in tracker.tracks.values():
+        here = FrameContext(index=26, features=features_at(26))
+        watched.can_resume(track.state, here)
+        watched.finish(track.state)
+        watched.moved(track.state, 3)
+        watched.unprompt(track.state, 0)
+    missing = {"prompt", "read", "choose", "write", "forget", "held", "can_resume", "finish", "moved"} - set(watched.calls)
+    assert not missing, f"never called: {missing}"
+    stored = difference(kept, kept_outside_states(policy))
+    assert stored is None, f"a run kept something outside the states: {stored}"
+
+
+def check_bounded(policy: MemoryPolicy) -> None:
+    """500 frames and 45 corrections stay within the stated capacity, and what goes with the tokens does not grow."""
+    capacity = policy.capacity(TOKENS)
+    assert capacity is not None, "capacity is None: a policy that is offered by name must be bounded"
+    corrections = {i: [mask_prompt(1, i)] for i in range(60, 150, 2)}
+    tracker = _tracker(policy)
+    sizes = []
+    for i in range(LONG):
+        go_on(tracker, [i], {**START, **corrections})
+        state = tracker.tracks[1].state
+        held = tokens_in(state)
+        assert held <= capacity, f"{held} tokens on frame {i}, capacity is {capacity}"
+        if 200 <= i < 280 or i >= LONG - 80:
+            sizes.append((held, sum(1 for _ in leaves(state)), bytes_in(state)))
+    early, late = (max(column) for column in zip(*sizes[:80])), (max(column) for column in zip(*sizes[80:]))
+    (tokens, values, size), (later_tokens, later_values, later_size) = early, late
+    growth = 1.25 * max(later_tokens / max(tokens, 1), 1.0)
+    assert later_values <= values * growth, f"{values} values in the state became {later_values}, tokens {tokens} -> {later_tokens}"
+    assert later_size <= size * growth, f"{size} bytes in the state became {later_size}, tokens {tokens} -> {later_tokens}"
+    assert_finite(state)
+
+
+def check_alone_as_in_batch(policy: MemoryPolicy) -> None:
+    """Objects beside it, batched and padded with it, do not change an object's masks."""
+    alone = play(policy, range(24), {0: [mask_prompt(2, number=1)]})
+    beside = [mask_prompt(1), mask_prompt(2, number=1), mask_prompt(3, number=2)]
+    together = play(policy, range(24), {0: beside}, max_padding=0.5)
+    assert_close(masks_of(alone, 2), masks_of(together, 2), "alone and in a batch")
+
+
+def check_late_objects(policy: MemoryPolicy) -> None:
+    """An object that comes later is tracked as on its own and disturbs nobody; nor does one that is removed."""
+    late = mask_prompt(2, 9, 1)
+    tracker = _tracker(policy)
+    both = go_on(tracker, range(18), {**START, 9: [late]})
+    tracker.remove(2)
+    both += go_on(tracker, range(18, 26), {})
+    assert_close(masks_of(both, 1), masks_of(play(policy, range(26), START), 1), "with and without a late object")
+    assert_close(masks_of(both, 2), masks_of(play(policy, range(9, 18), {9: [late]}), 2), "late and on its own")
+
+
+def check_prompt_midstream(policy: MemoryPolicy) -> None:
+    """A correction is kept, counted once however often it is repeated, and changes what follows."""
+    tracker = _tracker(policy)
+    go_on(tracker, range(10), START)
+    correction = {10: [mask_prompt(1, 10, 2)]}
+    shown = go_on(tracker, [10], correction)[0]
+    state = tracker.tracks[1].state
+    assert shown.scores[0].prompted, "the correction was taken for a tracked frame"
+    prompted = [e.frame for e in policy.held(state) if e.is_prompt]
+    assert sorted(prompted) == [0, 10], f"prompted frames in memory are {prompted}, prompts were given on 0 and 10"
+    go_on(tracker, [10], correction)
+    again = [e.frame for e in policy.held(tracker.tracks[1].state) if e.is_prompt]
+    assert sorted(again) == [0, 10], f"prompted frames in memory are {again} after the same prompt twice"
+    after = go_on(tracker, range(11, 24), {})
+    plain = play(policy, range(24), START)[11:]
+    worst = (masks_of(after, 1) - masks_of(plain, 1)).abs().max().item()
+    assert worst > 0.01, "a correction changed nothing on the frames after it"
+    assert_finite(tracker.tracks[1].state)
+
+
+def check_reverse(policy: MemoryPolicy) -> None:
+    """Time may run backwards: the same pictures with mirrored numbers give the same masks. A reverse pass after a forward
+    one works too."""
+    forward = play(policy, range(24), START)
+    mirrored = [replace(features_at(i), index=FAR - i) for i in range(24)]
+    backward = run(_tracker(policy), mirrored, {FAR: [mask_prompt(1)]}, reverse=True)
+    assert_close(masks_of(forward, 1), masks_of(backward, 1), "forward and mirrored")
+    tracker = _tracker(policy)
+    go_on(tracker, range(12, 30), {12: [mask_prompt(1, 12)]})
+    results = go_on(tracker, range(11, -1, -1), {}, reverse=True)
+    assert masks_of(results, 1).isfinite().all()
+    assert_finite(tracker.tracks[1].state)
+
+
+@lru_cache
+def _blind_model() -> SAM2:
+    """A network that sees no object anywhere."""
+    model = new_model()
+    model.get_parameter(SCORE_BIAS).fill_(-1e4)
+    return model
+
+
+def check_absent_object(policy: MemoryPolicy) -> None:
+    """An object that is gone for long, or was never there, leaves finite memory, and is found again by a prompt."""
+    tracker = _tracker(policy, model=_blind_model())
+    results = go_on(tracker, range(40), {0: [mask_prompt(1), empty_prompt(2)]})
+    gone = torch.stack([masks_of(results, obj_id)[1:] for obj_id in (1, 2)])
+    assert (gone == ABSENT_LOGIT).all(), "an object without a positive score has a mask"
+    back = go_on(tracker, range(40, 46), {40: [mask_prompt(1, 40), mask_prompt(2, 40, 1)]})
+    assert (back[0].masks > 0).flatten(1).any(1).all()
+    for track in tracker.tracks.values():
+        assert_finite(track.state)
+
+
+def check_trackers_apart(policy: MemoryPolicy) -> None:
+    """Two trackers that share the policy object do not meet."""
+    mine, other = _tracker(policy), _tracker(policy)
+    results = []
+    for i in range(20):
+        results += go_on(mine, [i], START)
+        go_on(other, [100 + i], {100: [mask_prompt(1, 100, 2)]})
+    assert_close(masks_of(results, 1), masks_of(play(policy, range(20), START), 1), "with and without another video")
+
+
+def check_repeatable(policy: MemoryPolicy) -> None:
+    """The same input gives the same masks, whatever the state of the global random generator."""
+    runs = []
+    for seed in (1, 2):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            runs.append(masks_of(play(policy, range(24), START), 1))
+    assert torch.equal(*runs), "two runs on the same frames differ"
+
+
+def check_forget_and_unprompt(policy: MemoryPolicy) -> None:
+    """``forget`` drops tracked memory around a frame and no prompt; ``unprompt`` turns a prompt into a tracked frame, and
+    the last one into nothing."""
+    tracker = _tracker(policy)
+    go_on(tracker, range(18), {**START, 8: [mask_prompt(1, 8)]})
+    state = tracker.tracks[1].state
+    left = policy.held(policy.forget(state, 15, 6))
+    close = [e.frame for e in left if abs(e.frame - 15) <= 6 and not e.is_prompt and e.tokens is not None]
+    assert not close, f"frames {close} are still held after forgetting 9 to 21"
+    assert {e.frame for e in left if e.is_prompt} == {0, 8}, "forget dropped a prompt"
+    freed = policy.unprompt(state, 8)
+    assert freed is not None and {e.frame for e in policy.held(freed) if e.is_prompt} == {0}, "the prompt was not taken back"
+    assert policy.unprompt(freed, 0) is None, "a state without prompts is left"
+    for changed in (policy.forget(state, 15, 6), freed):
+        tracker.tracks[1].state = changed
+        results = go_on(tracker, range(18, 24), {})
+        assert masks_of(results, 1).isfinite().all()
+        assert_finite(tracker.tracks[1].state)
+
+
+def check_state_is_plain(policy: MemoryPolicy) -> None:
+    """A state is plain tensors and numbers: copied, pickled or saved, it tracks on as the original does."""
+    tracker = _tracker(policy)
+    go_on(tracker, range(14), START)
+    state = tracker.tracks[1].state
+    held = snapshot(state)
+    copies = {"copy": copy.deepcopy(state), "pickle": pickle.loads(pickle.dumps(state)), "file": _through_a_file(policy, state)}
+    expected = masks_of(go_on(tracker, range(14, 20), {}), 1)
+    for how, twin in copies.items():
+        found = difference(held, snapshot(twin))
+        assert found is None, f"{how}: {found} differs"
+        tracker.tracks[1].state = twin
+        assert_close(masks_of(go_on(tracker, range(14, 20), {}), 1), expected, f"original and {how}")
+
+
+def _through_a_file(policy: MemoryPolicy, state: Any) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "memory.pt"
+        save_memory(path, policy, state)
+        return load_memory(path, policy)
+
+
+def check_needs(policy: MemoryPolicy) -> None:
+    """What passes between policy and tracker is what ``needs`` says, and fits together."""
+    recorded = Recorded(policy)
+    tracker = _tracker(recorded)
+    go_on(tracker, range(30), {**START, 5: [mask_prompt(2, 5, 1)], 20: [mask_prompt(1, 20)]})
+    assert recorded.frames > 40
+    if not policy.needs.revise:
+        state, here = tracker.tracks[1].state, FrameContext(index=29, features=features_at(29))
+        assert not policy.revise(state, here) and not policy.finish(state), "needs.revise is 0, but masks are revised"
+
+
+CHECKS: tuple[Callable[[MemoryPolicy], None], ...] = (
+    check_frozen,
+    check_pure,
+    check_bounded,
+    check_alone_as_in_batch,
+    check_late_objects,
+    check_prompt_midstream,
+    check_reverse,
+    check_absent_object,
+    check_trackers_apart,
+    check_repeatable,
+    check_forget_and_unprompt,
+    check_state_is_plain,
+    check_needs,
+)
