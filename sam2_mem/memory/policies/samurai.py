@@ -169,14 +169,16 @@ class Samurai(MemoryPolicy[SamuraiBank]):
         boxes = self._boxes(hypotheses)
         motion = state.motion if _follows(state.motion, frame) else None
         predicted = None if motion is None else motion.filter.predict()
-        if motion is None or motion.stable < self.stable_frames_threshold:
-            best = best_pick(hypotheses)
-            return MotionChoice(best, (best,), predicted, boxes[best.candidate])
-        scores = [box_iou(predicted.box(), box) for box in boxes]
-        weight = self.kf_score_weight
-        joint = [weight * s + (1 - weight) * iou for s, iou in zip(scores, hypotheses.iou[0])]
-        best = Pick(0, joint.index(max(joint)))
-        return MotionChoice(best, (best,), predicted, boxes[best.candidate], scores[best.candidate])
+        best, score = best_pick(hypotheses), None
+        if motion is not None and motion.stable >= self.stable_frames_threshold:
+            overlaps = [box_iou(predicted.box(), box) for box in boxes]
+            weight = self.kf_score_weight
+            joint = [weight * o + (1 - weight) * iou for o, iou in zip(overlaps, hypotheses.iou[0])]
+            best = Pick(0, joint.index(max(joint)))
+            score = overlaps[best.candidate]
+        return MotionChoice(
+            output=best, remember=(best,), predicted=predicted, box=boxes[best.candidate], kf_score=score
+        )
 
     def _boxes(self, hypotheses: Hypotheses) -> list[Box | None]:
         if hypotheses.objectness[0] <= self.min_obj_score_logits:
