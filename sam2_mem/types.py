@@ -246,13 +246,14 @@ class Choice:
 
 @dataclass(frozen=True, eq=False)
 class Revision:
-    """A mask that replaces one already shown: ``logits`` (h, w) of ``frame``."""
+    """A mask that replaces one already shown: ``logits`` (h, w) of ``frame``; ``present``: passed the policy's gate."""
 
     frame: int
     logits: Tensor
     iou: float
     objectness: float
     obj_id: int | None = None
+    present: bool = True
 
 
 @dataclass(frozen=True)

@@ -261,9 +261,17 @@ class Tracker:
 
     def finish(self) -> tuple[Revision, ...]:
         """Masks that policies with deferred output still want to correct at the end of a pass."""
-        return tuple(
-            replace(r, obj_id=t.obj_id) for t in self.tracks.values() if t.state for r in self.policy.finish(t.state)
-        )
+        tracks = [t for t in self.tracks.values() if t.state is not None]
+        return tuple(self._rewritten(t, r) for t in tracks for r in self.policy.finish(t.state))
+
+    def _rewritten(self, track: Track, revision: Revision) -> Revision:
+        """A revision made ready to be shown; where the old mask is still held, it is replaced there too."""
+        logits = self._clean(revision.logits[None])[0]
+        old = track.outputs.get(revision.frame)
+        if old is not None:
+            new = replace(old, logits=logits, iou=revision.iou, objectness=revision.objectness)
+            track.outputs[revision.frame] = new
+        return replace(revision, obj_id=track.obj_id, logits=logits)
 
     def _forget_around_prompts(self, tracks: Sequence[Track], frame: int) -> None:
         wanted = self.settings.clear_non_cond_mem_around_input
@@ -292,7 +300,7 @@ class Tracker:
         if not self.policy.needs.revise:
             return ()
         written = [t for t in tracks if not t.frozen]
-        return tuple(replace(r, obj_id=t.obj_id) for t in written for r in self.policy.revise(t.state, context))
+        return tuple(self._rewritten(t, r) for t in written for r in self.policy.revise(t.state, context))
 
     def _choice(self, track: Track, seen: _Seen, context: FrameContext) -> Choice:
         choice = self.policy.choose(track.state, context, seen.hypotheses)
