@@ -11,7 +11,7 @@ from typing import Any
 
 from sam2_mem.memory.tokens import tensor_bytes
 from sam2_mem.tracking.tracker import Tracker
-from sam2_mem.types import FrameFeatures, ObjectScore, Prompt
+from sam2_mem.types import FrameFeatures, ObjectScore, Prompt, Revision
 from sam2_mem.video import Frame, VideoSource
 
 FEATURE_CACHE = 2
@@ -23,6 +23,7 @@ class InferenceState:
     """State of one session; all of it is dropped with this object, nothing stays on the predictor.
 
     ``source`` is None for a stream fed frame by frame. ``prompts`` are the accumulated prompts by object and frame.
+    ``revisions``: masks of earlier frames that the latest one has changed.
     """
 
     tracker: Tracker
@@ -33,6 +34,7 @@ class InferenceState:
     frames_seen: int = 0
     size: tuple[int, int] | None = None
     recent_scores: OrderedDict[int, tuple[ObjectScore, ...]] = field(default_factory=OrderedDict)
+    revisions: tuple[Revision, ...] = ()
     _features: OrderedDict[int, FrameFeatures] = field(default_factory=OrderedDict)
 
     @property
@@ -103,6 +105,7 @@ class InferenceState:
         self.tracker.tracks.clear()
         self.prompts.clear()
         self.recent_scores.clear()
+        self.revisions = ()
 
     def memory_bytes(self) -> int:
         """Bytes of tensors held for all objects: memory banks, outputs, pending prompts."""

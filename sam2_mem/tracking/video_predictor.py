@@ -17,8 +17,9 @@ from sam2_mem.memory.storage import load_memory, save_memory
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.tracking.inference_state import InferenceState
 from sam2_mem.tracking.masks import resize_logits, suppress_overlap
+from sam2_mem.tracking.revise import delayed
 from sam2_mem.tracking.tracker import Tracker, TrackerSettings
-from sam2_mem.types import ABSENT_LOGIT, FrameContext, FrameFeatures, FrameResult, ObjectScore, Prompt
+from sam2_mem.types import ABSENT_LOGIT, FrameContext, FrameFeatures, FrameResult, ObjectScore, Prompt, Revision
 from sam2_mem.video import Frame, normalize, open_video, to_model_input, to_rgb
 
 logger = logging.getLogger(__name__)
@@ -252,10 +253,15 @@ class SAM2VideoPredictor:
             start_frame_idx: default the earliest prompted frame. Elsewhere than at a prompt, memory of the frames just
                 before it must still be held.
             max_frame_num_to_track: frames after the first. reverse: towards the start of the video.
+
+        A policy that rewrites past masks (``needs.revise``) runs that many frames ahead of the masks given out.
         """
-        for result in self.propagate(inference_state, start_frame_idx, max_frame_num_to_track, reverse):
+        state = inference_state
+        results = self.propagate(state, start_frame_idx, max_frame_num_to_track, reverse)
+        for result in delayed(results, self.policy.needs.revise, state.tracker.finish):
+            state.note_scores(result.frame, result.scores)
             with torch.inference_mode():
-                masks = self._at_video_size(inference_state, result.masks)
+                masks = self._at_video_size(state, result.masks)
             yield result.frame, list(result.obj_ids), masks
 
     def propagate(
@@ -265,7 +271,8 @@ class SAM2VideoPredictor:
         max_frame_num_to_track: int | None = None,
         reverse: bool = False,
     ) -> Iterator[FrameResult]:
-        """Like :meth:`propagate_in_video`, with scores and with masks at the size the network gives them."""
+        """Like :meth:`propagate_in_video`, with scores and with masks at the size the network gives them. Each result comes
+        at once; later ones may hold revisions of it (:func:`sam2_mem.tracking.revise.delayed` applies them)."""
         state = inference_state
         self.propagate_in_video_preflight(state)
         start = self._start(state, start_frame_idx, reverse)
@@ -273,6 +280,7 @@ class SAM2VideoPredictor:
             with torch.inference_mode():
                 result = state.tracker.step(state.features(frame, self.encode), reverse=reverse)
             state.note_scores(result.frame, result.scores)
+            state.revisions = result.revisions
             yield result
 
     def _start(self, state: InferenceState, start: int | None, reverse: bool) -> int:
@@ -320,7 +328,27 @@ class SAM2VideoPredictor:
         result = state.tracker.step(features, prompts)
         state.size, state.frames_seen = size, index + 1
         state.note_scores(index, result.scores)
+        state.revisions = result.revisions
         return index, list(result.obj_ids), self._at_video_size(state, result.masks)
+
+    @torch.inference_mode()
+    def revisions(self, inference_state: InferenceState, *, finish: bool = False) -> list[Masks]:
+        """Masks of earlier frames that the latest frame has changed, for policies that rewrite the past.
+
+        Args:
+            finish: instead, what is still to be changed now that the stream is over.
+
+        Returns:
+            (frame index, object ids, masks (N, 1, H, W)) for each frame, with those objects that changed.
+        """
+        state = inference_state
+        changed: dict[int, list[Revision]] = {}
+        for revision in state.tracker.finish() if finish else state.revisions:
+            changed.setdefault(revision.frame, []).append(revision)
+        return [
+            (frame, [r.obj_id for r in found], self._at_video_size(state, torch.stack([r.logits for r in found])))
+            for frame, found in sorted(changed.items())
+        ]
 
     def scores(self, inference_state: InferenceState, frame_idx: int | None = None) -> tuple[ObjectScore, ...]:
         """Predicted IoU, object score and memory changes of every object on a recent frame (default: the latest)."""
