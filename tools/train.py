@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Train a network on clips, export its weights, or draw its clips ahead of time.
+"""Train a network on clips, measure it, export its weights, or render its clips ahead of time.
 
     tools/train.py run nano --out outputs/nano [plan.seed=1 ...]
     torchrun --nproc_per_node 2 tools/train.py run nano --out outputs/nano
     tools/train.py export outputs/nano/last.pt sam2_mem_nano.safetensors
     tools/train.py clips nano
+    tools/train.py eval nano --weights outputs/nano/weights.safetensors --root DAVIS --out report.jsonl
 
 Further arguments of `run` and `clips` are Hydra overrides of the config: plan.optimisation.rate=3e-4
 """
@@ -17,6 +18,9 @@ import sys
 from pathlib import Path
 
 from sam2_mem.cli import train as commands
+
+
+FUNCTIONS = {"run": commands.run, "export": commands.export, "clips": commands.clips, "eval": commands.evaluate}
 
 
 def main() -> int:
@@ -33,6 +37,17 @@ def main() -> int:
     export.add_argument("checkpoint", type=Path)
     export.add_argument("weights", type=Path)
     export.add_argument("--float32", action="store_true", help="do not round to float16")
+    measure = verbs.add_parser("eval", help="measure a network beside copying the first mask and optical flow")
+    measure.add_argument("config", help="a model config, e.g. nano")
+    measure.add_argument("--weights", help="default: those of the config")
+    measure.add_argument("--parts", nargs="*", default=(), help="levels still curtain memory speed folder; default all")
+    measure.add_argument("--count", type=int, default=8, help="clips per level")
+    measure.add_argument("--frames", type=int, default=60, help="frames per clip")
+    measure.add_argument("--validation", action="store_true", help="other clips than those reported, to choose by")
+    measure.add_argument("--layout", default="davis2016", help="of --root, see sam2_mem/training/folders.py")
+    measure.add_argument("--root", help="a data set for the part `folder`")
+    measure.add_argument("--threads", type=int, default=0)
+    measure.add_argument("--out", type=Path, help="also append the lines to this file as JSON")
     clips = verbs.add_parser("clips", help="render the procedural clips of a config ahead of the training")
     clips.add_argument("config")
     known, overrides = parser.parse_known_args()
@@ -42,7 +57,7 @@ def main() -> int:
     if known.verb in ("run", "clips"):
         arguments["overrides"] = overrides
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    return getattr(commands, arguments.pop("verb"))(**arguments)
+    return FUNCTIONS[arguments.pop("verb")](**arguments)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,11 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from sam2_mem.build_sam import build_training, compose_training
+from sam2_mem.cli.measure import Bench, report
 from sam2_mem.training.parallel import Team, join_team
 from sam2_mem.training.plan import TrainingPlan
 from sam2_mem.training.procedural import ProceduralClips
+from sam2_mem.training.scenes import LEVELS
 from sam2_mem.training.trainer import StepReport, Trainer
 
 logger = logging.getLogger(__name__)
@@ -72,6 +74,39 @@ def export(*, checkpoint: Path, weights: Path, float32: bool = False) -> int:
         state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     save_file({k: v.contiguous() for k, v in state.items()}, str(weights))
     logger.info("wrote %s (%.2f MB)", weights, weights.stat().st_size / 1e6)
+    return 0
+
+
+def evaluate(
+    *,
+    config: str,
+    weights: str | None = None,
+    parts: Sequence[str] = (),
+    count: int = 8,
+    frames: int = 60,
+    validation: bool = False,
+    layout: str = "davis2016",
+    root: str | None = None,
+    threads: int = 0,
+    out: Path | None = None,
+) -> int:
+    """Measure a network; ``parts`` levels, still, curtain, memory, speed, folder; all by default."""
+    if threads:
+        torch.set_num_threads(threads)
+    bench = Bench(config, weights, count=count, frames=frames, validation=validation)
+    sections = {
+        "levels": lambda: bench.levels(sorted(LEVELS)),
+        "still": bench.steady,
+        "curtain": bench.curtain,
+        "memory": bench.memory,
+        "speed": bench.speed,
+    }
+    if root is not None:
+        sections["folder"] = lambda: bench.folder(layout, root)
+    unknown = sorted(set(parts) - set(sections))
+    if unknown:
+        raise ValueError(f"expected parts out of {', '.join(sections)}, got {unknown}; folder needs --root")
+    report([sections[p] for p in (parts or sections)], out)
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,14 +55,8 @@ class ProceduralClips:
 
     def video(self, level: str, number: int) -> Clip:
         """Video ``number`` of a level, from disk if it is there."""
-        if self.folder is None:
-            return self._render(level, number)
         name = f"{level}_{self.difficulty:g}_{self.side}_{self.length}_{self.max_gap}_{self.seed}_{number:06d}.npz"
-        path = Path(self.folder).expanduser() / name
-        if not path.is_file():
-            self._keep(path, self._render(level, number))
-        with np.load(path) as stored:
-            return Clip(stored["frames"], stored["ids"])
+        return keep_clip(self.folder, name, lambda: self._render(level, number))
 
     def _render(self, level: str, number: int) -> Clip:
         name = int.from_bytes(level.encode(), "little")
@@ -77,10 +71,22 @@ class ProceduralClips:
         )
         return Clip(frames, ids)
 
-    def _keep(self, path: Path, video: Clip) -> None:
-        """Write so that a reader in another process never sees half a file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        with part.open("wb") as file:
-            np.savez(file, frames=video.frames, ids=video.ids)
-        os.replace(part, path)
+
+def keep_clip(folder: str | None, name: str, render: Callable[[], Clip]) -> Clip:
+    """A clip from the file ``name`` of ``folder``, rendered and written there if it is missing; None: always rendered."""
+    if folder is None:
+        return render()
+    path = Path(folder).expanduser() / name
+    if not path.is_file():
+        _write(path, render())
+    with np.load(path) as stored:
+        return Clip(stored["frames"], stored["ids"])
+
+
+def _write(path: Path, clip: Clip) -> None:
+    """So that a reader in another process never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    with part.open("wb") as file:
+        np.savez(file, frames=clip.frames, ids=clip.ids)
+    os.replace(part, path)

@@ -7,7 +7,7 @@ alarms, whether an object is found again, drift on a still video, and what is lo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
@@ -35,14 +35,14 @@ class NetworkMethod:
     """A network with a memory policy, as :class:`SAM2VideoPredictor` runs it frame by frame."""
 
     def __init__(self, model: SAM2, policy: MemoryPolicy, *, tracker: TrackerSettings | None = None) -> None:
-        self._predictor = SAM2VideoPredictor(model.eval(), policy, tracker=tracker)
+        self.predictor = SAM2VideoPredictor(model.eval(), policy, tracker=tracker)
 
     def __call__(self, frames: np.ndarray, first: np.ndarray) -> np.ndarray:
-        state = self._predictor.init_state()
+        state = self.predictor.init_state()
         prompts = [Prompt(number, mask=mask) for number, mask in enumerate(first)]
         result = []
         for index, image in enumerate(frames):
-            _, _, logits = self._predictor.track_frame(state, image, prompts if index == 0 else ())
+            _, _, logits = self.predictor.track_frame(state, image, prompts if index == 0 else ())
             result.append((logits[:, 0] > 0).cpu().numpy())
         return np.stack(result)
 
@@ -103,8 +103,7 @@ def compare(masks: np.ndarray, truth: np.ndarray) -> list[Outcome]:
     return result
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scores:
+class Scores(NamedTuple):
     """Means over objects (``j``, ``last``) or over frames and events (the rest); nan where there was no case.
 
     ``j`` on visible frames, ``last`` on the last ten visible ones; ``noticed``: absent frames with an empty mask; ``alarms``:
@@ -118,10 +117,6 @@ class Scores:
     alarms: float
     found: float
     returns: int
-
-    def line(self) -> str:
-        values = (getattr(self, f.name) for f in fields(self))
-        return "  ".join(f"{f.name} {v:.3f}" if isinstance(v, float) else f"{f.name} {v}" for f, v in zip(fields(self), values))
 
 
 def summarise(outcomes: Sequence[Outcome]) -> Scores:
@@ -163,8 +158,8 @@ def held_out(level: str, count: int, *, num_frames: int = 60, size: int = 128, f
     """Procedural clips that training has not seen, at the frame rate of the generator."""
     clips = []
     for seed in range(first_seed, first_seed + count):
-        video = [make_clip(seed, level=level, num_frames=num_frames, height=size, width=size)]
-        frames = [video[0].frame(t) for t in range(num_frames)]
+        video = make_clip(seed, level=level, num_frames=num_frames, height=size, width=size)
+        frames = [video.frame(t) for t in range(num_frames)]
         clips.append(Clip(np.stack([f.image for f in frames]), np.stack([f.masks for f in frames])))
     return clips
 
