@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -22,10 +22,12 @@ from hydra.errors import ConfigCompositionException, HydraException, Instantiati
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 from sam2_mem.checkpoint import hub_checkpoint, load_checkpoint
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.model.sam2 import SAM2
+from sam2_mem.tracking.refine import Refiner
 from sam2_mem.tracking.tracker import TrackerSettings
 from sam2_mem.tracking.video_predictor import PredictorSettings, SAM2VideoPredictor
 
@@ -37,7 +39,10 @@ NEW_PARTS = ("memory_encoder.distiller.", "bank_time.")
 RANDOM = "random"
 """What to give as weights, or to write as a config's ``checkpoint``, for random ones."""
 
-_GROUPS = ("base", "memory_policy", "distiller", "training")
+_CHOICES = {"memory_policy": "a memory policy", "refiner": "a refiner", "embedder": "an embedder"}
+"""Config groups out of which one file is chosen by name."""
+
+_GROUPS = ("base", "distiller", "training", *_CHOICES)
 
 # SAM 2's override keys that live elsewhere here.
 _MOVED = {
@@ -93,7 +98,11 @@ def config_names() -> list[str]:
 
 def policy_names() -> list[str]:
     """Names of all memory policies and presets, as ``memory_policy=`` takes them."""
-    root = config_dir() / "memory_policy"
+    return _choice_names("memory_policy")
+
+
+def _choice_names(group: str) -> list[str]:
+    root = config_dir() / group
     return sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
 
 
@@ -172,13 +181,13 @@ def _translate(override: str) -> str | None:
 
 
 def _overridden(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """A composed config with ``key=value`` overrides; a policy may be chosen by name."""
+    """A composed config with ``key=value`` overrides; a policy, a refiner, an embedder may be chosen by name."""
     result = config.copy()
     OmegaConf.set_struct(result, False)
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
-        if key == "memory_policy":
-            result.memory_policy = _policy_config(value)
+        if key in _CHOICES:
+            result[key] = _choice_config(key, value)
         elif not override.startswith("+") and OmegaConf.select(result, key, default=_Missing) is _Missing:
             raise ConfigError(f"expected an override of a key that exists, got {override!r}")
         else:
@@ -201,18 +210,21 @@ class _Missing:
     """Stands for a key that is not there."""
 
 
-def _policy_config(name: str) -> DictConfig:
-    path = config_dir() / "memory_policy" / f"{name}.yaml"
-    if name not in policy_names():
-        raise ConfigError(f"expected a memory policy out of {', '.join(policy_names())}, got {name!r}")
-    return OmegaConf.load(path)
+def _choice_config(group: str, name: str) -> DictConfig:
+    if name not in _choice_names(group):
+        raise _unknown_choice(group, name)
+    return OmegaConf.load(config_dir() / group / f"{name}.yaml")
+
+
+def _unknown_choice(group: str, name: str) -> ConfigError:
+    return ConfigError(f"expected {_CHOICES[group]} out of {', '.join(_choice_names(group))}, got {name!r}")
 
 
 def _explained(error: Exception, name: str) -> ConfigError:
     text = str(error)
-    if isinstance(error, MissingConfigException) and "memory_policy/" in text:
-        asked = text.split("memory_policy/")[1].split("'")[0]
-        return ConfigError(f"expected a memory policy out of {', '.join(policy_names())}, got {asked!r}")
+    missing = [g for g in _CHOICES if f"{g}/" in text] if isinstance(error, MissingConfigException) else []
+    if missing:
+        return _unknown_choice(missing[0], text.split(f"{missing[0]}/")[1].split("'")[0])
     if isinstance(error, ConfigCompositionException) and "Could not override" in text:
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         key = text.split("'")[1] if "'" in text else "it"
@@ -245,12 +257,23 @@ def build_policy(policy: str | DictConfig | MemoryPolicy) -> MemoryPolicy:
     """A policy from its name, its config, or as it is."""
     if isinstance(policy, MemoryPolicy):
         return policy
-    config = _policy_config(policy) if isinstance(policy, str) else policy
+    config = _choice_config("memory_policy", policy) if isinstance(policy, str) else policy
     if not isinstance(config, DictConfig) or "_target_" not in config:
         raise ConfigError(f"expected a policy's name, its config with a _target_, or a MemoryPolicy, got {policy!r}")
     made = _make(config, "the memory policy")
     if not isinstance(made, MemoryPolicy):
         raise ConfigError(f"expected _target_ of the memory policy to be a MemoryPolicy, got {type(made).__name__}")
+    return made
+
+
+def _chosen(config: DictConfig, group: str, what: Callable[[Any], bool]) -> Any:
+    """A refiner or an embedder, or None where none is chosen."""
+    part = config.get(group)
+    if part is None or part.get("_target_") is None:
+        return None
+    made = _make(part, f"the {group}")
+    if not what(made):
+        raise ConfigError(f"expected _target_ of the {group} to be {_CHOICES[group]}, got {type(made).__name__}")
     return made
 
 
@@ -356,6 +379,10 @@ def build_sam2_video_predictor(
     policy = build_policy(config.memory_policy if memory_policy is None else memory_policy)
     model = _build_model(config, _weights(ckpt_path, config.get("checkpoint")), device, mode)
     _check_slots(policy, model)
+    refiner = _chosen(config, "refiner", lambda made: isinstance(made, Refiner))
+    embedder = _chosen(config, "embedder", callable)
+    if isinstance(embedder, nn.Module):
+        embedder.to(model.device)
     if vos_optimized:
         _compile(model)
     return SAM2VideoPredictor(
@@ -363,6 +390,8 @@ def build_sam2_video_predictor(
         policy,
         tracker=_settings(TrackerSettings, config.get("tracker")),
         settings=_settings(PredictorSettings, config.get("predictor")),
+        refiner=refiner,
+        embedder=embedder,
     )
 
 

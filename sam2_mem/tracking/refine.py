@@ -198,9 +198,9 @@ def mask_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def settle_overlap(logits: Tensor, refined: Tensor) -> Tensor:
-    """Masks of one frame, (N, h, w), where pixels of ``refined`` (N) masks go to the highest logit, the others being held
-    to at most -10 there; elsewhere masks stay as they are."""
-    contested = ((logits > 0) & refined[:, None, None]).any(0)
+    """Masks of one frame, (N, h, w), where pixels of ``refined`` (N) masks go to the highest logit; others that claim them
+    get -10 there. Everything else stays as it is."""
+    contested = ((logits > 0) & refined[:, None, None]).any(0) & (logits > 0)
     return torch.where(contested, suppress_overlap(logits), logits)
 
 

@@ -10,13 +10,15 @@ from os import PathLike
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.memory.storage import load_memory, save_memory
 from sam2_mem.model.sam2 import SAM2
+from sam2_mem.tracking.embedders import Embedder
 from sam2_mem.tracking.inference_state import InferenceState
 from sam2_mem.tracking.masks import resize_logits, suppress_overlap
+from sam2_mem.tracking.refine import Refiner
 from sam2_mem.tracking.revise import delayed
 from sam2_mem.tracking.tracker import Tracker, TrackerSettings
 from sam2_mem.types import ABSENT_LOGIT, FrameContext, FrameFeatures, FrameResult, ObjectScore, Prompt, Revision
@@ -43,6 +45,8 @@ class SAM2VideoPredictor:
     Args:
         model: the network. policy: how objects remember. tracker, settings: see :class:`TrackerSettings`,
             :class:`PredictorSettings`.
+        refiner: see :mod:`sam2_mem.tracking.refine`. embedder: see :mod:`sam2_mem.tracking.embedders`; seen by policies that
+            ask for it and by refiners.
     """
 
     def __init__(
@@ -52,11 +56,20 @@ class SAM2VideoPredictor:
         *,
         tracker: TrackerSettings | None = None,
         settings: PredictorSettings | None = None,
+        refiner: Refiner | None = None,
+        embedder: Embedder | None = None,
     ) -> None:
+        if policy.needs.appearance and embedder is None:
+            raise ValueError(
+                f"expected an embedder for this {type(policy).__name__}, got none; choose embedder=dino, or an embedding that "
+                "SAM 2 has, such as memory_policy.embed=obj_pool"
+            )
         self.model = model
         self.policy = policy
         self.tracker_settings = TrackerSettings() if tracker is None else tracker
         self.settings = PredictorSettings() if settings is None else settings
+        self.refiner = refiner
+        self.embedder = embedder
 
     @classmethod
     def from_pretrained(cls, model_id: str, **kwargs: Any) -> SAM2VideoPredictor:
@@ -73,6 +86,8 @@ class SAM2VideoPredictor:
 
     def to(self, *args: Any, **kwargs: Any) -> SAM2VideoPredictor:
         self.model.to(*args, **kwargs)
+        if isinstance(self.embedder, nn.Module):
+            self.embedder.to(*args, **kwargs)
         return self
 
     def eval(self) -> SAM2VideoPredictor:
@@ -108,7 +123,9 @@ class SAM2VideoPredictor:
         if offload_state_to_cpu:
             settings = replace(settings, storage_device="cpu")
         length = num_frames if source is None else _length_if_cheap(source)
-        tracker = Tracker(self.model, self.policy, settings=settings, num_frames=length)
+        tracker = Tracker(
+            self.model, self.policy, settings=settings, num_frames=length, refiner=self.refiner
+        )
         return InferenceState(
             tracker=tracker,
             source=source,
@@ -397,8 +414,9 @@ class SAM2VideoPredictor:
 
     def encode(self, frame: Frame) -> FrameFeatures:
         """Features of a frame, as :meth:`Tracker.step` takes them."""
-        pixels = to_model_input(frame.image, self.model.image_size)
-        return self.model.encode_image(normalize(pixels[None], self.device), [frame.index])[0]
+        pixels = normalize(to_model_input(frame.image, self.model.image_size)[None], self.device)
+        features = self.model.encode_image(pixels, [frame.index])[0]
+        return features if self.embedder is None else replace(features, appearance=self.embedder(pixels[0]))
 
     def _features_at(self, state: InferenceState, index: int) -> FrameFeatures:
         if state.has_features(index):
