@@ -33,7 +33,7 @@ from sam2_mem.tracking.video_predictor import PredictorSettings, SAM2VideoPredic
 
 logger = logging.getLogger(__name__)
 
-NEW_PARTS = ("memory_encoder.distiller.", "bank_time.")
+NEW_PARTS = ("memory_encoder.distiller.", "bank_time.", "sensory.")
 """Prefixes of learned parts that official checkpoints lack."""
 
 RANDOM = "random"
@@ -379,6 +379,7 @@ def build_sam2_video_predictor(
     policy = build_policy(config.memory_policy if memory_policy is None else memory_policy)
     model = _build_model(config, _weights(ckpt_path, config.get("checkpoint")), device, mode)
     _check_slots(policy, model)
+    _note_unused(policy, model)
     refiner = _chosen(config, "refiner", lambda made: isinstance(made, Refiner))
     embedder = _chosen(config, "embedder", callable)
     if isinstance(embedder, nn.Module):
@@ -400,6 +401,12 @@ def _check_slots(policy: MemoryPolicy, model: SAM2) -> None:
     rows, wanted = model.maskmem_tpos_enc.shape[0], getattr(policy, "num_maskmem", 0)
     if wanted > rows:
         raise ConfigError(f"expected memory_policy.num_maskmem <= {rows} (model.num_maskmem), got {wanted}")
+
+
+def _note_unused(policy: MemoryPolicy, model: SAM2) -> None:
+    """Say so when a learned part of the model waits for a policy that does not ask for it."""
+    if model.sensory is not None and not policy.needs.sensory:
+        logger.warning("sensory memory is not used: %s keeps no state of it; xmem does", type(policy).__name__)
 
 
 def _compile(model: SAM2) -> None:

@@ -52,6 +52,14 @@ class AppearanceMap:
     grid: tuple[int, int]
 
 
+class SensoryUpdate(Enum):
+    """What updates an object's sensory state on a frame: nothing, the decoder's maps, or the frame's memory map."""
+
+    NONE = "none"
+    LIGHT = "light"
+    DEEP = "deep"
+
+
 @dataclass(frozen=True, eq=False)
 class FrameFeatures:
     """What the image encoder gives for one frame; shared by all objects.
@@ -111,7 +119,7 @@ class MemoryEntry:
     ``tokens`` spatial memory or None once dropped; ``pointer`` (C) object pointer after the absent-object gate; ``iou``
     predicted IoU in [0, 1]; ``objectness`` object-score logit (> 0: present); ``area`` mask area as a fraction of the
     image; ``summary`` (C) image features pooled over the mask, if the policy asked for it (an embedder's: of another
-    width).
+    width); ``sensory`` (Ch, H, W) the new state of sensory memory, on the entry of the shown mask.
     """
 
     frame: int
@@ -122,6 +130,7 @@ class MemoryEntry:
     area: float = 0.0
     is_prompt: bool = False
     summary: Tensor | None = None
+    sensory: Tensor | None = None
 
     def without_tokens(self) -> MemoryEntry:
         """The same entry holding its pointer and scores only."""
@@ -163,7 +172,8 @@ class ReadPointer:
 
 @dataclass(frozen=True, eq=False)
 class MemoryRead:
-    """What one row (one pathway of one object) attends to. ``sensory`` (C, H, W) is added to the conditioned features."""
+    """What one row (one pathway of one object) attends to. ``sensory`` (Ch, H, W): the state of sensory memory, which the
+    model adds to the conditioned features."""
 
     items: tuple[ReadItem, ...]
     pointers: tuple[ReadPointer, ...] = ()
@@ -182,7 +192,7 @@ class RowBatch:
     ``feat`` (R, L, Cm) values; ``pos`` (R, L, Cm) spatial + temporal part of the keys; ``xy`` (R, L, 2); ``gain`` (R, L)
     factor on the keys or None; ``bias`` (R, L) added to the attention logits (log-counts, -inf for padding) or None;
     ``item`` (R, L) index of the read item each token belongs to, ``num_items`` for pointers and padding; ``lengths`` (R)
-    tokens before padding; ``sensory`` (R, C, H, W) or None.
+    tokens before padding; ``sensory`` (R, Ch, H, W) or None.
     """
 
     feat: Tensor
@@ -238,10 +248,14 @@ class Pick:
 
 @dataclass(frozen=True)
 class Choice:
-    """A policy's decision: the candidate shown to the user, and the candidates to encode into memory (may be none)."""
+    """A policy's decision: the candidate shown to the user, and the candidates to encode into memory (may be none).
+
+    ``sensory``: how the shown mask updates sensory memory, where the model has one; the new state comes with its entry.
+    """
 
     output: Pick
     remember: tuple[Pick, ...]
+    sensory: SensoryUpdate = SensoryUpdate.NONE
 
 
 @dataclass(frozen=True, eq=False)

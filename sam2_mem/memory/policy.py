@@ -34,13 +34,15 @@ class Needs:
 
     ``usage``: attention statistics of its reads (see :meth:`MemoryPolicy.wanted_usage`). ``summary``: image features
     pooled over each remembered mask; ``appearance``: those of an embedder (:mod:`sam2_mem.tracking.embedders`) and not
-    SAM 2's. ``revise``: how many past frames it may still rewrite (0: output is final at once).
+    SAM 2's. ``revise``: how many past frames it may still rewrite (0: output is final at once). ``sensory``: it keeps the
+    state of sensory memory, where the model has one (see :class:`~sam2_mem.types.SensoryUpdate`).
     """
 
     usage: Usage = Usage.NONE
     summary: bool = False
     appearance: bool = False
     revise: int = 0
+    sensory: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +142,11 @@ class MemoryPolicy(ABC, Generic[State]):
             prompts=tuple(replace(e, frame=e.frame + by) for e in state.prompts),
             entries=tuple(replace(e, frame=e.frame + by) for e in state.entries),
         )
+
+    def sensory(self, state: State) -> Tensor | None:
+        """State of sensory memory (Ch, H, W), for policies with ``needs.sensory``: what the latest entry brought. None
+        before the first. Pure."""
+        return None
 
     def held(self, state: State) -> tuple[MemoryEntry, ...]:
         """Every entry in memory, for reports, byte counts and bounds; an entry shared by several pathways counts once."""

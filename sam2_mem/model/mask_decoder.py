@@ -11,6 +11,14 @@ from sam2_mem.model.two_way_transformer import TwoWayTransformer
 SURELY_PRESENT = 10.0  # object logit of a model that predicts none
 
 
+class DecoderMaps(NamedTuple):
+    """What the decoder draws masks on, on its way from the image: coarse, middle and fine."""
+
+    cells: Tensor  # (B, C, h, w)
+    middle: Tensor  # (B, C/4, 2h, 2w)
+    fine: Tensor  # (B, C/8, 4h, 4w)
+
+
 class DecodedMasks(NamedTuple):
     """M candidate masks per object, as logits at a quarter of the image size, and what goes with them."""
 
@@ -100,16 +108,29 @@ class MaskDecoder(nn.Module):
         `image` (B or 1, C, h, w), `image_pe` (1, C, h, w), `sparse` (B, N, C), `dense` (B, C, h, w), `high_res` from
         `project_high_res` with batch B or 1. `multimask` returns the alternatives, otherwise M = 1.
         """
+        return self.with_maps(image, image_pe, sparse, dense, high_res, multimask)[0]
+
+    def with_maps(
+        self,
+        image: Tensor,
+        image_pe: Tensor,
+        sparse: Tensor,
+        dense: Tensor,
+        high_res: tuple[Tensor, Tensor] | None,
+        multimask: bool,
+    ) -> tuple[DecodedMasks, DecoderMaps]:
+        """The same, and what the masks are drawn on."""
         self._check_inputs(image, sparse, dense, high_res)
         tokens, cells = self._run_transformer(image + dense, image_pe, sparse)
         object_token, iou_token, mask_tokens = self._split_tokens(tokens)
+        maps = self._upscale(cells, high_res)
         every = DecodedMasks(
-            masks=self._draw_masks(mask_tokens, self._upscale(cells, high_res)),
+            masks=self._draw_masks(mask_tokens, maps.fine),
             iou=self.iou_prediction_head(iou_token),
             tokens=mask_tokens,
             object_logit=self._score_object(object_token, mask_tokens),
         )
-        return self._select(every, multimask)
+        return self._select(every, multimask), maps
 
     def _check_inputs(
         self, image: Tensor, sparse: Tensor, dense: Tensor, high_res: tuple[Tensor, Tensor] | None
@@ -141,13 +162,15 @@ class MaskDecoder(nn.Module):
         mask_tokens = tokens[:, start + 1 : start + 1 + self.mask_tokens.num_embeddings]
         return tokens[:, 0] if self.pred_obj_scores else None, tokens[:, start], mask_tokens
 
-    def _upscale(self, cells: Tensor, high_res: tuple[Tensor, Tensor] | None) -> Tensor:
-        """(B, C, h, w) -> (B, C/8, 4h, 4w)."""
-        if high_res is None:
-            return self.output_upscaling(cells)
+    def _upscale(self, cells: Tensor, high_res: tuple[Tensor, Tensor] | None) -> DecoderMaps:
+        """(B, C, h, w) -> itself and two finer maps."""
         up1, norm, act1, up2, act2 = self.output_upscaling
+        if high_res is None:
+            middle = act1(norm(up1(cells)))
+            return DecoderMaps(cells, middle, act2(up2(middle)))
         level0, level1 = high_res
-        return act2(up2(act1(norm(up1(cells) + level1))) + level0)
+        middle = act1(norm(up1(cells) + level1))
+        return DecoderMaps(cells, middle, act2(up2(middle) + level0))
 
     def _draw_masks(self, mask_tokens: Tensor, pixels: Tensor) -> Tensor:
         """(B, M, C), (B, c, H, W) -> (B, M, H, W); each mask token becomes the weights of a linear classifier."""

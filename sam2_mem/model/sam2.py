@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from sam2_mem.model.constants import sine_tokens
 from sam2_mem.model.fpn import ImageEncoder
 from sam2_mem.model.layers import MLP
-from sam2_mem.model.mask_decoder import MaskDecoder
+from sam2_mem.model.mask_decoder import DecoderMaps, MaskDecoder
 from sam2_mem.model.memory_attention import Attended, MemoryAttention
 from sam2_mem.model.memory_encoder import MemoryEncoder
 from sam2_mem.model.prompt_encoder import PromptEncoder
+from sam2_mem.model.sensory import SensoryMemory
 from sam2_mem.model.temporal_encoding import BankTime, NoPointerTime, SinePointerTime, slot_rows
 from sam2_mem.types import FrameFeatures, MemoryTokens, RowBatch, Usage
 
@@ -31,12 +32,13 @@ PROMPT_LOGIT = 10.0
 
 class Decoded(NamedTuple):
     """Candidates before any absent-object gate: ``masks`` (R, M, h, w) float32 logits, ``pointers`` (R, M, C), ``iou``
-    (R, M), ``objectness`` (R) logits."""
+    (R, M), ``objectness`` (R) logits; ``maps`` of R rows if asked for."""
 
     masks: Tensor
     pointers: Tensor
     iou: Tensor
     objectness: Tensor
+    maps: DecoderMaps | None = None
 
 
 class CandidateRule(NamedTuple):
@@ -62,6 +64,7 @@ class SAM2(nn.Module):
         image_size: side S of the square input, a multiple of 32.
         num_maskmem: rows of the learned temporal code (7).
         bank_time_codes: learned codes for places in a bank (4 in RMem), 0 for none; official checkpoints lack them.
+        sensory_channels: of a learned sensory memory (64 in XMem), 0 for none; official checkpoints lack it.
         no_obj_embed_spatial: whether a learned vector marks the memory of frames without the object (2.1 only).
         mem_enc_scale, mem_enc_bias: applied to mask probabilities before memory encoding.
         binarize_prompted_masks: binarise the mask of a prompted frame before memory encoding.
@@ -79,6 +82,7 @@ class SAM2(nn.Module):
         image_size: int = 1024,
         num_maskmem: int = 7,
         bank_time_codes: int = 0,
+        sensory_channels: int = 0,
         no_obj_embed_spatial: bool = True,
         mem_enc_scale: float = 20.0,
         mem_enc_bias: float = -10.0,
@@ -130,6 +134,9 @@ class SAM2(nn.Module):
         self.bank_time = None
         if bank_time_codes:
             self.bank_time = BankTime(width=width, memory_width=memory_width, num_codes=bank_time_codes)
+        self.sensory = None
+        if sensory_channels:
+            self.sensory = SensoryMemory(width=width, memory_width=memory_width, channels=sensory_channels)
 
     def _register_absent_memory(self, learned: bool) -> None:
         """2.1 learns the vector; 2.0 has none, which is the same as a vector of zeros that is not in the checkpoint."""
@@ -181,7 +188,9 @@ class SAM2(nn.Module):
         attended = self.memory_attention(features.low, features.low_pos, features.grid, rows, usage, now)
         if rows.sensory is None:
             return attended
-        return attended._replace(features=attended.features + rows.sensory.flatten(2).transpose(1, 2))
+        if self.sensory is None:
+            raise ValueError("expected reads without a sensory state, got one; build with model.sensory_channels=64")
+        return attended._replace(features=attended.features + self.sensory.inject(rows.sensory))
 
     def decode(
         self,
@@ -192,18 +201,20 @@ class SAM2(nn.Module):
         labels: Tensor | None = None,
         mask_logits: Tensor | None = None,
         candidates: bool = True,
+        keep_maps: bool = False,
     ) -> Decoded:
         """Masks of R rows of one frame.
 
         Args:
             conditioned: (R, Q, C). features: of the same frame, for its high-resolution maps.
             points, labels: (R, N, 2) in input pixels and (R, N), 2 and 3 being box corners. mask_logits: (R, 1, h, w).
-            candidates: three masks instead of one.
+            candidates: three masks instead of one. keep_maps: also give the maps that sensory memory is updated from.
         """
         rows = conditioned.shape[0]
         image = conditioned.transpose(1, 2).unflatten(-1, features.grid)
         sparse, dense = self.sam_prompt_encoder(points, labels, mask_logits)
-        out = self.sam_mask_decoder(
+        decoder = self.sam_mask_decoder.with_maps if keep_maps else self.sam_mask_decoder
+        out = decoder(
             image=image,
             image_pe=self.sam_prompt_encoder.dense_position().to(image.dtype),
             sparse=sparse.expand(rows, -1, -1),
@@ -211,8 +222,9 @@ class SAM2(nn.Module):
             high_res=tuple(m.expand(rows, -1, -1, -1) for m in features.high),
             multimask=candidates,
         )
+        out, maps = out if keep_maps else (out, None)
         pointers = self.obj_ptr_proj(out.tokens).expand(-1, out.masks.shape[1], -1)
-        return Decoded(out.masks.float(), pointers, out.iou.float(), out.object_logit.flatten().float())
+        return Decoded(out.masks.float(), pointers, out.iou.float(), out.object_logit.flatten().float(), maps)
 
     def mask_as_output(self, features: FrameFeatures, mask: Tensor) -> Decoded:
         """A given mask (S, S) of 0 and 1 taken as it is; the decoder only makes its object pointer.
@@ -240,7 +252,12 @@ class SAM2(nn.Module):
     def encode_memory(
         self, features: FrameFeatures, logits: Tensor, *, binarize: Tensor, present: Tensor
     ) -> list[MemoryTokens]:
-        """Memory of R masks of one frame.
+        """Memory of R masks of one frame: :meth:`memory_maps`, distilled."""
+        maps = self.memory_maps(features, logits, binarize=binarize, present=present)
+        return self.memory_encoder.distiller(maps)
+
+    def memory_maps(self, features: FrameFeatures, logits: Tensor, *, binarize: Tensor, present: Tensor) -> Tensor:
+        """Memory of R masks of one frame as maps (R, Cm, H, W).
 
         Args:
             logits: (R, h, w) after the absent-object gate. binarize: (R) bool, masks to enter as 0 and 1 and not as
@@ -253,8 +270,7 @@ class SAM2(nn.Module):
         image = features.low.transpose(-1, -2).reshape(-1, self.width, *features.grid)
         maps = self.memory_encoder(image, mask)
         absent = (~present).to(maps.dtype)[:, None, None, None]
-        maps = maps + absent * self.no_obj_embed_spatial[..., None, None]
-        return self.memory_encoder.distiller(maps)
+        return maps + absent * self.no_obj_embed_spatial[..., None, None]
 
     def slot_code(self, slots: list[int | None]) -> Tensor:
         """Temporal codes, (len(slots), Cm)."""

@@ -8,12 +8,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 from sam2_mem.memory.policy import Bank
+from sam2_mem.types import SensoryUpdate
 
 
 @dataclass(frozen=True, eq=False)
 class Output:
     """A mask shown to the user or remembered: ``logits`` (h, w) and ``pointer`` (C), both after the absent-object gate.
-    ``binarize``: its memory is made from the hard mask; ``refined``: a refiner's proposal took the place of the mask."""
+    ``binarize``: its memory is made from the hard mask; ``refined``: a refiner's proposal took the place of the mask;
+    ``sensory``, ``update``: state of sensory memory on its way to memory, and how it got or gets there."""
 
     frame: int
     logits: Tensor
@@ -24,6 +26,8 @@ class Output:
     prompted: bool = False
     binarize: bool = False
     refined: bool = False
+    sensory: Tensor | None = None
+    update: SensoryUpdate = SensoryUpdate.NONE
 
 
 class Look(NamedTuple):

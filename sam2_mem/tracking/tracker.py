@@ -16,7 +16,9 @@ from torch import Tensor
 from sam2_mem.memory import rows
 from sam2_mem.memory.policy import MemoryPolicy, best_pick
 from sam2_mem.memory.tokens import foreground_weights, map_tokens, masked_mean
+from sam2_mem.model.mask_decoder import DecoderMaps
 from sam2_mem.model.sam2 import SAM2, Decoded
+from sam2_mem.tracking import sense
 from sam2_mem.tracking.masks import fill_holes, remove_regions, suppress_overlap
 from sam2_mem.tracking.refine import Refiner, first_look, refine
 from sam2_mem.tracking.track import Output, Track
@@ -35,6 +37,7 @@ from sam2_mem.types import (
     ReadUsage,
     Revision,
     RowBatch,
+    SensoryUpdate,
     Usage,
 )
 
@@ -94,11 +97,13 @@ class _Candidate(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class _Seen:
     """What the network says of one track on one frame. ``places`` (P): the batch and row of each pathway, equal for
-    pathways that read the same. ``conditioned`` (P)(Q, C): what the masks were decoded from, kept for a refiner."""
+    pathways that read the same. ``conditioned`` (P)(Q, C): what the masks were decoded from, kept for a refiner;
+    ``maps`` (P): the decoder's, kept for sensory memory."""
 
     hypotheses: Hypotheses
     places: tuple[tuple[int, int], ...]
     conditioned: tuple[Tensor, ...] = ()
+    maps: tuple[DecoderMaps, ...] = ()
 
     def same_mask(self, one: Pick, other: Pick) -> bool:
         return self.identity(one)[:2] == self.identity(other)[:2]
@@ -136,6 +141,7 @@ class Tracker:
         self.settings = TrackerSettings() if settings is None else settings
         self.num_frames = num_frames
         self.refiner = refiner
+        self.sensory = sense.active(model, policy)
         self.tracks: dict[int, Track] = {}
         bounded = policy.capacity(model.tokens_per_map) is not None
         self._history = self.settings.history if bounded else None
@@ -151,6 +157,10 @@ class Tracker:
 
     def context(self, features: FrameFeatures, *, reverse: bool = False) -> FrameContext:
         return FrameContext(index=features.index, features=features, reverse=reverse, num_frames=self.num_frames)
+
+    def _shown_to(self, track: Track, context: FrameContext) -> FrameContext:
+        """The frame as the policy of ``track`` sees it."""
+        return context
 
     # -- prompts ------------------------------------------------------------------------------------------------
 
@@ -223,12 +233,19 @@ class Tracker:
         if not waiting:
             return
         outputs = [t.pending.pop(features.index) for t in waiting]
-        entries = self._remember(waiting, features, outputs)
+        entries = self._remember(waiting, features, self._sensed_prompts(waiting, outputs))
         context = self.context(features)
         for track, output, entry in zip(waiting, outputs, entries):
-            track.state = self.policy.prompt(track.state, context, entry)
+            track.state = self.policy.prompt(track.state, self._shown_to(track, context), entry)
             track.remember_output(output, self._history)
             self._note_look(track, features, output)
+
+    def _sensed_prompts(self, tracks: Sequence[Track], outputs: Sequence[Output]) -> Sequence[Output]:
+        """Prompts update sensory memory by their memory map."""
+        if self.sensory is None:
+            return outputs
+        states = [None if t.state is None else self.policy.sensory(t.state) for t in tracks]
+        return [replace(o, sensory=s, update=SensoryUpdate.DEEP) for o, s in zip(outputs, states)]
 
     def _note_look(self, track: Track, features: FrameFeatures, output: Output) -> None:
         """What the object looks like on the first frame on which it is seen."""
@@ -290,21 +307,33 @@ class Tracker:
         ]
         if self.refiner is not None:
             outputs = self._refined(tracks, looked, choices, outputs, context)
-        remembered = self._remembered(tracks, looked, choices, outputs, context)
+        remembered = self._remembered(tracks, looked, choices, self._sensed(tracks, looked, choices, outputs), context)
         for track, seen, choice, entries in zip(tracks, looked, choices, remembered):
             if not track.frozen:
-                track.state = self.policy.write(track.state, context, seen.hypotheses, choice, entries)
+                frame = self._shown_to(track, context)
+                track.state = self.policy.write(track.state, frame, seen.hypotheses, choice, entries)
         shown = self._clean(torch.stack([o.logits for o in outputs]))
         for track, output, logits in zip(tracks, outputs, shown):
             track.remember_output(replace(output, logits=logits.clone()), self._history)
         if not self.policy.needs.revise:
             return ()
         written = [t for t in tracks if not t.frozen]
-        return tuple(self._rewritten(t, r) for t in written for r in self.policy.revise(t.state, context))
+        revised = ((t, self.policy.revise(t.state, self._shown_to(t, context))) for t in written)
+        return tuple(self._rewritten(t, r) for t, revisions in revised for r in revisions)
 
     def _choice(self, track: Track, seen: _Seen, context: FrameContext) -> Choice:
-        choice = self.policy.choose(track.state, context, seen.hypotheses)
+        choice = self.policy.choose(track.state, self._shown_to(track, context), seen.hypotheses)
         return replace(choice, remember=()) if track.frozen else choice
+
+    def _sensed(
+        self, tracks: Sequence[Track], looked: Sequence[_Seen], choices: Sequence[Choice], outputs: Sequence[Output]
+    ) -> Sequence[Output]:
+        """Outputs that carry their object's state of sensory memory."""
+        if self.sensory is None:
+            return outputs
+        before = [self.policy.sensory(t.state) for t in tracks]
+        maps = [s.maps[c.output.pathway] for s, c in zip(looked, choices)]
+        return sense.carried(self.sensory, outputs, [c.sensory for c in choices], before, maps)
 
     def _refined(
         self,
@@ -324,7 +353,7 @@ class Tracker:
         """Read, attend and decode for all pathways of all tracks."""
         reads, owners = [], []
         for track in tracks:
-            pathways = list(self.policy.read(track.state, context))
+            pathways = list(self.policy.read(track.state, self._shown_to(track, context)))
             owners.append(range(len(reads), len(reads) + len(pathways)))
             reads += pathways
         settings = self.settings
@@ -344,14 +373,17 @@ class Tracker:
             place = [(len(decoded), 0) if p is None else p for p in place]
             several = self.model.candidates.allows(0, with_memory=True)
             conditioned.append(self.model.without_memory(features))
-            decoded.append(self.model.decode(conditioned[-1], features, candidates=several))
+            keep = self.sensory is not None
+            decoded.append(self.model.decode(conditioned[-1], features, candidates=several, keep_maps=keep))
             reports.append((ReadUsage(tokens=(), items=features.low.new_zeros(features.low.shape[0], 0)),))
         reports = reports if usage is not Usage.NONE else [None] * len(reports)
         owned = [tuple(place[i] for i in own) for own in owners]
         seen = self._seen(decoded, reports, owned)
-        if self.refiner is None:
-            return seen
-        return [replace(s, conditioned=tuple(conditioned[b][r] for b, r in own)) for s, own in zip(seen, owned)]
+        if self.refiner is not None:
+            seen = [replace(s, conditioned=tuple(conditioned[b][r] for b, r in s.places)) for s in seen]
+        if self.sensory is not None:
+            seen = [replace(s, maps=tuple(sense.maps_at(decoded[b].maps, r) for b, r in s.places)) for s in seen]
+        return seen
 
     def _see(
         self, owners: Sequence[Track], features: FrameFeatures, batch: RowBatch, usage: Usage
@@ -360,12 +392,13 @@ class Tracker:
         tracks."""
         several = self.model.candidates.allows(0, with_memory=True)
         attended = self.model.attend(features, batch, usage)
-        decoded = self.model.decode(attended.features, features, candidates=several)
+        keep = self.sensory is not None
+        decoded = self.model.decode(attended.features, features, candidates=several, keep_maps=keep)
         return decoded, attended.usage, attended.features
 
     def _usage(self, tracks: Sequence[Track], context: FrameContext) -> Usage:
         """What any object needs; the network measures a batch as a whole."""
-        wanted = {self.policy.wanted_usage(t.state, context) for t in tracks} - {Usage.NONE}
+        wanted = {self.policy.wanted_usage(t.state, self._shown_to(t, context)) for t in tracks} - {Usage.NONE}
         return wanted.pop() if wanted else Usage.NONE
 
     def _seen(
@@ -443,12 +476,16 @@ class Tracker:
             return []
         logits = torch.stack([o.logits for o in outputs])
         hard = self.model.binarize_prompted_masks and not self.model.training
-        tokens = self.model.encode_memory(
+        maps = self.model.memory_maps(
             features,
             logits,
             binarize=torch.tensor([o.binarize or (o.prompted and hard) for o in outputs], device=logits.device),
             present=torch.tensor([o.objectness > 0 for o in outputs], device=logits.device),
         )
+        if self.sensory is not None:
+            states = sense.deepened(self.sensory, outputs, maps)
+            outputs = [replace(o, sensory=state) for o, state in zip(outputs, states)]
+        tokens = self.model.memory_encoder.distiller(maps)
         return [self._entry(features, output, self._store(t)) for output, t in zip(outputs, tokens)]
 
     def _store(self, tokens: MemoryTokens) -> MemoryTokens:
@@ -466,6 +503,7 @@ class Tracker:
             area=output.area,
             is_prompt=output.prompted,
             summary=self._summary(features, output.logits) if self.policy.needs.summary else None,
+            sensory=output.sensory,
         )
 
     def _summary(self, features: FrameFeatures, logits: Tensor) -> Tensor | None:

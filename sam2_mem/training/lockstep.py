@@ -16,7 +16,7 @@ from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.model.sam2 import SAM2, Decoded
 from sam2_mem.tracking.track import Output, Track
 from sam2_mem.tracking.tracker import Tracker, TrackerSettings
-from sam2_mem.types import FrameFeatures, MemoryEntry, Pick, Prompt, ReadUsage, RowBatch, Usage
+from sam2_mem.types import FrameContext, FrameFeatures, MemoryEntry, Pick, Prompt, ReadUsage, RowBatch, Usage
 
 MaskChange = Callable[[int, Tensor, Sequence[int]], Tensor]
 """(frame, logits (N, h, w), object ids) -> logits (N, h, w): what is put into memory instead of the network's own masks."""
@@ -82,6 +82,10 @@ class LockstepTracker(Tracker):
         self.change = change
         self.sightings: list[Sighting] = []
 
+    def _shown_to(self, track: Track, context: FrameContext) -> FrameContext:
+        """A policy sees the clip of its own object."""
+        return replace(context, features=context.features.clip(self.clip_of[track.obj_id]))
+
     def preview(self, features: StackedFeatures, prompt: Prompt) -> Output:
         return super().preview(features.clip(self.clip_of[prompt.obj_id]), prompt)
 
@@ -105,7 +109,8 @@ class LockstepTracker(Tracker):
         rows = features.rows([self.clip_of[t.obj_id] for t in owners])
         several = self.model.candidates.allows(0, with_memory=True)
         attended = self.model.attend(rows, batch, usage)
-        decoded = self.model.decode(attended.features, rows, candidates=several)
+        keep = self.sensory is not None
+        decoded = self.model.decode(attended.features, rows, candidates=several, keep_maps=keep)
         ids = tuple(t.obj_id for t in owners)
         self.sightings.append(Sighting(features.index, ids, decoded, attended.features, False))
         return decoded, attended.usage, attended.features

@@ -34,6 +34,7 @@ from sam2_mem.types import (
     MemoryRead,
     MemoryTokens,
     ReadItem,
+    SensoryUpdate,
     Usage,
 )
 
@@ -56,7 +57,8 @@ class XMemBank(Bank):
     """``entries`` hold tokens where the frame is in working memory or the latest one, else a pointer only.
 
     ``working`` in the order of writing; ``permanent`` keys of the prompts, kept for ``usage: key`` only; ``space`` of
-    the object's first frame; ``last`` the frame last put into working memory or prompted.
+    the object's first frame; ``last`` the frame last put into working memory or prompted; ``sensory`` (Ch, H, W) the
+    state of sensory memory, where the model has one.
     """
 
     working: tuple[Counted, ...] = ()
@@ -64,6 +66,7 @@ class XMemBank(Bank):
     long_term: LongTerm | None = None
     space: KeySpace | None = None
     last: int = 0
+    sensory: Tensor | None = None
 
 
 class _Part(NamedTuple):
@@ -82,7 +85,10 @@ class XMem(MemoryPolicy[XMemBank]):
     Prompts are permanent. Every ``mem_every``-th frame enters working memory. When that is full, all but its newest
     frames are condensed into ``num_prototypes`` tokens of long-term memory, each the average of the tokens that look
     like the most used ones; the least used prototypes leave when long-term memory is full. The previous frame is
-    always read as well, in the place of XMem's sensory memory.
+    always read as well.
+
+    XMem's sensory memory, which has to be trained, is part of the model (``model.sensory_channels``); this policy keeps
+    its state and has it updated by the memory map on frames of working memory and prompts, by the decoder on others.
 
     Identity: ``working="window", long_term=False, mem_every=1`` is FIFO. Without prompts in mid-video and in one
     direction ``long_term=False, mem_every=1, max_working=7`` is FIFO too.
@@ -128,7 +134,7 @@ class XMem(MemoryPolicy[XMemBank]):
     frame.
     """
 
-    needs: ClassVar[Needs] = Needs(usage=Usage.TOKENS)
+    needs: ClassVar[Needs] = Needs(usage=Usage.TOKENS, sensory=True)
 
     mem_every: int = 5
     max_working: int = 6
@@ -214,7 +220,7 @@ class XMem(MemoryPolicy[XMemBank]):
     def prompt(self, state: XMemBank | None, frame: FrameContext, entry: MemoryEntry) -> XMemBank:
         if state is None:
             state = XMemBank(space=KeySpace.of(_image(frame).low) if self.long_term else None)
-        prompts = put(state.prompts, entry)
+        prompts = put(state.prompts, replace(entry, sensory=None))
         if len(prompts) > self.max_prompts:
             oldest = next(p for p in prompts[1:] if p.frame != entry.frame)
             prompts = drop(prompts, oldest.frame)
@@ -223,7 +229,7 @@ class XMem(MemoryPolicy[XMemBank]):
             permanent = (*permanent, self._newborn(frame, entry))
         frames = {p.frame for p in prompts}
         return replace(
-            state,
+            _sensed(state, entry),
             prompts=prompts,
             entries=drop(state.entries, entry.frame),
             working=tuple(c for c in state.working if c.frame != entry.frame),
@@ -277,7 +283,10 @@ class XMem(MemoryPolicy[XMemBank]):
             past_only=self.only_obj_ptrs_in_the_past_for_eval,
         )
         items = tuple(part.item for part in self._parts(state, frame))
-        return (MemoryRead(items=items, pointers=tuple(pointers)),)
+        return (MemoryRead(items=items, pointers=tuple(pointers), sensory=self.sensory(state)),)
+
+    def sensory(self, state: XMemBank) -> Tensor | None:
+        return None if self.working == "window" else state.sensory
 
     def _parts(self, state: XMemBank, frame: FrameContext) -> list[_Part]:
         """What is read: prompts, long-term memory, working memory, the previous frame."""
@@ -333,6 +342,13 @@ class XMem(MemoryPolicy[XMemBank]):
         return unit_keys(keys, self.temperature) if self.key_space == "cosine" else keys
 
     # -- writing ------------------------------------------------------------------------------------------------
+
+    def choose(self, state: XMemBank, frame: FrameContext, hypotheses: Hypotheses) -> Choice:
+        choice = super().choose(state, frame, hypotheses)
+        if self.working == "window":
+            return choice
+        due = self._due(state, frame.index, hypotheses.objectness[choice.output.pathway])
+        return replace(choice, sensory=SensoryUpdate.DEEP if due else SensoryUpdate.LIGHT)
 
     def write(
         self,
@@ -391,8 +407,8 @@ class XMem(MemoryPolicy[XMemBank]):
 
     def _take(self, state: XMemBank, frame: FrameContext, entry: MemoryEntry) -> XMemBank:
         """Put an entry into memory, and into working memory if it is due."""
-        state = replace(state, entries=put(state.entries, entry))
-        if self.working == "window" or not self._due(state, entry):
+        state = replace(_sensed(state, entry), entries=put(state.entries, replace(entry, sensory=None)))
+        if self.working == "window" or not self._due(state, entry.frame, entry.objectness):
             return state
         others = tuple(c for c in state.working if c.frame != entry.frame)
         state = replace(state, working=(*others, self._newborn(frame, entry)), last=entry.frame)
@@ -400,12 +416,13 @@ class XMem(MemoryPolicy[XMemBank]):
             return replace(state, working=state.working[-self._most_working :])
         return self._condensed(state) if len(state.working) >= self.max_working - 1 else state
 
-    def _due(self, state: XMemBank, entry: MemoryEntry) -> bool:
-        """The distance is taken in both directions, for passes over frames that were tracked before."""
-        if any(c.frame == entry.frame for c in state.working):
+    def _due(self, state: XMemBank, frame: int, objectness: float) -> bool:
+        """Whether a frame enters working memory. The distance is taken in both directions, for passes over frames that
+        were tracked before."""
+        if any(c.frame == frame for c in state.working):
             return True
-        wanted = self.absent_frames == "write" or entry.objectness > self.min_obj_score_logits
-        return wanted and abs(entry.frame - state.last) >= self.mem_every
+        wanted = self.absent_frames == "write" or objectness > self.min_obj_score_logits
+        return wanted and abs(frame - state.last) >= self.mem_every
 
     def _newborn(self, frame: FrameContext, entry: MemoryEntry) -> Counted:
         feat = entry.tokens.feat
@@ -502,6 +519,11 @@ _ALLOWED = {
 
 def _by_frame(*groups: Sequence[MemoryEntry]) -> dict[int, MemoryEntry]:
     return {e.frame: e for group in groups for e in group}
+
+
+def _sensed(state: XMemBank, entry: MemoryEntry) -> XMemBank:
+    """``state`` with the sensory state that ``entry`` brings."""
+    return state if entry.sensory is None else replace(state, sensory=entry.sensory)
 
 
 def _image(frame: FrameContext) -> FrameFeatures:
