@@ -99,7 +99,7 @@ def _crop(pred: np.ndarray, gt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _jaccard(pred: np.ndarray, gt: np.ndarray) -> float:
     union = np.count_nonzero(pred | gt)
-    return np.count_nonzero(pred & gt) / union if union else 1.0
+    return float(np.count_nonzero(pred & gt) / union) if union else 1.0
 
 
 def _boundary_map(mask: np.ndarray) -> np.ndarray:
@@ -118,7 +118,7 @@ def _boundary_f(pred: np.ndarray, gt: np.ndarray, radius: float) -> float:
     near = disk(radius)
     precision = np.count_nonzero(pred_edge & cv2.dilate(gt_edge, near)) / pred_length
     recall = np.count_nonzero(gt_edge & cv2.dilate(pred_edge, near)) / gt_length
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
 
 
 @lru_cache(maxsize=256)
@@ -150,7 +150,7 @@ def adaptive_similarity(pred: np.ndarray, gt: np.ndarray) -> AdaptiveSimilarity:
     diagonal = BOUNDARY_TOLERANCE * float(np.linalg.norm(pred.shape))
     pred, gt = _crop(pred, gt)
     union, area = np.count_nonzero(pred | gt), np.count_nonzero(gt)
-    j = min((np.count_nonzero(pred & gt) + 1) / (union + 1), 1.0) if union else 1.0
+    j = float((np.count_nonzero(pred & gt) + 1) / (union + 1)) if union else 1.0
     radius = float(np.ceil(0.1 * np.sqrt(area)))
     if area and radius < diagonal:
         return AdaptiveSimilarity(j, _boundary_f(pred, gt, radius), _boundary_f(pred, gt, float(np.ceil(diagonal))))

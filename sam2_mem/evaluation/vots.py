@@ -103,7 +103,7 @@ def overlap(first: Region, second: Region, size: tuple[int, int], ignored: Regio
         keep = ~ignored.on(around)
         a, b = a & keep, b & keep
     union = np.count_nonzero(a | b)
-    return np.count_nonzero(a & b) / union if union else 0.0
+    return float(np.count_nonzero(a & b) / union) if union else 0.0
 
 
 # -- files of regions -----------------------------------------------------------------------------------------------
