@@ -462,10 +462,10 @@ def test_it_gets_gradients_from_its_first_step():
     model.bank_time.requires_grad_(True)
     policy, features = RMem(gap=1), micro.micro_features()
     tracker = micro.micro_tracker(policy, model=model)
-    for index in range(4):
-        prompts = [micro.mask_prompt(1)] if index == 0 else []
-        masks = tracker.step(features[index], prompts).masks
-    masks.sum().backward()
+    masks = []
+    for index in range(12):
+        masks.append(tracker.step(features[index], [micro.mask_prompt(1)] if index == 0 else []).masks)
+    torch.cat(masks).sum().backward()
     assert all(p.grad.abs().max() > 0 for p in model.bank_time.parameters())
 
 
