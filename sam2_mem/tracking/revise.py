@@ -16,11 +16,12 @@ def delayed(
 ) -> Iterator[FrameResult]:
     """The results of one pass with their revisions applied, in the same order, each ``lag`` frames later.
 
-    Holds at most ``lag + 1`` results. Results come out without revisions of their own. If ``results`` fail, those that are
-    waiting come first, then the error.
+    Holds at most ``lag + 1`` results. Results come out without revisions of their own. If ``results`` fail, those that
+    are waiting come first, then the error.
 
     Args:
-        results: of :meth:`Tracker.step`. lag: ``policy.needs.revise``. finish: :meth:`Tracker.finish`, asked at the end.
+        results: of :meth:`Tracker.step`. lag: ``policy.needs.revise``. finish: :meth:`Tracker.finish`, asked at the
+            end.
     """
     if lag < 0:
         raise ValueError(f"expected lag >= 0, got {lag}")
@@ -41,8 +42,8 @@ def delayed(
 
 
 def revise(waiting: deque[FrameResult], revisions: Sequence[Revision]) -> None:
-    """Apply ``revisions`` to the results of their frames; those of frames that have been given out, in an earlier pass, are
-    too late and have no effect."""
+    """Apply ``revisions`` to the results of their frames; those of frames that have been given out, in an earlier pass,
+    are too late and have no effect."""
     for position, result in enumerate(waiting) if revisions else ():
         for revision in revisions:
             if revision.frame == result.frame and revision.obj_id in result.obj_ids:
