@@ -53,6 +53,9 @@ OVERRIDES = (
     "++model.decoder_mlp_width=64",
     "++model.decoder_iou_width=32",
 )
+PRESENT = 0.65
+"""Share of frames on which the weights are made to see an object."""
+
 SCORE_BIAS = "sam_mask_decoder.pred_obj_score_head.layers.2.bias"
 
 
@@ -89,8 +92,6 @@ LOUDER = (
     ("pred_obj_score_head", "layers.2.", 100.0),
     ("obj_ptr_proj", "layers.2.", 20.0),
     ("mask_downsampler", "encoder.12.", 20.0),
-    ("cross_attn_image", "q_proj.", 2.0),
-    ("cross_attn_image", "k_proj.", 2.0),
     ("cross_attn_image", "out_proj.", 6.0),
     ("maskmem_tpos_enc", "", 20.0),
     ("no_obj_", "", 20.0),
@@ -106,7 +107,7 @@ def _enlivened(name: str, value: Tensor) -> Tensor:
 
 
 def _centre_scores(model: SAM2) -> None:
-    """Choose the bias of the object score such that objects are present about half of the time, by bisection: an absent
+    """Choose the bias of the object score such that objects are present most of the time, by bisection: an absent
     object leaves another memory than a present one, so the bias cannot be read off one run."""
     bias = model.get_parameter(SCORE_BIAS)
     features = encode(model, pictures(64))
@@ -116,7 +117,7 @@ def _centre_scores(model: SAM2) -> None:
         bias.copy_(start + shift)
         results = run(micro_tracker("fifo", model=model), features, {0: [mask_prompt(1), mask_prompt(2, 0, 1)]})
         shown = [score.present for result in results[1:] for score in result.scores]
-        low, high = (low, shift) if sum(shown) > len(shown) / 2 else (shift, high)
+        low, high = (low, shift) if sum(shown) > PRESENT * len(shown) else (shift, high)
 
 
 @lru_cache

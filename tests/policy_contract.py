@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from micro import SCORE_BIAS, TOKENS, empty_prompt, features_at, mask_prompt, micro_model, micro_tracker, new_model, run
+from micro import SCORE_BIAS, TOKENS, empty_prompt, features_at, mask_prompt, micro_model, micro_tracker, run
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.memory.storage import load_memory, save_memory
 from sam2_mem.model.sam2 import SAM2
@@ -309,6 +309,12 @@ def masks_of(results: Sequence[FrameResult], obj_id: int) -> Tensor:
     return torch.stack(found)
 
 
+def seen(results: Sequence[FrameResult], obj_id: int) -> Tensor:
+    """(T, h * w + 2): masks and scores; scores tell runs apart also while the object is absent and its mask empty."""
+    scores = [(s.objectness, s.iou) for r in results for s in r.scores if s.obj_id == obj_id]
+    return torch.cat([masks_of(results, obj_id).flatten(1), torch.tensor(scores)], dim=1)
+
+
 def assert_close(a: Tensor, b: Tensor, what: str) -> None:
     assert a.shape == b.shape, f"{what}: {tuple(a.shape)} and {tuple(b.shape)}"
     worst = (a - b).abs().max().item()
@@ -365,11 +371,11 @@ def check_bounded(policy: MemoryPolicy) -> None:
         state = tracker.tracks[1].state
         held = tokens_in(state)
         assert held <= capacity, f"{held} tokens on frame {i}, capacity is {capacity}"
-        if 200 <= i < 280 or i >= LONG - 80:
+        if 160 <= i < 240 or i >= LONG - 80:
             sizes.append((held, sum(1 for _ in leaves(state)), bytes_in(state)))
     early, late = (max(column) for column in zip(*sizes[:80])), (max(column) for column in zip(*sizes[80:]))
     (tokens, values, size), (later_tokens, later_values, later_size) = early, late
-    growth = 1.25 * max(later_tokens / max(tokens, 1), 1.0)
+    growth = 1.2 * max(later_tokens / max(tokens, 1), 1.0)
     assert later_values <= values * growth, f"{values} values in the state became {later_values}, tokens {tokens} -> {later_tokens}"
     assert later_size <= size * growth, f"{size} bytes in the state became {later_size}, tokens {tokens} -> {later_tokens}"
     assert_finite(state)
@@ -380,7 +386,7 @@ def check_alone_as_in_batch(policy: MemoryPolicy) -> None:
     alone = play(policy, range(24), {0: [mask_prompt(2, number=1)]})
     beside = [mask_prompt(1), mask_prompt(2, number=1), mask_prompt(3, number=2)]
     together = play(policy, range(24), {0: beside}, max_padding=0.5)
-    assert_close(masks_of(alone, 2), masks_of(together, 2), "alone and in a batch")
+    assert_close(seen(alone, 2), seen(together, 2), "alone and in a batch")
 
 
 def check_late_objects(policy: MemoryPolicy) -> None:
@@ -390,8 +396,8 @@ def check_late_objects(policy: MemoryPolicy) -> None:
     both = go_on(tracker, range(18), {**START, 9: [late]})
     tracker.remove(2)
     both += go_on(tracker, range(18, 26), {})
-    assert_close(masks_of(both, 1), masks_of(play(policy, range(26), START), 1), "with and without a late object")
-    assert_close(masks_of(both, 2), masks_of(play(policy, range(9, 18), {9: [late]}), 2), "late and on its own")
+    assert_close(seen(both, 1), seen(play(policy, range(26), START), 1), "with and without a late object")
+    assert_close(seen(both, 2), seen(play(policy, range(9, 18), {9: [late]}), 2), "late and on its own")
 
 
 def check_prompt_midstream(policy: MemoryPolicy) -> None:
@@ -409,8 +415,8 @@ def check_prompt_midstream(policy: MemoryPolicy) -> None:
     assert sorted(again) == [0, 10], f"prompted frames in memory are {again} after the same prompt twice"
     after = go_on(tracker, range(11, 24), {})
     plain = play(policy, range(24), START)[11:]
-    worst = (masks_of(after, 1) - masks_of(plain, 1)).abs().max().item()
-    assert worst > 0.01, "a correction changed nothing on the frames after it"
+    moved = max(abs(a.scores[0].objectness - b.scores[0].objectness) for a, b in zip(after, plain))
+    assert moved > 0.01, "a correction changed nothing on the frames after it"
     assert_finite(tracker.tracks[1].state)
 
 
@@ -420,7 +426,7 @@ def check_reverse(policy: MemoryPolicy) -> None:
     forward = play(policy, range(24), START)
     mirrored = [replace(features_at(i), index=FAR - i) for i in range(24)]
     backward = run(_tracker(policy), mirrored, {FAR: [mask_prompt(1)]}, reverse=True)
-    assert_close(masks_of(forward, 1), masks_of(backward, 1), "forward and mirrored")
+    assert_close(seen(forward, 1), seen(backward, 1), "forward and mirrored")
     tracker = _tracker(policy)
     go_on(tracker, range(12, 30), {12: [mask_prompt(1, 12)]})
     results = go_on(tracker, range(11, -1, -1), {}, reverse=True)
@@ -431,7 +437,7 @@ def check_reverse(policy: MemoryPolicy) -> None:
 @lru_cache
 def _blind_model() -> SAM2:
     """A network that sees no object anywhere."""
-    model = new_model()
+    model = copy.deepcopy(micro_model())
     model.get_parameter(SCORE_BIAS).fill_(-1e4)
     return model
 
@@ -455,7 +461,7 @@ def check_trackers_apart(policy: MemoryPolicy) -> None:
     for i in range(20):
         results += go_on(mine, [i], START)
         go_on(other, [100 + i], {100: [mask_prompt(1, 100, 2)]})
-    assert_close(masks_of(results, 1), masks_of(play(policy, range(20), START), 1), "with and without another video")
+    assert_close(seen(results, 1), seen(play(policy, range(20), START), 1), "with and without another video")
 
 
 def check_repeatable(policy: MemoryPolicy) -> None:
@@ -464,7 +470,7 @@ def check_repeatable(policy: MemoryPolicy) -> None:
     for seed in (1, 2):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            runs.append(masks_of(play(policy, range(24), START), 1))
+            runs.append(seen(play(policy, range(24), START), 1))
     assert torch.equal(*runs), "two runs on the same frames differ"
 
 
@@ -495,12 +501,12 @@ def check_state_is_plain(policy: MemoryPolicy) -> None:
     state = tracker.tracks[1].state
     held = snapshot(state)
     copies = {"copy": copy.deepcopy(state), "pickle": pickle.loads(pickle.dumps(state)), "file": _through_a_file(policy, state)}
-    expected = masks_of(go_on(tracker, range(14, 20), {}), 1)
+    expected = seen(go_on(tracker, range(14, 20), {}), 1)
     for how, twin in copies.items():
         found = difference(held, snapshot(twin))
         assert found is None, f"{how}: {found} differs"
         tracker.tracks[1].state = twin
-        assert_close(masks_of(go_on(tracker, range(14, 20), {}), 1), expected, f"original and {how}")
+        assert_close(seen(go_on(tracker, range(14, 20), {}), 1), expected, f"original and {how}")
 
 
 def _through_a_file(policy: MemoryPolicy, state: Any) -> Any:
