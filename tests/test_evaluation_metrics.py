@@ -137,7 +137,7 @@ def test_measures_of_mosev2_are_their_definitions(masks: tuple[np.ndarray, np.nd
     """Enlarged, so that the tolerance of small objects is below that of the image."""
     pred, gt = (np.kron(mask, np.ones((scale, scale), bool)) for mask in masks)
     assume(pred.size < 40_000)
-    diagonal = 0.008 * math.hypot(*pred.shape)
+    diagonal = max(1.0, 0.008 * math.hypot(*pred.shape))
     small = float(np.ceil(0.1 * math.sqrt(gt.sum()))) if gt.any() else math.inf
     union = (pred | gt).sum()
     found = adaptive_similarity(pred, gt)

@@ -304,7 +304,7 @@ class _Finder:
     @cached_property
     def annotations(self) -> Path:
         """The folder that holds the videos; what was given, unless a known folder lies in it."""
-        return self._first(self.layout.annotations, self._roots()) or self.gt
+        return self._first(self.layout.annotations, (self.gt / self.split, self.gt)) or self.gt
 
     @property
     def found(self) -> tuple[Path, ...]:
@@ -318,9 +318,10 @@ class _Finder:
         return sorted(entry.name for entry in _entries(self.annotations) if entry.is_dir())
 
     def objects(self) -> Objects:
+        if not self.layout.unseen:
+            self._refuse(self.selection.unseen, "list of what is unseen")
         if self.layout.meta_reader is None:
             self._refuse(self.selection.meta, "meta file")
-            self._refuse(self.selection.unseen, "list of what is unseen")
             return {}
         path = self._meta_file()
         if path is None and self.layout.meta_needed:
@@ -345,14 +346,18 @@ class _Finder:
     def _file(self, given: Path | None, usual: Iterable[str]) -> Path | None:
         if given is not None and not given.is_file():
             raise ValueError(f"expected a file, got '{given}', which is not one")
-        return given or self._first(usual, (*self._roots(), *self._above()))
+        return given or self._first(usual, self._roots())
 
     def _roots(self) -> tuple[Path, ...]:
-        return (self.gt / self.split, self.gt)
+        """Where lists and meta files may lie: in what was given, and above the annotations, if that was given."""
+        root = self._root()
+        return (self.gt / self.split, self.gt, root, root.parent if root.name == self.split else root)
 
-    def _above(self) -> tuple[Path, ...]:
-        """Where the root is, if what was given is the folder of annotations."""
-        return tuple(self.gt.resolve().parents)[:2] if self.annotations == self.gt else ()
+    def _root(self) -> Path:
+        """The folder that the annotations have their usual place in."""
+        place = self.annotations.resolve()
+        depths = [len(Path(name).parts) for name in self.layout.annotations if place.match(name)]
+        return place.parents[depths[0] - 1] if depths else self.gt
 
     def _first(self, names: Iterable[str], roots: Iterable[Path]) -> Path | None:
         places = [root / name.format(split=self.split) for root in roots for name in names]

@@ -145,9 +145,9 @@ class AdaptiveSimilarity(NamedTuple):
 
 
 def adaptive_similarity(pred: np.ndarray, gt: np.ndarray) -> AdaptiveSimilarity:
-    """Of two (H, W) masks."""
+    """Of two (H, W) masks. Tolerances are at least one pixel; below, the disk of the data set's scorer is empty."""
     pred, gt = _pair(pred, gt, None)
-    diagonal = BOUNDARY_TOLERANCE * float(np.linalg.norm(pred.shape))
+    diagonal = max(1.0, BOUNDARY_TOLERANCE * float(np.linalg.norm(pred.shape)))
     pred, gt = _crop(pred, gt)
     union, area = np.count_nonzero(pred | gt), np.count_nonzero(gt)
     j = float((np.count_nonzero(pred & gt) + 1) / (union + 1)) if union else 1.0

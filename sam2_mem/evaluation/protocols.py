@@ -377,7 +377,8 @@ class LVOS(Protocol[AnnotatedVideo]):
 
     Objects and frames: the meta file gives each object a range of every fifth frame, of which the first and the last do
     not count. 255 has no meaning of its own. J&F is the mean of four means, J and F over the objects of seen and of
-    unseen videos; J, F and V are means of two. Without the list of unseen videos the means are over all objects.
+    unseen videos; J, F and V are means of two. Without the list of unseen videos there are only J&F-all, J-all and so on,
+    the means over all objects, which are not the numbers of the benchmark.
     """
 
     columns = ("J&F", "J", "F", "V")
@@ -398,7 +399,7 @@ class LVOS(Protocol[AnnotatedVideo]):
     def summary(self, objects: Sequence[ObjectScores]) -> tuple[Figure, ...]:
         groups = _groups(objects)
         if groups is None:
-            return tuple(Figure(name, mean(self.column(objects, name))) for name in self.columns)
+            return tuple(Figure(f"{name}-all", mean(self.column(objects, name))) for name in self.columns)
         parts = [[mean(self.column(group, name)) for name in ("J", "F", "V")] for group in groups]
         j, f, v = np.mean(parts, axis=0).tolist()
         names = [f"{name}-{group}" for group in ("seen", "unseen") for name in ("J", "F", "V")]

@@ -114,7 +114,7 @@ def parse_region(text: str) -> Region:
     text = text.strip()
     try:
         if text.startswith("m"):
-            x, y, width, height, *runs = (int(part) for part in text[1:].split(","))
+            x, y, width, height, *runs = (int(part) for part in text[1:].split(",") if part)
             return mask_region(_decode(width, height, np.array(runs, np.int64)), x, y)
         if "," not in text:
             return code_region(int(float(text)))
@@ -212,7 +212,7 @@ class VOTSSequence:
         for path in (self.results / f"{stem}.bin", self.results / f"{stem}.txt"):
             if path.is_file():
                 return path
-        raise ValueError(f"no result: expected '{self.results / stem}.bin' or .txt")
+        raise ValueError(f"no result: expected '{self.results / stem}.bin' or '.txt'")
 
     def size(self) -> tuple[int, int]:
         """(width, height) of the images, from the file ``sequence`` or from the first image."""
