@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tqdm import tqdm
 
 from sam2_mem.build_sam import build_training, compose_training
@@ -72,7 +72,7 @@ def export(*, checkpoint: Path, weights: Path, float32: bool = False) -> int:
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["ema"]
     if not float32:
         state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
-    save_file({k: v.contiguous() for k, v in state.items()}, str(weights))
+    weights.write_bytes(save({k: v.contiguous() for k, v in state.items()}))
     logger.info("wrote %s (%.2f MB)", weights, weights.stat().st_size / 1e6)
     return 0
 

@@ -1,0 +1,115 @@
+"""The packaged small model does what its card says, on clips it has not seen. Thresholds leave room below the measured values."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from sam2_mem.build_sam import build_sam2, build_sam2_video_predictor, checkpoint_dir, compose
+from sam2_mem.checkpoint import CheckpointError
+from sam2_mem.memory.policies.fifo import FIFO
+from sam2_mem.memory.policy import Bank
+from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
+from sam2_mem.training.clips import Clip
+from sam2_mem.training.validation import (
+    NetworkMethod,
+    Remembering,
+    Scores,
+    copy_first,
+    curtained,
+    held_out,
+    run_method,
+    still,
+    summarise,
+)
+from sam2_mem.types import FrameContext, MemoryRead
+
+WEIGHTS = checkpoint_dir() / "sam2_mem_nano.safetensors"
+SEED = 30_000_000  # neither the clips to choose by nor those of the card
+EASY, FORGETTING = 0.6, 0.4
+NOTICED, ALARMS, FOUND = 0.5, 0.1, 0.5
+
+
+@lru_cache
+def predictor() -> SAM2VideoPredictor:
+    return build_sam2_video_predictor("nano", device="cpu")
+
+
+@lru_cache
+def clips(level: str, count: int = 4, frames: int = 30) -> tuple[Clip, ...]:
+    return tuple(held_out(level, count, num_frames=frames, first_seed=SEED))
+
+
+def scores(found: Sequence[Clip], policy: FIFO = Remembering()) -> Scores:
+    network = NetworkMethod(predictor().model, policy, tracker=predictor().tracker_settings)
+    return summarise(run_method(network, found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgetful(FIFO):
+    """Reads nothing."""
+
+    def read(self, state: Bank, frame: FrameContext) -> Sequence[MemoryRead]:
+        return (MemoryRead(items=()),)
+
+
+# -- the file ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_config_brings_its_weights(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        model = build_sam2("nano", device="cpu", apply_postprocessing=False)
+    assert not [r for r in caplog.records if "random" in r.message]
+    with safe_open(str(WEIGHTS), "pt") as file:
+        stored = file.get_tensor("no_mem_embed")
+        assert set(file.keys()) == set(model.state_dict())
+    assert np.array_equal(model.no_mem_embed.detach().numpy(), stored.float().numpy())
+    assert WEIGHTS.stat().st_size < 10e6
+    assert sum(p.numel() for p in model.parameters()) < 2.1e6
+
+
+def test_given_weights_win_and_random_means_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises((CheckpointError, FileNotFoundError)):
+        build_sam2("nano", tmp_path / "missing.safetensors", device="cpu")
+    with caplog.at_level(logging.WARNING):
+        build_sam2("nano", "random", device="cpu")
+    assert [r for r in caplog.records if "random" in r.message]
+    config = compose("nano")
+    config.checkpoint = "sam2_mem_other.safetensors"
+    with pytest.raises((CheckpointError, FileNotFoundError), match="sam2_mem_other"):
+        build_sam2(config, device="cpu")
+
+
+# -- what it can do ---------------------------------------------------------------------------------------------------
+
+
+def test_it_tracks_easy_clips() -> None:
+    found = clips("easy")
+    copied = summarise(run_method(copy_first, found)).j
+    assert scores(found).j > max(EASY, copied + 0.15)
+
+
+def test_it_needs_its_memory() -> None:
+    """With an emptied bank it does not know what to follow."""
+    found = clips("easy")[:2]
+    assert scores(found, Forgetful()).j < scores(found).j - FORGETTING
+
+
+def test_it_notices_a_curtain() -> None:
+    hidden = [curtained(c, 12, 8) for c in clips("easy")]
+    result = scores(hidden)
+    assert result.noticed > NOTICED and result.alarms < ALARMS and result.found > FOUND
+
+
+def test_it_is_steady_on_a_still_video() -> None:
+    network = NetworkMethod(predictor().model, FIFO(), tracker=predictor().tracker_settings)
+    outcomes = run_method(network, [still(c, 31) for c in clips("easy")])
+    first, last = (float(np.mean([o.iou[k] for o in outcomes])) for k in (0, 29))
+    assert first > EASY and last > 0.9 * first
