@@ -30,7 +30,7 @@ demo: $(READY)
 	    --sam2_cfg $(DEMO_CFG) $(if $(DEMO_CKPT),--sam2_checkpoint $(DEMO_CKPT)) \
 	    --base_video_dir notebooks/videos --video_list_file notebooks/videos/demo.txt \
 	    --input_mask_dir notebooks/videos/demo_prompts --output_mask_dir outputs/demo \
-	    --save_overlay --device cpu
+	    --track_object_appearing_later_in_video --save_overlay --contact_sheet --device cpu
 
 # The library. It is built with the environment's own setuptools, so that no second copy is fetched.
 $(READY): $(RECIPE)
