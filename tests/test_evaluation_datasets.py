@@ -190,7 +190,8 @@ def test_masks_that_our_writers_write(tmp_path: Path) -> None:
         for frame in range(5):
             gt.write(at(frame), {1: ids(0, 1) > 0, 200: ids(0, 0, 1) > 0})
             pred.write(at(frame), {1: ids(2, 1) > 0, 200: ids(0, 0, 1) > 0})
-    assert [(one.obj_id, round(one.values[1], 4)) for one in report(tmp_path, "vos").objects] == [("1", 0.6667), ("200", 1)]
+    found = [(one.obj_id, round(one.values[1], 4)) for one in report(tmp_path, "vos").objects]
+    assert found == [("1", 0.6667), ("200", 1)]
 
 
 # -- what may be wrong ----------------------------------------------------------------------------------------------
@@ -223,11 +224,11 @@ def spoil_truth(root: Path) -> None:
         (lambda root: (root / "pred/b/00003.png").unlink(), "no prediction for this frame: expected '.*b/00003.png'"),
         (lambda root: (root / "pred/b").rename(root / "elsewhere"), "no prediction: expected the folder '.*pred/b'"),
         (spoil_size, "a prediction of 32 x 24 pixels on frame 00003, got 32 x 30"),
-        (lambda root: save(root / "pred/b/00003.png", ids(0, 1, 3)), "ids up to 2, .*, got 3 in the prediction of frame 00003"),
+        (lambda root: save(root / "pred/b/00003.png", ids(0, 1, 3)), "ids up to 2, .*, got 3 in the prediction of"),
         (lambda root: (root / "pred/b/00003.png").write_bytes(b"\x89PNG"), "expected a PNG in '.*00003.png'"),
         (lambda root: save(root / "pred/b/00003.png", np.zeros((*SHAPE, 3), np.uint8)), "colours are not ids"),
         (spoil_truth, "no ground truth: expected PNG files in '.*b'"),
-        (lambda root: (root / "gt/Annotations/480p/b").rename(root / "gone"), "no ground truth: expected the folder '.*b'"),
+        (lambda root: (root / "gt/Annotations/480p/b").rename(root / "gone"), "no ground truth: expected the folder"),
     ],
 )
 @pytest.mark.parametrize("name", ["davis2017"])
@@ -359,7 +360,7 @@ def test_numbers_that_are_not_defined_are_null(tmp_path: Path) -> None:
     found = report(tmp_path, "mosev2")
     write_json(found, tmp_path / "x.json")
     assert json.loads((tmp_path / "x.json").read_text())["summary"]["J&F_dot-d"] is None
-    assert table(found).splitlines()[3].split() == ["a", "1", "100.00", "100.00", "100.00", "-", "-", "100.00", "100.00"]
+    assert table(found).splitlines()[3].split() == ["a", "1", *["100.00"] * 3, "-", "-", *["100.00"] * 2]
 
 
 def test_per_object_writer_is_read(tmp_path: Path) -> None:

@@ -250,7 +250,9 @@ def test_radius(shape: tuple[int, int], radius: int) -> None:
     assert boundary_radius(shape) == radius
 
 
-@pytest.mark.parametrize(("radius", "pixels"), [(1, 5), (2, 13), (3, 29), (8, 197), (0.008 * math.hypot(480, 854), 191)])
+@pytest.mark.parametrize(
+    ("radius", "pixels"), [(1, 5), (2, 13), (3, 29), (8, 197), (0.008 * math.hypot(480, 854), 191)]
+)
 def test_disk(radius: float, pixels: int) -> None:
     assert disk(radius).sum() == pixels
 
@@ -259,7 +261,8 @@ def test_masks_of_any_type_do() -> None:
     gt = np.zeros((8, 9), np.int64)
     gt[2:5, 2:6] = 7
     pred = gt[:, ::-1] > 0
-    assert similarity(pred, gt) == similarity(pred, gt > 0) == similarity(pred.astype(np.float32), np.asfortranarray(gt))
+    other = similarity(pred.astype(np.float32), np.asfortranarray(gt))
+    assert similarity(pred, gt) == similarity(pred, gt > 0) == other
 
 
 def test_wrong_shapes_are_refused() -> None:

@@ -132,6 +132,10 @@ def test_vos_benchmark_notes_what_it_ignores() -> None:
 # -- slow readings of the two conventions ---------------------------------------------------------------------------
 
 
+def mean_scores(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
+    return np.mean([jaccard(*pair) for pair in pairs]), np.mean([boundary_f(*pair) for pair in pairs])
+
+
 def literal_davis(truth: np.ndarray, pred: np.ndarray) -> Scores | None:
     truth = np.where(truth == 255, 0, truth)
     count = int(truth[0].max())
@@ -140,7 +144,7 @@ def literal_davis(truth: np.ndarray, pred: np.ndarray) -> Scores | None:
     found = {}
     for obj_id in range(1, count + 1):
         pairs = [(p == obj_id, t == obj_id) for t, p in zip(truth[1:-1], pred[1:-1])]
-        found[str(obj_id)] = (np.mean([jaccard(*pair) for pair in pairs]), np.mean([boundary_f(*pair) for pair in pairs]))
+        found[str(obj_id)] = mean_scores(pairs)
     return found
 
 
@@ -149,8 +153,7 @@ def literal_vos_benchmark(truth: np.ndarray, pred: np.ndarray) -> Scores:
     for obj_id in sorted(set(truth[1:-1].flat) - {0}):
         pairs = [(p == obj_id, t == obj_id) for t, p in zip(truth[1:-1], pred[1:-1])]
         clock = next(index for index, (p, t) in enumerate(pairs) if p.any() or t.any())
-        counted = pairs[clock:]
-        found[str(obj_id)] = (np.mean([jaccard(*pair) for pair in counted]), np.mean([boundary_f(*pair) for pair in counted]))
+        found[str(obj_id)] = mean_scores(pairs[clock:])
     return found
 
 

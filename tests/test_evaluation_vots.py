@@ -149,9 +149,9 @@ def test_an_object_that_is_never_visible(tmp_path: Path) -> None:
         (lambda root: (root / "results/s2/s2_2_001.txt").unlink(), r"no result: expected '.*s2_2_001.bin' or '.txt'"),
         (lambda root: write_text(root / "results/s2/s2_1_001", [1, A]), "a result for every frame, got 2 in"),
         (lambda root: (root / "sequences/s2/sequence").unlink(), "expected width and height in"),
-        (lambda root: (root / "results/s2/s2_1_001.txt").write_text("1\nm0,0,2\n"), "s2_1_001.txt, line 2: expected a code"),
-        (lambda root: (root / "results/s2/s2_1_001.txt").write_text("1,2,3,4\n"), "rectangles and polygons are not scored"),
-        (lambda root: (root / "results/s2/s2_1_001.bin").write_bytes(b"\1\0\1\0\0\0\3"), "s2_1_001.bin, region 0: unpack"),
+        (lambda root: (root / "results/s2/s2_1_001.txt").write_text("1\nm0,0,2\n"), "s2_1_001.txt, line 2: expected"),
+        (lambda root: (root / "results/s2/s2_1_001.txt").write_text("1,2,3,4\n"), "rectangles and polygons are not"),
+        (lambda root: (root / "results/s2/s2_1_001.bin").write_bytes(b"\1\0\1\0\0\0\3"), "s2_1_001.bin, region 0: "),
         (lambda root: (root / "results/s2/s2_1_001.bin").write_bytes(b"\2\0\0\0\0\0"), "expected version 1"),
         (lambda root: [p.unlink() for p in (root / "sequences/s2").glob("g*")], "expected groundtruth.txt or"),
     ],
@@ -220,4 +220,5 @@ def test_overlaps_of_the_toolkit_that_surprise() -> None:
     upper, lower = mask_region(box(0, 5, 7, 8)), mask_region(box(9, 12, 7, 8))
     assert upper.empty and overlap(upper, lower, SIZE) == 1  # two columns of one pixel, the same x
     assert overlap(full, full, SIZE, ignored=full) == 0
-    assert overlap(mask_region(np.ones((5, 5), bool), -2, -2), mask_region(box(0, 3, 0, 3)), SIZE) == 1  # outside is cut off
+    partly_outside = mask_region(np.ones((5, 5), bool), -2, -2)
+    assert overlap(partly_outside, mask_region(box(0, 3, 0, 3)), SIZE) == 1

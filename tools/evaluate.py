@@ -2,10 +2,10 @@
 """Score predicted masks by the rules of a data set.
 
     python tools/evaluate.py --dataset davis2017 --gt DAVIS --pred out/davis
-    python tools/evaluate.py --dataset sav --gt sav_val --pred out/sav --processes 8 --csv sav.csv --json sav.json
+    python tools/evaluate.py --dataset sav --gt sav_val --pred out/sav --csv sav.csv --json sav.json
 
 --gt is the root of the data set or its folder of annotations. Predictions are <video>/<frame>.png, as
-tools/vos_inference.py writes them. The exit status is 1 if a video has no score. docs/evaluation.md describes the rules.
+tools/vos_inference.py writes them. The exit status is 1 if a video has no score. docs/evaluation.md has the rules.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--split", help="whose list and meta file to look for in the root (default: val or valid)")
     parser.add_argument("--list", type=Path, help="the videos to score, one a line (default: those of the split)")
     parser.add_argument("--meta", type=Path, help="the meta file, where the data set has one (default: found by name)")
-    parser.add_argument("--unseen", type=Path, help="videos (LVOS) or categories (YouTube-VOS) not in training, one a line")
+    parser.add_argument("--unseen", type=Path, help="list of videos (LVOS) or categories (YouTube-VOS) not in training")
     parser.add_argument("--only_predicted", action="store_true", help="leave out videos without predictions")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: one for each processor")
     parser.add_argument("--csv", type=Path, help="write one row for each object here, the summary beside it")
@@ -60,17 +61,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         dataset = open_dataset(args.dataset, args.gt, args.pred, selection)
+        begin = time.perf_counter()
         bar = partial(_with_bar, total=len(dataset.videos))
         report = evaluate(dataset.protocol, dataset.videos, processes=args.processes, progress=bar)
+        seconds = time.perf_counter() - begin
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for source in dataset.sources:
         print(f"used {source}")
     print(table(report))
+    print(f"\n{sum(len(one.frames) for one in report.objects)} masks scored in {seconds:.2f} s")
     if args.csv:
         summary = write_csv(report, args.csv)
-        print(f"\nwrote {args.csv} and {summary}")
+        print(f"wrote {args.csv} and {summary}")
     if args.json:
         write_json(report, args.json, per_frame=args.per_frame)
         print(f"wrote {args.json}")

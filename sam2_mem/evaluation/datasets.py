@@ -35,7 +35,8 @@ class FolderVideo(AnnotatedVideo):
             raise ValueError(f"no ground truth: expected the folder '{self.truth_dir}'")
         names = _png_names(self.truth_dir)
         if not names:
-            raise ValueError(f"no ground truth: expected PNG files in '{self.truth_dir}'; folders for each object are scored as sav")
+            raise ValueError(f"no ground truth: expected PNG files in '{self.truth_dir}'; "
+                             "folders for each object are scored as sav")
         return names
 
     @property
@@ -115,7 +116,7 @@ def _meta_videos(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))["videos"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"expected a meta file with 'videos' in '{path}', got {type(error).__name__}: {error}") from error
+        raise ValueError(f"expected a meta file with 'videos' in '{path}', got {error!r}") from error
 
 
 def read_youtube_meta(path: Path, unseen: Collection[str] | None) -> Objects:
@@ -144,7 +145,8 @@ def read_lvos_meta(path: Path, unseen: Collection[str] | None) -> Objects:
 def read_mose_meta(path: Path, unseen: Collection[str] | None) -> Objects:
     """``videos/<video>/objects``: ids, as a list or as keys."""
     videos = _meta_videos(path)
-    return {name: tuple(ListedObject(obj_id=int(i)) for i in video.get("objects", ())) for name, video in videos.items()}
+    obj_ids = {name: map(int, video.get("objects", ())) for name, video in videos.items()}
+    return {name: tuple(ListedObject(obj_id=obj_id) for obj_id in found) for name, found in obj_ids.items()}
 
 
 def _read_meta(path: Path, listed: Callable[[str, str, dict[str, Any]], ListedObject]) -> Objects:
@@ -275,7 +277,8 @@ def open_dataset(name: str, gt: Path, pred: Path, selection: Selection = Selecti
     if selection.only_predicted:
         names = [video for video in names if (pred / video).is_dir()]
     if not names:
-        raise ValueError(f"expected at least one video in '{finder.annotations}', got none with predictions in '{pred}'")
+        raise ValueError(f"expected at least one video in '{finder.annotations}', got none; "
+                         f"predictions are in '{pred}'")
     make = _vots_sequence if name == "vots" else _folder_video
     videos = tuple(make(video, finder.annotations, pred, objects.get(video, ())) for video in names)
     return Dataset(PROTOCOLS[name], videos, finder.found)

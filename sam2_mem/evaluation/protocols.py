@@ -226,7 +226,8 @@ class LongVideosAFBURR(DAVIS2017):
 
     def evaluated(self, frames: Sequence[str]) -> Sequence[str]:
         if len(frames) < 2:
-            raise ValueError(f"expected at least 2 annotated frames, because the first does not count, got {len(frames)}")
+            raise ValueError("expected at least 2 annotated frames, because the first does not count, "
+                             f"got {len(frames)}")
         return frames[1:]
 
     def truth_ids(self, ids: np.ndarray) -> np.ndarray:
@@ -318,8 +319,8 @@ def _renamed(scores: ObjectScores, video: str, obj_id: int | None) -> ObjectScor
 
 def _listed(video: AnnotatedVideo) -> Sequence[ListedObject]:
     if not video.listed:
-        raise ValueError("expected the objects of this video in the data set's meta file, got none; is it the meta file "
-                         "of another split?")
+        raise ValueError("expected the objects of this video in the data set's meta file, got none; is it the meta "
+                         "file of another split?")
     return video.listed
 
 
@@ -377,8 +378,8 @@ class LVOS(Protocol[AnnotatedVideo]):
 
     Objects and frames: the meta file gives each object a range of every fifth frame, of which the first and the last do
     not count. 255 has no meaning of its own. J&F is the mean of four means, J and F over the objects of seen and of
-    unseen videos; J, F and V are means of two. Without the list of unseen videos there are only J&F-all, J-all and so on,
-    the means over all objects, which are not the numbers of the benchmark.
+    unseen videos; J, F and V are means of two. Without the list of unseen videos there are only J&F-all, J-all and so
+    on, the means over all objects, which are not the numbers of the benchmark.
     """
 
     columns = ("J&F", "J", "F", "V")
@@ -392,8 +393,8 @@ class LVOS(Protocol[AnnotatedVideo]):
     def evaluated(self, listed: ListedObject) -> Sequence[str]:
         frames = listed.frames[1 : listed.length - 1]
         if not frames:
-            raise ValueError(f"expected at least 3 annotated frames of object {listed.obj_id}, because the first and the "
-                             f"last do not count, got {listed.length}")
+            raise ValueError(f"expected at least 3 annotated frames of object {listed.obj_id}, because the first and "
+                             f"the last do not count, got {listed.length}")
         return frames
 
     def summary(self, objects: Sequence[ObjectScores]) -> tuple[Figure, ...]:
@@ -435,7 +436,8 @@ class LVOS2023(LVOS):
 
     def evaluated(self, listed: ListedObject) -> Sequence[str]:
         if not listed.frames or len(listed.frames) > listed.length:
-            raise ValueError(f"expected 1 to {listed.length} frames of object {listed.obj_id}, got {len(listed.frames)}")
+            raise ValueError(f"expected 1 to {listed.length} frames of object {listed.obj_id}, "
+                             f"got {len(listed.frames)}")
         return listed.frames
 
     def _object(self, video: AnnotatedVideo, listed: ListedObject, curve: Curve) -> ObjectScores:
@@ -452,8 +454,8 @@ class VOST(Protocol[AnnotatedVideo]):
     """J, and J_tr over the last quarter of the frames; no F.
 
     Frames: all annotated ones but the first and the last. Objects: 1 to the greatest id of the first annotated frame;
-    greater ids in a prediction are dropped, with a note. 255 in the ground truth is background, and predicting something
-    there is wrong, as in the published code.
+    greater ids in a prediction are dropped, with a note. 255 in the ground truth is background, and predicting
+    something there is wrong, as in the published code.
     """
 
     name = "vost"

@@ -23,7 +23,7 @@ Progress = Callable[[Iterator[Outcome]], Iterable[Outcome]]
 
 
 def evaluate(
-    protocol: Protocol[Any], videos: Sequence[Video], *, processes: int = 1, progress: Progress = lambda outcomes: outcomes
+    protocol: Protocol[Any], videos: Sequence[Video], *, processes: int = 1, progress: Progress = iter
 ) -> Report:
     """Score videos; the report does not depend on the number of processes.
 

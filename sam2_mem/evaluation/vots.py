@@ -223,7 +223,7 @@ class VOTSSequence:
             return int(pairs["width"]), int(pairs["height"])
         image = min((self.folder / "color").glob("*.*"), default=None)
         if image is None:
-            raise ValueError(f"expected width and height in '{about}', or images in '{self.folder / 'color'}', got neither")
+            raise ValueError(f"expected width and height in '{about}', or images in '{self.folder}/color', got neither")
         with Image.open(image) as opened:
             return opened.size
 
@@ -255,7 +255,7 @@ class Outcomes:
     invented: int = 0
 
     def add(self, truth: Region, result: Region, shared: float) -> None:
-        """One frame. On that of the prompt a result holds a code. It counts as a miss, and for Acc, as in the toolkit."""
+        """One frame. On that of the prompt a result holds a code: a miss that counts for Acc, as in the toolkit."""
         self.overlaps.append(shared)
         if truth.empty:
             self.rejected += result.empty
@@ -277,8 +277,9 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class VOTS(Protocol[VOTSSequence]):
-    """VOTS and VOTSt. Frames: those with tag ``evaluation`` if the sequence has that tag, else all, the prompt included.
+    """VOTS and VOTSt.
 
+    Frames: those with the tag ``evaluation`` if the sequence has that tag, else all, that of the prompt included.
     A tracker shows a code on frame 0, so a perfect one has Q below 1 unless tags leave that frame out. Frames on which
     the object is unknown do not count. Pixels of the object ``_ignore`` do not count. Means are over the objects of a
     sequence first, then over sequences; where a measure is not defined for an object, the object takes no part.
@@ -304,10 +305,10 @@ class VOTS(Protocol[VOTSSequence]):
         )
 
 
-def _object(video: VOTSSequence, obj_id: str, truth_path: Path, result_path: Path, size: tuple[int, int]) -> ObjectScores:
+def _object(video: VOTSSequence, obj_id: str, truths: Path, results: Path, size: tuple[int, int]) -> ObjectScores:
     outcomes, frames = Outcomes(), []
     counted = video.counted()
-    for index, (truth, result, ignored) in enumerate(_frames(truth_path, result_path, video.ignored())):
+    for index, (truth, result, ignored) in enumerate(_frames(truths, results, video.ignored())):
         if truth.code == UNKNOWN or not _counts(counted, index):
             continue
         outcomes.add(truth, result, overlap(truth, result, size, ignored))
