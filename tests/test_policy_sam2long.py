@@ -420,7 +420,7 @@ def result_of(t: int, hyp: Hypotheses, pick: Pick, revisions: tuple[Revision, ..
     return FrameResult(t, (1,), mask[None], (score,), revisions)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(5))
 def test_policy_follows_the_literal_rule(seed: int) -> None:
     """Forward from frame 20 with a second prompt on frame 60, then backwards from 20."""
     play = Play(SAM2Long(iou_thre=0.3), seed)
@@ -445,12 +445,12 @@ def last_values(results: Iterator[FrameResult]) -> list[tuple[int, float]]:
 def test_delayed_masks_are_the_traced_back_ones(output: str, max_lag: int | None) -> None:
     """Each frame as the best pathway sees it ``max_lag`` frames later; without limit, as the last winner sees it."""
     changed = 0
-    for seed in range(6):
+    for seed in range(4):
         play = Play(SAM2Long(output=output, max_lag=max_lag), seed)
         play.prompt(0, 1)
         lag = 10**6 if max_lag is None else max_lag
         expected: dict[int, float] = {}
-        for t in range(1, 60):
+        for t in range(1, 50):
             play.step(t, 1)
             expected |= {f: v for f, v in play.literal.branches[0].path if t - f <= lag}
         final = delayed(iter(play.results), play.policy.needs.revise, play.finish)
@@ -525,7 +525,7 @@ def test_equal_pathways_cost_one_row() -> None:
                 run(tracker, [features_at(0)], {0: [mask_prompt(i + 1, 0, i) for i in range(objects)]})
                 for name in rows:
                     rows[name].clear()
-                frames = [features_at(t) for t in range(1, 13)]
+                frames = [features_at(t) for t in range(1, 9)]
                 run(tracker, frames, {})
                 counted[uncertainty, objects] = {name: sum(n) / len(frames) for name, n in rows.items()}
     finally:
