@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors import safe_open
 
 from sam2_mem.build_sam import build_sam2, build_sam2_video_predictor, checkpoint_dir, compose
 from sam2_mem.checkpoint import CheckpointError
+from sam2_mem.cli.train import evaluate
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.policy import Bank
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.training.clips import Clip
+from sam2_mem.training.synthetic import make_clip
 from sam2_mem.training.validation import (
     NetworkMethod,
     Remembering,
@@ -113,3 +117,28 @@ def test_it_is_steady_on_a_still_video() -> None:
     outcomes = run_method(network, [still(c, 31) for c in clips("easy")])
     first, last = (float(np.mean([o.iou[k] for o in outcomes])) for k in (0, 29))
     assert first > EASY and last > 0.9 * first
+
+
+# -- the report -------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_measures_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, out = tmp_path / "davis", tmp_path / "report.jsonl"
+    for t in range(4):
+        frame = make_clip(3, level="easy", num_frames=4, height=96, width=96).frame(t)
+        for folder, image in (("JPEGImages", frame.image), ("Annotations", (frame.masks == 1) * np.uint8(255))):
+            path = root / folder / "480p" / "one" / f"{t:05d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    assert evaluate(config="nano", parts=["curtain", "folder"], count=1, frames=34, root=str(root), out=out) == 0
+    assert evaluate(config="nano", parts=["memory", "speed"], count=1, frames=8, out=out) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(capsys.readouterr().out.splitlines()) == len(rows)
+    means = {r["method"]: r["j"] for r in rows if r["what"].startswith("davis2016, mean")}
+    assert set(means) == {"network", "copy", "flow"} and min(means.values()) > 0.3
+    curtain = {r["method"]: r["noticed"] for r in rows if r["what"].startswith("curtain")}
+    assert curtain["copy"] == 0.0 < curtain["network"]
+    assert {r["method"] for r in rows if r["what"] == "memory, occlusion"} == {"full", "first only", "previous only"}
+    assert next(r["ms"] for r in rows if r["what"].startswith("speed")) > 0
+    with pytest.raises(ValueError, match="expected parts out of"):
+        evaluate(config="nano", parts=["jump"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sam2_mem.build_sam import build_policy, build_sam2, compose, compose_training
+from sam2_mem.build_sam import build_policy, build_sam2, build_training, compose, compose_training
 from sam2_mem.cli import train as commands
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.tracking.tracker import Tracker, TrackerSettings
@@ -465,6 +465,25 @@ def test_the_command_trains_and_exports(tmp_path: Path, monkeypatch: pytest.Monk
     config = compose("nano", TINY)
     build_sam2(config, tmp_path / "w.safetensors", device="cpu")
     assert (tmp_path / "run" / "config.yaml").is_file() and (tmp_path / "run" / "curves.png").is_file()
+
+
+def test_it_starts_from_given_weights(tmp_path: Path) -> None:
+    """A file of the official kind is loaded as it is: the start for random weights leaves it alone."""
+    official = tiny_model(seed=9)
+    torch.save({"model": official.state_dict()}, tmp_path / "official.pt")
+    config = compose_training("nano", [f"model_overrides=[{','.join(repr(o) for o in TINY)}]"])
+    for init, same in ((tmp_path / "official.pt", True), (None, False)):
+        job = build_training(config, init=init)
+        training = Trainer(job.model, job.policy, job.plan, folder=tmp_path / str(same), fresh=job.fresh)
+        difference = largest_difference(training.model.state_dict(), official.state_dict())
+        assert (difference == 0.0) == same, (init, difference)
+
+
+def test_the_tool_takes_overrides_of_the_config_only_where_they_mean_something() -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    wrong = [sys.executable, str(ROOT / "tools" / "train.py"), "export", "a.pt", "b.safetensors", "plan.seed=1"]
+    done = subprocess.run(wrong, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "unrecognized arguments: plan.seed=1" in done.stderr
 
 
 def test_unknown_training_configs_name_the_known_ones() -> None:

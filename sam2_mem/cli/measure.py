@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,8 +29,7 @@ from sam2_mem.training.validation import (
     still,
     summarise,
 )
-
-logger = logging.getLogger(__name__)
+from sam2_mem.types import Prompt
 
 VALIDATION_SEED, REPORT_SEED = 20_000_000, validation.SEED
 MEMORY_LEVELS = ("occlusion", "appearance")
@@ -104,7 +102,7 @@ class Bench:
         times = []
         for index, image in enumerate(clip.frames):
             began = time.perf_counter()
-            self.network.predictor.track_frame(state, image, [validation.Prompt(1, mask=first[0])] if index == 0 else ())
+            self.network.predictor.track_frame(state, image, [Prompt(1, mask=first[0])] if index == 0 else ())
             times.append(time.perf_counter() - began)
         yield {"what": f"speed, {torch.get_num_threads()} threads", "ms": 1000 * float(np.median(times[1:]))}
 
