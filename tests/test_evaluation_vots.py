@@ -130,6 +130,13 @@ def test_a_perfect_tracker_misses_the_frame_of_its_prompt(tmp_path: Path) -> Non
     assert (q, acc, rob, nre, dre) == pytest.approx((11 / 12, 11 / 12, 11 / 12, 1 / 12, 0)) and math.isnan(adq)
 
 
+@pytest.mark.parametrize(("absent", "defined"), [(10, False), (11, True)])
+def test_absence_needs_more_than_ten_frames(tmp_path: Path, absent: int, defined: bool) -> None:
+    write_sequence(tmp_path, "s", {"": [A, *[EMPTY] * absent]})
+    write_text(tmp_path / "results" / "s" / "s_001", [1, *[EMPTY] * absent])
+    assert (evaluated(tmp_path).objects[0].values[5] == 1) == defined
+
+
 def test_ignored_pixels_do_not_count(tmp_path: Path) -> None:
     write_sequence(tmp_path, "s", {"": [A] * 2, "_ignore": [0, box(15, 20, 0, 40)]})
     write_text(tmp_path / "results" / "s" / "s_001", [1, UPPER])
