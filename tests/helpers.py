@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -36,12 +35,13 @@ State = dict[str, Tensor]
 SCORE_HEAD = "sam_mask_decoder.pred_obj_score_head.layers.2."
 
 PROBE = 11
+SHARE = 0.15
 
 LOUDER = {
     r"sam_mask_decoder\.output_hypernetworks_mlps\.\d\.layers\.2\..*": 10,
     r"sam_mask_decoder\.pred_obj_score_head\.layers\.2\..*": 20,
     r"memory_attention\.layers\.\d\.cross_attn_image\.out_proj\..*": 3,
-    r"memory_encoder\.mask_downsampler\.encoder\.12\..*": 6,
+    r"memory_encoder\.mask_downsampler\.encoder\.12\..*": 2.2,
     r"obj_ptr_proj\.layers\.2\..*": 4,
 }
 
@@ -66,14 +66,15 @@ def _enlivened(name: str, value: Tensor) -> Tensor:
 
 
 def centre_scores(state: State, predictor: SAM2VideoPredictor, clip: Clip, video: Path | None = None) -> None:
-    """Shift the bias of the object score, in ``state`` and in the predictor made from it, so that an object is present on
-    about half of the first frames of ``clip`` (or of ``video``, the same clip on disk)."""
+    """Shift the bias of the object score, in ``state`` and in the predictor made from it, so that objects are present on
+    most of the first frames of ``clip`` (or of ``video``, the same clip on disk)."""
     bias = predictor.model.get_parameter(f"{SCORE_HEAD}bias").data
     bias += 100.0
-    session = predictor.init_state(clip.frames if video is None else str(video))
-    predictor.add_new_mask(session, 0, 1, clip.mask(1))
-    scores = [result.scores[0].objectness for result in predictor.propagate(session, 0, PROBE)][1:]
-    bias -= median(scores)
+    session = Session(predictor, clip.frames if video is None else video)
+    prompt_three(session, clip)
+    results = list(predictor.propagate(session.state, 0, PROBE))[1:]
+    scores = sorted(score.objectness for result in results for score in result.scores)
+    bias -= scores[int(len(scores) * SHARE)]
     state[f"{SCORE_HEAD}bias"] = bias.clone()
 
 
