@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
+import micro
 import pytest
 import torch
 from torch import Tensor, nn
 
-import micro
 from sam2_mem.build_sam import ConfigError, build_sam2_video_predictor, compose
 from sam2_mem.tracking.embedders import DINOEmbedder
 

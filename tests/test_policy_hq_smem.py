@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import micro
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-import micro
 from sam2_mem.build_sam import build_policy
 from sam2_mem.memory.policies.hq_smem import HQSMem, Likeness, SmartBank
 from sam2_mem.memory.storage import load_memory, save_memory
@@ -59,7 +59,7 @@ def frames(state: SmartBank) -> list[int]:
     return [e.frame for e in state.bank()]
 
 
-# -- what the equations do ----------------------------------------------------------------------------------------------
+# -- what the equations do --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("score, expected", [("literal", [0, 1, 2, 3, 4, 13]), ("age", [0, 9, 10, 11, 12, 13])])
@@ -132,7 +132,7 @@ def test_the_threshold_counts_as_reached():
     assert HQSMem(tau_mem=0.5).replaced_by([Likeness(3, 0.4999, 1)]) is None
 
 
-# -- against slow equations ---------------------------------------------------------------------------------------------
+# -- against slow equations -------------------------------------------------------------------------------------------
 
 
 class Literal:
@@ -236,7 +236,7 @@ def test_the_fields_matter_to_the_streams():
     assert any(last(full, s) != last(replace(full, clamp_negative=False), s) for s in range(8))
 
 
-# -- the embedding --------------------------------------------------------------------------------------------------------
+# -- the embedding ----------------------------------------------------------------------------------------------------
 
 
 def features(low: Tensor, index: int = 0) -> FrameFeatures:
@@ -249,7 +249,8 @@ def test_pooled_features_lose_the_mean_of_the_first_frame():
     low = torch.stack([common + axis(1), common - axis(1)])
     state = policy.prompt(None, FrameContext(0, features(low)), entry(0, common + axis(1), prompt=True))
     assert torch.allclose(state.prompts[0].summary.double(), axis(1), atol=1e-4)
-    state = policy.write(state, FrameContext(1, features(low + 7, 1)), NOTHING, ONE, [entry(1, common + axis(1) + axis(2))])
+    later = FrameContext(1, features(low + 7, 1))
+    state = policy.write(state, later, NOTHING, ONE, [entry(1, common + axis(1) + axis(2))])
     half = 0.5**0.5
     assert torch.allclose(state.members()[0].summary.double(), half * (axis(1) + axis(2)), atol=1e-4)
     assert torch.equal(state.centre, common)
@@ -279,7 +280,7 @@ def test_an_annotation_without_pixels_resembles_nothing():
     assert frames(advance(policy, start(policy, None), 1, axis(0))) == [0, 1]
 
 
-# -- reading and keeping --------------------------------------------------------------------------------------------------
+# -- reading and keeping ----------------------------------------------------------------------------------------------
 
 
 def test_bank_previous_frame_and_pointers_are_read():
@@ -376,7 +377,7 @@ def test_presets():
     assert build_policy("hq_smem_literal") == HQSMem(protect_first=False, cap=32, clamp_negative=False)
 
 
-# -- in the tracker -------------------------------------------------------------------------------------------------------
+# -- in the tracker ---------------------------------------------------------------------------------------------------
 
 
 def tracked(policy, count: int = 30) -> Tensor:

@@ -40,7 +40,7 @@ class FrameBank(Bank):
 S = TypeVar("S", bound=FrameBank)
 
 
-# -- when ---------------------------------------------------------------------------------------------------------------
+# -- when -------------------------------------------------------------------------------------------------------------
 
 
 def update_gap(gap: int | None, frame: FrameContext) -> int:
@@ -58,7 +58,7 @@ def is_due(state: FrameBank, frame: FrameContext, gap: int | None) -> bool:
     return min(abs(frame.index - mark) for mark in marks) >= update_gap(gap, frame)
 
 
-# -- reading ------------------------------------------------------------------------------------------------------------
+# -- reading ----------------------------------------------------------------------------------------------------------
 
 
 def read_bank(
@@ -106,7 +106,7 @@ def old_slots(ages: Sequence[int], rule: str) -> Sequence[int | None]:
     return [PROMPT_SLOT if rule == "prompt" else None] * len(ages)
 
 
-# -- changing -----------------------------------------------------------------------------------------------------------
+# -- changing ---------------------------------------------------------------------------------------------------------
 
 
 def add_prompt(state: S, entry: MemoryEntry, *, max_prompts: int) -> S:
@@ -130,7 +130,8 @@ def free_prompt(state: S, frame: int) -> S | None:
 
 def settle(state: S, now: int, *, max_obj_ptrs: int) -> S:
     """Drop what no read can reach: entries outside the bank keep their tokens for one frame and their pointer for
-    ``max_obj_ptrs`` - 1, counted from ``now`` and, for passes in the other direction, from the first and last prompt."""
+    ``max_obj_ptrs`` - 1, counted from ``now`` and, for passes in the other direction, from the first and last
+    prompt."""
     members = {e.frame for e in state.members()}
     anchors = {now} | {p.frame for p in state.prompts[:1] + state.prompts[-1:]}
     rest = [e for e in state.entries if e.frame not in members]
@@ -151,7 +152,7 @@ def shift_bank(state: S, by: int) -> S:
     )
 
 
-# -- checking -----------------------------------------------------------------------------------------------------------
+# -- checking ---------------------------------------------------------------------------------------------------------
 
 
 def check_at_least(least: int, **values: int | None) -> None:

@@ -59,7 +59,7 @@ class DINOEmbedder(nn.Module):
         tokens = self.backbone.forward_features(pixels)[0, self.backbone.num_prefix_tokens :]
         across = round(len(tokens) ** 0.5)
         if across * across != len(tokens):
-            raise ValueError(f"expected patch tokens on a square grid, got {len(tokens)}; choose a network with square patches")
+            raise ValueError(f"expected patch tokens on a square grid, got {len(tokens)}; choose another network")
         return AppearanceMap(feat=tokens.float(), grid=(across, across))
 
 

@@ -1,7 +1,7 @@
 """Mask refinement between the choice and the memory of a frame, for any policy: HQ-SMem's "teacher forcing".
 
-A refiner proposes another mask of each object that is in the frame; an accepted one is shown and remembered in place of the
-coarse mask. With no accepted mask on a frame, the frame is as without a refiner.
+A refiner proposes another mask of each object that is in the frame; an accepted one is shown and remembered in place
+of the coarse mask. With no accepted mask on a frame, the frame is as without a refiner.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ EMPTY = 1e-6
 
 
 class Coarse(NamedTuple):
-    """Masks of N objects to refine: ``logits`` (N, h, w), ``looks`` of their first frames, ``conditioned`` (N, Q, C) the
-    features they were decoded from."""
+    """Masks of N objects to refine: ``logits`` (N, h, w), ``looks`` of their first frames, ``conditioned`` (N, Q, C)
+    the features they were decoded from."""
 
     logits: Tensor
     looks: tuple[Look, ...]
@@ -34,8 +34,8 @@ class Coarse(NamedTuple):
 
 
 class Proposal(NamedTuple):
-    """One mask per object: ``logits`` (N, h, w), ``pointers`` (N, C), ``accepted`` (N) bool. Rows that are not accepted mean
-    nothing."""
+    """One mask per object: ``logits`` (N, h, w), ``pointers`` (N, C), ``accepted`` (N) bool. Rows that are not
+    accepted mean nothing."""
 
     logits: Tensor
     pointers: Tensor
@@ -64,25 +64,26 @@ class Refiner(ABC):
 class HQRefiner(Refiner):
     """Refinement of HQ-SMem (arXiv 2507.18921, section 3.1, Eq. 8 to 10) with SAM 2's own decoder.
 
-    The box of the coarse mask prompts the decoder for three masks. The one whose appearance, image features averaged over the
-    mask, is closest to the reference by cosine (Eq. 8) is accepted if that cosine is above ``tau_hq`` (Eq. 9). It becomes the
-    output and is what memory is made of (Eq. 10). An empty coarse mask stays.
+    The box of the coarse mask prompts the decoder for three masks. The one whose appearance, image features averaged
+    over the mask, is closest to the reference by cosine (Eq. 8) is accepted if that cosine is above ``tau_hq`` (Eq.
+    9). It becomes the output and is what memory is made of (Eq. 10). An empty coarse mask stays.
 
     Attributes:
         tau_hq: cosine above which a proposal is accepted; no value is published. Masks of one frame that overlap have
             cosines near 1 by construction, so the useful range is narrow; above 1 nothing is accepted.
         hq_select: ``cos`` is Eq. 8; ``iou_pred`` takes the best predicted IoU and uses the cosine only to accept.
-        hq_ref: appearance to compare with: of the ``coarse`` mask on this frame (Eq. 8), which cannot notice drift, or of
-            the object on its ``first`` prompted frame.
-        hq_min_iou: least IoU of proposal and coarse mask; 0 for none, as in the paper.
+        hq_ref: appearance to compare with: of the ``coarse`` mask on this frame (Eq. 8), which cannot notice drift,
+            or of the object on its ``first`` prompted frame.
+        hq_min_iou: least IoU of proposal and coarse mask; 0 for none, as in the paper. The stronger guard where
+            features tell objects of a frame poorly apart.
         hq_every: only frames whose number is a multiple of this are refined.
         hq_feat: features the decoder sees: ``plain``, those of the image alone, or ``mem``, conditioned on memory.
         hq_memory: accepted masks enter memory as ``soft`` probabilities, as tracked masks do, or ``hard``.
         hq_pointer: object pointer of an accepted mask: the ``tracker``'s or the ``proposal``'s own.
 
-    Differences from the paper: SAM-HQ is replaced by SAM 2's decoder, which has no high-quality token, and DINO by SAM 2's
-    image features, less their mean over the object's first frame, unless the predictor has an embedder. Proposals whose
-    object score says "absent" are discarded.
+    Differences from the paper: SAM-HQ is replaced by SAM 2's decoder, which has no high-quality token, and DINO by
+    SAM 2's image features, less their mean over the object's first frame, unless the predictor has an embedder.
+    Proposals whose object score says "absent" are discarded.
     """
 
     tau_hq: float = 0.95
@@ -154,7 +155,7 @@ class HQRefiner(Refiner):
         return (each * F.normalize(reference, dim=-1)).sum(-1)
 
 
-# -- appearance ---------------------------------------------------------------------------------------------------------
+# -- appearance -------------------------------------------------------------------------------------------------------
 
 
 def _appearance(features: FrameFeatures) -> tuple[Tensor, tuple[int, int]]:
@@ -177,7 +178,7 @@ def first_look(features: FrameFeatures, logits: Tensor) -> Look:
     return Look(centre=_appearance(features)[0].mean(0), appearance=pooled(features, logits[None, None])[0, 0])
 
 
-# -- masks --------------------------------------------------------------------------------------------------------------
+# -- masks ------------------------------------------------------------------------------------------------------------
 
 
 def pixel_boxes(masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,13 +199,13 @@ def mask_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def settle_overlap(logits: Tensor, refined: Tensor) -> Tensor:
-    """Masks of one frame, (N, h, w), where pixels of ``refined`` (N) masks go to the highest logit; others that claim them
-    get -10 there. Everything else stays as it is."""
+    """Masks of one frame, (N, h, w), where pixels of ``refined`` (N) masks go to the highest logit; others that claim
+    them get -10 there. Everything else stays as it is."""
     contested = ((logits > 0) & refined[:, None, None]).any(0) & (logits > 0)
     return torch.where(contested, suppress_overlap(logits), logits)
 
 
-# -- the step -----------------------------------------------------------------------------------------------------------
+# -- the step ---------------------------------------------------------------------------------------------------------
 
 
 def refine(
@@ -233,7 +234,9 @@ def refine(
     merged = settle_overlap(merged, refined)
     changed = (merged != logits).flatten(1).any(1)
     facts = torch.stack([refined.float(), changed.float(), (merged > 0).flatten(1).float().mean(1)], dim=1).tolist()
-    result = [replace(o, logits=m, area=area) if touched else o for o, m, (_, touched, area) in zip(outputs, merged, facts)]
+    result = [
+        replace(o, logits=m, area=area) if touched else o for o, m, (_, touched, area) in zip(outputs, merged, facts)
+    ]
     for n, i in enumerate(which):
         if facts[i][0]:
             result[i] = _as_refined(refiner, result[i], proposal.pointers[n])

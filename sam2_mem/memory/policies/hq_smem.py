@@ -54,33 +54,34 @@ class SmartBank(FrameBank):
 
 @dataclass(frozen=True, kw_only=True)
 class HQSMem(MemoryPolicy[SmartBank]):
-    """Smart memory of HQ-SMem (arXiv 2507.18921, "HQ-SMem: Video Segmentation and Tracking Using Memory Efficient Object
-    Embedding With Selective Update and Self-Supervised Distillation Feedback"; section 3.2).
+    """Smart memory of HQ-SMem (arXiv 2507.18921, "HQ-SMem: Video Segmentation and Tracking Using Memory Efficient
+    Object Embedding With Selective Update and Self-Supervised Distillation Feedback"; section 3.2).
 
     Every ``gap`` frames the new embedding z_t joins the bank M. With Rel_j = cos(z_j, z_t) (Eq. 3), Fr_j = 1 / (t - j)
     (Eq. 4) and O_j = Rel_j (1 + lambda Fr_j) (Eq. 5), the frame of largest O leaves (Eq. 6) if its Rel is at least tau
     (Eq. 7). The mask refinement of the same paper is :mod:`sam2_mem.tracking.refine`; it goes with any policy.
 
     The paper leaves much open and there is no released code; every reading of it is a field, the literal one included.
-    Equal to FIFO with ``gap=1, cap=7, tau_mem=1.01, overflow="oldest", skip_absent=False``, for a prompt on one frame and
-    a pass in one direction.
+    Equal to FIFO with ``gap=1, cap=7, tau_mem=1.01, overflow="oldest", skip_absent=False``, for a prompt on one frame
+    and a pass in one direction.
 
     Attributes:
-        score: ``literal`` is Eq. 5, which prefers the newest of frames that resemble z_t alike; ``age`` is what the text
-            says, older first: Rel (1 + lambda (1 - Fr)).
+        score: ``literal`` is Eq. 5, which prefers the newest of frames that resemble z_t alike; ``age`` is what the
+            text says, older first: Rel (1 + lambda (1 - Fr)).
         freshness_weight: lambda; no value is published. The "factor 1 + lambda" of the text is taken for a slip.
-        protect_first: prompted frames cannot leave. False is literal: the first update may drop the annotated frame; its
-            pointer, which is no part of M, stays.
+        protect_first: prompted frames cannot leave. False is literal: the first update may drop the annotated frame;
+            its pointer, which is no part of M, stays.
         cap: most frames in the bank, prompted ones included; None for none, as in the paper. 6 reads as much as SAM 2.
-        overflow: what leaves a bank at its cap when nothing resembles z_t: the largest ``age`` score, or the ``oldest``.
-        gate: ``zdel`` is Eq. 7: only the frame of largest O is compared with tau. ``max_rel``: if any frame reaches tau,
-            the one of largest O among those that do leaves.
+        overflow: what leaves a bank at its cap when nothing resembles z_t: the largest ``age`` score, or the
+            ``oldest``.
+        gate: ``zdel`` is Eq. 7: only the frame of largest O is compared with tau. ``max_rel``: if any frame reaches
+            tau, the one of largest O among those that do leaves.
         tau_mem: tau of Eq. 7, a cosine; no value is published. (Eq. 9 uses the letter for something else: ``tau_hq`` of
-            the refiner.) Low values hold the bank at the prompt and the newest frame, see ``added`` and ``replaced`` of the
-            state, which are also logged at level DEBUG.
+            the refiner.) Low values hold the bank at the prompt and the newest frame, see ``added`` and ``replaced``
+            of the state; every update is logged at level DEBUG.
         embed: z. ``obj_pool``: image features averaged over the object, less the mean of the object's first frame.
-            ``frame_pool``: averaged over the frame. ``pointer``: the object pointer. ``dino``: features of another network
-            averaged over the object; needs an embedder (:mod:`sam2_mem.tracking.embedders`).
+            ``frame_pool``: averaged over the frame. ``pointer``: the object pointer. ``dino``: features of another
+            network averaged over the object; needs an embedder (:mod:`sam2_mem.tracking.embedders`).
         age_unit: ``frames`` as in Eq. 4, or ``updates``: t - j in bank updates.
         gap: frames between updates; None for max(5, frames of the video / 30), and 5 where the length is unknown. (The
             paper's "frequency L/30" is read as an interval; 5 is its value for VOTSt.)
@@ -91,9 +92,9 @@ class HQSMem(MemoryPolicy[SmartBank]):
         max_obj_ptrs_in_encoder: as in SAM 2: pointers of prompts and of 15 past frames at 16.
         max_prompts: most prompted frames held; beyond it the oldest but the first goes.
 
-    Other readings: j is the frame's number. Frame t is read with M before its own update (Eq. 10 names M after it). Banks are
-    per object. The previous frame, in the place of DeAOT's short-term memory, is always read and is no part of M. A bank full
-    of prompts still takes one tracked frame.
+    Other readings: j is the frame's number. Frame t is read with M before its own update (Eq. 10 names M after it).
+    Banks are per object. The previous frame, in the place of DeAOT's short-term memory, is always read and is no part
+    of M. A bank full of prompts still takes one tracked frame.
     """
 
     score: str = "literal"
@@ -168,7 +169,7 @@ class HQSMem(MemoryPolicy[SmartBank]):
             state = self._updated(state, frame, entries[-1])
         return settle(state, frame.index, max_obj_ptrs=self.max_obj_ptrs_in_encoder)
 
-    # -- the embedding ----------------------------------------------------------------------------------------------------
+    # -- the embedding ------------------------------------------------------------------------------------------------
 
     def _embedding(self, state: SmartBank, frame: FrameContext, entry: MemoryEntry) -> Tensor | None:
         """z, of unit length, on the device of its source; None where the object has no pixels."""
@@ -196,7 +197,7 @@ class HQSMem(MemoryPolicy[SmartBank]):
             return max(abs(now - frame), 1)
         return state.updates + 1 - arrived.get(frame, state.updates)
 
-    # -- the update -------------------------------------------------------------------------------------------------------
+    # -- the update ---------------------------------------------------------------------------------------------------
 
     def _updated(self, state: SmartBank, frame: FrameContext, entry: MemoryEntry) -> SmartBank:
         z = self._embedding(state, frame, entry)

@@ -32,8 +32,8 @@ EMPTY = 1e-6
 
 @dataclass(frozen=True)
 class Stay:
-    """What is known of a bank frame: ``relevance`` its moving mean share of attention (None before it was first attended
-    to), ``updates`` the bank updates it has been counted in."""
+    """What is known of a bank frame: ``relevance`` its moving mean share of attention (None before it was first
+    attended to), ``updates`` the bank updates it has been counted in."""
 
     frame: int
     relevance: float | None
@@ -77,8 +77,8 @@ class RMem(MemoryPolicy[RMemBank]):
         max_prompts: most prompted frames held; beyond it the oldest but the first goes.
 
     Differences from the released code, which runs on AOT and DeAOT:
-        Attention is SAM 2's, of ``model.memory_attention.usage_layer``; shares of bank frames are renormalised per query,
-        which is the softmax over the bank alone. Statistics accumulate from the first update (DeAOT's path).
+        Attention is SAM 2's, of ``model.memory_attention.usage_layer``; shares of bank frames are renormalised per
+        query, which is the softmax over the bank alone. Statistics accumulate from the first update (DeAOT's path).
         The foreground is the chosen mask's, sigmoid and area mean. Where it is empty the released code divides zero by
         zero and keeps NaN for good; here all queries count alike.
         Later prompts are pinned as well; the released code starts the bank anew. They count in ``bank_size``, but one
