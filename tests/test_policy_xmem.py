@@ -313,7 +313,10 @@ def test_the_most_used_stay_in_order_exactly_so_many():
     assert kept.source.tolist() == expected.tolist()
     assert torch.equal(kept.tokens.feat, tokens.feat[expected]) and torch.equal(kept.use, use[expected])
     small = store.at(torch.arange(471))
-    assert policy._evicted(small) is small, "evicts from LT_max - P on"
+    assert policy._evicted(small) is small
+    buffered = XMem(max_long_term=600, evict_buffer=10)
+    full = store.at(torch.arange(472))
+    assert len(buffered._evicted(full)) == 462 and buffered._evicted(small) is small, "evicts from LT_max - P on"
 
 
 # -- against an independent, slow, literal implementation -------------------------------------------------------------
@@ -682,7 +685,7 @@ def test_state_in_a_file_and_moved(tmp_path):
     assert (loaded.last, loaded.permanent[0].frame) == (116, 100)
 
 
-def test_memory_stored_elsewhere_and_pooled_tokens():
+def test_keys_of_tokens_that_are_not_the_whole_grid():
     """Tokens without places, and places between cells."""
     for xy in (None, grid_xy(SIDE, SIDE, CPU)[::4] + 0.4):
         stream = Stream(XMem(mem_every=1, num_prototypes=10, **PUBLISHED))
@@ -698,6 +701,10 @@ def test_memory_stored_elsewhere_and_pooled_tokens():
         assert len(store) == 10 and (store.tokens.xy is None) == (xy is None)
         assert torch.equal(store.tokens.log_count, torch.full((10,), 1.4))
         assert torch.isfinite(store.tokens.feat.float()).all()
+        counted = stream.state.working[-1]
+        low = stream.lows[counted.frame].bfloat16()
+        expected = low.float().mean(0).bfloat16().expand(9, -1) if xy is None else low[::4]
+        assert torch.equal(counted.key, expected)
 
 
 # -- with the network -------------------------------------------------------------------------------------------------
