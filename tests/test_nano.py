@@ -1,4 +1,5 @@
-"""The packaged small model does what its card says, on clips it has not seen. Thresholds leave room below the measured values."""
+"""The packaged small model does what its card says, on clips it has not seen. Thresholds leave room below the
+measured values."""
 
 from __future__ import annotations
 

@@ -193,7 +193,8 @@ def test_scores_of_known_masks() -> None:
     blind = truth.copy()
     blind[10:] = False
     lost = summarise(compare(blind, truth))
-    assert (lost.found, lost.noticed) == (0, 1) and lost.alarms == pytest.approx(8 / 12) and lost.j == pytest.approx(4 / 12)
+    assert (lost.found, lost.noticed) == (0, 1)
+    assert lost.alarms == pytest.approx(8 / 12) and lost.j == pytest.approx(4 / 12)
     stubborn = truth.copy()
     stubborn[5:10] = square(4)
     assert summarise(compare(stubborn, truth)).noticed == 0

@@ -1,4 +1,5 @@
-"""``tools/train.py eval``: what a trained network can and cannot do, beside methods that need none. One line per measurement."""
+"""``tools/train.py eval``: what a trained network can and cannot do, beside methods that need none. One line per
+measurement."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ class Bench:
     """One network, the clips it is measured on, and the sections of the report.
 
     Args:
-        config, weights: as for :func:`build_sam2_video_predictor`. count: clips per level. frames: of a clip. validation:
+        config, weights: as for :func:`build_sam2_video_predictor`. count: clips per level. frames: of a clip.
+        validation:
             measure on the clips for choosing among runs and not on those for reporting.
     """
 
@@ -83,7 +85,8 @@ class Bench:
         """Easy clips behind a curtain for ten frames."""
         clips = [curtained(c, *CURTAIN) for c in self._clips("easy")]
         for label, method in (("network", self.network), ("copy", copy_first), ("flow", follow_flow)):
-            yield {"what": "curtain of 10 frames, easy", "method": label} | summarise(run_method(method, clips))._asdict()
+            scores = summarise(run_method(method, clips))
+            yield {"what": "curtain of 10 frames, easy", "method": label} | scores._asdict()
 
     def memory(self) -> Iterator[Row]:
         """What J loses with only the first frame, or only the frame before, in memory."""
@@ -143,7 +146,8 @@ def region_and_boundary(method: Method, clip: Clip) -> tuple[float, float]:
 def line(row: Row) -> str:
     """One line for people."""
     head = f"{row['what']:32s} {row.get('method', ''):14s}"
-    return head + "  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if k not in ("what", "method"))
+    values = {k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items() if k not in ("what", "method")}
+    return head + "  ".join(f"{k} {v}" for k, v in values.items())
 
 
 def report(sections: Sequence[Callable[[], Iterator[Row]]], out: Path | None) -> None:

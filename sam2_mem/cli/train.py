@@ -114,7 +114,7 @@ def clips(*, config: str, overrides: Sequence[str] = ()) -> int:
     """Render every procedural video that a config's stages may ask for."""
     plan = build_training(compose_training(config, overrides)).plan
     sources = [s.clips for s in plan.stages if isinstance(s.clips, ProceduralClips) and s.clips.folder]
-    wanted = dict.fromkeys((source, level, k) for source in sources for level in source.levels for k in range(source.count))
-    for source, level, number in tqdm(list(wanted), desc="clips"):
+    wanted = [(source, level, k) for source in sources for level in source.levels for k in range(source.count)]
+    for source, level, number in tqdm(wanted, desc="clips"):
         source.video(level, number)
     return 0

@@ -1,4 +1,5 @@
-"""What training sees of a video: a few frames and the masks of its objects, sampled and augmented with a seeded generator."""
+"""What training sees of a video: a few frames and the masks of its objects, sampled and augmented with a seeded
+generator."""
 
 from __future__ import annotations
 
@@ -60,7 +61,7 @@ class ClipBatch:
 def choose_times(rng: np.random.Generator, available: int, wish: ClipWish) -> np.ndarray:
     """Increasing frame numbers below ``available`` at gaps of 1..max_gap; (num_frames,)."""
     if available < wish.num_frames:
-        raise ValueError(f"expected a video of at least {wish.num_frames} frames, got {available}; ask for fewer frames")
+        raise ValueError(f"expected a video of at least {wish.num_frames} frames, got {available}; ask for fewer")
     gaps = rng.integers(1, wish.max_gap + 1, wish.num_frames - 1)
     while gaps.sum() >= available:
         gaps[int(gaps.argmax())] -= 1
@@ -85,7 +86,8 @@ def augment(rng: np.random.Generator, clip: Clip, *, turned: bool = True) -> Cli
 
 
 def recolour(rng: np.random.Generator, frames: np.ndarray) -> np.ndarray:
-    """The same change of brightness, contrast and colour balance, and a channel order, for all frames (T, H, W, 3) uint8."""
+    """The same change of brightness, contrast and colour balance, and a channel order, for all frames (T, H, W, 3)
+    uint8."""
     gain = rng.uniform(0.75, 1.25) * rng.uniform(0.9, 1.1, 3)
     offset = rng.uniform(-20, 20)
     order = rng.permutation(3) if rng.random() < 0.5 else np.arange(3)
@@ -109,8 +111,8 @@ def normalise(frames: np.ndarray) -> Tensor:
 
 
 def collate(rngs: Sequence[np.random.Generator], clips: Sequence[Clip], wish: ClipWish) -> ClipBatch:
-    """Clips of equal length, one generator each, as a batch; of each clip at most ``max_objects`` objects, drawn from those
-    in its first frame."""
+    """Clips of equal length, one generator each, as a batch; of each clip at most ``max_objects`` objects, drawn from
+    those in its first frame."""
     truth, clip_of = [], []
     for number, (rng, clip) in enumerate(zip(rngs, clips, strict=True)):
         found = visible_objects(clip.ids[0], wish.min_area)

@@ -1,16 +1,17 @@
-"""Videos with masks on disk, as clips: DAVIS, YouTube-VOS, MOSE (palette PNG) and SA-V (PNG per object, or masklet JSON).
+"""Videos with masks on disk, as clips: DAVIS, YouTube-VOS, MOSE (palette PNG), SA-V (PNG per object, or masklet JSON).
 
-====================  ==================================================  ==================================================
-layout                frames                                              masks
-====================  ==================================================  ==================================================
-``davis``             ``JPEGImages/480p/<video>/00000.jpg``               ``Annotations/480p/<video>/00000.png``
-``youtube_vos``       ``[train/]JPEGImages/<video>/00000.jpg``            ``[train/]Annotations/<video>/00000.png``
-``mose``              the same as ``youtube_vos``
-``sav_png``           ``JPEGImages_24fps/<video>/00000.jpg``              ``Annotations_6fps/<video>/<object>/00000.png``
-``sav_json``          ``<video>.mp4`` or ``JPEGImages_24fps/<video>/``    ``<video>_manual.json`` (RLE per object, 6 fps)
-====================  ==================================================  ==================================================
+===============  ==========================================  ===============================================
+layout           frames                                      masks
+===============  ==========================================  ===============================================
+``davis``        ``JPEGImages/480p/<video>/00000.jpg``       ``Annotations/480p/<video>/00000.png``
+``davis2016``    the same, with the object at 255
+``youtube_vos``  ``[train/]JPEGImages/<video>/00000.jpg``    ``[train/]Annotations/<video>/00000.png``
+``mose``         the same
+``sav_png``      ``JPEGImages_24fps/<video>/00000.jpg``      ``Annotations_6fps/<video>/<object>/00000.png``
+``sav_json``     ``<video>.mp4``, or the same                ``<video>_manual.json``: run lengths at 6 fps
+===============  ==========================================  ===============================================
 
-Only frames that have masks are used. Palette values are object ids; 255 is void in DAVIS 2017 and the object in DAVIS 2016.
+Only frames that have masks are used. Palette values are object ids; 255 is void, in DAVIS 2016 the object.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ class FolderVideo(Video):
 
 
 class ObjectFoldersVideo(Video):
-    """SA-V's validation layout: one folder of binary masks per object; where objects overlap, the later one is on top."""
+    """SA-V's validation layout: one folder of binary masks per object; where objects overlap, the later one is on
+    top."""
 
     def __init__(self, images: Path, masks: Path) -> None:
         self._images = {p.stem: p for p in images.glob("*.jpg")}
@@ -109,7 +111,8 @@ class ObjectFoldersVideo(Video):
 
 
 class MaskletVideo(Video):
-    """SA-V's training layout: a JSON of run-length masks, ``masklet[frame][object]``, on every fourth frame of an mp4."""
+    """SA-V's training layout: a JSON of run-length masks, ``masklet[frame][object]``, on every fourth frame of an
+    mp4."""
 
     EVERY = 4
 
@@ -133,7 +136,7 @@ class MaskletVideo(Video):
         found, image = film.read()
         film.release()
         if not found:
-            raise ValueError(f"expected frame {index} in {self._film} or {self._folder}, got none; is the video complete?")
+            raise ValueError(f"expected frame {index} in {self._film} or {self._folder}, got none; is it whole?")
         return np.ascontiguousarray(image[..., ::-1])
 
     def ids(self, stem: str) -> np.ndarray:
@@ -158,7 +161,8 @@ def open_videos(layout: str, root: str | Path) -> list[Video]:
         raise ValueError(f"expected a layout out of {', '.join(LAYOUTS)}, got {layout!r}")
     videos = [v for v in LAYOUTS[layout](root) if v.frames]
     if not videos:
-        raise ValueError(f"expected videos with masks in {root} laid out as {layout}, got none; see sam2_mem/training/folders.py")
+        where = "see sam2_mem/training/folders.py"
+        raise ValueError(f"expected videos with masks in {root} laid out as {layout}, got none; {where}")
     return videos
 
 
@@ -178,7 +182,8 @@ LAYOUTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class FolderClips:
-    """Clips of the videos of a data set. ``layout``: see above; ``root``: its folder; ``augmented``: flips and colours."""
+    """Clips of the videos of a data set. ``layout``: see above; ``root``: its folder; ``augmented``: flips and
+    colours."""
 
     layout: str
     root: str
@@ -217,7 +222,8 @@ class MixedClips:
 
     def __post_init__(self) -> None:
         if len(self.sources) != len(self.shares) or not self.sources or min(self.shares) < 0 or sum(self.shares) <= 0:
-            raise ValueError(f"expected one share >= 0 per source, got {len(self.sources)} sources and {list(self.shares)}")
+            given = f"{len(self.sources)} sources and {list(self.shares)}"
+            raise ValueError(f"expected one share >= 0 per source, got {given}")
 
     def sample(self, rng: np.random.Generator, wish: ClipWish) -> Clip:
         shares = np.array(self.shares, dtype=float)

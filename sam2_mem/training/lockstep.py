@@ -1,7 +1,7 @@
 """Several clips through one Tracker, with gradients, everything the network said kept for the losses.
 
-The objects of B clips are tracks of one :class:`Tracker`; only the image features differ from row to row. Policies, rows,
-gates and memory are those of inference.
+The objects of B clips are tracks of one :class:`Tracker`; only the image features differ from row to row. Policies,
+rows, gates and memory are those of inference.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from sam2_mem.tracking.tracker import Tracker, TrackerSettings
 from sam2_mem.types import FrameContext, FrameFeatures, MemoryEntry, Pick, Prompt, ReadUsage, RowBatch, Usage
 
 MaskChange = Callable[[int, Tensor, Sequence[int]], Tensor]
-"""(frame, logits (N, h, w), object ids) -> logits (N, h, w): what is put into memory instead of the network's own masks."""
+"""(frame, logits (N, h, w), object ids) -> logits (N, h, w): what is put into memory instead of the network's own
+masks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +77,8 @@ class LockstepTracker(Tracker):
         change: MaskChange | None = None,
     ) -> None:
         if policy.needs.summary:
-            raise ValueError(f"expected a policy that needs no pooled features, got {type(policy).__name__}; train with another")
+            name = type(policy).__name__
+            raise ValueError(f"expected a policy that needs no pooled features, got {name}; train with another")
         super().__init__(model, policy, settings=settings)
         self.clip_of = tuple(clip_of)
         self.change = change

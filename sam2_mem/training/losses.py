@@ -1,6 +1,7 @@
 """SAM 2's losses: focal and dice on masks, L1 on predicted IoU, cross-entropy on the object score.
 
-Ravi et al. 2024, appendix D.2.2: of the candidates of one object only the best gets the mask losses; absent objects get none.
+Ravi et al. 2024, appendix D.2.2: of the candidates of one object only the best gets the mask losses; absent objects
+get none.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ class MemoryNoise:
     """Probabilities per object and frame.
 
     Attributes:
-        truth: the true mask enters memory. disturbed: the mask that enters is eroded, dilated, shifted or partly dropped.
-        reach: the largest disturbance, in parts of the image side.
+        truth: the true mask enters memory. disturbed: the mask that enters is eroded, dilated, shifted or partly
+        dropped. reach: the largest disturbance, in parts of the image side.
     """
 
     truth: float = 0.0

@@ -19,12 +19,15 @@ from sam2_mem.training.procedural import keep_clip
 
 ATTEMPTS = 20
 SUFFIXES = (".jpg", ".jpeg", ".png")
+PAN = ((0.5, 6.0), (0.4, 5.0), (0.002, 0.05), (0.003, 0.04))  # drift and swing of x, y in pixels, turn, zoom
+FLOOD = 8 | cv2.FLOODFILL_MASK_ONLY | cv2.FLOODFILL_FIXED_RANGE | (1 << 8)  # eight neighbours, paint 1
 AREA = (0.015, 0.2)  # of a piece, in parts of the canvas
 
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """A cut-out: ``texture`` (W, W, 3) float32 and ``cover`` (W, W) float32 of 0..1, with its centre and size in pixels."""
+    """A cut-out: ``texture`` (W, W, 3) float32 and ``cover`` (W, W) float32 of 0..1, with its centre and size in
+    pixels."""
 
     texture: np.ndarray
     cover: np.ndarray
@@ -96,8 +99,8 @@ def draw_motion(rng: np.random.Generator) -> Motion:
 
 
 def natural_cover(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray | None:
-    """A region of even colour grown from a random pixel, its holes filled: (W, W) uint8 of 0 and 1; None if too small or
-    large."""
+    """A region of even colour grown from a random pixel, its holes filled: (W, W) uint8 of 0 and 1; None if too small
+    or large."""
     side = picture.shape[0]
     smooth = cv2.GaussianBlur(picture, (0, 0), 1.5)
     low, high = AREA[0] * side * side, AREA[1] * side * side
@@ -105,7 +108,7 @@ def natural_cover(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray |
         seed = tuple(int(v) for v in rng.integers(side // 8, side - side // 8, 2))
         reach = (int(rng.integers(8, 36)),) * 3
         mask = np.zeros((side + 2, side + 2), np.uint8)
-        cv2.floodFill(smooth.copy(), mask, seed, 0, reach, reach, 8 | cv2.FLOODFILL_MASK_ONLY | cv2.FLOODFILL_FIXED_RANGE | (1 << 8))
+        cv2.floodFill(smooth.copy(), mask, seed, 0, reach, reach, FLOOD)
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
         region = cv2.morphologyEx(cv2.morphologyEx(mask[1:-1, 1:-1], cv2.MORPH_OPEN, kernel), cv2.MORPH_CLOSE, kernel)
         outlines, _ = cv2.findContours(region, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -145,7 +148,8 @@ class PictureClips:
     """A fixed set of clips made of the pictures of a folder; clip k is a function of (pictures, seed, k).
 
     Attributes:
-        pictures: folder of photographs, searched with its subfolders. count, length, side, folder, seed, augmented: as for
+        pictures: folder of photographs, searched with its subfolders. count, length, side, folder, seed, augmented:
+        as for
             ``ProceduralClips``. occluder: probability of a piece in front that is not an object.
     """
 
@@ -163,7 +167,7 @@ class PictureClips:
         root = Path(self.pictures).expanduser()
         found = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
         if not found:
-            raise ValueError(f"expected pictures ({', '.join(SUFFIXES)}) in {root}, got none; give a folder of photographs")
+            raise ValueError(f"expected pictures ({', '.join(SUFFIXES)}) in {root}, got none; give photographs")
         return found
 
     def sample(self, rng: np.random.Generator, wish: ClipWish) -> Clip:
@@ -189,7 +193,7 @@ class PictureClips:
         cast = [(cut_piece(rng, picture), draw_motion(rng), n + 1) for n, picture in enumerate(own)]
         if rng.random() < self.occluder:
             cast.append((cut_piece(rng, self._canvas(rng)), draw_motion(rng), 0))
-        pan = [draw_sway(rng, 0.0, reach, swing) for reach, swing in ((0.5, 6.0), (0.4, 5.0), (0.002, 0.05), (0.003, 0.04))]
+        pan = [draw_sway(rng, 0.0, drift, swing) for drift, swing in PAN]
         light, noise = draw_sway(rng, 1.0, 0.002, 0.1), float(rng.uniform(0, 5))
         shots = [self._shoot(rng, canvas, cast, pan, t, light.at(t), noise) for t in range(self.length)]
         return Clip(np.stack([s[0] for s in shots]), np.stack([s[1] for s in shots]))
@@ -219,7 +223,8 @@ class PictureClips:
         moved = cv2.getRotationMatrix2D((centre, centre), float(np.degrees(turn)), float(np.exp(zoom)))
         moved[:, 2] += np.array([right, down]) + (self.side - canvas.shape[0]) / 2
         size = (self.side, self.side)
-        image = cv2.warpAffine(canvas, moved, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT).astype(np.float32)
+        image = cv2.warpAffine(canvas, moved, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+        image = image.astype(np.float32)
         ids = np.zeros(size, np.uint8)
         for piece, motion, obj_id in cast:
             u, v = motion.sources(t, self.side, piece)

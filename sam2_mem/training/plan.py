@@ -13,8 +13,8 @@ from sam2_mem.training.start import Start
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stretch of the training. ``until``: the step at which it ends; ``clips``: where clips come from; ``wish``: what is
-    asked of them; ``batch``: clips per step and process; ``rollout``: prompts, memory noise, losses."""
+    """A stretch of the training. ``until``: the step at which it ends; ``clips``: where clips come from; ``wish``:
+    what is asked of them; ``batch``: clips per step and process; ``rollout``: prompts, memory noise, losses."""
 
     until: int
     clips: ClipSource
@@ -29,7 +29,8 @@ class Optimisation:
 
     Attributes:
         rate: peak learning rate. final: the share of it at the last step. warmup: steps. weight_decay: of matrices.
-        betas: of AdamW. clip: largest gradient norm. ema: decay of the weights that are saved. rates: factors for modules by
+        betas: of AdamW. clip: largest gradient norm. ema: decay of the weights that are saved. rates: factors for
+        modules by
             the longest prefix of their parameters' names; 0 freezes.
     """
 
@@ -60,8 +61,8 @@ class TrainingPlan:
     """Everything about a run but the model.
 
     Attributes:
-        stages: in order; the last ``until`` is the length of the run. start, optimisation: see there. seed: of everything.
-        save_every, log_every: steps. amp: bfloat16 autocast on CUDA.
+        stages: in order; the last ``until`` is the length of the run. start, optimisation: see there. seed: of
+        everything. save_every, log_every: steps. amp: bfloat16 autocast on CUDA.
     """
 
     stages: Sequence[Stage]

@@ -73,7 +73,8 @@ class ProceduralClips:
 
 
 def keep_clip(folder: str | None, name: str, render: Callable[[], Clip]) -> Clip:
-    """A clip from the file ``name`` of ``folder``, rendered and written there if it is missing; None: always rendered."""
+    """A clip from the file ``name`` of ``folder``, rendered and written there if it is missing; None: always
+    rendered."""
     if folder is None:
         return render()
     path = Path(folder).expanduser() / name

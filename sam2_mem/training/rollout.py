@@ -34,7 +34,8 @@ class Rollout:
     """One batch of clips on its way through a tracker.
 
     Args:
-        model, policy, settings: what to track with. batch: B clips. rngs: one generator per clip, so that what happens to
+        model, policy, settings: what to track with. batch: B clips. rngs: one generator per clip, so that what
+        happens to
             a clip does not depend on its neighbours.
     """
 

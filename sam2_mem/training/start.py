@@ -1,8 +1,8 @@
 """A start from which a small network learns to track in minutes rather than days, and the training-only head.
 
-Random cross-attention has to discover that memory and image share a space. Here it starts as appearance matching: keys and
-queries are projected alike, memory starts as the image features themselves plus a code of the mask, and a constant bias
-that rotary encoding turns into "look at the same place".
+Random cross-attention has to discover that memory and image share a space. Here it starts as appearance matching:
+keys and queries are projected alike, memory starts as the image features themselves plus a code of the mask, and a
+constant bias that rotary encoding turns into "look at the same place".
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ class Start:
     """How random weights are changed before training; nothing is touched where ``matching`` is False.
 
     Attributes:
-        matching: start as appearance matching. gain: factor on the orthogonal query and key projections. location: bias of
+        matching: start as appearance matching. gain: factor on the orthogonal query and key projections. location:
+        bias of
             queries and keys. present: bias of the object score. mask_gain: factor on the last layer that draws masks.
     """
 
@@ -38,7 +39,8 @@ def prepare(model: SAM2, start: Start, generator: torch.Generator) -> None:
         return
     if model.width != model.memory_width:
         raise ValueError(
-            f"expected equal widths of model and memory to start as matching, got {model.width} and {model.memory_width}; "
+            f"expected equal widths of model and memory to start as matching, "
+            f"got {model.width} and {model.memory_width}; "
             "set start.matching=false"
         )
     for layer in model.memory_attention.layers:

@@ -1,7 +1,7 @@
 """The training loop: one step at a time, saved and resumed at any step, the same on one process or several.
 
-Nothing random outlives a step: every clip of every step has a generator seeded by (seed, step, number of the clip), so that a
-resumed run repeats an uninterrupted one, and two processes repeat one process with twice the clips.
+Nothing random outlives a step: every clip of every step has a generator seeded by (seed, step, number of the clip),
+so that a resumed run repeats an uninterrupted one, and two processes repeat one process with twice the clips.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Trainer:
     """Trains ``model`` with ``policy`` after ``plan``.
 
     Args:
-        model: its weights are changed. policy: the memory that is trained through. plan: see there. folder: where checkpoints
+        model: its weights are changed. policy: the memory that is trained through. plan: see there. folder: where
+        checkpoints
             and curves go. team: the processes that train together. fresh: the model has random weights.
     """
 
@@ -132,7 +133,7 @@ class Trainer:
         average_gradients(self.parameters, self.team)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.plan.optimisation.clip))
         if not np.isfinite(norm):
-            raise FloatingPointError(f"expected finite gradients, got norm {norm} in step {self.step}; lower the learning rate")
+            raise FloatingPointError(f"expected finite gradients, got {norm} in step {self.step}; lower the rate")
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         self.optimizer.step()
@@ -179,7 +180,7 @@ class Trainer:
             return False
         content = torch.load(path, map_location=self.model.device, weights_only=True)
         if content.get("format") != FORMAT:
-            raise ValueError(f"expected a training checkpoint of format {FORMAT}, got {content.get('format')} in {path}")
+            raise ValueError(f"expected a training file of format {FORMAT}, got {content.get('format')} in {path}")
         self.model.load_state_dict(content["model"])
         self.head.load_state_dict(content["head"])
         self.optimizer.load_state_dict(content["optimizer"])

@@ -1,7 +1,7 @@
 """How well a network tracks clips with exact truth, beside what needs no network: copying the first mask, optical flow.
 
-The numbers: J (intersection over union) on the frames after the first where an object is visible, absence noticed and false
-alarms, whether an object is found again, drift on a still video, and what is lost with less memory.
+The numbers: J (intersection over union) on the frames after the first where an object is visible, absence noticed and
+false alarms, whether an object is found again, drift on a still video, and what is lost with less memory.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def follow_flow(frames: np.ndarray, first: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Remembering(FIFO):
-    """FIFO that reads less than it holds, to measure what memory is good for: ``first`` and ``previous`` say whether the
-    first and the tracked frames are read; with ``previous`` alone, only the frame before."""
+    """FIFO that reads less than it holds, to measure what memory is good for: ``first`` and ``previous`` say whether
+    the first and the tracked frames are read; with ``previous`` alone, only the frame before."""
 
     first: bool = True
     previous: bool = True
@@ -81,11 +81,12 @@ class Remembering(FIFO):
         if self.first:
             return super().read(Bank(prompts=state.prompts), frame)
         last = max(state.all_entries(), key=lambda e: e.frame)
-        return super().read(Bank(prompts=(last,) if last.is_prompt else (), entries=() if last.is_prompt else (last,)), frame)
+        only = Bank(prompts=(last,)) if last.is_prompt else Bank(entries=(last,))
+        return super().read(only, frame)
 
 
 class Outcome(NamedTuple):
-    """Of one object in one clip, frames 1..T-1: ``iou``, ``real`` visible in truth, ``shown`` a mask was given; all (T-1)."""
+    """One object, frames 1..T-1, (T-1) each: ``iou``, ``real`` visible in truth, ``shown`` a mask was given."""
 
     iou: np.ndarray
     real: np.ndarray
@@ -106,8 +107,9 @@ def compare(masks: np.ndarray, truth: np.ndarray) -> list[Outcome]:
 class Scores(NamedTuple):
     """Means over objects (``j``, ``last``) or over frames and events (the rest); nan where there was no case.
 
-    ``j`` on visible frames, ``last`` on the last ten visible ones; ``noticed``: absent frames with an empty mask; ``alarms``:
-    visible frames with an empty mask; ``found``: returns after an absence that were found; ``returns``: how many there were.
+    ``j`` on visible frames, ``last`` on the last ten visible ones; ``noticed``: absent frames with an empty mask;
+    ``alarms``: visible frames with an empty mask; ``found``: returns after an absence that were found; ``returns``: how
+    many there were.
     """
 
     objects: int
