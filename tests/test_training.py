@@ -461,9 +461,9 @@ def test_the_command_trains_and_exports(tmp_path: Path, monkeypatch: pytest.Monk
         f"model_overrides=[{','.join(repr(o) for o in TINY)}]",
         "plan.stages.0.wish.size=64",
         "plan.stages.0.batch=1",
-        "+plan.stages.0.clips.count=2",
-        "+plan.stages.0.clips.length=4",
-        "+plan.stages.0.clips.side=64",
+        "sources.easy.count=2",
+        "+sources.easy.length=4",
+        "+sources.easy.side=64",
         "plan.log_every=1",
     ]
     assert commands.run(config="nano", out=tmp_path / "run", device="cpu", until=2, overrides=overrides) == 0

@@ -30,8 +30,7 @@ class Optimisation:
     Attributes:
         rate: peak learning rate. final: the share of it at the last step. warmup: steps. weight_decay: of matrices.
         betas: of AdamW. clip: largest gradient norm. ema: decay of the weights that are saved. rates: factors for
-        modules by
-            the longest prefix of their parameters' names; 0 freezes.
+            modules by the longest prefix of their parameters' names; 0 freezes.
     """
 
     rate: float = 1e-3

@@ -35,8 +35,7 @@ class Rollout:
 
     Args:
         model, policy, settings: what to track with. batch: B clips. rngs: one generator per clip, so that what
-        happens to
-            a clip does not depend on its neighbours.
+            happens to a clip does not depend on its neighbours.
     """
 
     def __init__(

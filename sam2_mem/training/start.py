@@ -21,8 +21,7 @@ class Start:
 
     Attributes:
         matching: start as appearance matching. gain: factor on the orthogonal query and key projections. location:
-        bias of
-            queries and keys. present: bias of the object score. mask_gain: factor on the last layer that draws masks.
+            bias of queries and keys. present: bias of the object score. mask_gain: factor on the last mask layer.
     """
 
     matching: bool = True

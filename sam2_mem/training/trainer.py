@@ -50,8 +50,7 @@ class Trainer:
 
     Args:
         model: its weights are changed. policy: the memory that is trained through. plan: see there. folder: where
-        checkpoints
-            and curves go. team: the processes that train together. fresh: the model has random weights.
+            checkpoints and curves go. team: the processes that train together. fresh: the model has random weights.
     """
 
     def __init__(
