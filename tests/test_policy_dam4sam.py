@@ -344,18 +344,23 @@ def test_equals_fifo_when_switched_off() -> None:
 
 
 def test_promoted_memory_is_made_from_the_hard_mask() -> None:
-    """Frame 2 is the first that can be promoted; up to it both policies see the same."""
+    """The second tracked frame is the first that can be promoted; up to it both policies see the same. Where an object
+    is present on it depends on the weights, so several stretches of the clip are tried."""
     always = DAM4SAM(min_iou=-1.0, min_area_ratio=0.0, max_area_ratio=1e9, max_box_overlap=1.0)
-    prompts = {0: [mask_prompt(n + 1, 0, n) for n in range(3)]}
-    trackers = [micro_tracker(always), micro_tracker(DAM4SAM(max_box_overlap=0.0))]
-    for tracker in trackers:
-        run(tracker, [features_at(t) for t in range(3)], prompts)
-    hard = {n: e for n, t in trackers[0].tracks.items() for e in t.state.resolved}
-    soft = {n: e for n, t in trackers[1].tracks.items() for e in t.state.entries if e.frame == 2}
-    assert hard.keys() == soft.keys() and hard
-    for number, entry_ in hard.items():
-        assert torch.equal(entry_.pointer, soft[number].pointer), "the same mask"
-        assert (entry_.tokens.feat - soft[number].tokens.feat).abs().max() > 1e-3
+    compared = 0
+    for start in range(0, 120, 10):
+        prompts = {start: [mask_prompt(n + 1, start, n) for n in range(3)]}
+        trackers = [micro_tracker(always), micro_tracker(DAM4SAM(max_box_overlap=0.0))]
+        for tracker in trackers:
+            run(tracker, [features_at(start + t) for t in range(3)], prompts)
+        hard = {n: e for n, t in trackers[0].tracks.items() for e in t.state.resolved}
+        soft = {n: e for n, t in trackers[1].tracks.items() for e in t.state.entries if e.frame == start + 2}
+        assert hard.keys() == soft.keys()
+        for number, promoted in hard.items():
+            assert torch.equal(promoted.pointer, soft[number].pointer), "the same mask"
+            assert (promoted.tokens.feat - soft[number].tokens.feat).abs().max() > 1e-3
+            compared += 1
+    assert compared > 0, "control: some object must have been promoted"
 
 
 @pytest.mark.parametrize(
