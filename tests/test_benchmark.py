@@ -1,0 +1,226 @@
+"""The measuring tool: what it counts is right and its table is complete. How long anything takes is not tested."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from micro import SIDE, TOKENS, blob, micro_model, one_thread, picture  # noqa: F401
+from sam2_mem.build_sam import build_policy
+from sam2_mem.cli.benchmark import filmed, prompts_of, synthetic
+from sam2_mem.evaluation.benchmark import (
+    WARM_UP,
+    Block,
+    Cost,
+    Footage,
+    Mark,
+    Setting,
+    Stay,
+    _slope,
+    compare,
+    cost_table,
+    resident_bytes,
+    run_block,
+    stay_table,
+    take_census,
+    watch,
+)
+from sam2_mem.memory.policies.fifo import FIFO
+from sam2_mem.types import Prompt
+
+TOOL = Path(__file__).resolve().parent.parent / "tools" / "benchmark.py"
+POINTERS = 16
+
+
+@pytest.fixture(scope="module")
+def setting() -> Setting:
+    return Setting(model=micro_model())
+
+
+def footage(frames: int = WARM_UP + 3, objects: int = 1) -> Footage:
+    prompts = tuple(Prompt(n + 1, mask=blob(n)) for n in range(objects))
+    return Footage(picture=picture, num_frames=frames, prompts=prompts)
+
+
+# -- blocks -----------------------------------------------------------------------------------------------------------
+
+
+def test_two_blocks_of_one_policy_give_the_same_masks(setting: Setting) -> None:
+    one, other = (run_block(setting, FIFO(), footage(8, 2)) for _ in range(2))
+    assert one.masks == other.masks
+    assert len(one.milliseconds) == 8 and min(one.milliseconds) > 0
+
+
+def test_control_another_memory_gives_other_masks(setting: Setting) -> None:
+    blind = FIFO(num_maskmem=1, max_obj_ptrs_in_encoder=1)
+    assert run_block(setting, FIFO(), footage(12)).masks != run_block(setting, blind, footage(12)).masks
+
+
+def test_times_leave_out_the_first_frames() -> None:
+    assert Block(milliseconds=(1e6,) * WARM_UP + (1.0, 3.0, 2.0), masks="").median() == 2.0
+
+
+# -- counting ---------------------------------------------------------------------------------------------------------
+
+
+def test_census_of_fifo(setting: Setting) -> None:
+    census = take_census(setting, FIFO(), footage(30))
+    maps = [0, *range(1, 7), *[7] * 23]
+    assert census.read == tuple(TOKENS * n for n in maps), "the prompt and up to six maps"
+    assert census.pointers == tuple(min(t, POINTERS) for t in range(30))
+    assert census.tokens[0] == TOKENS and max(census.tokens) <= FIFO().capacity(TOKENS)
+    assert census.bytes[-1] > census.tokens[-1] * micro_model().memory_width * 2, "two bytes a channel, and pointers"
+
+
+def test_pathways_that_read_the_same_count_once(setting: Setting) -> None:
+    census = take_census(setting, build_policy("sam2long"), footage(4))
+    assert census.read[1] == TOKENS, "after the prompt there is one pathway"
+    alone = take_census(setting, replace(build_policy("sam2long"), num_pathway=1), footage(30))
+    tree = take_census(setting, build_policy("sam2long"), footage(30))
+    assert TOKENS * 7 >= max(alone.read) and max(tree.read) > max(alone.read)
+
+
+def test_tokens_are_those_of_the_object_that_holds_most(setting: Setting) -> None:
+    one, two = (take_census(setting, FIFO(), footage(10, n)) for n in (1, 2))
+    assert one.tokens == two.tokens and two.bytes[-1] > one.bytes[-1]
+
+
+# -- comparing --------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_for_every_policy_and_number_of_objects(setting: Setting) -> None:
+    policies = {"fifo": FIFO(), "keyframe": build_policy("keyframe")}
+    costs = list(compare(setting, policies, footage(objects=2), objects=(1, 2)))
+    assert [(c.policy, c.objects) for c in costs] == [("fifo", 1), ("keyframe", 1), ("fifo", 2), ("keyframe", 2)]
+    assert all(c.repeatable and c.blocks == 2 and c.ratio_min <= c.ratio <= c.ratio_max for c in costs)
+    assert all(c.tokens_end <= c.capacity for c in costs)
+    plain, marked = cost_table(costs).splitlines(), cost_table(costs, markdown=True).splitlines()
+    assert [line.split()[:2] for line in plain[1:]] == [[c.policy, str(c.objects)] for c in costs]
+    assert len(marked) == 2 + len(costs) and len({line.count("|") for line in marked}) == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dice(FIFO):
+    def read(self, state: Any, frame: Any) -> Any:
+        (read,) = super().read(state, frame)
+        return (replace(read, items=tuple(replace(i, gain=0.1 + 2 * torch.rand(()).item()) for i in read.items)),)
+
+
+def test_control_masks_that_differ_between_blocks_are_reported(setting: Setting) -> None:
+    costs = list(compare(setting, {"fifo": FIFO(), "dice": Dice()}, footage()))
+    assert [c.repeatable for c in costs] == [True, False]
+    assert "dice (!)" in cost_table(costs) and "(!) its masks" in cost_table(costs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"policies": {"keyframe": FIFO()}}, "expected fifo among the policies"),
+        ({"footage": footage(WARM_UP)}, "more than 17 frames"),
+        ({"objects": (2,)}, "expected 1..1 objects"),
+        ({"rounds": 0}, "rounds >= 1"),
+    ],
+)
+def test_mistakes(setting: Setting, change: dict[str, Any], message: str) -> None:
+    given = {"policies": {"fifo": FIFO()}, "footage": footage()} | change
+    with pytest.raises(ValueError, match=message):
+        list(compare(setting, given.pop("policies"), given.pop("footage"), **given))
+
+
+def test_footage_needs_a_prompt() -> None:
+    with pytest.raises(ValueError, match="at least one prompt"):
+        Footage(picture=picture, num_frames=3, prompts=())
+
+
+# -- long streams -----------------------------------------------------------------------------------------------------
+
+
+def test_watch_looks_every_so_often(setting: Setting) -> None:
+    stay = watch(setting, "fifo", FIFO(), footage(60), every=20)
+    assert [m.frame for m in stay.marks] == [20, 40, 60]
+    assert stay.bounded and TOKENS * 7 < stay.most_tokens <= stay.capacity == FIFO().capacity(TOKENS)
+    assert stay.marks[0].bytes < stay.marks[1].bytes == stay.marks[2].bytes
+    assert (stay.slope is None) == (resident_bytes() is None)
+    head, row = stay_table([stay]).splitlines()
+    assert head.count("MB at") == 3 and row.startswith("fifo")
+
+
+def test_control_what_grows_is_seen(setting: Setting) -> None:
+    stay = watch(setting, "all", FIFO(retain_all=True), footage(40), every=10)
+    sizes = [m.bytes for m in stay.marks]
+    assert sizes == sorted(set(sizes)) and stay.capacity is None and stay.most_tokens == 40 * TOKENS
+
+
+def test_control_more_than_the_bound_is_reported() -> None:
+    stay = Stay(policy="x", objects=1, marks=(Mark(1, 1, None),), most_tokens=2, capacity=1, slope=None)
+    assert not stay.bounded and "x (!)" in stay_table([stay]) and "unknown" in stay_table([stay])
+
+
+def test_slope_is_bytes_per_frame() -> None:
+    assert _slope([Mark(f, 0, 1000 + 7 * f) for f in (100, 200, 300)]) == pytest.approx(7.0)
+    assert _slope([Mark(100, 0, None), Mark(200, 0, None)]) is None
+
+
+# -- the tool ---------------------------------------------------------------------------------------------------------
+
+
+def tool(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", [str(TOOL), *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(TOOL), run_name="__main__")
+    return stopped.value.code
+
+
+SMALL = ("--image_size", "64", "--size", "64", "--weights", "random")
+
+
+def test_tool_policies(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    status = tool(
+        monkeypatch, "policies", *SMALL, "--frames", "18", "--objects", "1", "--policies", "keyframe", "--markdown",
+        "--json", str(out),
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert status == 0 and [re.split(r"[ |]+", line)[1] for line in lines[2:]] == ["fifo", "keyframe"]
+    results = json.loads(out.read_text())["results"]
+    assert [r["policy"] for r in results] == ["fifo", "keyframe"] and results[0].keys() == Cost.__dataclass_fields__.keys()
+
+
+def test_tool_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("memory", *SMALL, "--frames", "4", "--every", "2", "--policies", "fifo")
+    assert tool(monkeypatch, *arguments) == 0
+    head, row = capsys.readouterr().out.splitlines()
+    assert "MB at 2" in head and "MB at 4" in head and row.startswith("fifo")
+
+
+def test_tool_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool(monkeypatch, "memory", *SMALL, "--policies", "fif") == 2
+    assert "fif" in capsys.readouterr().err
+
+
+def test_synthetic_footage_has_the_objects_asked_for() -> None:
+    found = synthetic(3, 64, 5)
+    assert found.num_frames == 3 and [p.obj_id for p in found.prompts] == [1, 2, 3, 4, 5]
+    assert found.picture(2).shape == (64, 64, 3)
+
+
+def test_filmed_footage(tmp_path: Path) -> None:
+    for t in range(4):
+        cv2.imwrite(str(tmp_path / f"{t:05d}.jpg"), picture(t))
+    ids = np.zeros((SIDE, SIDE), np.uint8)
+    ids[:8, :8], ids[20:, 20:] = 3, 7
+    (tmp_path / "masks").mkdir()
+    cv2.imwrite(str(tmp_path / "masks" / "first.png"), ids)
+    found = filmed(tmp_path, tmp_path / "masks" / "first.png", 3)
+    assert found.num_frames == 3 and [p.obj_id for p in found.prompts] == [3, 7]
+    assert prompts_of(ids, 1)[0].mask.sum() == 64
