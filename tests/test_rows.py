@@ -282,7 +282,7 @@ def micro_read(seed: int, maps: int, pointers: int) -> MemoryRead:
 
 @torch.no_grad()
 def attended(reads: list[MemoryRead], usage: Usage = Usage.NONE, **options: Any) -> list[tuple[Tensor, Any]]:
-    model, features = micro_model(), micro_features()[0]
+    model, features = micro_model(), micro_features(1)[0]
     assembled = assemble(reads, model, **options)
     outputs = [model.attend(features, batch, usage) for batch in assembled.batches]
     return [(outputs[b].features[r], outputs[b].usage and outputs[b].usage[r]) for b, r in assembled.place]
