@@ -143,6 +143,19 @@ def test_a_stream_can_start_from_a_file(tmp_path):
     assert (index, ids, tuple(masks.shape)) == (0, [1], (1, 1, 64, 64))
 
 
+def test_memory_may_lie_on_frames_of_the_new_video(tmp_path):
+    predictor = micro_predictor()
+    first = predictor.init_state(np.stack(pictures(10)))
+    predictor.add_new_mask(first, 0, 1, blob(0))
+    tracked(predictor, first, 0, 10)
+    predictor.save_memory(first, 1, tmp_path / "one.memory")
+    second = predictor.init_state(np.stack(pictures(30)))
+    predictor.load_memory(second, 1, tmp_path / "one.memory", frame_idx=15)
+    assert second.tracker.tracks[1].prompted_frames() == {5}
+    assert len(tracked(predictor, second, 15, 5)) == 5
+    assert len([*predictor.propagate_in_video(second, 15, reverse=True)]) == 16
+
+
 def test_mistakes_with_memory_files(tmp_path):
     predictor = micro_predictor()
     state = predictor.init_state(np.stack(pictures(5)))

@@ -101,6 +101,10 @@ class Track:
     def prompted_frames(self) -> set[int]:
         return set() if self.state is None else {p.frame for p in self.state.prompts}
 
+    def answered(self, frame: int) -> bool:
+        """Whether the mask of ``frame`` was given by a prompt. (A prompt of a loaded memory has no mask in this video.)"""
+        return frame in self.prompted_frames() and frame in self.outputs
+
     def output_at(self, frame: int) -> Output | None:
         """What the user sees on ``frame`` now, if it is still known."""
         return self.pending.get(frame) or self.outputs.get(frame)

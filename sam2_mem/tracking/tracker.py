@@ -270,7 +270,7 @@ class Tracker:
         present = [t for t in self.tracks.values() if t.state is not None]
         before = {t.obj_id: self._held(t) for t in present}
         self._forget_around_prompts(present, features.index)
-        moving = [t for t in present if features.index not in t.prompted_frames()]
+        moving = [t for t in present if not t.answered(features.index)]
         revisions = self._track(moving, context) if moving else ()
         for track in present:
             track.tracked.add(features.index, reverse=reverse)
