@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from sam2_mem.memory import windows
 from sam2_mem.memory.policy import Bank, drop, put
 from sam2_mem.memory.windows import LAST_SLOT, pointer_window, rank_slots, within_reach
 from sam2_mem.types import PROMPT_SLOT, FrameContext, MemoryEntry, MemoryRead, ReadItem
@@ -111,10 +112,7 @@ def old_slots(ages: Sequence[int], rule: str) -> Sequence[int | None]:
 
 def add_prompt(state: S, entry: MemoryEntry, *, max_prompts: int) -> S:
     """Pin a prompted entry; beyond ``max_prompts`` the oldest but the first goes."""
-    prompts = put(state.prompts, entry)
-    if len(prompts) > max_prompts:
-        oldest = next(p for p in prompts[1:] if p.frame != entry.frame)
-        prompts = drop(prompts, oldest.frame)
+    prompts = windows.add_prompt(state.prompts, entry, max_prompts)
     kept = tuple(f for f in state.kept if f != entry.frame)
     return replace(state, prompts=prompts, entries=drop(state.entries, entry.frame), kept=kept)
 

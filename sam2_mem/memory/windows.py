@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
+from sam2_mem.memory.policy import put
 from sam2_mem.types import FrameContext, MemoryEntry, ReadPointer
 
 LAST_SLOT = 5
@@ -100,10 +101,10 @@ def within_reach(
             yield entry.without_tokens()
 
 
-def add_prompt(prompts: tuple[MemoryEntry, ...], entry: MemoryEntry, most: int) -> tuple[MemoryEntry, ...]:
-    """``prompts`` with ``entry``; beyond ``most`` the oldest but the first goes, never the new one."""
-    joined = tuple(sorted((*(p for p in prompts if p.frame != entry.frame), entry), key=lambda p: p.frame))
-    if len(joined) <= most:
+def add_prompt(prompts: tuple[MemoryEntry, ...], entry: MemoryEntry, most: int | None) -> tuple[MemoryEntry, ...]:
+    """``prompts`` with ``entry``, sorted by frame; beyond ``most`` the oldest but the first goes, never the new one."""
+    joined = put(prompts, entry)
+    if most is None or len(joined) <= most:
         return joined
     oldest = next(p for p in joined[1:] if p is not entry)
     return tuple(p for p in joined if p is not oldest)

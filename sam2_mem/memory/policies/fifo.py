@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sam2_mem.memory.policy import Bank, MemoryPolicy, drop, put
-from sam2_mem.memory.windows import closest_prompts, map_frames, map_reach, pointer_window, within_reach
+from sam2_mem.memory.windows import add_prompt, closest_prompts, map_frames, map_reach, pointer_window, within_reach
 from sam2_mem.types import (
     PROMPT_SLOT,
     Choice,
@@ -67,10 +67,8 @@ class FIFO(MemoryPolicy[Bank]):
 
     def prompt(self, state: Bank | None, frame: FrameContext, entry: MemoryEntry) -> Bank:
         state = Bank() if state is None else state
-        prompts = put(state.prompts, entry)
-        if len(prompts) > self.max_prompts and not self.retain_all:
-            oldest = next(p for p in prompts[1:] if p.frame != entry.frame)
-            prompts = drop(prompts, oldest.frame)
+        most = None if self.retain_all else self.max_prompts
+        prompts = add_prompt(state.prompts, entry, most)
         return Bank(prompts=prompts, entries=drop(state.entries, entry.frame))
 
     def read(self, state: Bank, frame: FrameContext) -> Sequence[MemoryRead]:

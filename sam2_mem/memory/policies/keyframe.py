@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sam2_mem.memory.policy import Bank, MemoryPolicy, Needs, drop, put
 from sam2_mem.memory.tokens import pool_grid, token_count
-from sam2_mem.memory.windows import map_frames, pointer_window, rank_slots, within_reach
+from sam2_mem.memory.windows import add_prompt, map_frames, pointer_window, rank_slots, within_reach
 from sam2_mem.types import PROMPT_SLOT, Choice, FrameContext, Hypotheses, MemoryEntry, MemoryRead, ReadItem
 
 
@@ -86,12 +86,8 @@ class Keyframe(MemoryPolicy[Keyframes]):
 
     def prompt(self, state: Keyframes | None, frame: FrameContext, entry: MemoryEntry) -> Keyframes:
         state = Keyframes() if state is None else state
-        prompts = put(state.prompts, entry)
-        if len(prompts) > self.max_prompts:
-            oldest = next(p for p in prompts[1:] if p.frame != entry.frame)
-            prompts = drop(prompts, oldest.frame)
         state = Keyframes(
-            prompts=prompts,
+            prompts=add_prompt(state.prompts, entry, self.max_prompts),
             entries=drop(state.entries, entry.frame),
             whole=drop(state.whole, entry.frame),
             compact=drop(state.compact, entry.frame),

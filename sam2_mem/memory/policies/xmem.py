@@ -16,6 +16,7 @@ from sam2_mem.memory.prototypes import NEWBORN, LongTerm, join_tokens, potentiat
 from sam2_mem.memory.tokens import token_count
 from sam2_mem.memory.windows import (
     LAST_SLOT,
+    add_prompt,
     closest_prompts,
     map_frames,
     map_reach,
@@ -220,10 +221,7 @@ class XMem(MemoryPolicy[XMemBank]):
     def prompt(self, state: XMemBank | None, frame: FrameContext, entry: MemoryEntry) -> XMemBank:
         if state is None:
             state = XMemBank(space=KeySpace.of(_image(frame).low) if self.long_term else None)
-        prompts = put(state.prompts, replace(entry, sensory=None))
-        if len(prompts) > self.max_prompts:
-            oldest = next(p for p in prompts[1:] if p.frame != entry.frame)
-            prompts = drop(prompts, oldest.frame)
+        prompts = add_prompt(state.prompts, replace(entry, sensory=None), self.max_prompts)
         permanent = tuple(c for c in state.permanent if c.frame != entry.frame)
         if self.long_term and self.usage == "key":
             permanent = (*permanent, self._newborn(frame, entry))
