@@ -23,6 +23,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
+from yaml import YAMLError
 
 from sam2_mem.checkpoint import hub_checkpoint, load_checkpoint
 from sam2_mem.memory.policy import MemoryPolicy
@@ -127,7 +128,7 @@ def compose(config: str | PathLike[str] | DictConfig, overrides: Sequence[str] =
     try:
         with _own_hydra(directory):
             composed = hydra_compose(name, overrides=[*overrides, *search])
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise _explained(error, name) from error
     return composed
 
@@ -220,11 +221,17 @@ def _unknown_choice(group: str, name: str) -> ConfigError:
     return ConfigError(f"expected {_CHOICES[group]} out of {', '.join(_choice_names(group))}, got {name!r}")
 
 
+def _without_model(name: str) -> ConfigError:
+    return ConfigError(f"expected a section 'model' in {name}, got none; build on ours with defaults: [/base/sam2.1, _self_]")
+
+
 def _explained(error: Exception, name: str) -> ConfigError:
     text = str(error)
     missing = [g for g in _CHOICES if f"{g}/" in text] if isinstance(error, MissingConfigException) else []
     if missing:
         return _unknown_choice(missing[0], text.split(f"{missing[0]}/")[1].split("'")[0])
+    if "Key 'model' is not in struct" in f"{text} {error.__cause__}":
+        return _without_model(name)
     if isinstance(error, ConfigCompositionException) and "Could not override" in text:
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         key = text.split("'")[1] if "'" in text else "it"
@@ -296,6 +303,8 @@ def _weights(given: Any, configured: str | None) -> Any:
 def _build_model(config: DictConfig, ckpt_path: Any, device: str, mode: str) -> SAM2:
     if mode not in ("eval", "train"):
         raise ConfigError(f"expected mode 'eval' or 'train', got {mode!r}")
+    if config.get("model") is None:
+        raise _without_model("the config")
     target = _usable(device)
     with torch.device("meta" if target.type == "meta" else "cpu"):
         model = _make(config.model, "the network")
@@ -376,7 +385,7 @@ def build_sam2_video_predictor(
         "config_file, ckpt_path, device, mode, hydra_overrides_extra, apply_postprocessing, vos_optimized, memory_policy",
     )
     config = compose_video(config_file, hydra_overrides_extra, apply_postprocessing=apply_postprocessing)
-    policy = build_policy(config.memory_policy if memory_policy is None else memory_policy)
+    policy = build_policy(config.get("memory_policy") if memory_policy is None else memory_policy)
     model = _build_model(config, _weights(ckpt_path, config.get("checkpoint")), device, mode)
     _check_slots(policy, model)
     _note_unused(policy, model)
@@ -433,7 +442,7 @@ def compose_training(config: str | PathLike[str], overrides: Sequence[str] = ())
     try:
         with _own_hydra(directory):
             return hydra_compose(name, overrides=[*overrides, *search])
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise _explained(error, name) from error
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import count
+from numbers import Integral
 from typing import Any
 
 from sam2_mem.memory.tokens import tensor_bytes
@@ -50,7 +51,7 @@ class InferenceState:
 
     def check_frame(self, index: int) -> None:
         """ValueError unless the video has a frame ``index``."""
-        if isinstance(index, bool) or not isinstance(index, int):
+        if isinstance(index, bool) or not isinstance(index, Integral):
             raise ValueError(f"expected a frame index as an integer, got {index!r}")
         if self.source is None:
             raise ValueError("this state has no video; give prompts together with the frame: track_frame(state, frame, prompts)")

@@ -291,6 +291,8 @@ class SAM2VideoPredictor:
         """Like :meth:`propagate_in_video`, with scores and with masks at the size the network gives them. Each result comes
         at once; later ones may hold revisions of it (:func:`sam2_mem.tracking.revise.delayed` applies them)."""
         state = inference_state
+        if state.source is None:
+            raise ValueError("this state has no video; a stream is tracked frame by frame: track_frame(state, frame, prompts)")
         self.propagate_in_video_preflight(state)
         start = self._start(state, start_frame_idx, reverse)
         for frame in _pass(state, start, max_frame_num_to_track, reverse):
@@ -339,10 +341,10 @@ class SAM2VideoPredictor:
         size = image.shape[0], image.shape[1]
         if state.size is not None and size != state.size:
             raise ValueError(f"expected frames of {state.size[0]} x {state.size[1]} (height x width), got {size[0]} x {size[1]}")
-        prompts = [p if p.mask is not None or p.size is not None else replace(p, size=size) for p in prompts]
         index = state.frames_seen
-        features = self.encode(Frame(index, f"{index:05d}", image))
-        result = state.tracker.step(features, prompts)
+        here = Frame(index, f"{index:05d}", image)
+        prompts = [_fitted(p, here) for p in prompts]
+        result = state.tracker.step(self.encode(here), prompts)
         state.size, state.frames_seen = size, index + 1
         state.note_scores(index, result.scores)
         state.revisions = result.revisions
@@ -465,6 +467,16 @@ def _length_if_cheap(source: Any) -> int | None:
     except IndexError:
         return source.count_frames()
     return None
+
+
+def _fitted(prompt: Prompt, frame: Frame) -> Prompt:
+    """A prompt for a frame of a stream; points without a picture size are measured in this one."""
+    if not isinstance(prompt, Prompt):
+        raise ValueError(f"expected prompts as sam2_mem.Prompt, got {type(prompt).__name__}; make them with Prompt(obj_id, ...)")
+    if prompt.mask is not None:
+        check_mask_shape(prompt, frame)
+        return prompt
+    return prompt if prompt.size is not None else replace(prompt, size=tuple(frame.image.shape[:2]))
 
 
 def check_mask_shape(prompt: Prompt, frame: Frame) -> None:
