@@ -193,7 +193,8 @@ def test_tool_policies(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     lines = capsys.readouterr().out.splitlines()
     assert status == 0 and [re.split(r"[ |]+", line)[1] for line in lines[2:]] == ["fifo", "keyframe"]
     results = json.loads(out.read_text())["results"]
-    assert [r["policy"] for r in results] == ["fifo", "keyframe"] and results[0].keys() == Cost.__dataclass_fields__.keys()
+    assert [r["policy"] for r in results] == ["fifo", "keyframe"]
+    assert results[0].keys() == Cost.__dataclass_fields__.keys()
 
 
 def test_tool_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

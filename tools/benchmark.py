@@ -5,8 +5,9 @@
     tools/benchmark.py policies --config sam2.1_hiera_t --weights random --image_size 512 --policies keyframe,xmem
     tools/benchmark.py memory --frames 1000 --policies sam2long
 
-`policies` runs blocks fifo, policy, policy, fifo on the same decoded frames and prints milliseconds per frame, the ratio to
-fifo with its range over blocks, bytes and tokens held, and tokens read. `memory` watches what is held on a long stream.
+`policies` runs blocks fifo, policy, policy, fifo on the same decoded frames and prints milliseconds per frame, the
+ratio to fifo with its range over blocks, bytes and tokens held, and tokens read. `memory` watches what is held on a
+long stream.
 """
 
 from __future__ import annotations

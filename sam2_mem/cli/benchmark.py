@@ -36,7 +36,9 @@ class Network:
         if self.threads:
             torch.set_num_threads(self.threads)
         size = () if self.image_size is None else (f"model.image_size={self.image_size}",)
-        predictor = build_sam2_video_predictor(self.config, self.weights, device=self.device, hydra_overrides_extra=size)
+        predictor = build_sam2_video_predictor(
+            self.config, self.weights, device=self.device, hydra_overrides_extra=size
+        )
         return Setting(model=predictor.model, tracker=predictor.tracker_settings)
 
 
@@ -47,11 +49,16 @@ class Report:
     json: Path | None = None
     markdown: bool = False
 
-    def write(self, network: Network, found: Sequence[Any]) -> None:
+    def write(self, network: Network, setting: Setting, found: Sequence[Any]) -> None:
         if self.json is None:
             return
-        device = torch.cuda.get_device_name() if network.device.startswith("cuda") else platform.processor() or platform.machine()
-        about = {"network": asdict(network), "device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
+        device = setting.model.device
+        about = {
+            "network": asdict(network) | {"image_size": setting.model.image_size, "device": str(device)},
+            "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
         self.json.write_text(json.dumps({"about": about, "results": [asdict(x) for x in found]}, indent=1) + "\n")
 
 
@@ -70,14 +77,14 @@ def policies(
     """Time and memory of policies beside FIFO; ``video`` and ``masks`` (ids of its first frame, PNG) in place of the
     synthetic clip of side ``size``. Status 1 where two blocks of a policy gave different masks."""
     if (video is None) != (masks is None):
-        raise ValueError("expected video and masks together, got one of them; the masks of the first frame are the prompts")
+        raise ValueError("expected video and masks together, got one of them; masks of the first frame are the prompts")
     setting = network.setting()
     footage = synthetic(frames, size, max(objects)) if video is None else filmed(video, masks, frames)
     chosen = _policies(names)
     steps = compare(setting, chosen, footage, objects=objects, rounds=rounds)
     found = list(tqdm(steps, total=len(chosen) * len(objects), unit="policy", disable=None, leave=False))
     print(cost_table(found, markdown=report.markdown))
-    report.write(network, found)
+    report.write(network, setting, found)
     return 0 if all(cost.repeatable for cost in found) else 1
 
 
@@ -94,12 +101,13 @@ def memory(
     """What policies hold on a long synthetic stream. Status 1 where one held more than its bound."""
     setting = network.setting()
     clip = make_clip(0, num_frames=frames, height=size, width=size, num_objects=objects, late_objects=0)
-    footage = Footage(picture=lambda t: clip.frame(t).image, num_frames=frames, prompts=prompts_of(clip.masks(0), objects))
+    prompts = prompts_of(clip.masks(0), objects)
+    footage = Footage(picture=lambda t: clip.frame(t).image, num_frames=frames, prompts=prompts)
     chosen = {name: build_policy(name) for name in names or policy_names()}
     steps = (watch(setting, name, policy, footage, every=every) for name, policy in chosen.items())
     found = list(tqdm(steps, total=len(chosen), unit="policy", disable=None, leave=False))
     print(stay_table(found, markdown=report.markdown))
-    report.write(network, found)
+    report.write(network, setting, found)
     return 0 if all(stay.bounded for stay in found) else 1
 
 
@@ -122,7 +130,7 @@ def filmed(video: Path, masks: Path, frames: int) -> Footage:
     """The first frames of a video, decoded ahead, and the objects of a mask of the first one."""
     ids = read_mask_png(masks).ids
     with open_video(video) as source:
-        return _decoded((frame.image for frame in islice(source, frames)), prompts_of(ids, len(np.unique(ids[ids > 0]))))
+        return _decoded((frame.image for frame in islice(source, frames)), prompts_of(ids, ids.size))
 
 
 def _decoded(pictures: Iterable[np.ndarray], prompts: tuple[Prompt, ...]) -> Footage:

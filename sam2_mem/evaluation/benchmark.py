@@ -82,8 +82,8 @@ class Block:
 
 @dataclass(frozen=True)
 class Census:
-    """What a pass holds and reads, per frame: ``bytes`` of all states together; ``tokens`` of the object that holds most;
-    ``read`` memory tokens read per object that was tracked, over its distinct pathways, ``pointers`` object pointers."""
+    """What a pass holds and reads, per frame: ``bytes`` of all states together; ``tokens`` of the object that holds
+    most; ``read`` memory tokens and ``pointers`` object pointers, per tracked object over its distinct pathways."""
 
     bytes: tuple[int, ...]
     tokens: tuple[int, ...]
@@ -152,9 +152,9 @@ def _reads(tracker: Tracker, features: FrameFeatures) -> list[tuple[int, int]]:
 class Cost:
     """One policy beside FIFO.
 
-    ``ms`` per frame, the median over all blocks; ``fifo_ms`` that of the FIFO blocks around them; ``ratio`` the median of
-    the ratios of neighbouring blocks, ``ratio_min`` and ``ratio_max`` their range. ``bytes`` of all states together and
-    ``tokens`` of the object that holds most, after the first :data:`WARM_UP` frames (``_warm``) and at the end;
+    ``ms`` per frame, the median over all blocks; ``fifo_ms`` that of the FIFO blocks around them; ``ratio`` the median
+    of the ratios of neighbouring blocks, ``ratio_min`` and ``ratio_max`` their range. ``bytes`` of all states together
+    and ``tokens`` of the object that holds most, after the first :data:`WARM_UP` frames (``_warm``) and at the end;
     ``capacity`` the bound on tokens per object, None for none. ``read`` memory tokens and ``pointers`` object pointers
     per object and frame, the mean after warm-up. ``repeatable``: all blocks of a policy gave the same masks.
     """
@@ -189,13 +189,13 @@ def compare(
     """The cost of every policy beside ``policies["fifo"]``, for each number of objects.
 
     Args:
-        rounds: how often the blocks fifo, policy, policy, fifo are run. The pass that counts goes first, so that nothing
-            is run for the first time with the clock on.
+        rounds: how often the blocks fifo, policy, policy, fifo are run. The pass that counts goes first, so that
+            nothing is run for the first time with the clock on.
     """
     if BASELINE not in policies:
-        raise ValueError(f"expected {BASELINE} among the policies, which the others are compared with, got {list(policies)}")
+        raise ValueError(f"expected {BASELINE} among the policies, to compare with, got {list(policies)}")
     if footage.num_frames <= WARM_UP:
-        raise ValueError(f"expected more than {WARM_UP} frames, which are left out as warm-up, got {footage.num_frames}")
+        raise ValueError(f"expected more than {WARM_UP} frames, the first being warm-up, got {footage.num_frames}")
     if rounds < 1:
         raise ValueError(f"expected rounds >= 1, got {rounds}")
     for count in objects:
@@ -260,8 +260,8 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class Stay:
-    """One policy on a long stream. ``most_tokens``: the most any object ever held. ``slope``: bytes per frame by which the
-    process grew over the second half, None where the system does not say."""
+    """One policy on a long stream. ``most_tokens``: the most any object ever held. ``slope``: bytes per frame by which
+    the process grew over the second half, None where the system does not say."""
 
     policy: str
     objects: int
@@ -319,8 +319,8 @@ def _slope(marks: Sequence[Mark]) -> float | None:
 
 def cost_table(costs: Sequence[Cost], *, markdown: bool = False) -> str:
     """One row per policy and number of objects."""
-    head = ("policy", "objects", "ms", "/ fifo", "range", "MB warm", "MB end", "tokens warm", "tokens end", "bound", "read",
-            "pointers")
+    counts = ("MB warm", "MB end", "tokens warm", "tokens end", "bound", "read", "pointers")
+    head = ("policy", "objects", "ms", "/ fifo", "range", *counts)
     rows = [
         (
             c.policy + ("" if c.repeatable else " (!)"),

@@ -1,0 +1,234 @@
+"""docs/policies.md says what is true: fields with their defaults, bounds, reads, identity settings; its example runs."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from omegaconf import OmegaConf
+
+from micro import TOKENS, features_at, mask_prompt, micro_model, micro_tracker, one_thread, picture, run  # noqa: F401
+from policy_contract import CHECKS
+from sam2_mem.build_sam import build_policy, compose, config_dir, policy_names
+from sam2_mem.evaluation.benchmark import Footage, Setting, take_census
+from sam2_mem.memory.policy import MemoryPolicy
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "policies.md").read_text()
+NAMES = policy_names()
+POLICIES = sorted({type(build_policy(name)).__module__.rpartition(".")[2] for name in NAMES})
+EXAMPLE = "sam2_mem.memory.policies.every_nth"
+
+
+def section(title: str, page: str = PAGE) -> str:
+    """Text below a heading, to the next one of any level."""
+    found = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^## |^### |\Z)", page, re.M | re.S)
+    assert found, f"docs/policies.md has no section '{title}'"
+    return found[1]
+
+
+def rows(text: str) -> list[list[str]]:
+    """Cells of table rows that begin with a name in backticks."""
+    return [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")]
+
+
+def code(cell: str) -> str:
+    """What stands between the first backticks, '' if nothing does."""
+    found = re.search(r"`([^`]*)`", cell)
+    return found[1] if found else ""
+
+
+def settings(text: str) -> dict[str, Any]:
+    """``a=1, b=x`` as keywords."""
+    return {k: yaml.safe_load(v) for k, _, v in (part.partition("=") for part in re.split(r",\s+", text) if part)}
+
+
+def wrong_fields(title: str, defaults: dict[str, Any], page: str = PAGE) -> list[str]:
+    """Fields that a section lacks, has too many, or gives another default."""
+    told = {code(row[0]): yaml.safe_load(code(row[1])) for row in rows(section(title, page))}
+    missing = [name for name in defaults if name not in told]
+    unknown = [name for name in told if name not in defaults]
+    other = [n for n in defaults if n in told and not same(told[n], defaults[n])]
+    return missing + unknown + other
+
+
+def same(one: Any, other: Any) -> bool:
+    return one == other and isinstance(one, bool) == isinstance(other, bool)
+
+
+def defaults_of(kind: type) -> dict[str, Any]:
+    return {f.name: f.default for f in fields(kind)}
+
+
+def file_of(group: str, name: str) -> dict[str, Any]:
+    values = OmegaConf.to_container(OmegaConf.load(config_dir() / group / f"{name}.yaml"))
+    return {k: v for k, v in values.items() if k != "_target_"}
+
+
+# -- fields -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_field_is_there_with_its_default(name: str) -> None:
+    assert wrong_fields(name, defaults_of(type(build_policy(name)))) == []
+    assert f"[{name}](#{name})" in PAGE, "the first table leads to every section"
+
+
+@pytest.mark.parametrize(
+    ("title", "group", "name"),
+    [("Mask refinement", "refiner", "hq"), ("Appearance of another network", "embedder", "dino")],
+)
+def test_companions(title: str, group: str, name: str) -> None:
+    assert wrong_fields(title, file_of(group, name)) == []
+
+
+def test_control_what_rots_is_found() -> None:
+    fifo = defaults_of(type(build_policy("fifo")))
+    assert wrong_fields("fifo", fifo | {"max_prompts": 33}) == ["max_prompts"]
+    assert wrong_fields("fifo", fifo | {"retain_all": 0}) == ["retain_all"]
+    assert wrong_fields("fifo", fifo | {"new": 1}) == ["new"]
+    assert wrong_fields("fifo", {k: v for k, v in fifo.items() if k != "retain_all"}) == ["retain_all"]
+    with pytest.raises(AssertionError, match="no section 'lifo'"):
+        section("lifo")
+
+
+# -- presets ----------------------------------------------------------------------------------------------------------
+
+
+@lru_cache
+def presets() -> dict[str, list[str]]:
+    return {code(row[0]): row[1:] for row in rows(PAGE) if len(row) == 5}
+
+
+def test_every_yaml_is_listed() -> None:
+    assert sorted(presets()) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_preset_changes(name: str) -> None:
+    defaults = defaults_of(type(build_policy(name)))
+    changed = {k: v for k, v in file_of("memory_policy", name).items() if v != defaults[k]}
+    assert settings(code(presets()[name][0])) == changed
+
+
+def value(expression: str, tokens: int) -> int:
+    return eval(expression, {"__builtins__": {}}, {"T": tokens, "min": min, "max": max})  # noqa: S307 (our own page)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bounds(name: str) -> None:
+    sizes, expression = (16, 1024, 4096), code(presets()[name][1])
+    assert [value(expression, t) for t in sizes] == [build_policy(name).capacity(t) for t in sizes]
+
+
+@lru_cache
+def most_read(name: str) -> int:
+    footage = Footage(picture=picture, num_frames=40, prompts=(mask_prompt(1),))
+    return int(max(take_census(Setting(model=micro_model()), build_policy(name), footage).read))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reads(name: str) -> None:
+    assert 2 * TOKENS <= most_read(name) <= value(code(presets()[name][2]), TOKENS)
+
+
+def test_control_the_bound_on_reads_is_met() -> None:
+    assert most_read("fifo") == value(code(presets()["fifo"][2]), TOKENS)
+    assert most_read("rmem_code") > value(code(presets()["rmem"][2]), TOKENS)
+
+
+# -- identity ---------------------------------------------------------------------------------------------------------
+
+
+def logits(policy: MemoryPolicy) -> torch.Tensor:
+    prompts = {0: [mask_prompt(1), mask_prompt(2, 0, 1)]}
+    return torch.stack([r.masks for r in run(micro_tracker(policy), [features_at(t) for t in range(25)], prompts)])
+
+
+def as_fifo(name: str) -> MemoryPolicy:
+    found = re.search(r"^Is FIFO with: (`[^`]*`)", section(name), re.M)
+    assert found, f"the section '{name}' does not say when it is FIFO"
+    return type(build_policy(name))(**settings(code(found[1])))
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_identity_settings(name: str) -> None:
+    assert (logits(as_fifo(name)) - logits(build_policy("fifo"))).abs().max() < 1e-5
+
+
+def test_control_other_settings_differ() -> None:
+    assert (logits(build_policy("keyframe")) - logits(build_policy("fifo"))).abs().max() > 1e-2
+
+
+# -- the example ------------------------------------------------------------------------------------------------------
+
+
+def example(path: str) -> str:
+    """The code block of the page that begins with the name of a file."""
+    found = re.search(rf"^```\w+\n# {re.escape(path)}\n(.*?)^```", PAGE, re.M | re.S)
+    assert found, f"docs/policies.md has no code block '# {path}'"
+    return found[1]
+
+
+@pytest.fixture(scope="module")
+def every_nth() -> Iterator[ModuleType]:
+    """The module that a reader would write."""
+    made = ModuleType(EXAMPLE)
+    sys.modules[EXAMPLE] = made
+    exec(compile(example("sam2_mem/memory/policies/every_nth.py"), "docs/policies.md", "exec"), vars(made))
+    yield made
+    del sys.modules[EXAMPLE]
+
+
+def from_yaml() -> MemoryPolicy:
+    return build_policy(OmegaConf.create(example("configs/memory_policy/every_nth.yaml")))
+
+
+def test_example_is_built_from_its_yaml(every_nth: ModuleType) -> None:
+    assert from_yaml() == every_nth.EveryNth()
+    written = set(OmegaConf.create(example("configs/memory_policy/every_nth.yaml"))) - {"_target_"}
+    assert written == set(defaults_of(every_nth.EveryNth))
+
+
+def test_example_test_passes(every_nth: ModuleType) -> None:
+    space: dict[str, Any] = {}
+    exec(compile(example("tests/test_policy_every_nth.py"), "docs/policies.md", "exec"), space)
+    tests = [v for k, v in space.items() if k.startswith("test_")]
+    assert len(tests) == 1
+    tests[0]()
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+def test_example_keeps_the_contract(every_nth: ModuleType, check: Any) -> None:
+    check(from_yaml())
+
+
+def test_example_refuses_wrong_values(every_nth: ModuleType) -> None:
+    with pytest.raises(ValueError, match="expected n >= 1, got 0"):
+        every_nth.EveryNth(n=0)
+
+
+def test_example_is_short() -> None:
+    body = example("sam2_mem/memory/policies/every_nth.py").splitlines()
+    assert sum(bool(line.strip()) for line in body) <= 48 and max(map(len, body)) <= 120
+
+
+# -- the rest ---------------------------------------------------------------------------------------------------------
+
+
+def test_names_of_the_page_exist() -> None:
+    assert "memory_policy" in compose("sam2.1_hiera_t", ["memory_policy=xmem", "memory_policy.mem_every=10"])
+    for path in re.findall(r"(?:docs|tests|tools)/[\w.]+\.(?:md|py)", PAGE):
+        assert (ROOT / path).exists() or "every_nth" in path, path
+    for target in re.findall(r"\]\(#([\w-]+)\)", PAGE):
+        assert target in [t.lower().replace(" ", "-") for t in re.findall(r"^#+ (.*)$", PAGE, re.M)], target
+    assert PAGE.count("<!-- measured: begin") == PAGE.count("<!-- measured: end") == 1
