@@ -1,4 +1,4 @@
-"""Memory does not grow with the length of a video, nor with the number of videos; nothing stays on the network or the policy."""
+"""Memory grows neither with the length of a video nor with their number; nothing stays on the network or the policy."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
 """FIFO against SAM 2's own rules, written out by brute force, on random banks and random sessions.
 
-The rules, from the paper's appendix and the published behaviour of the reference: an object keeps every prompted frame and
-every tracked frame for ever; on frame f it reads
+The rules, from the paper's appendix and the published behaviour of the reference: an object keeps every prompted frame
+and every tracked frame for ever; on frame f it reads
 
 * prompted frames, all or the few closest: the last before f, the first from f on, then by distance; in the prompt slot;
 * the previous frame in slot 0, and from behind it every r-th frame of those divisible by r, in slots 1, 2, ...;
 * a prompted frame that was not among the closest counts as a tracked frame;
 * pointers of the prompted frames read that do not lie ahead, with their signed age, then of the 15 frames before f.
 
-All ages run along the direction of tracking. Of two prompted frames at one distance the reference takes the one that was
-prompted first and FIFO the earlier one; here prompts are given in the order of time, where that is the same.
+All ages run along the direction of tracking. Of two prompted frames at one distance the reference takes the one that
+was prompted first and FIFO the earlier one; here prompts are given in the order of time, where that is the same.
 """
 
 from __future__ import annotations
@@ -126,10 +126,17 @@ banks = st.tuples(st.sets(st.integers(0, 40), min_size=1, max_size=7), st.sets(s
 
 
 def assert_reads_like_sam2(
-    rule: FIFO, bank: tuple[set[int], set[int]], f: int, reverse: bool, num_frames: int | None, policy: FIFO | None = None
+    rule: FIFO,
+    bank: tuple[set[int], set[int]],
+    f: int,
+    reverse: bool,
+    num_frames: int | None,
+    policy: FIFO | None = None,
 ) -> None:
     prompted, tracked = sorted(bank[0] - {f}) or [f], sorted(bank[1] - bank[0])
-    state = Bank(tuple(entry(p, 1, prompt=True) for p in prompted), tuple(entry(t, 2) for t in tracked if t not in prompted))
+    state = Bank(
+        tuple(entry(p, 1, prompt=True) for p in prompted), tuple(entry(t, 2) for t in tracked if t not in prompted)
+    )
     literal = Everything({p: 1 for p in prompted}, {t: 2 for t in tracked if t not in prompted})
     frame = FrameContext(index=f, reverse=reverse, num_frames=num_frames)
     expected = literal.what_is_read(rule, f, reverse, num_frames)
@@ -198,7 +205,7 @@ class Session:
         self.literal.tracked.pop(frame, None)
 
     def track(self, start: int, stop: int, num_frames: int | None = None) -> None:
-        """From ``start`` to ``stop``, both included, in either direction; what is read must be the same on every frame."""
+        """From ``start`` to ``stop``, both included, in either direction; on every frame the same must be read."""
         reverse = stop < start
         for f in range(start, stop - 1, -1) if reverse else range(start, stop + 1):
             if f in self.literal.prompted:
@@ -233,7 +240,12 @@ def there_and_back(session: Session, prompts: list[int], turns: list[str]) -> No
         session.prompt(p)
     first, last = min(prompts), max(prompts)
     session.track(first, LAST)
-    passes = {"back": (first, 0), "back from the last": (last, 0), "on": (first, LAST), "on from the last": (last, LAST)}
+    passes = {
+        "back": (first, 0),
+        "back from the last": (last, 0),
+        "on": (first, LAST),
+        "on from the last": (last, LAST),
+    }
     for turn in turns:
         session.track(*passes[turn])
 
@@ -272,8 +284,14 @@ def test_control_a_smaller_bank_reads_less(kind: type[FIFO], turns: list[str], w
 
 
 @thorough
-@given(bounded, st.lists(st.tuples(st.sampled_from("pfbj"), st.integers(0, 60)), min_size=1, max_size=12), st.integers(2, 6))
-def test_capacity_holds_whatever_a_session_does(fields: dict[str, Any], script: list[tuple[str, int]], most: int) -> None:
+@given(
+    bounded,
+    st.lists(st.tuples(st.sampled_from("pfbj"), st.integers(0, 60)), min_size=1, max_size=12),
+    st.integers(2, 6),
+)
+def test_capacity_holds_whatever_a_session_does(
+    fields: dict[str, Any], script: list[tuple[str, int]], most: int
+) -> None:
     """Prompts, passes forward and back, and jumps, in any order."""
     policy = FIFO(**fields, max_prompts=most)
     state = policy.prompt(None, FrameContext(index=5), entry(5, prompt=True))

@@ -1,4 +1,4 @@
-"""The contract of memory policies, for every YAML file in configs/memory_policy. To add a policy, nothing here is touched."""
+"""The contract of memory policies, for every YAML file in configs/memory_policy. A new policy needs no change here."""
 
 from __future__ import annotations
 
@@ -133,6 +133,11 @@ class LeaksBytes(WithDiary):
         return torch.cat([state.notes, torch.zeros(200)])
 
 
+class HidesTokens(WithDiary):
+    def noted(self, state: Diary, frame: FrameContext, entries: Sequence[MemoryEntry]) -> Any:
+        return tuple(e.tokens for e in entries)
+
+
 class Unbounded(Sound):
     def capacity(self, tokens_per_map: int) -> int | None:
         return None
@@ -240,7 +245,7 @@ class KeepsTakenBackPrompts(Sound):
 
 
 class KeepsALambda(WithDiary):
-    first = lambda self: (lambda: 0)  # noqa: E731
+    first = lambda self: lambda: 0  # noqa: E731
 
 
 class KeepsAGenerator(WithDiary):
@@ -298,6 +303,7 @@ CONTROLS = [
     (check_bounded, KeepsEveryPrompt, "capacity is"),
     (check_bounded, LeaksNumbers, "values in the state became"),
     (check_bounded, LeaksBytes, "bytes in the state became"),
+    (check_bounded, HidesTokens, "token_count says"),
     (check_bounded, Unbounded, "must be bounded"),
     (check_alone_as_in_batch, SharesThroughItsClass, "alone and in a batch"),
     (check_late_objects, SharesThroughItsClass, "late"),
@@ -324,7 +330,9 @@ CONTROLS = [
 
 
 @pytest.mark.parametrize(
-    ("check", "broken", "reason"), CONTROLS, ids=lambda v: v if isinstance(v, str) else v.__name__.removeprefix("check_")
+    ("check", "broken", "reason"),
+    CONTROLS,
+    ids=lambda v: v if isinstance(v, str) else v.__name__.removeprefix("check_"),
 )
 def test_control_broken_policies_are_caught(check: Callable[[Any], None], broken: type, reason: str) -> None:
     with pytest.raises(AssertionError, match=reason):

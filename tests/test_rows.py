@@ -19,7 +19,7 @@ XY = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.5, 0.5]])
 
 
 class Codes:
-    """Codes that can be recognised: slot s is a vector of s + 10, no slot of 0, order o of 100 o, pointer age t of t."""
+    """Codes to be recognised: slot s is a vector of s + 10, no slot of 0, order o of 100 o, pointer age t of t."""
 
     memory_width = WIDTH
 
@@ -99,7 +99,9 @@ def test_bucket_refuses_a_share_outside_0_to_1(padding: float) -> None:
 
 
 def test_a_row_holds_items_then_pointers() -> None:
-    batch = only_batch(MemoryRead((ReadItem(tokens(2, 1.0), 0), ReadItem(tokens(3, 2.0), PROMPT_SLOT)), (pointer(100.0),)))
+    batch = only_batch(
+        MemoryRead((ReadItem(tokens(2, 1.0), 0), ReadItem(tokens(3, 2.0), PROMPT_SLOT)), (pointer(100.0),))
+    )
     assert batch.feat.shape == batch.pos.shape == (1, 2 + 3 + C // WIDTH, WIDTH)
     assert batch.feat[0, :5, 0].tolist() == [1, 1, 2, 2, 2]
     assert batch.item.tolist() == [[0, 0, 1, 1, 1, 2, 2, 2]]

@@ -1,4 +1,4 @@
-"""What a user reads after a mistake: what was expected, what came, what to do. And some things that look like one and work."""
+"""What a user reads after a mistake: what was expected, what came, what to do. And what looks like one and works."""
 
 from __future__ import annotations
 
@@ -123,44 +123,104 @@ MASKS = [
         r"expected a mask of 0 and 1 \(or bool\), got values from 0 to 255; threshold it first, or .* mask == obj_id",
     ),
     Mistake("label image", lambda d: d.mask(mask(value=2)), r"got values from 0 to 2; .*select one object id"),
-    Mistake("mask logits", lambda d: d.mask(mask(value=-3.5, dtype=np.float32)), r"expected a mask of 0 and 1.* from -3.5 to 0"),
-    Mistake("NaN in a mask", lambda d: d.mask(mask(value=np.nan, dtype=np.float32)), r"expected a mask of 0 and 1, got NaN"),
+    Mistake(
+        "mask logits",
+        lambda d: d.mask(mask(value=-3.5, dtype=np.float32)),
+        r"expected a mask of 0 and 1.* from -3.5 to 0",
+    ),
+    Mistake(
+        "NaN in a mask", lambda d: d.mask(mask(value=np.nan, dtype=np.float32)), r"expected a mask of 0 and 1, got NaN"
+    ),
     Mistake(
         "transposed mask",
         lambda d: d.mask(mask(WIDTH, HEIGHT)),
         r"expected a mask of the video's size \(48, 64\) \(height, width\).*, got \(64, 48\); was it transposed",
     ),
-    Mistake("empty array as mask", lambda d: d.mask(np.zeros((0, 4), bool)), r"expected a mask with at least one pixel, got shape"),
-    Mistake("text as mask", lambda d: d.mask("mask.png"), r"expected a mask as a tensor, array or nested list.*got 'mask.png'"),
     Mistake(
-        "mask with points", lambda d: Prompt(1, mask=mask(), points=[[1, 1]], labels=[1]), r"expected either a mask or points/box, got both"
+        "empty array as mask",
+        lambda d: d.mask(np.zeros((0, 4), bool)),
+        r"expected a mask with at least one pixel, got shape",
+    ),
+    Mistake(
+        "text as mask",
+        lambda d: d.mask("mask.png"),
+        r"expected a mask as a tensor, array or nested list.*got 'mask.png'",
+    ),
+    Mistake(
+        "mask with points",
+        lambda d: Prompt(1, mask=mask(), points=[[1, 1]], labels=[1]),
+        r"expected either a mask or points/box, got both",
     ),
 ]
 
 POINTS = [
     Mistake("nothing said", lambda d: d.points(), r"expected points with labels, a box or a mask, got none of them"),
-    Mistake("points of three numbers", lambda d: d.points([[1, 2, 3]], [1]), r"expected points of shape \(N, 2\) as x, y, got \(1, 3\)"),
-    Mistake("one point without brackets", lambda d: d.points([1, 2], [1]), r"expected points of shape \(N, 2\) as x, y, got \(2,\)"),
-    Mistake("label 7", lambda d: d.points([[1, 2]], [7]), r"expected point labels 1 \(foreground\) or 0 \(background\), got \[7\]"),
+    Mistake(
+        "points of three numbers",
+        lambda d: d.points([[1, 2, 3]], [1]),
+        r"expected points of shape \(N, 2\) as x, y, got \(1, 3\)",
+    ),
+    Mistake(
+        "one point without brackets",
+        lambda d: d.points([1, 2], [1]),
+        r"expected points of shape \(N, 2\) as x, y, got \(2,\)",
+    ),
+    Mistake(
+        "label 7",
+        lambda d: d.points([[1, 2]], [7]),
+        r"expected point labels 1 \(foreground\) or 0 \(background\), got \[7\]",
+    ),
     Mistake("box as labels", lambda d: d.points([[1, 2], [9, 9]], [2, 3]), r"got \[2, 3\]; give boxes as box="),
-    Mistake("points without labels", lambda d: d.points([[1, 2]]), r"expected points and labels together, got points without labels"),
-    Mistake("labels without points", lambda d: d.points(labels=[1]), r"got labels without points; give one label per point"),
-    Mistake("too many labels", lambda d: d.points([[1, 2]], [1, 0]), r"expected one label per point, labels of shape \(1,\), got \(2,\)"),
-    Mistake("no point in the list", lambda d: d.points(np.zeros((0, 2)), np.zeros(0)), r"expected at least one point, got none"),
+    Mistake(
+        "points without labels",
+        lambda d: d.points([[1, 2]]),
+        r"expected points and labels together, got points without labels",
+    ),
+    Mistake(
+        "labels without points", lambda d: d.points(labels=[1]), r"got labels without points; give one label per point"
+    ),
+    Mistake(
+        "too many labels",
+        lambda d: d.points([[1, 2]], [1, 0]),
+        r"expected one label per point, labels of shape \(1,\), got \(2,\)",
+    ),
+    Mistake(
+        "no point in the list",
+        lambda d: d.points(np.zeros((0, 2)), np.zeros(0)),
+        r"expected at least one point, got none",
+    ),
     Mistake(
         "point outside",
         lambda d: d.points([[10, 60]], [1]),
-        r"expected every point inside the picture of width 64 and height 48, got \(10, 60\); coordinates are x, y in pixels",
+        r"expected every point inside the picture of width 64 and height 48, got \(10, 60\); coordinates are x, y",
     ),
-    Mistake("negative point", lambda d: d.points([[-1, 6]], [1]), r"inside the picture of width 64 and height 48, got \(-1, 6\)"),
     Mistake(
-        "pixels declared as shares", lambda d: d.points([[10, 20]], [1], normalize_coords=False), r"got \(10, 20\).*normalize_coords=False"
+        "negative point",
+        lambda d: d.points([[-1, 6]], [1]),
+        r"inside the picture of width 64 and height 48, got \(-1, 6\)",
+    ),
+    Mistake(
+        "pixels declared as shares",
+        lambda d: d.points([[10, 20]], [1], normalize_coords=False),
+        r"got \(10, 20\).*normalize_coords=False",
     ),
     Mistake("NaN point", lambda d: d.points([[float("nan"), 1]], [1]), r"expected finite coordinates, got a point at"),
-    Mistake("box turned round", lambda d: d.points(box=[40, 10, 20, 30]), r"expected a box with x0 < x1 and y0 < y1, got \[40"),
+    Mistake(
+        "box turned round",
+        lambda d: d.points(box=[40, 10, 20, 30]),
+        r"expected a box with x0 < x1 and y0 < y1, got \[40",
+    ),
     Mistake("box as x, y, w, h", lambda d: d.points(box=[30, 20, 10, 10]), r"a box is x0, y0, x1, y1, not x, y, w, h"),
-    Mistake("box of 3 numbers", lambda d: d.points(box=[1, 2, 3]), r"expected a box of four numbers x0, y0, x1, y1, got shape \(3,\)"),
-    Mistake("box outside", lambda d: d.points(box=[1, 2, 3, 100]), r"expected every box corner inside the picture .* got \(3, 100\)"),
+    Mistake(
+        "box of 3 numbers",
+        lambda d: d.points(box=[1, 2, 3]),
+        r"expected a box of four numbers x0, y0, x1, y1, got shape \(3,\)",
+    ),
+    Mistake(
+        "box outside",
+        lambda d: d.points(box=[1, 2, 3, 100]),
+        r"expected every box corner inside the picture .* got \(3, 100\)",
+    ),
     Mistake(
         "box added to points",
         lambda d: d.points(box=[1, 2, 30, 40], clear_old_points=False),
@@ -173,19 +233,29 @@ FRAMES = [
     Mistake("negative frame", lambda d: d.mask(mask(), -1), r"expected a frame of the video \(0 to 5\), got -1"),
     Mistake("frame as a fraction", lambda d: d.mask(mask(), 1.5), r"expected a frame index as an integer, got 1.5"),
     Mistake("frame as text", lambda d: d.mask(mask(), "00001"), r"expected a frame index as an integer, got '00001'"),
-    Mistake("object as text", lambda d: d.predictor.add_new_mask(d.video, 0, "dog", mask()), r"expected an integer object id, got 'dog'"),
+    Mistake(
+        "object as text",
+        lambda d: d.predictor.add_new_mask(d.video, 0, "dog", mask()),
+        r"expected an integer object id, got 'dog'",
+    ),
     Mistake("start beyond the end", lambda d: d.started().track(9), r"expected a frame of the video \(0 to 5\), got 9"),
     Mistake("negative length", lambda d: d.started().track(0, -2), r"expected max_frame_num_to_track >= 0, got -2"),
     Mistake(
         "start at a forgotten frame",
         lambda d: d.long_video().track(30),
-        r"cannot start at frame 30: the memory of frame 29 is no longer held for objects \[1\].*prompted frame \(\[0\]\).*retain_all=true",
+        r"cannot start at frame 30: the memory of frame 29 is no longer held for objects \[1\]. "
+        r"Start at a prompted frame \(\[0\]\), .*retain_all=true",
     ),
     Mistake("scores of a forgotten frame", lambda d: d.predictor.scores(d.video), r"no frame has been tracked yet"),
 ]
 
 OBJECTS = [
-    Mistake("tracking nothing", lambda d: d.track(), r"nothing to track; give a prompt first: add_new_points_or_box", RuntimeError),
+    Mistake(
+        "tracking nothing",
+        lambda d: d.track(),
+        r"nothing to track; give a prompt first: add_new_points_or_box",
+        RuntimeError,
+    ),
     Mistake(
         "tracking after the last prompt was taken back",
         lambda d: (d.started(), d.predictor.clear_all_prompts_in_frame(d.video, 0, 1), d.track()),
@@ -219,7 +289,10 @@ STREAMS = [
     ),
     Mistake(
         "propagating a stream",
-        lambda d: (d.predictor.track_frame(d.stream, picture(0), [Prompt(1, mask=blob(0))]), list(d.predictor.propagate_in_video(d.stream))),
+        lambda d: (
+            d.predictor.track_frame(d.stream, picture(0), [Prompt(1, mask=blob(0))]),
+            list(d.predictor.propagate_in_video(d.stream)),
+        ),
         r"this state has no video; a stream is tracked frame by frame: track_frame\(state, frame, prompts\)",
     ),
     Mistake(
@@ -237,8 +310,16 @@ STREAMS = [
         lambda d: d.predictor.track_frame(d.stream, picture(0)[..., 0]),
         r"frame 0: expected an RGB image .*, got shape \(64, 64\); repeat a gray image three times",
     ),
-    Mistake("frames with alpha", lambda d: d.predictor.track_frame(d.stream, np.zeros((8, 8, 4), np.uint8)), r"drop the alpha channel"),
-    Mistake("a path as a frame", lambda d: d.predictor.track_frame(d.stream, "a.jpg"), r"expected an \(H, W, 3\) array.*got str"),
+    Mistake(
+        "frames with alpha",
+        lambda d: d.predictor.track_frame(d.stream, np.zeros((8, 8, 4), np.uint8)),
+        r"drop the alpha channel",
+    ),
+    Mistake(
+        "a path as a frame",
+        lambda d: d.predictor.track_frame(d.stream, "a.jpg"),
+        r"expected an \(H, W, 3\) array.*got str",
+    ),
     Mistake(
         "a mask of another shape than the stream's",
         lambda d: d.predictor.track_frame(d.stream, picture(0, 48, 64), [Prompt(1, mask=mask(64, 48))]),
@@ -262,7 +343,12 @@ STREAMS = [
 ]
 
 CHECKPOINTS = [
-    Mistake("no such checkpoint", lambda d: d.build(d.folder / "sam2.pt"), r"expected a checkpoint file, got '.*sam2.pt'.*download_ckpts", CheckpointError),
+    Mistake(
+        "no such checkpoint",
+        lambda d: d.build(d.folder / "sam2.pt"),
+        r"expected a checkpoint file, got '.*sam2.pt'.*download_ckpts",
+        CheckpointError,
+    ),
     Mistake(
         "checkpoint without weights",
         lambda d: d.build(d.weights({"epoch": 3, "optimizer": {}})),
@@ -275,45 +361,110 @@ CHECKPOINTS = [
         r"got a damaged, incomplete or foreign file \(\d+ bytes: .*\); delete it and run checkpoints/download_ckpts.sh",
         CheckpointError,
     ),
-    Mistake("a web page as checkpoint", lambda d: d.build(d.file("a.pt", b"<html>not found</html>")), r"damaged, incomplete or foreign file", CheckpointError),
+    Mistake(
+        "a web page as checkpoint",
+        lambda d: d.build(d.file("a.pt", b"<html>not found</html>")),
+        r"damaged, incomplete or foreign file",
+        CheckpointError,
+    ),
     Mistake(
         "NaN in a checkpoint",
-        lambda d: d.build(d.weights({"model": {**micro_model().state_dict(), "no_obj_ptr": torch.full((1, 32), torch.nan)}})),
+        lambda d: d.build(
+            d.weights({"model": {**micro_model().state_dict(), "no_obj_ptr": torch.full((1, 32), torch.nan)}})
+        ),
         r"expected finite weights in .*, got NaN or Inf in no_obj_ptr; .*use another one",
         CheckpointError,
     ),
     Mistake(
         "checkpoint that lacks a key",
-        lambda d: d.build(d.weights({"model": {k: v for k, v in micro_model().state_dict().items() if k != "no_mem_embed"}})),
+        lambda d: d.build(
+            d.weights({"model": {k: v for k, v in micro_model().state_dict().items() if k != "no_mem_embed"}})
+        ),
         r"does not fit the model; nothing was loaded.\n1 missing in the file:\n  no_mem_embed \(1, 1, 32\)",
         CheckpointError,
     ),
 ]
 
 VIDEOS = [
-    Mistake("no such video", lambda d: d.predictor.init_state(d.folder / "no.mp4"), r"no such video: '.*no.mp4'; expected a folder", FileNotFoundError),
-    Mistake("empty folder", lambda d: d.predictor.init_state(str(d.folder)), r"no frames in '.*': looked for .jpg, .jpeg, .png .*, found nothing"),
-    Mistake("not a video", lambda d: d.predictor.init_state(d.file("a.mp4", b"not a video")), r"cannot read video '.*a.mp4': .* convert it with ffmpeg"),
-    Mistake("unknown kind of file", lambda d: d.predictor.init_state(d.file("a.gif", b"")), r"unsupported video file '.*': expected one of .mp4, .*, got '.gif'"),
-    Mistake("no frames in a list", lambda d: d.predictor.init_state([]), r"expected at least one frame, got an empty video"),
-    Mistake("one image as a video", lambda d: d.predictor.init_state(picture(0)), r"for a single image add a leading axis: image\[None\]"),
-    Mistake("a number of seconds", lambda d: d.predictor.init_state(3.5), r"expected a folder of images, a video file, .*, got float"),
-    Mistake("a camera that is not there", lambda d: d.predictor.init_state(-1), r"cannot open camera -1: .* check that it is plugged in"),
+    Mistake(
+        "no such video",
+        lambda d: d.predictor.init_state(d.folder / "no.mp4"),
+        r"no such video: '.*no.mp4'; expected a folder",
+        FileNotFoundError,
+    ),
+    Mistake(
+        "empty folder",
+        lambda d: d.predictor.init_state(str(d.folder)),
+        r"no frames in '.*': looked for .jpg, .jpeg, .png .*, found nothing",
+    ),
+    Mistake(
+        "not a video",
+        lambda d: d.predictor.init_state(d.file("a.mp4", b"not a video")),
+        r"cannot read video '.*a.mp4': .* convert it with ffmpeg",
+    ),
+    Mistake(
+        "unknown kind of file",
+        lambda d: d.predictor.init_state(d.file("a.gif", b"")),
+        r"unsupported video file '.*': expected one of .mp4, .*, got '.gif'",
+    ),
+    Mistake(
+        "no frames in a list", lambda d: d.predictor.init_state([]), r"expected at least one frame, got an empty video"
+    ),
+    Mistake(
+        "one image as a video",
+        lambda d: d.predictor.init_state(picture(0)),
+        r"for a single image add a leading axis: image\[None\]",
+    ),
+    Mistake(
+        "a number of seconds",
+        lambda d: d.predictor.init_state(3.5),
+        r"expected a folder of images, a video file, .*, got float",
+    ),
+    Mistake(
+        "a camera that is not there",
+        lambda d: d.predictor.init_state(-1),
+        r"cannot open camera -1: .* check that it is plugged in",
+    ),
 ]
 
 CONFIGS = [
     Mistake(
         "unknown config",
         lambda d: build_sam2_video_predictor("sam2.1_hiera_xxl", device="meta"),
-        r"expected the name or the path of a model config, got 'sam2.1_hiera_xxl'; names are:(\n  .*)*sam2.1/sam2.1_hiera_t.yaml",
+        r"expected the name or the path of a model config, got 'sam2.1_hiera_xxl'; names are:"
+        r"(\n  .*)*sam2.1/sam2.1_hiera_t.yaml",
     ),
-    Mistake("unknown override", lambda d: d.config("model.no_such_key=1"), r"expected overrides of keys that exist in .*, but model.no_such_key does not"),
-    Mistake("override of a typing error", lambda d: d.config("modell.image_size=512"), r"expected overrides of keys that exist .*modell"),
+    Mistake(
+        "unknown override",
+        lambda d: d.config("model.no_such_key=1"),
+        r"expected overrides of keys that exist in .*, but model.no_such_key does not",
+    ),
+    Mistake(
+        "override of a typing error",
+        lambda d: d.config("modell.image_size=512"),
+        r"expected overrides of keys that exist .*modell",
+    ),
     Mistake("malformed override", lambda d: d.config("model.image_size"), r"model\.image_size"),
-    Mistake("unknown policy by override", lambda d: d.config("memory_policy=fifoo"), r"expected a memory policy out of .*\bfifo\b.*, got 'fifoo'"),
-    Mistake("unknown policy by argument", lambda d: d.build(memory_policy="lru"), r"expected a memory policy out of .*\bfifo\b.*, got 'lru'"),
-    Mistake("a class as policy", lambda d: d.build(memory_policy=FIFO), r"expected a policy's name, its config with a _target_, or a MemoryPolicy"),
-    Mistake("policy field out of range", lambda d: d.config("memory_policy.num_maskmem=0"), r"could not build the memory policy: .*expected num_maskmem >= 1, got 0"),
+    Mistake(
+        "unknown policy by override",
+        lambda d: d.config("memory_policy=fifoo"),
+        r"expected a memory policy out of .*\bfifo\b.*, got 'fifoo'",
+    ),
+    Mistake(
+        "unknown policy by argument",
+        lambda d: d.build(memory_policy="lru"),
+        r"expected a memory policy out of .*\bfifo\b.*, got 'lru'",
+    ),
+    Mistake(
+        "a class as policy",
+        lambda d: d.build(memory_policy=FIFO),
+        r"expected a policy's name, its config with a _target_, or a MemoryPolicy",
+    ),
+    Mistake(
+        "policy field out of range",
+        lambda d: d.config("memory_policy.num_maskmem=0"),
+        r"could not build the memory policy: .*expected num_maskmem >= 1, got 0",
+    ),
     Mistake(
         "more maps than temporal codes",
         lambda d: d.config("memory_policy.num_maskmem=9"),
@@ -330,30 +481,59 @@ CONFIGS = [
         r"build_sam2_video_predictor got unknown arguments \['memory_polcy'\]; it takes config_file, .*memory_policy",
         TypeError,
     ),
-    Mistake("unknown keyword of build_sam2", lambda d: build_sam2(TINY, devise="cpu"), r"build_sam2 got unknown arguments \['devise'\]", TypeError),
-    Mistake("unknown device", lambda d: d.build(device="gpu"), r"expected a device such as auto, cpu, cuda, cuda:1 or mps, got 'gpu'"),
+    Mistake(
+        "unknown keyword of build_sam2",
+        lambda d: build_sam2(TINY, devise="cpu"),
+        r"build_sam2 got unknown arguments \['devise'\]",
+        TypeError,
+    ),
+    Mistake(
+        "unknown device",
+        lambda d: d.build(device="gpu"),
+        r"expected a device such as auto, cpu, cuda, cuda:1 or mps, got 'gpu'",
+    ),
     Mistake("unknown mode", lambda d: d.build(mode="test"), r"expected mode 'eval' or 'train', got 'test'"),
-    Mistake("unknown tracker setting", lambda d: d.config("+tracker.fill_holes=3"), r"expected keys out of fill_hole_area, .*, got fill_holes"),
+    Mistake(
+        "unknown tracker setting",
+        lambda d: d.config("+tracker.fill_holes=3"),
+        r"expected keys out of fill_hole_area, .*, got fill_holes",
+    ),
     Mistake("tracker setting out of range", lambda d: d.config("tracker.history=0"), r"expected history >= 1, got 0"),
-    Mistake("unknown precision", lambda d: d.config("tracker.memory_dtype=int8"), r"expected memory_dtype in .*bfloat16.*, got 'int8'"),
+    Mistake(
+        "unknown precision",
+        lambda d: d.config("tracker.memory_dtype=int8"),
+        r"expected memory_dtype in .*bfloat16.*, got 'int8'",
+    ),
     Mistake(
         "a fixed switch of SAM 2",
         lambda d: d.config("++model.add_all_frames_to_correct_as_cond=false"),
         r"expected model.add_all_frames_to_correct_as_cond=true, got false: a correction always takes effect here",
     ),
     Mistake("a broken yaml", lambda d: compose(d.yaml("model: [1, 2")), r"could not compose mine.yaml"),
-    Mistake("a yaml without a model", lambda d: build_sam2_video_predictor(d.yaml("a: 1"), device="meta"), r"expected a section 'model' in mine.yaml, got none; build on ours"),
+    Mistake(
+        "a yaml without a model",
+        lambda d: build_sam2_video_predictor(d.yaml("a: 1"), device="meta"),
+        r"expected a section 'model' in mine.yaml, got none; build on ours",
+    ),
     Mistake(
         "a config without a policy",
-        lambda d: build_sam2_video_predictor(OmegaConf.create({"model": None}), device="meta", apply_postprocessing=False),
+        lambda d: build_sam2_video_predictor(
+            OmegaConf.create({"model": None}), device="meta", apply_postprocessing=False
+        ),
         r"expected a policy's name, its config with a _target_, or a MemoryPolicy, got None",
     ),
     Mistake(
         "a config of a policy alone",
-        lambda d: build_sam2_video_predictor(OmegaConf.create({}), device="meta", apply_postprocessing=False, memory_policy="fifo"),
+        lambda d: build_sam2_video_predictor(
+            OmegaConf.create({}), device="meta", apply_postprocessing=False, memory_policy="fifo"
+        ),
         r"expected a section 'model' in the config, got none",
     ),
-    Mistake("a list as config", lambda d: build_sam2_video_predictor(["a"], device="meta"), r"expected the name or the path of a model config, got"),
+    Mistake(
+        "a list as config",
+        lambda d: build_sam2_video_predictor(["a"], device="meta"),
+        r"expected the name or the path of a model config, got",
+    ),
 ]
 
 MISTAKES = MASKS + POINTS + FRAMES + OBJECTS + STREAMS + CHECKPOINTS + VIDEOS + CONFIGS
@@ -430,8 +610,19 @@ def test_frames_before_a_corrupt_picture_are_delivered(desk: Desk) -> None:
         lambda d: d.predictor.add_new_mask(d.video, 0, np.int32(-7), mask()),
     ],
     ids=[
-        "numpy frame", "bool tensor", "float mask", "smaller mask", "empty mask", "lists", "tensors", "leading axis", "corner of the picture",
-        "shares", "box with an axis", "box and point", "negative object",
+        "numpy frame",
+        "bool tensor",
+        "float mask",
+        "smaller mask",
+        "empty mask",
+        "lists",
+        "tensors",
+        "leading axis",
+        "corner of the picture",
+        "shares",
+        "box with an axis",
+        "box and point",
+        "negative object",
     ],
 )
 def test_what_works(call: Callable[[Desk], Any], desk: Desk) -> None:
