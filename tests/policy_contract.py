@@ -347,13 +347,13 @@ def check_pure(policy: MemoryPolicy) -> None:
     """No verb changes what it is given, and none keeps anything outside the state it returns."""
     watched = Watched(policy)
     kept = kept_outside_states(policy)
-    prompts = {0: [mask_prompt(1), mask_prompt(2, number=1)], 14: [mask_prompt(2, 14, 1)]}
+    prompts = {0: [mask_prompt(1), mask_prompt(2, number=1)], 9: [mask_prompt(2, 9, 1)]}
     settings = {"clear_non_cond_mem_around_input": True, "clear_non_cond_mem_for_multi_obj": True, "forget_radius": 3}
     tracker = _tracker(watched, **settings)
-    go_on(tracker, range(26), prompts)
-    go_on(tracker, range(13, 5, -1), {}, reverse=True)
+    go_on(tracker, range(18), prompts)
+    go_on(tracker, range(8, 3, -1), {}, reverse=True)
     for track in tracker.tracks.values():
-        here = FrameContext(index=26, features=features_at(26))
+        here = FrameContext(index=18, features=features_at(18))
         watched.can_resume(track.state, here)
         watched.finish(track.state)
         watched.moved(track.state, 3)

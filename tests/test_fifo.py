@@ -30,7 +30,7 @@ SEEN = Hypotheses(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2), ((0.5,),), (1.0
 CHOSEN = Choice(Pick(0, 0), (Pick(0, 0),))
 TOKENS_PER_MAP = 2
 
-thorough = settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+thorough = settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 def entry(frame: int, version: int = 0, *, prompt: bool = False) -> MemoryEntry:
