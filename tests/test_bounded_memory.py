@@ -286,3 +286,16 @@ def test_control_a_changed_weight_is_found() -> None:
     found = before.difference(kept(predictor))
     bias -= 1.0
     assert found is not None and "obj_ptr_proj.layers.0.bias" in found
+
+
+def test_a_pass_from_a_prompt_says_what_memory_is_gone(caplog):
+    """A correction long after its frame was tracked: the frames before it have left memory, unless all are retained."""
+    for policy, said in ((FIFO(), True), (FIFO(retain_all=True), False)):
+        predictor = micro_predictor(policy)
+        state = predictor.init_state(pictures(60))
+        predictor.add_new_mask(state, 0, 1, blob(0))
+        list(predictor.propagate_in_video(state))
+        predictor.add_new_mask(state, 30, 1, blob(0, 30))
+        caplog.clear()
+        list(predictor.propagate_in_video(state, start_frame_idx=30, max_frame_num_to_track=1))
+        assert ("the memory of frame 29 is no longer held" in caplog.text) is said

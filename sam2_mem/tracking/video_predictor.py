@@ -308,16 +308,17 @@ class SAM2VideoPredictor:
         if start is None:
             return max(0, min(prompted))
         state.check_frame(start)
-        if start in prompted:
-            return start
         before = start + 1 if reverse else start - 1
         context = FrameContext(index=start, reverse=reverse, num_frames=state.tracker.num_frames)
         lost = [t.obj_id for t in tracks if before in t.tracked and not self.policy.can_resume(t.state, context)]
-        if lost:
+        gone = f"the memory of frame {before} is no longer held for objects {lost}"
+        if lost and start not in prompted:
             raise ValueError(
-                f"cannot start at frame {start}: the memory of frame {before} is no longer held for objects {lost}. Start at a "
-                f"prompted frame ({sorted(prompted)}), prompt frame {start}, or build with memory_policy.retain_all=true"
+                f"cannot start at frame {start}: {gone}. Start at a prompted frame ({sorted(prompted)}), prompt frame {start}, "
+                "or build with memory_policy.retain_all=true"
             )
+        if lost:
+            logger.warning("starting at frame %d from its prompts: %s; memory_policy.retain_all=true keeps it", start, gone)
         return start
 
     # -- streams -------------------------------------------------------------------------------------------------
