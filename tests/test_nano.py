@@ -38,8 +38,11 @@ from sam2_mem.types import FrameContext, MemoryRead
 
 WEIGHTS = checkpoint_dir() / "sam2_mem_nano.safetensors"
 SEED = 30_000_000  # neither the clips to choose by nor those of the card
-EASY, FORGETTING = 0.6, 0.4
-NOTICED, ALARMS, FOUND = 0.5, 0.1, 0.5
+# Measured: J .764, with an emptied bank .09, with the previous frame only .637; noticed 1, alarms 0, found 1; on the
+# still video .879 and, 29 frames later, .828.
+EASY, FORGETTING, PREVIOUS = 0.65, 0.5, 0.04
+NOTICED, ALARMS, FOUND = 0.85, 0.05, 0.6
+STEADY = 0.87
 
 
 @lru_cache
@@ -102,9 +105,11 @@ def test_it_tracks_easy_clips() -> None:
 
 
 def test_it_needs_its_memory() -> None:
-    """With an emptied bank it does not know what to follow."""
-    found = clips("easy")[:2]
-    assert scores(found, Forgetful()).j < scores(found).j - FORGETTING
+    """With an emptied bank it does not know what to follow; with the frame before alone it drifts."""
+    found = clips("easy")
+    full = scores(found).j
+    assert scores(found[:2], Forgetful()).j < scores(found[:2]).j - FORGETTING
+    assert scores(found, Remembering(first=False)).j < full - PREVIOUS
 
 
 def test_it_notices_a_curtain() -> None:
@@ -117,7 +122,7 @@ def test_it_is_steady_on_a_still_video() -> None:
     network = NetworkMethod(predictor().model, FIFO(), tracker=predictor().tracker_settings)
     outcomes = run_method(network, [still(c, 31) for c in clips("easy")])
     first, last = (float(np.mean([o.iou[k] for o in outcomes])) for k in (0, 29))
-    assert first > EASY and last > 0.9 * first
+    assert first > EASY and last > STEADY * first
 
 
 # -- the report -------------------------------------------------------------------------------------------------------
