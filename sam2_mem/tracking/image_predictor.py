@@ -62,9 +62,9 @@ class SAM2ImagePredictor:
         self._size = pixels.shape[0], pixels.shape[1]
 
     def get_image_embedding(self) -> Tensor:
-        """Stride-16 features of the image, (1, C, H, W)."""
+        """Stride-16 features of the image as the mask decoder gets them, (1, C, H, W)."""
         features = self._loaded()
-        return features.low.t().unflatten(-1, features.grid)[None]
+        return self.model.without_memory(features).mT.unflatten(-1, features.grid)
 
     @torch.inference_mode()
     def predict(
