@@ -1,4 +1,4 @@
-"""Short clips made on the spot: textured shapes that move, turn and cross over a panning background in changing light."""
+"""Short clips made on the spot: textured shapes that move, turn and cross on a panning background in changing light."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HEIGHT, WIDTH = 144, 208
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """``frames`` (T, H, W, 3) uint8 RGB; ``labels`` (T, H, W) uint8, 0 background, 1.. the shapes, later ones in front."""
+    """``frames`` (T, H, W, 3) uint8 RGB; ``labels`` (T, H, W) uint8: 0 background, 1.. shapes, the last in front."""
 
     frames: np.ndarray
     labels: np.ndarray
@@ -65,7 +65,9 @@ def make_clip(num_frames: int = 40, height: int = HEIGHT, width: int = WIDTH, sh
     return Clip(np.stack(frames), np.stack(labels))
 
 
-def _texture(rng: np.random.Generator, height: int, width: int, *, cells: int, tint: np.ndarray | None = None) -> np.ndarray:
+def _texture(
+    rng: np.random.Generator, height: int, width: int, *, cells: int, tint: np.ndarray | None = None
+) -> np.ndarray:
     coarse = rng.uniform(0, 255, (cells, cells, 3)).astype(np.float32)
     if tint is not None:
         coarse = 0.35 * coarse + 0.65 * tint.astype(np.float32)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from clips import Clip, make_clip
-from helpers import centre_scores, encode_once, lively_state, make_predictor, save_state
+from helpers import centre_scores, encode_once, lively_state, make_predictor, save_state, single_thread
 from sam2_mem import SAM2VideoPredictor
 
 
@@ -26,14 +26,16 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the tiny 2.1 network; at image size 128 objects come and go."""
     path = tmp_path_factory.mktemp("weights") / "tiny.pt"
     state = lively_state()
-    centre_scores(state, make_predictor(save_state(state, path)), make_clip(12))
+    with single_thread():
+        centre_scores(state, make_predictor(save_state(state, path)), make_clip(12))
     return save_state(state, path)
 
 
 @pytest.fixture(scope="session")
 def tiny(tiny_weights: Path) -> SAM2VideoPredictor:
-    """The tiny 2.1 network at image size 128 under the default policy; it encodes every distinct picture once. For other
-    policies: ``helpers.with_policy(tiny, policy)``. Do not change its weights: build your own from ``tiny_weights``."""
+    """The tiny 2.1 network at image size 128 under the default policy; it encodes every distinct picture once. For
+    other policies: ``helpers.with_policy(tiny, policy)``. Do not change its weights; build your own from
+    ``tiny_weights``."""
     predictor = make_predictor(tiny_weights)
     encode_once(predictor.model, {})
     return predictor

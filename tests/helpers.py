@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,8 +48,8 @@ LOUDER = {
 
 
 def lively_state(config: str = TINY, seed: int = 0) -> State:
-    """Random weights with official names under which masks are neither empty nor full, memory matters, and object scores
-    differ from frame to frame; :func:`centre_scores` lets them take both signs."""
+    """Random weights with official names under which masks are neither empty nor full, memory matters, and object
+    scores differ from frame to frame; :func:`centre_scores` lets them take both signs."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = build_sam2(config, None, device="cpu", apply_postprocessing=False)
@@ -56,7 +57,7 @@ def lively_state(config: str = TINY, seed: int = 0) -> State:
 
 
 def _enlivened(name: str, value: Tensor) -> Tensor:
-    """Larger last layers, so that a part has a visible effect; the memory encoder's layer scale is nearly zero at first."""
+    """Larger last layers, so that a part has a visible effect; the memory encoder's layer scale starts near zero."""
     if name.endswith("gamma"):
         return torch.full_like(value, 0.2)
     for pattern, gain in LOUDER.items():
@@ -66,8 +67,8 @@ def _enlivened(name: str, value: Tensor) -> Tensor:
 
 
 def centre_scores(state: State, predictor: SAM2VideoPredictor, clip: Clip, video: Path | None = None) -> None:
-    """Shift the bias of the object score, in ``state`` and in the predictor made from it, so that objects are present on
-    most of the first frames of ``clip`` (or of ``video``, the same clip on disk)."""
+    """Shift the bias of the object score, in ``state`` and in the predictor made from it, so that objects are present
+    on most of the first frames of ``clip`` (or of ``video``, the same clip on disk)."""
     bias = predictor.model.get_parameter(f"{SCORE_HEAD}bias").data
     bias += 100.0
     session = Session(predictor, clip.frames if video is None else video)
@@ -76,6 +77,17 @@ def centre_scores(state: State, predictor: SAM2VideoPredictor, clip: Clip, video
     scores = sorted(score.objectness for result in results for score in result.scores)
     bias -= scores[int(len(scores) * SHARE)]
     state[f"{SCORE_HEAD}bias"] = bias.clone()
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Tensors of small networks only lose time on more threads, much of it on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def save_state(state: State, path: Path) -> Path:
@@ -160,7 +172,9 @@ class Session:
     def mask(self, frame: int, obj_id: int, mask: np.ndarray) -> Shown:
         return self._note(self.predictor.add_new_mask(self.state, frame, obj_id, mask))
 
-    def points(self, frame: int, obj_id: int, *points: Sequence[float], labels: Sequence[int] = (), more: bool = False) -> Shown:
+    def points(
+        self, frame: int, obj_id: int, *points: Sequence[float], labels: Sequence[int] = (), more: bool = False
+    ) -> Shown:
         labels = np.array(labels or [1] * len(points), np.int32)
         return self._note(
             self.predictor.add_new_points_or_box(
@@ -169,7 +183,8 @@ class Session:
         )
 
     def box(self, frame: int, obj_id: int, box: Sequence[float]) -> Shown:
-        return self._note(self.predictor.add_new_points_or_box(self.state, frame, obj_id, box=np.array(box, np.float32)))
+        corners = np.array(box, np.float32)
+        return self._note(self.predictor.add_new_points_or_box(self.state, frame, obj_id, box=corners))
 
     def track(self, start: int | None = None, most: int | None = None, reverse: bool = False) -> list[Shown]:
         passes = self.predictor.propagate_in_video(self.state, start, most, reverse)

@@ -16,7 +16,19 @@ import torch
 from torch import Tensor
 
 from clips import Clip
-from helpers import TINY, Session, Shown, make_predictor, needs_reference, only, prompt_three, with_policy, worst, worst_iou
+from helpers import (
+    TINY,
+    Session,
+    Shown,
+    make_predictor,
+    needs_reference,
+    only,
+    prompt_three,
+    with_policy,
+    worst,
+    worst_iou,
+)
+from micro import one_thread  # noqa: F401
 from sam2_mem import SAM2VideoPredictor
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.rows import assemble
@@ -114,7 +126,9 @@ def test_a_removed_object(tiny: SAM2VideoPredictor, short: Clip, together: list[
 # -- where frames come from -------------------------------------------------------------------------------------------
 
 
-def stream(predictor: SAM2VideoPredictor, frames: Sequence[np.ndarray], prompts: dict[int, list[Prompt]]) -> list[Shown]:
+def stream(
+    predictor: SAM2VideoPredictor, frames: Sequence[np.ndarray], prompts: dict[int, list[Prompt]]
+) -> list[Shown]:
     session = Session(predictor, None)
     for i, frame in enumerate(frames):
         session._note(predictor.track_frame(session.state, frame, prompts.get(i, ())))
@@ -141,8 +155,8 @@ def test_a_late_object_of_a_stream(tiny: SAM2VideoPredictor, short: Clip, togeth
 
 
 def test_folder_array_and_iterator(tiny: SAM2VideoPredictor, clip_folder: Path):
-    """The same decoded pictures, so the same bits; an iterator does not know its length, which from 16 frames on makes no
-    difference."""
+    """The same decoded pictures, so the same bits; an iterator does not know its length, which from 16 frames on makes
+    no difference."""
     decoded = np.stack([frame.image for frame in open_video(str(clip_folder))][:17])
     runs = []
     for video in (clip_folder, decoded, iter(list(decoded))):
@@ -357,7 +371,9 @@ def read(features: FrameFeatures) -> MemoryRead:
 
 
 @torch.no_grad()
-def attended(model: SAM2, features: FrameFeatures, *reads: MemoryRead, usage: Usage = Usage.NONE, padding: float = 0.0) -> Attended:
+def attended(
+    model: SAM2, features: FrameFeatures, *reads: MemoryRead, usage: Usage = Usage.NONE, padding: float = 0.0
+) -> Attended:
     (batch,) = assemble(reads, model, max_padding=padding).batches
     return model.attend(features, batch, usage)
 
@@ -436,7 +452,8 @@ def test_gain(model: SAM2, features: FrameFeatures, read: MemoryRead):
     assert gap(attended(model, features, with_gain(1.5)), plain) > 1e-4
     tokens = read.items[0].tokens
     code = model.slot_code([PROMPT_SLOT])[0].detach()
-    louder = replace(read.items[0], tokens=replace(tokens, pos=1.5 * (tokens.feat + tokens.pos + code) - tokens.feat - code))
+    scaled = 1.5 * (tokens.feat + tokens.pos + code)
+    louder = replace(read.items[0], tokens=replace(tokens, pos=scaled - tokens.feat - code))
     by_hand = attended(model, features, replace(read, items=(louder, *read.items[1:])))
     assert gap(attended(model, features, with_gain(1.5)), by_hand) <= 1e-5
 
