@@ -5,12 +5,14 @@
 # VENV=DIR         another place for the virtual environment (also as an environment variable)
 # PIP_FLAGS=...    more flags for pip, for example the CPU build of torch:
 #                  make test PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# WORKERS=N        processes that share the test files, one thread each; default 2
 # PYTEST_FLAGS=... more flags for pytest
 
 PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
+WORKERS ?= 2
 DEMO_CFG ?= configs/nano.yaml
 DEMO_CKPT ?=
 
@@ -23,7 +25,7 @@ READY_FOR_TESTS := $(VENV)/.ready-for-tests
 .PHONY: test demo clean
 
 test: $(READY_FOR_TESTS)
-	$(PY) -m pytest -q tests $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests $(PYTEST_FLAGS)
 
 demo: $(READY)
 	$(PY) tools/vos_inference.py \

@@ -25,7 +25,7 @@ INSTALL_REQUIRES = [
     "safetensors>=0.4",
 ]
 EXTRAS_REQUIRE = {
-    "dev": ["pytest>=8", "hypothesis>=6", "setuptools", "wheel"],
+    "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "setuptools", "wheel"],
     "hub": ["huggingface_hub>=0.23"],
 }
 
