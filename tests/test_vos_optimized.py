@@ -23,12 +23,16 @@ def test_compiled_equals_eager(tmp_path):
     )
     assert compiled.model.image_encoder._compiled_call_impl is not None
     assert list(compiled.model.state_dict()) == list(eager.model.state_dict())
-    found = [masks_of(p, frames=6) for p in (eager, compiled)]
-    assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(*found, strict=True))
-    assert not torch.allclose(found[0][1], found[1][5], atol=1e-3)
+    eager_run, compiled_run = (seen_by(p, frames=6) for p in (eager, compiled))
+    for (mask, score), (other, same) in zip(eager_run, compiled_run, strict=True):
+        assert torch.allclose(mask, other, atol=1e-3)
+        assert score == pytest.approx(same, abs=1e-3)
+    scores = [score for _, score in eager_run[1:]]
+    assert max(scores) - min(scores) > 1e-2, "frames that all look alike would not tell a broken network"
 
 
-def masks_of(predictor, frames: int) -> list[torch.Tensor]:
+def seen_by(predictor, frames: int) -> list[tuple[torch.Tensor, float]]:
+    """Masks and object scores of a short video."""
     state = predictor.init_state(np.stack(pictures(frames)))
     predictor.add_new_mask(state, 0, 1, blob(0))
-    return [m.clone() for _, _, m in predictor.propagate_in_video(state)]
+    return [(m.clone(), predictor.scores(state)[0].objectness) for _, _, m in predictor.propagate_in_video(state)]
