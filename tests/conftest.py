@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from clips import Clip, make_clip
-from helpers import centre_scores, encode_once, lively_state, make_predictor, save_state, single_thread
+from helpers import centre_scores, encode_once, lively_state, make_predictor, save_state, threads
 from sam2_mem import SAM2VideoPredictor
 
 
@@ -26,7 +26,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the tiny 2.1 network; at image size 128 objects come and go."""
     path = tmp_path_factory.mktemp("weights") / "tiny.pt"
     state = lively_state()
-    with single_thread():
+    with threads(1):
         centre_scores(state, make_predictor(save_state(state, path)), make_clip(12))
     return save_state(state, path)
 

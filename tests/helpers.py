@@ -80,10 +80,10 @@ def centre_scores(state: State, predictor: SAM2VideoPredictor, clip: Clip, video
 
 
 @contextmanager
-def single_thread() -> Iterator[None]:
-    """Tensors of small networks only lose time on more threads, much of it on a busy machine."""
+def threads(count: int) -> Iterator[None]:
+    """Small tensors only lose time on more than one thread, much of it on a busy machine; large ones gain."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
