@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sam2_mem.tracking.inference_state import InferenceState
+from sam2_mem.tracking.revise import delayed
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor, check_mask_shape
-from sam2_mem.types import Prompt, Revision
+from sam2_mem.types import FrameResult, Prompt, Revision
 from sam2_mem.video import Frame, VideoSource, palette_masks, per_object_masks, read_mask_png
 
 logger = logging.getLogger(__name__)
@@ -227,14 +227,6 @@ def _mask_prompts(frame: Frame, masks: Mapping[int, np.ndarray]) -> list[Prompt]
 # -- the pass -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class _Waiting:
-    """A frame whose masks may still be rewritten: ``logits`` (h, w) of the objects so far."""
-
-    frame: Frame
-    logits: dict[int, Tensor] = field(default_factory=dict)
-
-
 def segment(
     predictor: SAM2VideoPredictor,
     state: InferenceState,
@@ -253,24 +245,21 @@ def segment(
         state: fresh, from ``predictor.init_state(video)``; tells afterwards what is held.
         score_thresh: a pixel belongs to an object where its logit is above this.
     """
-    delay = predictor.policy.needs.revise
-    waiting: deque[_Waiting] = deque()
-    last, failure = -1, None
-    try:
+    lag = predictor.policy.needs.revise
+    waiting: deque[Frame] = deque()
+
+    def results() -> Iterator[FrameResult]:
         for frame in state.iterate(start, stop, 1):
-            stepped, revisions = _step(predictor, state, plan, frame)
-            last = frame.index
-            waiting.append(stepped)
-            _rewrite(waiting, revisions)
-            while len(waiting) > delay:
-                yield _shown(predictor, plan, waiting.popleft(), score_thresh)
-    except Exception as error:
-        failure = error
-    _rewrite(waiting, _finish(state))
-    for left in waiting:
-        yield _shown(predictor, plan, left, score_thresh)
-    if failure is not None:
-        raise failure
+            result = _step(predictor, state, plan, frame)
+            too_far = [r.frame for r in result.revisions if frame.index - r.frame > lag]
+            assert not too_far, "a policy rewrote a frame further back than its needs.revise"
+            waiting.append(frame)
+            yield result
+
+    last = -1
+    for result in delayed(results(), lag, lambda: _finish(state)):
+        last = result.frame
+        yield _shown(predictor, plan, waiting.popleft(), result, score_thresh)
     unused = [index for index in plan.at if not start <= index <= last]
     if unused:
         logger.warning("prompts on frames %s were not used: the pass covered frames %d to %d", unused, start, last)
@@ -288,15 +277,15 @@ def _autocast(device: torch.device) -> AbstractContextManager[None]:
 @torch.inference_mode()
 def _step(
     predictor: SAM2VideoPredictor, state: InferenceState, plan: PromptPlan, frame: Frame
-) -> tuple[_Waiting, Sequence[Revision]]:
+) -> FrameResult:
     """Track one frame; before the first prompt there is nothing to encode it for."""
     prompts = plan.at[frame.index](frame) if frame.index in plan.at else []
     if not prompts and not state.tracker.tracks:
-        return _Waiting(frame), ()
+        return FrameResult(frame.index, (), torch.zeros(0, *predictor.model.mask_size), ())
     with _autocast(predictor.device):
         result = state.tracker.step(predictor.encode(frame), prompts)
     state.note_scores(result.frame, result.scores)
-    return _Waiting(frame, dict(zip(result.obj_ids, result.masks))), result.revisions
+    return result
 
 
 @torch.inference_mode()
@@ -304,20 +293,16 @@ def _finish(state: InferenceState) -> Sequence[Revision]:
     return state.tracker.finish()
 
 
-def _rewrite(waiting: Iterable[_Waiting], revisions: Sequence[Revision]) -> None:
-    held = {w.frame.index: w.logits for w in waiting} if revisions else {}
-    for revision in revisions:
-        assert revision.frame in held, "a policy rewrote a frame further back than its needs.revise"
-        held[revision.frame][revision.obj_id] = revision.logits
-
-
 @torch.inference_mode()
-def _shown(predictor: SAM2VideoPredictor, plan: PromptPlan, waiting: _Waiting, score_thresh: float) -> FrameMasks:
+def _shown(
+    predictor: SAM2VideoPredictor, plan: PromptPlan, frame: Frame, result: FrameResult, score_thresh: float
+) -> FrameMasks:
     """At the size of the frame. Objects are compared in ascending order, so that a lower id wins a tie."""
-    size = waiting.frame.image.shape[0], waiting.frame.image.shape[1]
-    ids = sorted(waiting.logits)
+    size = frame.image.shape[0], frame.image.shape[1]
+    logits = dict(zip(result.obj_ids, result.masks))
+    ids = sorted(logits)
     masks = dict.fromkeys(plan.obj_ids, np.zeros(size, dtype=bool))
     if ids:
-        large = predictor.at_size(torch.stack([waiting.logits[i] for i in ids]), size)
+        large = predictor.at_size(torch.stack([logits[i] for i in ids]), size)
         masks |= dict(zip(ids, (large > score_thresh).cpu().numpy()))
-    return FrameMasks(waiting.frame, masks)
+    return FrameMasks(frame, masks)
