@@ -158,16 +158,16 @@ def traced(predictor: SAM2VideoPredictor, checkpoints: tuple[int, int]) -> int:
     return sizes[1] - sizes[0]
 
 
-SLACK = 20 * 1024
-"""Scores of the last frames and Python's own free lists fill up slowly."""
+SLACK = 32 * 1024
+"""Python's free lists fill up slowly (about 10 KiB over these frames, ever less over later ones)."""
 
 
 def test_host_memory_is_flat() -> None:
-    assert traced(micro_predictor(FIFO()), (150, 350)) < SLACK
+    assert traced(micro_predictor(FIFO()), (240, 390)) < SLACK
 
 
 def test_control_host_memory_of_a_bank_that_retains_all_grows() -> None:
-    assert traced(micro_predictor(FIFO(retain_all=True)), (60, 120)) > 5 * SLACK
+    assert traced(micro_predictor(FIFO(retain_all=True)), (60, 210)) > 5 * SLACK
 
 
 # -- many videos ------------------------------------------------------------------------------------------------------
