@@ -222,6 +222,13 @@ LAYOUTS: Mapping[str, Layout] = {
     "longvideos": Layout(lists=("val.txt", "videos.txt")),
     "longvideos-afburr": Layout(lists=("val.txt", "videos.txt")),
     "vos": Layout(),
+    "synthetic": Layout(
+        annotations=_DAVIS_FOLDERS,
+        lists=("ImageSets/2017/{split}.txt",),
+        meta=("meta.json",),
+        meta_reader=read_youtube_meta,
+        meta_needed=True,
+    ),
     "vots": Layout(annotations=("sequences",), lists=("sequences/list.txt", "list.txt")),
 }
 PROTOCOLS: Mapping[str, Protocol[Any]] = {protocol.name: protocol for protocol in (*MASK_PROTOCOLS, VOTS())}

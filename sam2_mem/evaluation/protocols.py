@@ -548,6 +548,37 @@ def _runs(flags: np.ndarray) -> list[slice]:
     return [slice(int(start), int(stop)) for start, stop in zip(edges[::2], edges[1::2])]
 
 
+@dataclass(frozen=True)
+class Synthetic(RegionAndBoundary):
+    """The procedural sets of :mod:`sam2_mem.evaluation.synthetic`, on the fly or exported.
+
+    Frames: all from the object's prompt on, without that one; the last counts. Objects: those of the clip (exported: of
+    the meta file). A frame on which neither mask has the object gives 1. J-visible is the mean of J over frames that
+    show the object, J-absent over those that do not: the share on which its absence was noticed; NaN where there are
+    none.
+    """
+
+    name = "synthetic"
+    columns = (*RegionAndBoundary.columns, "J-visible", "J-absent")
+    frame_columns = ("J", "F", "visible")
+
+    def score(self, video: AnnotatedVideo) -> VideoScores:
+        curves = {one.obj_id: Curve() for one in _listed(video)}
+        starts = {one.obj_id: one.frames[0] for one in video.listed}
+        for frame, truth, pred in frame_pairs(video, video.frames):
+            for obj_id, curve in curves.items():
+                if frame > starts[obj_id]:
+                    real = truth == obj_id
+                    curve.add(frame, (*similarity(pred == obj_id, real), float(real.any())))
+        return VideoScores(objects=tuple(self._object(video, k, curve) for k, curve in curves.items() if curve.frames))
+
+    def _object(self, video: AnnotatedVideo, obj_id: int, curve: Curve, group: str = "") -> ObjectScores:
+        j, f, visible = curve.columns()
+        of_j, of_f = statistics(j), statistics(f)
+        shown = tuple(mean(list(j[visible == flag])) for flag in (1, 0))
+        return curve.scores(video, obj_id, ((of_j.mean + of_f.mean) / 2, *of_j, *of_f, *shown), group)
+
+
 MASK_PROTOCOLS: tuple[Protocol[AnnotatedVideo], ...] = (
     DAVIS2016(),
     DAVIS2017(),
@@ -562,4 +593,5 @@ MASK_PROTOCOLS: tuple[Protocol[AnnotatedVideo], ...] = (
     LongVideos(),
     LongVideosAFBURR(),
     VOSBenchmark(),
+    Synthetic(),
 )

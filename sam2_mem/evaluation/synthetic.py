@@ -1,0 +1,250 @@
+"""A long benchmark with exact truth that nobody has to download: procedural clips in named, versioned sets.
+
+    for clip in open_synthetic("long-v1"):
+        for frame in clip:                   # frame.image (H, W, 3), frame.ids (H, W), frame.prompts
+            ...
+
+A set never changes: another choice of clips gets another version. Frames are drawn when they are asked for, and are the
+same bits on every machine (:func:`fingerprint`; ``tests/test_evaluation_synthetic.py`` holds the expected ones). Each
+clip belongs to a track, which says what is hard about it. ``docs/evaluation.md`` has the table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sam2_mem.evaluation.videos import AnnotatedVideo, ListedObject
+from sam2_mem.tracking.vos import PromptPlan
+from sam2_mem.training.synthetic import ClipSpec, SyntheticVideo, build_clip
+from sam2_mem.training.synthetic_export import write_image, write_masks
+from sam2_mem.types import Prompt
+from sam2_mem.video import Frame, VideoSource
+from sam2_mem.video.source import Frames, SeekableSource
+
+# -- a clip ---------------------------------------------------------------------------------------------------------
+
+
+class SyntheticSource(SeekableSource):
+    """A procedural clip as a video: :func:`sam2_mem.video.open_video` and the predictors take it as it is."""
+
+    def __init__(self, video: SyntheticVideo, *, prefetch: int = 0, cache: int = 4) -> None:
+        super().__init__(prefetch=prefetch, cache=cache)
+        self._video = video
+        self._length = len(video)
+        self._size = video.height, video.width
+
+    def _decode(self, indices: range) -> Frames:
+        for index in indices:
+            yield self._fetch(index)
+
+    def _fetch(self, index: int) -> Frame:
+        return self._make_frame(index, self._video.frame(index).image)
+
+
+class LabelledFrame(NamedTuple):
+    """``image`` (H, W, 3) uint8 RGB, ``ids`` (H, W) uint8 of the visible objects, 0 for none; ``prompts``: masks of the
+    objects that enter on this frame."""
+
+    index: int
+    name: str
+    image: np.ndarray
+    ids: np.ndarray
+    prompts: tuple[Prompt, ...]
+
+
+@dataclass(frozen=True)
+class SyntheticClip(AnnotatedVideo):
+    """One clip of a set. ``track``: what is hard about it. As an annotated video it holds the truth and no prediction."""
+
+    name: str
+    track: str
+    spec: ClipSpec
+
+    @cached_property
+    def video(self) -> SyntheticVideo:
+        return build_clip(self.spec)
+
+    def __len__(self) -> int:
+        return self.spec.num_frames
+
+    def __iter__(self) -> Iterator[LabelledFrame]:
+        for shown in self.video:
+            new = [obj_id for obj_id, first in self.entries.items() if first == shown.index]
+            prompts = tuple(Prompt(obj_id, mask=shown.masks == obj_id) for obj_id in new)
+            yield LabelledFrame(shown.index, _name(shown.index), shown.image, shown.masks, prompts)
+
+    @cached_property
+    def entries(self) -> Mapping[int, int]:
+        """The first frame of each object, where it is prompted: object 1 is there from the start, others may be late."""
+        return {obj_id: self.video.entry_frame(obj_id) for obj_id in range(1, self.spec.num_objects + 1)}
+
+    def source(self, *, prefetch: int = 0) -> VideoSource:
+        return SyntheticSource(self.video, prefetch=prefetch)
+
+    def plan(self) -> PromptPlan:
+        """The mask of each object on its first frame, as :func:`sam2_mem.tracking.vos.segment` takes prompts."""
+        prompts: dict[int, list[Prompt]] = {}
+        for obj_id, first in self.entries.items():
+            prompts.setdefault(first, []).append(Prompt(obj_id, mask=self.video.masks(first) == obj_id))
+        return PromptPlan(tuple(self.entries), {t: lambda frame, now=now: now for t, now in prompts.items()})
+
+    # -- as an annotated video --
+
+    @property
+    def frames(self) -> Sequence[str]:
+        return tuple(map(_name, range(len(self))))
+
+    @property
+    def listed(self) -> Sequence[ListedObject]:
+        names, last = self.frames, len(self)
+        return tuple(
+            ListedObject(obj_id=obj_id, frames=names[first:], length=last - first)
+            for obj_id, first in self.entries.items()
+        )
+
+    @property
+    def predicted(self) -> bool:
+        return False
+
+    def truth(self, frame: str) -> np.ndarray:
+        return self.video.masks(int(frame))
+
+    def prediction(self, frame: str) -> np.ndarray:
+        raise ValueError(f"no prediction: {self.name} is the ground truth alone")
+
+
+def _name(index: int) -> str:
+    return f"{index:05d}"
+
+
+def fingerprint(clip: SyntheticClip, times: Iterable[int]) -> str:
+    """The first 16 digits of the SHA-256 of images and masks at these frames."""
+    digest = hashlib.sha256()
+    for t in times:
+        shown = clip.video.frame(t)
+        digest.update(shown.image.tobytes() + shown.masks.tobytes())
+    return digest.hexdigest()[:16]
+
+
+# -- sets -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Track:
+    """Clips of one difficulty. ``level``: of :mod:`sam2_mem.training.scenes`; ``late``: how many of the objects enter
+    after the first frame; ``events``: what happens to an object in every clip, by the names of
+    :class:`sam2_mem.training.synthetic.Event`."""
+
+    name: str
+    level: str
+    objects: int
+    late: int = 0
+    events: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SyntheticSet:
+    """Clips by number, by name or by iteration."""
+
+    name: str
+    clips: tuple[SyntheticClip, ...]
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __iter__(self) -> Iterator[SyntheticClip]:
+        return iter(self.clips)
+
+    def __getitem__(self, which: int | str) -> SyntheticClip:
+        if isinstance(which, int):
+            return self.clips[which]
+        found = {clip.name: clip for clip in self.clips}
+        if which not in found:
+            raise ValueError(f"expected a clip of {self.name}, one of {', '.join(found)}, got {which!r}")
+        return found[which]
+
+    def export(self, root: Path, *, quality: int | None = None) -> None:
+        """Write the set as DAVIS 2017 lies on disk: ``JPEGImages/480p/<clip>``, ``Annotations/480p/<clip>`` and
+        ``ImageSets/2017/val.txt``, with the frames from which each object is to be tracked in ``meta.json``.
+
+        Args:
+            quality: of JPEG frames, for tools that look for ``*.jpg``; None for PNG, which keeps every bit.
+        """
+        for clip in self.clips:
+            for shown in clip:
+                ending = "png" if quality is None else "jpg"
+                image = root / "JPEGImages" / "480p" / clip.name / f"{shown.name}.{ending}"
+                write_image(image, shown.image, quality or 95)
+                write_masks(root / "Annotations" / "480p" / clip.name / f"{shown.name}.png", shown.ids)
+        names = root / "ImageSets" / "2017" / "val.txt"
+        names.parent.mkdir(parents=True, exist_ok=True)
+        names.write_text("".join(f"{clip.name}\n" for clip in self.clips), encoding="utf-8")
+        (root / "meta.json").write_text(json.dumps(self._meta(), indent=1) + "\n", encoding="utf-8")
+
+    def _meta(self) -> dict[str, Any]:
+        videos = {
+            clip.name: {"objects": {str(one.obj_id): {"frames": list(one.frames)} for one in clip.listed}}
+            for clip in self.clips
+        }
+        return {"set": self.name, "videos": videos}
+
+
+TRACKS = (
+    Track(name="occlusion", level="occlusion", objects=3, events=("occlusion",)),
+    Track(name="return", level="leave_return", objects=3, events=("leave", "return")),
+    Track(name="long_absence", level="long_absence", objects=2, events=("return",)),
+    Track(name="lookalikes", level="lookalikes", objects=2),
+    Track(name="appearance", level="appearance", objects=3, events=("appearance",)),
+    Track(name="splitting", level="splitting", objects=2, events=("split",)),
+    Track(name="late", level="clutter", objects=5, late=4, events=("entry",)),
+)
+"""``long_absence``: for 200 frames in the long clips, behind something or out of the frame. ``lookalikes``: two doubles of
+each object. ``late``: four of five objects enter between 15 % and 50 % of the clip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Recipe:
+    """A set is every track with every seed; training and validation draw from other seeds."""
+
+    seeds: tuple[int, ...]
+    num_frames: int
+    side: int
+
+    def clips(self) -> Iterator[SyntheticClip]:
+        for track in TRACKS:
+            for number, seed in enumerate(self.seeds, start=1):
+                yield SyntheticClip(f"{track.name}_{number}", track.name, self._spec(track, seed))
+
+    def _spec(self, track: Track, seed: int) -> ClipSpec:
+        return ClipSpec(
+            seed=seed,
+            level=track.level,
+            num_frames=self.num_frames,
+            height=self.side,
+            width=self.side,
+            num_objects=track.objects,
+            late_objects=track.late,
+        )
+
+
+_RECIPES = {
+    "long-v1": _Recipe(seeds=(31_000_001, 31_000_002), num_frames=600, side=256),
+    "dev-v1": _Recipe(seeds=(32_000_001,), num_frames=120, side=128),
+}
+SYNTHETIC_SETS = tuple(_RECIPES)
+"""``long-v1``: 14 clips of 600 frames, 256 pixels. ``dev-v1``: 7 clips of 120 frames, 128 pixels, for tests and CPUs."""
+
+
+def open_synthetic(name: str) -> SyntheticSet:
+    """A set by its name and version."""
+    if name not in _RECIPES:
+        raise ValueError(f"expected a synthetic set of {', '.join(SYNTHETIC_SETS)}, got {name!r}")
+    return SyntheticSet(name, tuple(_RECIPES[name].clips()))
