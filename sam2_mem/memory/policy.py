@@ -25,6 +25,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from torch import Tensor
 
 from sam2_mem.memory.tokens import token_count
+from sam2_mem.memory.trace import Change, EntryNote, TraceEvent, plain_events, plain_notes
 from sam2_mem.types import Choice, FrameContext, Hypotheses, MemoryEntry, MemoryRead, Pick, Revision, Usage
 
 
@@ -151,6 +152,17 @@ class MemoryPolicy(ABC, Generic[State]):
     def held(self, state: State) -> tuple[MemoryEntry, ...]:
         """Every entry in memory, for reports, byte counts and bounds; an entry shared by several pathways counts once."""
         return state.all_entries()
+
+    def notes(self, state: State, frame: FrameContext) -> Sequence[EntryNote]:
+        """What is held, as what and by which score, for listeners (:mod:`sam2_mem.memory.trace`). Default: entries of
+        :meth:`held` as prompts, maps and pointers. Pure."""
+        return plain_notes(self.held(state))
+
+    def explain(self, change: Change) -> Sequence[TraceEvent]:
+        """What a change has done to memory, and why, for listeners. Default: what a comparison of :meth:`held` before and
+        after shows. Pure: asked after the fact, about values that this policy has given out."""
+        before, after = (() if s is None else self.held(s) for s in (change.before, change.after))
+        return plain_events(change, before, after)
 
     def token_count(self, state: State) -> int:
         """Spatial memory tokens held, the number that :meth:`capacity` bounds. Override where the state holds tokens outside

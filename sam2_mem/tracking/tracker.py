@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_mem.memory import rows
-from sam2_mem.memory.policy import MemoryPolicy, best_pick
+from sam2_mem.memory.policy import Bank, MemoryPolicy, best_pick
 from sam2_mem.memory.tokens import foreground_weights, map_tokens, masked_mean
+from sam2_mem.memory.trace import Cause, Change, Listener, moment
 from sam2_mem.model.mask_decoder import DecoderMaps
 from sam2_mem.model.sam2 import SAM2, Decoded
 from sam2_mem.tracking import sense
@@ -98,12 +99,13 @@ class _Candidate(NamedTuple):
 class _Seen:
     """What the network says of one track on one frame. ``places`` (P): the batch and row of each pathway, equal for
     pathways that read the same. ``conditioned`` (P)(Q, C): what the masks were decoded from, kept for a refiner;
-    ``maps`` (P): the decoder's, kept for sensory memory."""
+    ``maps`` (P): the decoder's, kept for sensory memory; ``usage`` (P): attention, where it was measured."""
 
     hypotheses: Hypotheses
     places: tuple[tuple[int, int], ...]
     conditioned: tuple[Tensor, ...] = ()
     maps: tuple[DecoderMaps, ...] = ()
+    usage: tuple[ReadUsage, ...] | None = None
 
     def same_mask(self, one: Pick, other: Pick) -> bool:
         return self.identity(one)[:2] == self.identity(other)[:2]
@@ -125,6 +127,9 @@ class Tracker:
         model: the network; nothing of the video is kept on it. policy: how every object remembers; shared, stateless.
         settings: see :class:`TrackerSettings`. num_frames: length of the video, None for a stream.
         refiner: proposes other masks between the choice and memory; None for none. Prompted frames are left as they are.
+
+    A ``listener`` hears of every change of memory, with the policy's reasons (:mod:`sam2_mem.memory.trace`). It changes no
+    result; without one, nothing is asked.
     """
 
     def __init__(
@@ -143,6 +148,7 @@ class Tracker:
         self.refiner = refiner
         self.sensory = sense.active(model, policy)
         self.tracks: dict[int, Track] = {}
+        self.listener: Listener | None = None
         bounded = policy.capacity(model.tokens_per_map) is not None
         self._history = self.settings.history if bounded else None
 
@@ -157,6 +163,13 @@ class Tracker:
 
     def context(self, features: FrameFeatures, *, reverse: bool = False) -> FrameContext:
         return FrameContext(index=features.index, features=features, reverse=reverse, num_frames=self.num_frames)
+
+    def change(self, track: Track, cause: Cause, frame: FrameContext, state: Bank | None, **given: Any) -> None:
+        """Give ``track`` a new memory; ``given``: further fields of :class:`~sam2_mem.memory.trace.Change`."""
+        before, track.state = track.state, state
+        if self.listener is not None:
+            told = Change(cause, frame, before, state, **given)
+            self.listener.hear(moment(self.policy, track.obj_id, told))
 
     def _shown_to(self, track: Track, context: FrameContext) -> FrameContext:
         """The frame as the policy of ``track`` sees it."""
@@ -236,7 +249,9 @@ class Tracker:
         entries = self._remember(waiting, features, self._sensed_prompts(waiting, outputs))
         context = self.context(features)
         for track, output, entry in zip(waiting, outputs, entries):
-            track.state = self.policy.prompt(track.state, self._shown_to(track, context), entry)
+            frame = self._shown_to(track, context)
+            state = self.policy.prompt(track.state, frame, entry)
+            self.change(track, Cause.PROMPT, frame, state, entries=(entry,))
             track.remember_output(output, self._history)
             self._note_look(track, features, output)
 
@@ -296,7 +311,8 @@ class Tracker:
             return
         for track in tracks:
             if frame in track.prompted_frames():
-                track.state = self.policy.forget(track.state, frame, self.settings.forget_radius)
+                state = self.policy.forget(track.state, frame, self.settings.forget_radius)
+                self.change(track, Cause.FORGET, FrameContext(frame, num_frames=self.num_frames), state)
 
     def _track(self, tracks: Sequence[Track], context: FrameContext) -> tuple[Revision, ...]:
         looked = self._look(tracks, context)
@@ -309,9 +325,12 @@ class Tracker:
             outputs = self._refined(tracks, looked, choices, outputs, context)
         remembered = self._remembered(tracks, looked, choices, self._sensed(tracks, looked, choices, outputs), context)
         for track, seen, choice, entries in zip(tracks, looked, choices, remembered):
-            if not track.frozen:
-                frame = self._shown_to(track, context)
-                track.state = self.policy.write(track.state, frame, seen.hypotheses, choice, entries)
+            frame, hyp = self._shown_to(track, context), seen.hypotheses
+            state = track.state if track.frozen else self.policy.write(track.state, frame, hyp, choice, entries)
+            cause, written = (Cause.READ, ()) if track.frozen else (Cause.WRITE, tuple(entries))
+            self.change(
+                track, cause, frame, state, hypotheses=hyp, choice=choice, entries=written, usage=seen.usage
+            )
         shown = self._clean(torch.stack([o.logits for o in outputs]))
         for track, output, logits in zip(tracks, outputs, shown):
             track.remember_output(replace(output, logits=logits.clone()), self._history)
@@ -360,7 +379,8 @@ class Tracker:
         assembled = rows.assemble(
             reads, self.model, max_padding=settings.max_padding, max_rows=settings.max_rows
         )
-        features, usage = context.features, self._usage(tracks, context)
+        features, wanted = context.features, self._usage(tracks, context)
+        usage = self._measured(wanted)
         owner_at = {p: t for t, own in zip(tracks, owners) for p in (assembled.place[i] for i in own)}
         decoded, reports, conditioned = [], [], []
         for b, batch in enumerate(assembled.batches):
@@ -379,6 +399,8 @@ class Tracker:
         reports = reports if usage is not Usage.NONE else [None] * len(reports)
         owned = [tuple(place[i] for i in own) for own in owners]
         seen = self._seen(decoded, reports, owned)
+        if self.listener is not None:
+            seen = [_overheard(s, wanted, self.listener.read_mass) for s in seen]
         if self.refiner is not None:
             seen = [replace(s, conditioned=tuple(conditioned[b][r] for b, r in s.places)) for s in seen]
         if self.sensory is not None:
@@ -400,6 +422,11 @@ class Tracker:
         """What any object needs; the network measures a batch as a whole."""
         wanted = {self.policy.wanted_usage(t.state, self._shown_to(t, context)) for t in tracks} - {Usage.NONE}
         return wanted.pop() if wanted else Usage.NONE
+
+    def _measured(self, wanted: Usage) -> Usage:
+        """What is measured: what policies want, else something if a listener asks for it."""
+        heard = self.listener is not None and self.listener.read_mass
+        return Usage.TOKENS if wanted is Usage.NONE and heard else wanted
 
     def _seen(
         self, decoded: Sequence[Decoded], reports: Sequence, owned: Sequence[tuple[tuple[int, int], ...]]
@@ -549,3 +576,9 @@ class Tracker:
             tokens=self.policy.token_count(track.state),
             refined=output.refined,
         )
+
+
+def _overheard(seen: _Seen, wanted: Usage, read_mass: bool) -> _Seen:
+    """``seen`` as it is with a listener: policies are given attention only if they want it, the listener only if it does."""
+    hypotheses = seen.hypotheses if wanted is not Usage.NONE else replace(seen.hypotheses, usage=None)
+    return replace(seen, hypotheses=hypotheses, usage=seen.hypotheses.usage if read_mass else None)

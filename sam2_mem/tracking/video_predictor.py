@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.memory.storage import load_memory, save_memory
+from sam2_mem.memory.trace import Cause, Listener
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.tracking.embedders import Embedder
 from sam2_mem.tracking.inference_state import InferenceState
@@ -137,6 +138,11 @@ class SAM2VideoPredictor:
         """Forget all objects and prompts; the video stays open."""
         inference_state.clear()
 
+    def listen(self, inference_state: InferenceState, listener: Listener | None) -> None:
+        """Let ``listener`` hear of every change of the memory of any object, with the policy's reasons; None for nobody.
+        Results stay the same to the bit."""
+        inference_state.tracker.listener = listener
+
     # -- prompts -------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
@@ -207,7 +213,8 @@ class SAM2VideoPredictor:
         state.prompts.get(obj_id, {}).pop(frame_idx, None)
         track.pending.pop(frame_idx, None)
         if frame_idx in track.prompted_frames():
-            track.state = self.policy.unprompt(track.state, frame_idx)
+            left = self.policy.unprompt(track.state, frame_idx)
+            state.tracker.change(track, Cause.UNPROMPT, FrameContext(frame_idx), left)
             track.tracked.discard(frame_idx)
         return self._shown_at(state, frame_idx) if need_output else None
 
@@ -411,7 +418,9 @@ class SAM2VideoPredictor:
         memory = load_memory(path, self.policy, device=self.device)
         newest = max(e.frame for e in self.policy.held(memory))
         track = state.tracker.track(obj_id)
-        track.state, track.frozen = self.policy.moved(memory, frame_idx - 1 - newest), frozen
+        track.frozen = frozen
+        placed = self.policy.moved(memory, frame_idx - 1 - newest)
+        state.tracker.change(track, Cause.LOAD, FrameContext(frame_idx), placed)
 
     # -- shared --------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,330 @@
+"""What memory tells about itself: events with reasons, and notes on what is held. Asked for by listeners only.
+
+A policy answers two questions about values that it has given out before, so tracing never touches tracking:
+``explain`` (what has this change done, and why) and ``notes`` (what is held, as what, by which score). The tracker
+makes a :class:`Moment` of the answers, plain values that keep no tensor alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from sam2_mem.memory.tokens import tensor_bytes
+from sam2_mem.types import Choice, FrameContext, Hypotheses, MemoryEntry, MemoryRead, MemoryTokens, Pick, ReadUsage
+
+
+class Cause(Enum):
+    """What made memory change."""
+
+    PROMPT = "prompt"
+    WRITE = "write"
+    FORGET = "forget"
+    UNPROMPT = "unprompt"
+    LOAD = "load"
+    READ = "read"
+    """Nothing changed: frozen memory was read."""
+
+
+class Action(Enum):
+    """What happened to an entry, a frame or a pathway."""
+
+    WRITTEN = "written"
+    REPLACED = "replaced"
+    EVICTED = "evicted"
+    REDUCED = "reduced"
+    """Its spatial memory left, its pointer stays."""
+    COMPACTED = "compacted"
+    MERGED = "merged"
+    PROMOTED = "promoted"
+    RELEASED = "released"
+    """A prompt became a tracked entry."""
+    KEPT = "kept"
+    """It took part in a contest for its place, and won."""
+    REJECTED = "rejected"
+    """A frame that did not get where it might have got."""
+    CHOSEN = "chosen"
+    """A mask that other reasons than the predicted IoU decided on."""
+    BRANCHED = "branched"
+    """Pathway ``pathway`` goes on from pathway ``parent`` of the frame before."""
+    REVISED = "revised"
+    """The mask already shown of this frame was replaced."""
+
+
+@dataclass(frozen=True)
+class TraceEvent:
+    """One thing that happened. ``frame`` it happened to, None for memory that is of no one frame; ``reason`` a clause for
+    people; ``score`` the number that decided and ``limit`` what it was held against; ``pathway``, ``parent`` where there
+    are several pathways, the best being 0."""
+
+    action: Action
+    frame: int | None
+    reason: str
+    score: float | None = None
+    limit: float | None = None
+    pathway: int | None = None
+    parent: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class EntryNote:
+    """What a policy says of something it holds.
+
+    ``frame`` it is of, None for memory that stands for several frames; ``kind`` the policy's own word for its place;
+    ``tokens`` spatial memory, by which its reads are recognised, None where there is none or it is made on reading;
+    ``score`` and ``score_name``: what decides whether it stays, if anything does; ``pathways`` that hold it; ``text``
+    anything else.
+    """
+
+    frame: int | None
+    kind: str
+    tokens: MemoryTokens | None
+    score: float | None = None
+    score_name: str = ""
+    pathways: tuple[int, ...] = (0,)
+    text: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """One change of one object's memory, as the policy made it: ``cause`` the verb, ``before`` (None before the first
+    prompt) and ``after`` (None after the last was taken back); of a write also what it was given. ``usage``: attention
+    per pathway, where the listener asked for it or the policy did."""
+
+    cause: Cause
+    frame: FrameContext
+    before: Any
+    after: Any
+    hypotheses: Hypotheses | None = None
+    choice: Choice | None = None
+    entries: tuple[MemoryEntry, ...] = ()
+    usage: tuple[ReadUsage, ...] | None = None
+
+    @property
+    def shown(self) -> Pick:
+        """The candidate shown, of a write."""
+        assert self.choice is not None, "only a write has a choice"
+        return self.choice.output
+
+    @property
+    def shown_iou(self) -> float:
+        """Predicted IoU of the mask shown, of a write."""
+        return self.hypotheses.iou[self.shown.pathway][self.shown.candidate]
+
+    @property
+    def shown_objectness(self) -> float:
+        """Object-score logit of the mask shown, of a write."""
+        return self.hypotheses.objectness[self.shown.pathway]
+
+
+# -- what the tracker makes of it -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One item of a read: ``pathway`` that read it, ``frame`` and ``kind`` of what was read, temporal ``slot``, ``gain``,
+    ``tokens`` read, and ``mass``, its share of the attention of that pathway; None where it was not measured."""
+
+    pathway: int
+    frame: int | None
+    kind: str
+    slot: int | None
+    gain: float
+    tokens: int
+    mass: float | None
+
+
+@dataclass(frozen=True)
+class Held:
+    """An :class:`EntryNote` without its tensors: ``tokens`` is their number."""
+
+    frame: int | None
+    kind: str
+    tokens: int
+    score: float | None
+    score_name: str
+    pathways: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a listener hears: one change of one object's memory.
+
+    ``found``: memory before the change; ``readings``: what of it this frame attended to, () where nothing was read;
+    ``pointers``: object pointers read, over distinct pathways; ``events``: what the change did; ``held``: memory after
+    it; ``tokens`` and ``bytes`` of it; ``pathways``: how many there were to read.
+    """
+
+    obj_id: int
+    frame: int
+    reverse: bool
+    cause: Cause
+    found: tuple[Held, ...]
+    readings: tuple[Reading, ...]
+    pointers: int
+    events: tuple[TraceEvent, ...]
+    held: tuple[Held, ...]
+    tokens: int
+    bytes: int
+    pathways: int = 0
+
+
+class Listener(Protocol):
+    """Who wants to know. ``read_mass``: also measure the attention that every item of a read receives, which costs one
+    more attention map a frame and changes no result."""
+
+    read_mass: bool
+
+    def hear(self, moment: Moment) -> None: ...
+
+
+class Policy(Protocol):
+    """The verbs of a policy that tracing asks."""
+
+    def read(self, state: Any, frame: FrameContext) -> Sequence[MemoryRead]: ...
+
+    def notes(self, state: Any, frame: FrameContext) -> Sequence[EntryNote]: ...
+
+    def explain(self, change: Change) -> Sequence[TraceEvent]: ...
+
+    def token_count(self, state: Any) -> int: ...
+
+    def tensors(self, state: Any) -> tuple[Tensor, ...]: ...
+
+
+def moment(policy: Policy, obj_id: int, change: Change) -> Moment:
+    """Ask ``policy`` about ``change``."""
+    read = change.cause in (Cause.WRITE, Cause.READ)
+    found = () if change.before is None else tuple(policy.notes(change.before, change.frame))
+    held = () if change.after is None else tuple(policy.notes(change.after, change.frame))
+    reads = tuple(policy.read(change.before, change.frame)) if read else ()
+    distinct = {r.key(): r for r in reads}.values()
+    return Moment(
+        obj_id=obj_id,
+        frame=change.frame.index,
+        reverse=change.frame.reverse,
+        cause=change.cause,
+        found=tuple(_plain(n) for n in found),
+        readings=tuple(x for p, r in enumerate(reads) for x in _readings(p, r, found, _masses(change, p, r))),
+        pointers=sum(len(r.pointers) for r in distinct),
+        events=tuple(policy.explain(change)),
+        held=tuple(_plain(n) for n in held),
+        tokens=0 if change.after is None else policy.token_count(change.after),
+        bytes=0 if change.after is None else tensor_bytes(policy.tensors(change.after)),
+        pathways=len(reads),
+    )
+
+
+def _plain(note: EntryNote) -> Held:
+    count = 0 if note.tokens is None else len(note.tokens)
+    return Held(note.frame, note.kind, count, note.score, note.score_name, note.pathways, note.text)
+
+
+def _readings(
+    pathway: int, read: MemoryRead, found: Sequence[EntryNote], masses: Sequence[float | None]
+) -> list[Reading]:
+    """What one pathway read. An item that belongs to no entry was made on reading, from memory of several frames."""
+    known = {id(n.tokens): n for n in found if n.tokens is not None}
+    made = next((n for n in found if n.frame is None and n.tokens is None), EntryNote(None, "made on reading", None))
+    notes = [known.get(id(item.tokens), made) for item in read.items]
+    return [
+        Reading(pathway, n.frame, n.kind, i.slot, i.gain, len(i.tokens), m)
+        for n, i, m in zip(notes, read.items, masses)
+    ]
+
+
+def _masses(change: Change, pathway: int, read: MemoryRead) -> Sequence[float | None]:
+    if change.usage is None:
+        return [None] * len(read.items)
+    assert change.frame.features is not None, "attention is measured on a frame"
+    masses = shares(change.usage[pathway], change.frame.features.low.shape[0])
+    assert len(masses) == len(read.items), "usage must be that of this read"
+    return masses
+
+
+def shares(usage: ReadUsage, queries: int) -> list[float]:
+    """Share of the attention of all ``queries`` (image tokens) that each item received; pointers hold the rest."""
+    if usage.items is not None:
+        return usage.items.float().mean(0).tolist() if usage.items.shape[1] else []
+    return [float(t.sum()) / queries for t in usage.tokens or ()]
+
+
+# -- what holds for every policy --------------------------------------------------------------------------------------
+
+
+def plain_notes(held: Sequence[MemoryEntry]) -> list[EntryNote]:
+    """Entries as what they are: prompts, maps, pointers."""
+    return [EntryNote(e.frame, plain_kind(e), e.tokens) for e in held]
+
+
+def plain_kind(entry: MemoryEntry) -> str:
+    """The kind of an entry of which no more is known."""
+    return "prompt" if entry.is_prompt else "pointer" if entry.tokens is None else "map"
+
+
+def plain_events(change: Change, before: Sequence[MemoryEntry], after: Sequence[MemoryEntry]) -> list[TraceEvent]:
+    """What a comparison of the entries held before and after shows; an entry is known by its frame and its pointer."""
+    old, new = _by_identity(before), _by_identity(after)
+    came = [e for key, e in new.items() if key not in old]
+    again = {e.frame for e in came}
+    gone = [e for key, e in old.items() if key not in new]
+    events = [_entered(change, e, e.frame in {g.frame for g in gone}) for e in came]
+    if change.cause is Cause.WRITE and not came:
+        given = any(change.entries)
+        events.append(TraceEvent(Action.REJECTED, change.frame.index, "not kept" if given else "nothing was remembered"))
+    for key, entry in old.items():
+        if key in new:
+            events += _changed(entry, new[key])
+    events += [TraceEvent(Action.EVICTED, e.frame, _LEFT[change.cause]) for e in gone if e.frame not in again]
+    return events
+
+
+_LEFT = {
+    Cause.PROMPT: "made room for the prompt",
+    Cause.WRITE: "out of reach of every read",
+    Cause.FORGET: "near a correction",
+    Cause.UNPROMPT: "its prompt was taken back",
+    Cause.LOAD: "replaced by a loaded memory",
+    Cause.READ: "left",
+}
+
+
+def _by_identity(entries: Sequence[MemoryEntry]) -> dict[tuple[int, int], MemoryEntry]:
+    """Entries by frame and pointer; whole where any of several is whole."""
+    found: dict[tuple[int, int], MemoryEntry] = {}
+    for entry in entries:
+        key = (entry.frame, id(entry.pointer))
+        if key not in found or found[key].tokens is None:
+            found[key] = entry
+    return found
+
+
+def _entered(change: Change, entry: MemoryEntry, replaces: bool) -> TraceEvent:
+    if change.cause is Cause.LOAD:
+        return TraceEvent(Action.WRITTEN, entry.frame, "loaded from a file")
+    action = Action.REPLACED if replaces else Action.WRITTEN
+    return TraceEvent(action, entry.frame, "prompted" if entry.is_prompt else "tracked")
+
+
+def _changed(old: MemoryEntry, new: MemoryEntry) -> list[TraceEvent]:
+    events = []
+    if old.is_prompt and not new.is_prompt:
+        events.append(TraceEvent(Action.RELEASED, old.frame, "its prompt was taken back"))
+    before, after = (0 if e.tokens is None else len(e.tokens) for e in (old, new))
+    if before and not after:
+        events.append(TraceEvent(Action.REDUCED, old.frame, "no read reaches its map any more"))
+    elif after < before:
+        events.append(TraceEvent(Action.COMPACTED, old.frame, f"{before} to {after} tokens"))
+    return events
+
+
+def with_reasons(events: Sequence[TraceEvent], reasons: dict[tuple[Action, int | None], TraceEvent]) -> list[TraceEvent]:
+    """``events`` with those replaced that ``reasons`` says more of; reasons for which there is no event are added."""
+    seen = {(e.action, e.frame) for e in events}
+    told = [reasons.get((e.action, e.frame), e) for e in events]
+    return told + [event for key, event in reasons.items() if key not in seen]
