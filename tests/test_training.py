@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from sam2_mem.build_sam import build_policy, build_sam2, build_training, compose, compose_training
 from sam2_mem.cli import train as commands
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.tracking.tracker import Tracker, TrackerSettings
 from sam2_mem.training import losses
+from sam2_mem.training.checks import HeldOutLevels, SampledClips, Validation
 from sam2_mem.training.clips import Clip, ClipWish, augment, choose_times, collate, fit, normalise, visible_objects
 from sam2_mem.training.curves import append_row, cut_rows, draw_curves, read_rows
 from sam2_mem.training.losses import LossSettings, LossTerms, Prediction, judge
@@ -27,7 +29,7 @@ from sam2_mem.training.procedural import ProceduralClips
 from sam2_mem.training.prompts import PromptMix, box_prompt, click_prompt
 from sam2_mem.training.rollout import Rollout, RolloutSettings, assess
 from sam2_mem.training.start import OccupancyHead, Start, prepare
-from sam2_mem.training.trainer import CHECKPOINT, Trainer
+from sam2_mem.training.trainer import BEST, CHECKPOINT, Trainer
 from sam2_mem.types import Prompt
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -326,6 +328,58 @@ def test_every_prompt_is_answered_and_judged() -> None:
     judgement.total.backward()
 
 
+def truncated(length: int) -> tuple[Tensor, dict[str, Tensor], list[bool]]:
+    """The loss of a step, its gradients, and for every segment whether memory read from before it has a graph."""
+    model = tiny_model()
+    prepare(model, Start(), torch.Generator().manual_seed(0))
+    wish = ClipWish(num_frames=6, max_gap=1, size=SIDE)
+    rngs = [np.random.default_rng(i) for i in range(2)]
+    batch = collate(rngs, [Blobs(2).sample(rng, wish) for rng in rngs], wish)
+    settings = RolloutSettings(prompts=MASKS_ONLY, truncate=length)
+    rollout = Rollout(model, build_policy("fifo"), settings, batch=batch, rngs=rngs)
+    total, graphs = torch.zeros(()), []
+    for segment in rollout.segments():
+        loss = segment.share * assess(segment.sightings, batch.truth, None, settings.losses).total
+        held = [e.tokens.feat for t in rollout._tracker.tracks.values() for e in t.state.all_entries() if e.tokens]
+        graphs.append(any(h.requires_grad for h in held))
+        loss.backward()
+        total = total + loss.detach()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    left = [e.tokens.feat for t in rollout._tracker.tracks.values() for e in t.state.all_entries() if e.tokens]
+    graphs.append(any(h.requires_grad for h in left))
+    return total, gradients, graphs
+
+
+def test_truncation_cuts_gradients_and_nothing_else() -> None:
+    whole, gradients, graphs = truncated(0)
+    same, equal, _ = truncated(6)
+    halves, cut, _ = truncated(3)
+    assert graphs == [True, False], "memory has a graph within a segment and none after it"
+    assert largest_difference(gradients, equal) == 0.0 and whole == same
+    name = "memory_encoder.out_proj.weight" if "memory_encoder.out_proj.weight" in gradients else next(
+        n for n in gradients if n.startswith("memory_encoder")
+    )
+    assert (cut[name] - gradients[name]).abs().max() > 1e-3 * gradients[name].abs().max(), "the cut must show"
+    assert halves == pytest.approx(float(whole), rel=0.2)
+    with pytest.raises(ValueError, match="truncate of 0"):
+        RolloutSettings(truncate=1)
+
+
+def test_truncation_does_not_change_what_is_said() -> None:
+    model = tiny_model().eval()
+    wish = ClipWish(num_frames=5, max_gap=1, size=SIDE)
+    said = []
+    for length in (0, 2):
+        rngs = [np.random.default_rng(i) for i in range(2)]
+        batch = collate(rngs, [Blobs(2).sample(rng, wish) for rng in rngs], wish)
+        settings = RolloutSettings(prompts=ALL_PROMPTS, truncate=length)
+        with torch.no_grad():
+            said.append(Rollout(model, build_policy("fifo"), settings, batch=batch, rngs=rngs).run())
+    assert [(s.frame, s.obj_ids) for s in said[0]] == [(s.frame, s.obj_ids) for s in said[1]] and len(said[0]) > 4
+    for a, b in zip(*said):
+        torch.testing.assert_close(a.decoded.masks, b.decoded.masks, atol=1e-4, rtol=1e-4)
+
+
 # -- the loop ---------------------------------------------------------------------------------------------------------
 
 
@@ -420,6 +474,51 @@ def test_two_processes_equal_one_with_twice_the_clips(tmp_path: Path) -> None:
     single.run()
     assert largest_difference(both, alone.model.state_dict()) < 2e-4
     assert largest_difference(both, single.model.state_dict()) > 1e-3, "the test must tell"
+
+
+def checked(every: int) -> TrainingPlan:
+    one = plan(steps=4)
+    wish = ClipWish(num_frames=3, max_gap=1, size=SIDE)
+    sets = {
+        "blobs": SampledClips(source=Blobs(2), wish=wish, count=2),
+        "still": HeldOutLevels(levels=["easy"], count=1, num_frames=3, size=SIDE, still=True),
+    }
+    checks = Validation(every=every, sets=sets)
+    return TrainingPlan(stages=one.stages, optimisation=one.optimisation, save_every=2, log_every=1, validation=checks)
+
+
+def test_validation_is_logged_and_the_best_weights_are_kept(tmp_path: Path) -> None:
+    training = trainer(tmp_path / "a", checked(2))
+    training.run()
+    table = read_rows(tmp_path / "a" / "validation.csv")
+    assert table["step"].tolist() == [2, 4] and list(table) == ["step", "blobs", "still", "mean"]
+    np.testing.assert_allclose(table["mean"], (table["blobs"] + table["still"]) / 2, atol=1e-5)
+    best = torch.load(tmp_path / "a" / BEST, weights_only=True)
+    assert best["step"] == table["step"][table["mean"].argmax()]
+    assert commands.export(checkpoint=tmp_path / "a" / BEST, weights=tmp_path / "w.safetensors") == 0
+    before = {k: v.clone() for k, v in training.model.state_dict().items()}
+    scores = training.plan.validation.scores(training.model.eval(), training.policy)
+    assert set(scores) == {"blobs", "still"} and largest_difference(before, training.model.state_dict()) == 0.0
+
+
+def test_validation_changes_nothing_in_the_training(tmp_path: Path) -> None:
+    ends = []
+    for name, every in (("with", 1), ("without", 0)):
+        training = trainer(tmp_path / name, checked(every))
+        training.run()
+        ends.append({k: v.clone() for k, v in training.model.state_dict().items()})
+        assert training.model.training and (tmp_path / name / BEST).is_file() == bool(every)
+    assert largest_difference(*ends) == 0.0
+    with pytest.raises(ValueError, match="at least one set"):
+        Validation(every=5)
+
+
+def test_a_worse_score_does_not_replace_the_best_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([{"a": 0.2}, {"a": 0.6}, {"a": 0.4}])
+    monkeypatch.setattr(Validation, "scores", lambda *_: next(scores))
+    training = trainer(tmp_path, checked(1))
+    training.run(until=3)
+    assert torch.load(tmp_path / BEST, weights_only=True)["step"] == 2
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ state and leave the old one as it was; the other verbs only look.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -196,3 +196,29 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, tuple | list | dict):
         for item in value.values() if isinstance(value, dict) else value:
             yield from tensors_in(item)
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor], made: dict[int, Any] | None = None) -> Any:
+    """A state with ``change`` applied to every tensor. What is one object in ``value`` is one object in the result, and
+    what holds no tensor that changes is the same object. ``made``: give the same dict to keep that over several calls."""
+    made = {} if made is None else made
+    if id(value) not in made:
+        made[id(value)] = (_mapped(value, change, made), value)  # the value too: its id must not be used again
+    return made[id(value)][0]
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor], made: dict[int, Any]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        own = {f.name: getattr(value, f.name) for f in fields(value)}
+        new = {name: map_tensors(v, change, made) for name, v in own.items()}
+        return value if all(new[n] is own[n] for n in own) else replace(value, **new)
+    if isinstance(value, dict):
+        return {k: map_tensors(v, change, made) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        items = [map_tensors(v, change, made) for v in value]
+        if all(a is b for a, b in zip(items, value)):
+            return value
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value

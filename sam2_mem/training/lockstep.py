@@ -6,13 +6,13 @@ rows, gates and memory are those of inference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from sam2_mem.memory.policy import MemoryPolicy
+from sam2_mem.memory.policy import MemoryPolicy, map_tensors
 from sam2_mem.model.sam2 import SAM2, Decoded
 from sam2_mem.tracking.track import Output, Track
 from sam2_mem.tracking.tracker import Tracker, TrackerSettings
@@ -83,6 +83,19 @@ class LockstepTracker(Tracker):
         self.clip_of = tuple(clip_of)
         self.change = change
         self.sightings: list[Sighting] = []
+
+    def detach(self) -> None:
+        """Cut the graph: what is remembered from here on is data. Sightings so far are dropped."""
+        made: dict[int, object] = {}
+
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor.detach() if tensor.requires_grad else tensor
+
+        for track in self.tracks.values():
+            track.state, track.outputs, track.pending = (
+                map_tensors(v, cut, made) for v in (track.state, track.outputs, track.pending)
+            )
+        self.sightings.clear()
 
     def _shown_to(self, track: Track, context: FrameContext) -> FrameContext:
         """A policy sees the clip of its own object."""

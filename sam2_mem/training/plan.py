@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from sam2_mem.training.checks import Validation
 from sam2_mem.training.clips import ClipSource, ClipWish
 from sam2_mem.training.rollout import RolloutSettings
 from sam2_mem.training.start import Start
@@ -61,7 +62,7 @@ class TrainingPlan:
 
     Attributes:
         stages: in order; the last ``until`` is the length of the run. start, optimisation: see there. seed: of
-        everything. save_every, log_every: steps. amp: bfloat16 autocast on CUDA.
+        everything. save_every, log_every: steps. amp: bfloat16 autocast on CUDA. validation: what to choose by.
     """
 
     stages: Sequence[Stage]
@@ -71,6 +72,7 @@ class TrainingPlan:
     save_every: int = 250
     log_every: int = 25
     amp: bool = True
+    validation: Validation = Validation()
 
     def __post_init__(self) -> None:
         ends = [s.until for s in self.stages]

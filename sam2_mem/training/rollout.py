@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,12 +22,28 @@ from sam2_mem.training.prompts import PromptMix, box_prompt, click_prompt
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutSettings:
-    """How clips are prompted, what enters memory, and how the result is judged. ``settings``: of the tracker."""
+    """How clips are prompted, what enters memory, and how the result is judged.
+
+    ``tracker``: its settings. ``truncate``: frames after which memory is cut from the graph (truncated back-propagation
+    through time), so that a step takes the memory of so many frames however long its clips; 0: never.
+    """
 
     prompts: PromptMix = PromptMix()
     noise: MemoryNoise = MemoryNoise()
     losses: LossSettings = LossSettings()
     tracker: TrackerSettings = TrackerSettings(memory_dtype="float32")
+    truncate: int = 0
+
+    def __post_init__(self) -> None:
+        if self.truncate < 0 or self.truncate == 1:
+            raise ValueError(f"expected truncate of 0 (never) or at least 2 frames, got {self.truncate}")
+
+
+class Segment(NamedTuple):
+    """What the network said between two cuts of the graph, and the segment's share of the clip's frames."""
+
+    sightings: list[Sighting]
+    share: float
 
 
 class Rollout:
@@ -60,23 +76,37 @@ class Rollout:
         )
 
     def run(self) -> list[Sighting]:
-        """Everything the network said, with gradients."""
-        frames = self._encode()
-        corrected = self._draw_corrections(len(frames))
-        self._first_prompts(frames[0])
-        self._tracker.step(frames[0])
-        for features in frames[1:]:
-            self._tracker.step(features)
-            for obj_id in corrected.get(features.index, ()):
-                self._click(features, obj_id)
-            self._tracker.commit(features)
-        return self._tracker.sightings
+        """Everything the network said. With truncation, only what was said last has gradients: use :meth:`segments`."""
+        return [s for segment in self.segments() for s in segment.sightings]
 
-    def _encode(self) -> list[StackedFeatures]:
-        """All frames of all clips through the image encoder at once."""
-        clips, times = self._batch.images.shape[:2]
-        flat = self._model.encode_image(self._batch.images.flatten(0, 1), range(clips * times))
-        return [StackedFeatures.of(flat[t::times], t) for t in range(times)]
+    def segments(self) -> Iterator[Segment]:
+        """What the network said, from cut to cut. Go backwards through a segment before asking for the next."""
+        times = self._batch.images.shape[1]
+        length = self._settings.truncate or times
+        corrected = self._draw_corrections(times)
+        for start in range(0, times, length):
+            frames = self._encode(start, min(start + length, times))
+            for features in frames:
+                self._advance(features, corrected.get(features.index, ()))
+            yield Segment(list(self._tracker.sightings), len(frames) / times)
+            self._tracker.detach()
+
+    def _advance(self, features: StackedFeatures, corrected: Sequence[int]) -> None:
+        if features.index == 0:
+            self._first_prompts(features)
+            self._tracker.step(features)
+            return
+        self._tracker.step(features)
+        for obj_id in corrected:
+            self._click(features, obj_id)
+        self._tracker.commit(features)
+
+    def _encode(self, start: int, stop: int) -> list[StackedFeatures]:
+        """Some frames of all clips through the image encoder at once."""
+        images = self._batch.images[:, start:stop]
+        clips, times = images.shape[:2]
+        flat = self._model.encode_image(images.flatten(0, 1), range(clips * times))
+        return [StackedFeatures.of(flat[t::times], start + t) for t in range(times)]
 
     def _draw_corrections(self, times: int) -> dict[int, list[int]]:
         """Frame -> objects that get a click there."""

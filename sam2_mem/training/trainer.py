@@ -6,13 +6,14 @@ so that a resumed run repeats an uninterrupted one, and two processes repeat one
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.training.clips import ClipBatch, collate
-from sam2_mem.training.curves import append_row, cut_rows, draw_curves
+from sam2_mem.training.curves import append_row, cut_rows, draw_curves, read_rows
 from sam2_mem.training.losses import LossTerms
 from sam2_mem.training.parallel import Team, average_gradients
 from sam2_mem.training.plan import Optimisation, Stage, TrainingPlan
@@ -31,7 +32,7 @@ from sam2_mem.training.start import OccupancyHead, prepare
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-CHECKPOINT, CURVES = "last.pt", "curves"
+CHECKPOINT, BEST, CURVES, CHECKS = "last.pt", "best.pt", "curves", "validation"
 
 
 class StepReport(NamedTuple):
@@ -91,6 +92,9 @@ class Trainer:
                 after_step(report)
             if self.team.leads and self.step % self.plan.log_every == 0:
                 self._log(report)
+            every = self.plan.validation.every
+            if self.team.leads and every and (self.step % every == 0 or self.step == self.plan.steps):
+                self.validate()
             if self.step % self.plan.save_every == 0 or self.step == last:
                 self.save()
 
@@ -113,14 +117,20 @@ class Trainer:
         return range(self.team.rank * stage.batch, (self.team.rank + 1) * stage.batch)
 
     def _learn(self, stage: Stage, batch: ClipBatch, rngs: list[np.random.Generator]) -> tuple[LossTerms, float]:
-        """Gradients of a batch; the losses as numbers."""
+        """Gradients of a batch, segment by segment; the losses as numbers."""
         self.optimizer.zero_grad(set_to_none=True)
-        with self._precision():
-            sightings = Rollout(self.model, self.policy, stage.rollout, batch=batch, rngs=rngs).run()
-            judgement = assess(sightings, batch.truth, self.head, stage.rollout.losses)
-        judgement.total.backward()
-        numbers = torch.stack([*judgement.terms, judgement.total]).detach().tolist()
-        return LossTerms(*numbers[:-1]), numbers[-1]
+        numbers = torch.zeros(len(LossTerms._fields) + 1)
+        segments = Rollout(self.model, self.policy, stage.rollout, batch=batch, rngs=rngs).segments()
+        while True:
+            with self._precision():
+                segment = next(segments, None)
+                if segment is None:
+                    return LossTerms(*numbers[:-1].tolist()), float(numbers[-1])
+                if not segment.sightings:
+                    continue
+                judgement = assess(segment.sightings, batch.truth, self.head, stage.rollout.losses)
+            (segment.share * judgement.total).backward()
+            numbers += segment.share * torch.stack([*judgement.terms, judgement.total]).detach().cpu()
 
     def _precision(self):
         if self.plan.amp and self.model.device.type == "cuda":
@@ -147,6 +157,24 @@ class Trainer:
         names = [n for n in state if state[n].is_floating_point()]
         torch._foreach_lerp_([self.ema[n] for n in names], [state[n] for n in names], 1 - decay)
 
+    # -- validation ---------------------------------------------------------------------------------------------
+
+    def validate(self) -> dict[str, float]:
+        """Score the averaged weights on every set; the best so far go to ``best.pt``."""
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(self.ema)
+        model.requires_grad_(False)
+        scores = self.plan.validation.scores(model.eval(), self.policy)
+        scores["mean"] = float(np.mean(list(scores.values())))
+        table = self.folder / f"{CHECKS}.csv"
+        before = read_rows(table).get("mean", np.zeros(0)) if table.is_file() else np.zeros(0)
+        append_row(table, {"step": self.step} | scores)
+        logger.info("step %d: %s", self.step, ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+        if scores["mean"] > before.max(initial=-1.0):
+            _write({"format": FORMAT, "step": self.step, "ema": self.ema}, self.folder / BEST)
+        draw_curves(table, self.folder / f"{CHECKS}.png")
+        return scores
+
     # -- files --------------------------------------------------------------------------------------------------
 
     def _log(self, report: StepReport) -> None:
@@ -166,9 +194,7 @@ class Trainer:
             "head": self.head.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        part = self.folder / f"{CHECKPOINT}.part"
-        torch.save(content, part)
-        os.replace(part, self.folder / CHECKPOINT)
+        _write(content, self.folder / CHECKPOINT)
         if (self.folder / f"{CURVES}.csv").is_file():
             draw_curves(self.folder / f"{CURVES}.csv", self.folder / f"{CURVES}.png")
 
@@ -186,9 +212,17 @@ class Trainer:
         self.ema = {n: t.to(self.model.device) for n, t in content["ema"].items()}
         self.step = content["step"]
         if self.team.leads:
-            cut_rows(self.folder / f"{CURVES}.csv", self.step + 1)
+            for name in (CURVES, CHECKS):
+                cut_rows(self.folder / f"{name}.csv", self.step + 1)
         logger.info("resumed %s at step %d", path, self.step)
         return True
+
+
+def _write(content: dict[str, Any], path: Path) -> None:
+    """A file that is whole or not there."""
+    part = path.with_name(f"{path.name}.part")
+    torch.save(content, part)
+    os.replace(part, path)
 
 
 def _named(model: SAM2, head: nn.Module) -> list[tuple[str, Tensor]]:
