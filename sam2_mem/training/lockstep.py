@@ -81,7 +81,7 @@ class LockstepTracker(Tracker):
             raise ValueError(f"expected a policy that needs no pooled features, got {name}; train with another")
         super().__init__(model, policy, settings=settings)
         self.clip_of = tuple(clip_of)
-        self.change = change
+        self.noise = change
         self.sightings: list[Sighting] = []
 
     def detach(self) -> None:
@@ -140,10 +140,10 @@ class LockstepTracker(Tracker):
     def _changed(self, owners: Sequence[Track], frame: int, outputs: Sequence[Output]) -> list[Output]:
         """Outputs with the masks that memory is to be made of; those in answer to prompts stay as they are."""
         which = [i for i, o in enumerate(outputs) if not o.prompted]
-        if self.change is None or not which:
+        if self.noise is None or not which:
             return list(outputs)
         logits = torch.stack([outputs[i].logits for i in which])
-        changed = self.change(frame, logits, [owners[i].obj_id for i in which])
+        changed = self.noise(frame, logits, [owners[i].obj_id for i in which])
         result = list(outputs)
         for i, mask in zip(which, changed):
             result[i] = replace(outputs[i], logits=mask)
