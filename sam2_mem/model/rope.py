@@ -7,6 +7,7 @@ pooled cells and prototypes keep the place they came from. Half of the channel p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,10 +15,24 @@ from torch import Tensor
 
 
 class Rotation(NamedTuple):
-    """Cosines and sines of every channel pair of every token, each (..., N, dim / 2), float32."""
+    """How every channel pair of every token turns, (..., N, dim / 2).
+
+    ``cos`` and ``sin`` float32; ``polar`` the same as complex numbers, which eager kernels multiply in one pass. None where
+    a compiler, which cannot fuse complex numbers, writes the kernel.
+    """
 
     cos: Tensor
     sin: Tensor
+    polar: Tensor | None = None
+
+    @classmethod
+    def of(cls, cos: Tensor, sin: Tensor) -> Rotation:
+        """From cosines and sines; factors below one, as a mean of rotations has, are fine."""
+        return cls(cos, sin, None if torch.compiler.is_compiling() else torch.complex(cos, sin))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Rotation:
+        """The same change of shape, order or row for all parts."""
+        return Rotation(change(self.cos), change(self.sin), None if self.polar is None else change(self.polar))
 
 
 def grid_coordinates(height: int, width: int, *, device: torch.device | str | None = None) -> Tensor:
@@ -33,11 +48,14 @@ def rotation(xy: Tensor, dim: int, *, theta: float = 10000.0) -> Rotation:
     exponent = torch.arange(0, dim, 4, device=xy.device).float() / dim
     frequency = 1.0 / (theta**exponent)
     angle = (xy.float().unsqueeze(-1) * frequency).flatten(-2)
-    return Rotation(angle.cos(), angle.sin())
+    return Rotation.of(angle.cos(), angle.sin())
 
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:
     """Turn neighbouring channel pairs of ``x`` (..., N, dim); computed in float32, returned in the dtype of ``x``."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if by.polar is not None:
+        return torch.view_as_real(torch.view_as_complex(pairs) * by.polar).flatten(-2).to(x.dtype)
+    even, odd = pairs.unbind(-1)
     turned = torch.stack([even * by.cos - odd * by.sin, even * by.sin + odd * by.cos], dim=-1)
     return turned.flatten(-2).to(x.dtype)
