@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from yaml import YAMLError
 
-from sam2_mem.checkpoint import hub_checkpoint, load_checkpoint
+from sam2_mem.checkpoint import hub_checkpoint, load_checkpoint, load_part
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.tracking.refine import Refiner
@@ -34,16 +34,24 @@ from sam2_mem.tracking.video_predictor import PredictorSettings, SAM2VideoPredic
 
 logger = logging.getLogger(__name__)
 
-NEW_PARTS = ("memory_encoder.distiller.", "bank_time.", "sensory.")
+DISTILLER = "memory_encoder.distiller."
+"""Prefix of what a token distiller has learned."""
+
+NEW_PARTS = (DISTILLER, "bank_time.", "sensory.")
 """Prefixes of learned parts that official checkpoints lack."""
 
 RANDOM = "random"
 """What to give as weights, or to write as a config's ``checkpoint``, for random ones."""
 
-_CHOICES = {"memory_policy": "a memory policy", "refiner": "a refiner", "embedder": "an embedder"}
+_CHOICES = {
+    "memory_policy": "a memory policy",
+    "distiller": "a token distiller",
+    "refiner": "a refiner",
+    "embedder": "an embedder",
+}
 """Config groups out of which one file is chosen by name."""
 
-_GROUPS = ("base", "distiller", "training", *_CHOICES)
+_GROUPS = ("base", "training", *_CHOICES)
 
 # SAM 2's override keys that live elsewhere here.
 _MOVED = {
@@ -312,6 +320,9 @@ def _build_model(config: DictConfig, ckpt_path: Any, device: str, mode: str) -> 
         logger.warning("no checkpoint given: the weights are random")
     else:
         load_checkpoint(model, ckpt_path, allow_missing=NEW_PARTS)
+    distilled = _weights(None, config.get("distiller_checkpoint"))
+    if distilled is not None:
+        load_part(model.memory_encoder.distiller, DISTILLER, distilled)
     return model.to(target).train(mode == "train")
 
 
@@ -416,6 +427,10 @@ def _note_unused(policy: MemoryPolicy, model: SAM2) -> None:
     """Say so when a learned part of the model waits for a policy that does not ask for it."""
     if model.sensory is not None and not policy.needs.sensory:
         logger.warning("sensory memory is not used: %s keeps no state of it; xmem does", type(policy).__name__)
+    distiller = model.memory_encoder.distiller
+    if distiller.merged_time is not None and type(policy).condense is MemoryPolicy.condense:
+        name, own = type(policy).__name__, type(distiller).__name__
+        logger.warning("%s never merges frames: %s hands none over; memory_policy=distilled does", own, name)
 
 
 def _compile(model: SAM2) -> None:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from iopath.common.file_io import HTTPURLHandler, PathManager
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
@@ -104,6 +104,31 @@ def load_checkpoint(
     if absent:
         logger.info("%s lacks %d learned entries, left at their initial value: %s", path_or_url, len(absent), absent)
     return absent
+
+
+def load_part(part: nn.Module, name: str, path_or_url: str | PathLike[str]) -> None:
+    """Copy weights of one part of a network from a file of its own, strictly. ``name``: prefix of the part's keys in the
+    network's state dict; keys of the file carry it.
+
+    Raises ``CheckpointError`` if the part has nothing to load or anything does not fit; the part is then as it was.
+    """
+    own = {f"{name}{key}": value for key, value in part.state_dict().items()}
+    if not own:
+        raise CheckpointError(
+            f"expected a part {name}* that learns, to load '{path_or_url}' into, got {type(part).__name__}, which has no "
+            "weights; choose another, for example distiller=spatial, or leave the file out"
+        )
+    state = read_state_dict(local_path(path_or_url))
+    mismatch = _compare(own, state, ())
+    if mismatch:
+        raise CheckpointError(mismatch.report(path_or_url, own, state))
+    part.load_state_dict({key.removeprefix(name): value for key, value in state.items()})
+
+
+def save_part(part: nn.Module, name: str, path: str | PathLike[str]) -> None:
+    """Write the weights of one part as a ``.safetensors`` file for :func:`load_part`."""
+    state = {f"{name}{key}": value.detach().cpu().contiguous() for key, value in part.state_dict().items()}
+    save_file(state, str(path))
 
 
 def local_path(path_or_url: str | PathLike[str]) -> Path:

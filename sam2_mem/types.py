@@ -34,6 +34,10 @@ ABSENT_LOGIT = -1024.0
 PROMPT_SLOT = -1
 """Temporal slot of a prompted frame: the last row of the learned temporal code, whatever the frame's age."""
 
+MERGED_SLOT = -2
+"""Temporal slot of an entry merged from several frames: the oldest tracked frame's row, changed by what a distiller has
+learned for merged entries, if it has."""
+
 
 class Usage(Enum):
     """Attention statistics a policy can ask for."""
@@ -145,12 +149,13 @@ class MemoryEntry:
 class ReadItem:
     """Spatial memory to attend to: which tokens, under which temporal slot, with which gain on the keys.
 
-    ``slot`` is a row of the model's temporal code (0 = newest), ``PROMPT_SLOT``, or None for no temporal code.
+    ``slot`` is a row of the model's temporal code (0 = newest), a fraction for something between two rows,
+    ``PROMPT_SLOT``, ``MERGED_SLOT``, or None for no temporal code.
     ``order`` is for learned temporal encodings that count positions in the bank.
     """
 
     tokens: MemoryTokens
-    slot: int | None
+    slot: float | None
     gain: float = 1.0
     order: int | None = None
 
@@ -256,6 +261,15 @@ class Choice:
     output: Pick
     remember: tuple[Pick, ...]
     sensory: SensoryUpdate = SensoryUpdate.NONE
+
+
+@dataclass(frozen=True, eq=False)
+class Condense:
+    """A policy's wish to have entries merged by the network's distiller: ``entries``, oldest first in the direction of
+    tracking, become one token for every ``strength`` x ``strength`` tokens of a stored map."""
+
+    entries: tuple[MemoryEntry, ...]
+    strength: int = 1
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,9 +10,10 @@ One frame, for one object::
     choice  = policy.choose(state, frame, hypotheses)        which mask to show, which to remember
     ...the network encodes the remembered masks into entries...
     state   = policy.write(state, frame, hypotheses, choice, entries)
+    ...entries that the policy wants condensed are merged by the network's distiller, for most policies none...
 
-A prompt instead goes ``state = policy.prompt(state, frame, entry)``. ``prompt``, ``write`` and ``forget`` return a new
-state and leave the old one as it was; the other verbs only look.
+A prompt instead goes ``state = policy.prompt(state, frame, entry)``. ``prompt``, ``write``, ``condensed`` and ``forget``
+return a new state and leave the old one as it was; the other verbs only look.
 """
 
 from __future__ import annotations
@@ -26,7 +27,18 @@ from torch import Tensor
 
 from sam2_mem.memory.tokens import token_count
 from sam2_mem.memory.trace import Change, EntryNote, TraceEvent, plain_events, plain_notes
-from sam2_mem.types import Choice, FrameContext, Hypotheses, MemoryEntry, MemoryRead, Pick, Revision, Usage
+from sam2_mem.types import (
+    Choice,
+    Condense,
+    FrameContext,
+    Hypotheses,
+    MemoryEntry,
+    MemoryRead,
+    MemoryTokens,
+    Pick,
+    Revision,
+    Usage,
+)
 
 
 @dataclass(frozen=True)
@@ -113,6 +125,15 @@ class MemoryPolicy(ABC, Generic[State]):
     ) -> State:
         """Take in the entries of ``choice.remember`` (same order; equal picks give the same entry) and evict down to
         :meth:`capacity`."""
+
+    def condense(self, state: State, frame: FrameContext) -> Sequence[Condense]:
+        """Entries to be merged, each in one request; asked after every ``prompt`` and ``write``, and again until there are
+        none. A network without a learned distiller gives means by count. Pure."""
+        return ()
+
+    def condensed(self, state: State, frame: FrameContext, request: Condense, tokens: MemoryTokens) -> State:
+        """Take in the ``tokens`` that became of ``request``, and let go of what they came from."""
+        raise NotImplementedError(f"{type(self).__name__} asks for merged entries and does not take them")
 
     def revise(self, state: State, frame: FrameContext) -> Sequence[Revision]:
         """Masks of earlier frames that this frame has changed; asked after every write if ``needs.revise``. Pure."""

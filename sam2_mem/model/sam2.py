@@ -22,7 +22,7 @@ from sam2_mem.model.memory_encoder import MemoryEncoder
 from sam2_mem.model.prompt_encoder import PromptEncoder
 from sam2_mem.model.sensory import SensoryMemory
 from sam2_mem.model.temporal_encoding import BankTime, NoPointerTime, SinePointerTime, slot_rows
-from sam2_mem.types import FrameFeatures, MemoryTokens, RowBatch, Usage
+from sam2_mem.types import MERGED_SLOT, FrameFeatures, MemoryTokens, RowBatch, Usage
 
 STRIDE = 16
 MASK_STRIDE = 4
@@ -272,9 +272,14 @@ class SAM2(nn.Module):
         absent = (~present).to(maps.dtype)[:, None, None, None]
         return maps + absent * self.no_obj_embed_spatial[..., None, None]
 
-    def slot_code(self, slots: list[int | None]) -> Tensor:
+    def slot_code(self, slots: Sequence[float | None]) -> Tensor:
         """Temporal codes, (len(slots), Cm)."""
-        return slot_rows(self.maskmem_tpos_enc.flatten(1), slots)
+        rows, extra = self.maskmem_tpos_enc.flatten(1), self.memory_encoder.distiller.merged_time
+        merged = [s == MERGED_SLOT for s in slots]
+        code = slot_rows(rows, [max(len(rows) - 2, 0) if m else s for s, m in zip(slots, merged)])
+        if extra is None or not any(merged):
+            return code
+        return code + extra * code.new_tensor(merged).unsqueeze(1)
 
     def order_code(self, orders: Sequence[int | None]) -> Tensor | None:
         """Codes of places in a bank, (len(orders), Cm), None where the model has none; ``orders`` of all items of a read."""

@@ -5,6 +5,7 @@ The first is the one learned difference in time between 2.0 and 2.1; the second 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -72,12 +73,18 @@ def bank_codes(length: int, num_codes: int = 4) -> list[int]:
     return [num_codes - 1 - num_codes * back // length for back in reversed(range(length))]
 
 
-def slot_rows(code: Tensor, slots: list[int | None]) -> Tensor:
-    """Rows of the temporal code (T, Cm) for ``slots``; -1 is the last row, None a row of zeros. -> (len(slots), Cm)."""
+def slot_rows(code: Tensor, slots: Sequence[float | None]) -> Tensor:
+    """Rows of the temporal code (T, Cm) for ``slots``; -1 is the last row, None a row of zeros, a fraction lies between
+    two rows. -> (len(slots), Cm)."""
     rows = code.shape[0]
+    if any(isinstance(s, float) and not s.is_integer() for s in slots):
+        below = slot_rows(code, [s if s is None else math.floor(s) for s in slots])
+        above = slot_rows(code, [s if s is None else math.ceil(s) for s in slots])
+        part = code.new_tensor([0.0 if s is None else s % 1 for s in slots])
+        return torch.lerp(below, above, part.unsqueeze(1))
     bad = sorted({s for s in slots if s is not None and not -1 <= s < rows})
     if bad:
         raise ValueError(f"expected temporal slots in 0..{rows - 1}, -1 (prompt) or None, got {bad}")
     table = torch.cat([code, code.new_zeros(1, code.shape[1])])
-    index = [rows if s is None else s % rows for s in slots]
+    index = [rows if s is None else int(s) % rows for s in slots]
     return table[torch.tensor(index, dtype=torch.long, device=code.device)]

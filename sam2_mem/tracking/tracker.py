@@ -26,6 +26,7 @@ from sam2_mem.tracking.track import Output, Track
 from sam2_mem.types import (
     ABSENT_LOGIT,
     Choice,
+    Condense,
     FrameContext,
     FrameFeatures,
     FrameResult,
@@ -43,6 +44,8 @@ from sam2_mem.types import (
 )
 
 MASK_HINT_LIMIT = 32.0
+MOST_MERGES = 64
+"""Rounds of condensing on one frame: a policy that asks for more never ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,7 +253,7 @@ class Tracker:
         context = self.context(features)
         for track, output, entry in zip(waiting, outputs, entries):
             frame = self._shown_to(track, context)
-            state = self.policy.prompt(track.state, frame, entry)
+            state = self._settled(self.policy.prompt(track.state, frame, entry), frame)
             self.change(track, Cause.PROMPT, frame, state, entries=(entry,))
             track.remember_output(output, self._history)
             self._note_look(track, features, output)
@@ -326,7 +329,9 @@ class Tracker:
         remembered = self._remembered(tracks, looked, choices, self._sensed(tracks, looked, choices, outputs), context)
         for track, seen, choice, entries in zip(tracks, looked, choices, remembered):
             frame, hyp = self._shown_to(track, context), seen.hypotheses
-            state = track.state if track.frozen else self.policy.write(track.state, frame, hyp, choice, entries)
+            state = track.state
+            if not track.frozen:
+                state = self._settled(self.policy.write(state, frame, hyp, choice, entries), frame)
             cause, written = (Cause.READ, ()) if track.frozen else (Cause.WRITE, tuple(entries))
             self.change(
                 track, cause, frame, state, hypotheses=hyp, choice=choice, entries=written, usage=seen.usage
@@ -514,6 +519,20 @@ class Tracker:
             outputs = [replace(o, sensory=state) for o, state in zip(outputs, states)]
         tokens = self.model.memory_encoder.distiller(maps)
         return [self._entry(features, output, self._store(t)) for output, t in zip(outputs, tokens)]
+
+    def _settled(self, state: Bank, frame: FrameContext) -> Bank:
+        """``state`` with everything merged that its policy wants merged."""
+        for _ in range(MOST_MERGES):
+            requests = self.policy.condense(state, frame)
+            if not requests:
+                return state
+            for request in requests:
+                state = self.policy.condensed(state, frame, request, self._merged(request, frame))
+        raise RuntimeError(f"{type(self.policy).__name__} still asks to condense after {MOST_MERGES} rounds")
+
+    def _merged(self, request: Condense, frame: FrameContext) -> MemoryTokens:
+        tube = [e.tokens for e in request.entries if e.tokens is not None]
+        return self._store(self.model.memory_encoder.distiller.condense([tube], frame.features.grid, request.strength)[0])
 
     def _store(self, tokens: MemoryTokens) -> MemoryTokens:
         dtype = getattr(torch, self.settings.memory_dtype)

@@ -19,11 +19,12 @@ class TokenDistiller(nn.Module):
         factor: one token for every ``factor`` x ``factor`` cells of a map.
     """
 
-    merged_time: Tensor | None = None
+    merged_time: Tensor | None
     """What a distiller adds to the temporal code of merged entries (Cm), see ``types.MERGED_SLOT``; None for nothing."""
 
     def __init__(self, *, factor: int = 1) -> None:
         super().__init__()
+        self.register_parameter("merged_time", None)
         if factor < 1:
             raise ValueError(f"expected a distiller with factor >= 1, got {factor}")
         self.factor = factor
