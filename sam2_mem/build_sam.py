@@ -45,6 +45,7 @@ RANDOM = "random"
 
 _CHOICES = {
     "memory_policy": "a memory policy",
+    "memory_bound": "a bound on memory",
     "distiller": "a token distiller",
     "refiner": "a refiner",
     "embedder": "an embedder",
@@ -250,10 +251,10 @@ def _explained(error: Exception, name: str) -> ConfigError:
 # -- objects --------------------------------------------------------------------------------------------------------
 
 
-def _make(config: DictConfig, what: str) -> Any:
-    """Instantiate ``config``; the constructor gets plain Python values."""
+def _make(config: DictConfig, what: str, **given: Any) -> Any:
+    """Instantiate ``config``; the constructor gets plain Python values, and what is ``given`` as it is."""
     try:
-        return instantiate(config, _convert_="all")
+        return instantiate(config, _convert_="all", _partial_=True)(**given) if given else instantiate(config, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__ or error
         raise ConfigError(f"could not build {what}: {cause}") from error
@@ -278,6 +279,20 @@ def build_policy(policy: str | DictConfig | MemoryPolicy) -> MemoryPolicy:
     made = _make(config, "the memory policy")
     if not isinstance(made, MemoryPolicy):
         raise ConfigError(f"expected _target_ of the memory policy to be a MemoryPolicy, got {type(made).__name__}")
+    return made
+
+
+def _bounded(policy: MemoryPolicy, config: DictConfig) -> MemoryPolicy:
+    """The policy in the wrapper of the group ``memory_bound``, if one is chosen."""
+    part = config.get("memory_bound")
+    if part is None or part.get("_target_") is None:
+        return policy
+    try:
+        made = _make(part, "the bound on memory", policy=policy)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"could not build the bound on memory: {error}") from error
+    if not isinstance(made, MemoryPolicy):
+        raise ConfigError(f"expected _target_ of the memory_bound to be a policy, got {type(made).__name__}")
     return made
 
 
@@ -397,6 +412,7 @@ def build_sam2_video_predictor(
     )
     config = compose_video(config_file, hydra_overrides_extra, apply_postprocessing=apply_postprocessing)
     policy = build_policy(config.get("memory_policy") if memory_policy is None else memory_policy)
+    policy = _bounded(policy, config)
     model = _build_model(config, _weights(ckpt_path, config.get("checkpoint")), device, mode)
     _check_slots(policy, model)
     _note_unused(policy, model)
@@ -418,7 +434,7 @@ def build_sam2_video_predictor(
 
 def _check_slots(policy: MemoryPolicy, model: SAM2) -> None:
     """A policy that reads more memory maps than the temporal code has rows would fail in the middle of a video."""
-    rows, wanted = model.maskmem_tpos_enc.shape[0], getattr(policy, "num_maskmem", 0)
+    rows, wanted = model.maskmem_tpos_enc.shape[0], getattr(policy.unwrapped, "num_maskmem", 0)
     if wanted > rows:
         raise ConfigError(f"expected memory_policy.num_maskmem <= {rows} (model.num_maskmem), got {wanted}")
 
@@ -426,10 +442,10 @@ def _check_slots(policy: MemoryPolicy, model: SAM2) -> None:
 def _note_unused(policy: MemoryPolicy, model: SAM2) -> None:
     """Say so when a learned part of the model waits for a policy that does not ask for it."""
     if model.sensory is not None and not policy.needs.sensory:
-        logger.warning("sensory memory is not used: %s keeps no state of it; xmem does", type(policy).__name__)
+        logger.warning("sensory memory is not used: %s keeps no state of it; xmem does", type(policy.unwrapped).__name__)
     distiller = model.memory_encoder.distiller
-    if distiller.merged_time is not None and type(policy).condense is MemoryPolicy.condense:
-        name, own = type(policy).__name__, type(distiller).__name__
+    if distiller.merged_time is not None and type(policy.unwrapped).condense is MemoryPolicy.condense:
+        name, own = type(policy.unwrapped).__name__, type(distiller).__name__
         logger.warning("%s never merges frames: %s hands none over; memory_policy=distilled does", own, name)
 
 

@@ -92,6 +92,11 @@ class MemoryPolicy(ABC, Generic[State]):
     min_obj_score_logits: ClassVar[float] = 0.0
     """An object is absent when its score logit is not above this."""
 
+    @property
+    def unwrapped(self) -> MemoryPolicy:
+        """The policy itself; that inside, for a policy that wraps another."""
+        return self
+
     @abstractmethod
     def capacity(self, tokens_per_map: int) -> int | None:
         """The most spatial memory tokens one object may ever hold, given the tokens of one encoded frame; None says that
@@ -169,6 +174,35 @@ class MemoryPolicy(ABC, Generic[State]):
         """State of sensory memory (Ch, H, W), for policies with ``needs.sensory``: what the latest entry brought. None
         before the first. Pure."""
         return None
+
+    def strip(self, state: State, frame: int) -> State:
+        """Give up the spatial memory of the tracked ``frame``; its pointer stays. Override where tracked entries are held
+        elsewhere than in ``entries`` and their pointers shall stay too."""
+        bare = [e.without_tokens() for e in self.held(state) if e.frame == frame and not e.is_prompt]
+        state = self.forget(state, frame, 0)
+        return replace(state, entries=put(state.entries, bare[0])) if bare else state
+
+    def shrink(self, state: State, frame: FrameContext, tokens: int) -> State:
+        """Give up spatial memory until at most ``tokens`` are held: tracked frames, the farthest from ``frame`` first, then
+        prompts, the oldest but the first. The first prompt and ``frame`` itself stay (:meth:`least_capacity`). Override
+        where the state holds tokens outside the entries of :meth:`held`."""
+        while self.token_count(state) > tokens:
+            whole = [e for e in self.held(state) if e.tokens is not None and e.frame != frame.index]
+            tracked = [e.frame for e in whole if not e.is_prompt]
+            prompts = sorted(e.frame for e in state.prompts if e.tokens is not None)[1:]
+            prompts = [f for f in prompts if f != frame.index]
+            if tracked:
+                state = self.strip(state, max(tracked, key=lambda f: abs(frame.age(f))))
+            elif prompts:
+                state = self.strip(self.unprompt(state, prompts[0]), prompts[0])
+            else:
+                return state
+        return state
+
+    def least_capacity(self, tokens_per_map: int) -> int:
+        """The fewest spatial memory tokens that :meth:`shrink` can always come down to: those of the first prompt and of the
+        frame just written."""
+        return 2 * tokens_per_map
 
     def held(self, state: State) -> tuple[MemoryEntry, ...]:
         """Every entry in memory, for reports, byte counts and bounds; an entry shared by several pathways counts once."""

@@ -29,7 +29,7 @@ class MemoryFileError(ValueError):
 
 def save_memory(path: str | PathLike[str], policy: MemoryPolicy, state: Any) -> None:
     """Write a policy's state to ``path``; tensors are stored on the CPU. An existing file is replaced as a whole."""
-    path = Path(path)
+    path, policy = Path(path), policy.unwrapped
     packer = _Packer()
     root = packer.pack(state)
     content = {
@@ -52,7 +52,7 @@ def load_memory(path: str | PathLike[str], policy: MemoryPolicy, *, device: torc
     Raises:
         MemoryFileError: not a memory file, another version, another policy.
     """
-    path = Path(path)
+    path, policy = Path(path), policy.unwrapped
     if not path.is_file():
         raise MemoryFileError(f"expected a memory file, got '{path}', which is not one; save one with save_memory")
     content = _read(path, device)

@@ -374,6 +374,14 @@ class SAM2Long(MemoryPolicy[Tree]):
         return state.with_memories(lambda entries: tuple(e for e in entries if abs(e.frame - frame) > radius))
 
     def unprompt(self, state: Tree, frame: int) -> Tree | None:
+    def strip(self, state: Tree, frame: int) -> Tree:
+        bare = {id(e): e.without_tokens() for p in state.pathways for e in p.entries if e.frame == frame}
+        return state.with_memories(lambda entries: tuple(bare.get(id(e), e) for e in entries))
+
+    def least_capacity(self, tokens_per_map: int) -> int:
+        """Every pathway may have a frame of its own."""
+        return (1 + self.num_pathway) * tokens_per_map
+
         freed = [e.as_tracked() for e in state.prompts if e.frame == frame]
         prompts = drop(state.prompts, frame)
         if not prompts:

@@ -252,6 +252,14 @@ class XMem(MemoryPolicy[XMemBank]):
         )
 
     def moved(self, state: XMemBank, by: int) -> XMemBank:
+    def shrink(self, state: XMemBank, frame: FrameContext, tokens: int) -> XMemBank:
+        """Whole frames first, then the prototypes used least."""
+        state = super().shrink(state, frame, tokens)
+        if state.long_term is None or self.token_count(state) <= tokens:
+            return state
+        room = max(tokens - token_count(self.held(state)), 0)
+        return replace(state, long_term=state.long_term.most_used(room))
+
         store = state.long_term
         return replace(
             super().moved(state, by),
