@@ -85,7 +85,11 @@ def test_every_field_is_there_with_its_default(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("title", "group", "name"),
-    [("Mask refinement", "refiner", "hq"), ("Appearance of another network", "embedder", "dino")],
+    [
+        ("A budget of bytes", "memory_bound", "bytes"),
+        ("Mask refinement", "refiner", "hq"),
+        ("Appearance of another network", "embedder", "dino"),
+    ],
 )
 def test_companions(title: str, group: str, name: str) -> None:
     assert wrong_fields(title, file_of(group, name)) == []
