@@ -278,7 +278,7 @@ def open_dataset(name: str, gt: Path, pred: Path, selection: Selection = Selecti
     for folder, what in ((gt, "of the ground truth"), (pred, "of predictions")):
         if not folder.is_dir():
             raise ValueError(f"expected the folder {what}, got '{folder}', which is not one")
-    finder = _Finder(gt, LAYOUTS[name], selection)
+    finder = Finder(gt, LAYOUTS[name], selection)
     objects = finder.objects()
     names = finder.names()
     if selection.only_predicted:
@@ -300,8 +300,8 @@ def _vots_sequence(name: str, annotations: Path, pred: Path, objects: tuple[List
 
 
 @dataclass(frozen=True)
-class _Finder:
-    """Looks for the parts of a data set."""
+class Finder:
+    """Looks for the parts of a data set on disk."""
 
     gt: Path
     layout: Layout

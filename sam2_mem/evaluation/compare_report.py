@@ -1,0 +1,434 @@
+"""The report of a comparison: tables, paired differences with their bootstrap intervals, charts.
+
+Everything comes from the results on disk, in the order of the jobs, so the report does not depend on who did them when.
+What does depend on it, times and peak memory, has columns and one chart of its own.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sam2_mem.evaluation.charts import Axes, Series, line_chart, scatter_chart
+from sam2_mem.evaluation.compare import Job, Result, ResultFolder, write_line
+from sam2_mem.evaluation.compare_page import page
+from sam2_mem.evaluation.datasets import PROTOCOLS
+from sam2_mem.tracking.run_record import Json
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+BINS = 40
+"""Points of a line over time."""
+EVERYTHING = "all"
+"""What the rows over several data sets are called."""
+
+ObjectKey = tuple[str, str, str]
+"""Data, video, object."""
+
+
+# -- statistics -----------------------------------------------------------------------------------------------------
+
+
+class Interval(NamedTuple):
+    """A mean with the ends of its confidence interval, over ``count`` objects; NaN if there are none."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+
+def bootstrap(values: Sequence[float], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE) -> Interval:
+    """The mean of values (N,) with its percentile interval; the same for the same values."""
+    values = np.asarray(values, np.float64)
+    if not len(values):
+        return Interval(math.nan, math.nan, math.nan, 0)
+    rng = np.random.Generator(np.random.PCG64(0))
+    means = np.concatenate(
+        [values[rng.integers(0, len(values), (count, len(values)))].mean(1) for count in _chunks(resamples, len(values))]
+    )
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(values.mean()), float(low), float(high), len(values))
+
+
+def _chunks(total: int, width: int) -> list[int]:
+    """Parts of ``total`` whose tables of this width stay small."""
+    most = max(1, 2_000_000 // width)
+    return [min(most, total - done) for done in range(0, total, most)]
+
+
+# -- what there is --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The results of a run, in the order of its jobs, and the jobs without any."""
+
+    run: Json
+    results: tuple[Result, ...]
+    missing: tuple[Job, ...]
+
+    @property
+    def policies(self) -> list[str]:
+        return list(self.run["policies"])
+
+    @property
+    def baseline(self) -> str:
+        return self.run["baseline"]
+
+    @property
+    def data(self) -> list[str]:
+        return list(self.run["protocols"])
+
+    def columns(self, data: str) -> tuple[str, ...]:
+        """The numbers of an object, the one that is compared first."""
+        return PROTOCOLS[self.run["protocols"][data]].columns
+
+    @property
+    def groups(self) -> list[str]:
+        """The data sets, and all together where they have the same main number."""
+        together = len(self.data) > 1 and len({self.columns(data)[0] for data in self.data}) == 1
+        return [*self.data, EVERYTHING] if together else self.data
+
+    def headline(self, group: str) -> str:
+        return self.columns(self.data[0] if group == EVERYTHING else group)[0]
+
+    def of(self, policy: str, group: str, *, failed: bool = False) -> list[Result]:
+        return [
+            result
+            for result in self.results
+            if result.policy == policy
+            and group in (result.data, EVERYTHING)
+            and (result.error is not None) == failed
+        ]
+
+    @cached_property
+    def failed(self) -> list[Result]:
+        return [result for result in self.results if result.error is not None]
+
+
+def read_comparison(folder: ResultFolder) -> Comparison:
+    run = json.loads((folder.root / "run.json").read_text(encoding="utf-8"))
+    jobs = [
+        Job(policy=policy, data=data, video=video, seed=seed)
+        for data, video in run["videos"]
+        for seed in run["seeds"]
+        for policy in run["policies"]
+    ]
+    found = {job: folder.result(job) for job in jobs}
+    missing = tuple(job for job, result in found.items() if result is None)
+    return Comparison(run, tuple(result for result in found.values() if result is not None), missing)
+
+
+def object_values(results: Iterable[Result], column: str) -> dict[ObjectKey, float]:
+    """One number of every object, the mean over seeds; objects that do not define it are left out."""
+    found: dict[ObjectKey, list[float]] = {}
+    for result in results:
+        for one in result.objects:
+            value = one["values"].get(column)
+            if value is not None:
+                found.setdefault((result.data, result.video, one["object"]), []).append(value)
+    return {key: float(np.mean(values)) for key, values in found.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One policy on one group of videos.
+
+    ``figures``: means over objects by the protocol's columns. ``difference``: of the headline to the baseline, over the
+    objects that both have. ``state_bytes``: the most of any frame; ``tokens_held``, ``tokens_read``, ``pointers_read``: per
+    object, means over frames. ``frames_per_second``, ``peak_bytes``, ``growth_bytes``: of this machine.
+    """
+
+    group: str
+    policy: str
+    objects: int
+    failed: int
+    figures: Mapping[str, float]
+    difference: Interval
+    state_bytes: int
+    tokens_held: float
+    tokens_read: float
+    pointers_read: float
+    frames_per_second: float
+    peak_bytes: float
+    growth_bytes: float
+
+
+def make_row(comparison: Comparison, group: str, policy: str) -> Row:
+    results, headline = comparison.of(policy, group), comparison.headline(group)
+    columns = (headline,) if group == EVERYTHING else comparison.columns(group)
+    own = object_values(results, headline)
+    theirs = object_values(comparison.of(comparison.baseline, group), headline)
+    machine = [result.machine for result in results]
+    return Row(
+        group=group,
+        policy=policy,
+        objects=len(own),
+        failed=len(comparison.of(policy, group, failed=True)),
+        figures={name: _mean(object_values(results, name).values()) for name in columns},
+        difference=bootstrap([own[key] - theirs[key] for key in own if key in theirs]),
+        state_bytes=max((max(result.state_bytes, default=0) for result in results), default=0),
+        tokens_held=_mean(v for result in results for v in result.tokens_held),
+        tokens_read=_mean(v for result in results for v in result.tokens_read),
+        pointers_read=_mean(v for result in results for v in result.pointers_read),
+        frames_per_second=_ratio(sum(r.frames for r in results), sum(m["seconds"] for m in machine)),
+        peak_bytes=max((m["peak_bytes"] for m in machine if m["peak_bytes"] is not None), default=math.nan),
+        growth_bytes=max((m["growth_bytes"] for m in machine if m["growth_bytes"] is not None), default=math.nan),
+    )
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else math.nan
+
+
+def _ratio(one: float, other: float) -> float:
+    return one / other if other else math.nan
+
+
+def rows(comparison: Comparison) -> list[Row]:
+    return [make_row(comparison, group, policy) for group in comparison.groups for policy in comparison.policies]
+
+
+# -- tables ---------------------------------------------------------------------------------------------------------
+
+Table = tuple[list[str], list[list[str]]]
+"""Head and lines."""
+
+
+def quality_table(comparison: Comparison, group: str, found: Sequence[Row]) -> Table:
+    """What does not depend on the machine: means in percent, difference to the baseline in points, memory."""
+    mine = [row for row in found if row.group == group]
+    names = list(mine[0].figures)
+    head = ["policy", "objects", *names, f"{names[0]} - {comparison.baseline}", "95 %"]
+    head += ["state MB", "tokens held", "tokens read", "pointers read"]
+    return head, [_quality(comparison, row) for row in mine]
+
+
+def _quality(comparison: Comparison, row: Row) -> list[str]:
+    difference = row.difference
+    known = row.policy != comparison.baseline and difference.count > 0
+    paired = "" if difference.count == row.objects else f" ({difference.count})"
+    return [
+        row.policy + (" (!)" if row.failed else ""),
+        str(row.objects),
+        *(_percent(value) for value in row.figures.values()),
+        f"{_signed(difference.mean)}{paired}" if known else "",
+        f"{_signed(difference.low)} to {_signed(difference.high)}" if known else "",
+        f"{row.state_bytes / 1e6:.2f}",
+        _plain(row.tokens_held),
+        _plain(row.tokens_read),
+        _plain(row.pointers_read, 1),
+    ]
+
+
+def machine_table(group: str, found: Sequence[Row]) -> Table:
+    """What does."""
+    head = ["policy", "frames/s", "peak MB", "more than before MB"]
+    lines = [
+        [row.policy, _plain(row.frames_per_second, 1), _plain(row.peak_bytes / 1e6), _plain(row.growth_bytes / 1e6, 1)]
+        for row in found
+        if row.group == group
+    ]
+    return head, lines
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _signed(value: float) -> str:
+    return f"{100 * value:+.1f}"
+
+
+def _plain(value: float, digits: int = 0) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def markdown(table: Table) -> str:
+    head, lines = table
+    ruler = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in (head, ruler, *lines))
+
+
+def summary_csv(found: Sequence[Row]) -> str:
+    """One line for each policy and group, in [0, 1], bytes and counts; empty for what is not defined."""
+    names = list(dict.fromkeys(name for row in found for name in row.figures))
+    head = ["data", "policy", "objects", "failed", *names, "difference", "low", "high", "paired_objects"]
+    head += ["state_bytes", "tokens_held", "tokens_read", "pointers_read"]
+    head += ["frames_per_second", "peak_bytes", "growth_bytes"]
+    lines = [
+        [
+            row.group,
+            row.policy,
+            row.objects,
+            row.failed,
+            *(_cell(row.figures.get(name, math.nan)) for name in names),
+            *map(_cell, row.difference[:3]),
+            row.difference.count,
+            row.state_bytes,
+            *map(_cell, (row.tokens_held, row.tokens_read, row.pointers_read)),
+            *map(_cell, (row.frames_per_second, row.peak_bytes, row.growth_bytes)),
+        ]
+        for row in found
+    ]
+    return _csv([head, *lines])
+
+
+def objects_csv(comparison: Comparison) -> str:
+    """One line for each object, policy and seed."""
+    names = list(dict.fromkeys(name for data in comparison.data for name in comparison.columns(data)))
+    head = ["data", "video", "object", "policy", "seed", "frames", *names]
+    lines = [
+        [
+            result.data,
+            result.video,
+            one["object"],
+            result.policy,
+            result.seed,
+            one["frames"],
+            *("" if one["values"].get(name) is None else one["values"][name] for name in names),
+        ]
+        for result in comparison.results
+        for one in result.objects
+    ]
+    return _csv([head, *lines])
+
+
+def _cell(value: float) -> float | str:
+    return "" if math.isnan(value) else value
+
+
+def _csv(lines: Sequence[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()
+
+
+# -- charts ---------------------------------------------------------------------------------------------------------
+
+
+def over_time(results: Sequence[Result], column: str = "J") -> Series:
+    """The mean over objects of a number per frame, in percent, against the place in the video in percent: at most
+    :data:`BINS` points, those with a number."""
+    bins = min([BINS, *(result.frames for result in results)])
+    sums, counts = np.zeros(bins), np.zeros(bins)
+    for result in results:
+        for one in result.objects:
+            values = np.asarray(one["per_frame"].get(column, ()), np.float64)
+            places = np.asarray(one["at"][: len(values)], np.int64) * bins // result.frames
+            np.add.at(sums, places, values)
+            np.add.at(counts, places, 1)
+    known = np.flatnonzero(counts)
+    return Series(name="", x=(100 * (known + 0.5) / bins).tolist(), y=(100 * sums[known] / counts[known]).tolist())
+
+
+def bytes_over_frames(results: Sequence[Result]) -> Series:
+    """The mean over videos of the bytes of all states, in MB, as far as the shortest video reaches."""
+    length = min((len(result.state_bytes) for result in results), default=0)
+    if not length:
+        return Series(name="", x=[], y=[])
+    means = np.mean([result.state_bytes[:length] for result in results], axis=0) / 1e6
+    return Series(name="", x=list(range(length)), y=means.tolist())
+
+
+def draw_charts(comparison: Comparison, found: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
+    """All charts, as (title, file name)."""
+    drawn = []
+    for number, data in enumerate(comparison.data):
+        mine = [row for row in found if row.group == data]
+        headline = comparison.headline(data)
+        charts = [
+            (f"J over time, {data}", "j_over_time", _lines(comparison, data, over_time), "part of the video, %", "J, %"),
+            (f"State over frames, {data}", "bytes_over_frames", _lines(comparison, data, bytes_over_frames), "frame", "MB"),
+            (f"{headline} and state, {data}", "quality_bytes", _dots(mine, headline, lambda r: r.state_bytes / 1e6),
+             "state, MB", f"{headline}, %"),
+            (f"{headline} and speed, {data}", "quality_speed", _dots(mine, headline, lambda r: r.frames_per_second),
+             "frames per second", f"{headline}, %"),
+        ]
+        for title, name, series, x_label, y_label in charts:
+            draw = scatter_chart if name.startswith("quality") else line_chart
+            file = f"{name}_{number}.png"
+            draw(folder / file, Axes(title=title, x_label=x_label, y_label=y_label), series)
+            drawn.append((title, file))
+    return drawn
+
+
+def _lines(comparison: Comparison, data: str, make: Any) -> list[Series]:
+    made = {policy: make(comparison.of(policy, data)) for policy in comparison.policies}
+    return [Series(name=policy, x=one.x, y=one.y) for policy, one in made.items()]
+
+
+def _dots(mine: Sequence[Row], headline: str, cost: Any) -> list[Series]:
+    return [Series(name=row.policy, x=[cost(row)], y=[100 * row.figures[headline]]) for row in mine]
+
+
+# -- the report -----------------------------------------------------------------------------------------------------
+
+
+def write_report(folder: ResultFolder) -> None:
+    """``results.jsonl``, and in ``report/``: ``index.html``, ``report.md``, ``summary.csv``, ``objects.csv``, charts."""
+    comparison = read_comparison(folder)
+    write_line(folder.root / "results.jsonl", "\n".join(result.line() for result in comparison.results))
+    found, report = rows(comparison), folder.root / "report"
+    drawn = draw_charts(comparison, found, report)
+    tables = [
+        (group, quality_table(comparison, group, found), machine_table(group, found)) for group in comparison.groups
+    ]
+    write_line(report / "summary.csv", summary_csv(found).rstrip("\n"))
+    write_line(report / "objects.csv", objects_csv(comparison).rstrip("\n"))
+    write_line(report / "report.md", _markdown_report(comparison, tables, drawn))
+    charts = [(title, (report / file).read_bytes()) for title, file in drawn]
+    write_line(report / "index.html", page(_about(comparison), tables, charts, _remarks(comparison)))
+
+
+def _about(comparison: Comparison) -> list[str]:
+    run = comparison.run
+    common, weights = run["common"], run["common"].get("weights", {})
+    lines = [f"Network: {common.get('config')}, weights {weights.get('file') or 'random'}"]
+    lines[0] += f" ({str(weights.get('sha256'))[:12]})" if weights.get("sha256") else ""
+    lines.append(f"Data: {', '.join(comparison.data)}; {len(run['videos'])} videos; seeds {_listed(run['seeds'])}")
+    machines = sorted({f"{r.machine['device']}, {r.machine['threads']} threads" for r in comparison.results if r.machine})
+    lines.append(f"Machines: {'; '.join(machines) or 'none'}")
+    lines.append(f"Code: sam2_mem {run['versions']['sam2_mem']}, commit {run['git_commit'] or 'unknown'}")
+    lines.append(
+        "Scores are means over objects, in percent, those of an object being the mean over seeds. The difference to the "
+        f"baseline is paired by object; its interval covers 95 % of {RESAMPLES} bootstrap resamples of the objects. In "
+        "brackets: how many objects both have, where that is not all. State: the most that the memory of all objects of a "
+        "video took. Tokens and pointers: per object, means over frames. Times are of the predictor alone."
+    )
+    return lines
+
+
+def _listed(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _remarks(comparison: Comparison) -> list[str]:
+    """What keeps the report from being complete, and the notes of the protocols."""
+    lines = [f"FAILED: {r.policy} on {r.data} {r.video}, seed {r.seed}: {r.error}" for r in comparison.failed]
+    lines += [f"MISSING: {job.policy} on {job.data} {job.video}, seed {job.seed}" for job in comparison.missing]
+    notes = {(r.data, r.video, note) for r in comparison.results for note in r.notes}
+    return lines + [f"{data} {video}: {note}" for data, video, note in sorted(notes)]
+
+
+def _markdown_report(
+    comparison: Comparison, tables: Sequence[tuple[str, Table, Table]], drawn: Sequence[tuple[str, str]]
+) -> str:
+    parts = ["# Memory policies compared", "\n".join(f"- {line}" for line in _about(comparison))]
+    for group, quality, machine in tables:
+        parts += [f"## {group}", markdown(quality), "On this machine:", markdown(machine)]
+    parts += [f"![{title}]({file})" for title, file in drawn]
+    remarks = _remarks(comparison)
+    parts += ["## Remarks", "\n".join(f"- {line}" for line in remarks)] if remarks else []
+    return "\n\n".join(parts)
