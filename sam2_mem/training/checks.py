@@ -14,8 +14,8 @@ from sam2_mem.model.sam2 import SAM2
 from sam2_mem.training.clips import Clip, ClipSource, ClipWish
 from sam2_mem.training.validation import NetworkMethod, held_out, run_method, still, summarise
 
-SEED = 30_000_000
-"""Of clips to choose by: neither those of the report (10,000,000) nor those of ``tools/train.py eval --validation``."""
+SEED = 40_000_000
+"""Of clips to choose by: not among those of the report (10,000,000), of ``tools/train.py eval --validation`` and of the tests."""
 
 
 class ClipSet(Protocol):
