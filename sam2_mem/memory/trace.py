@@ -7,10 +7,11 @@ makes a :class:`Moment` of the answers, plain values that keep no tensor alive.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -77,7 +78,7 @@ class EntryNote:
     ``frame`` it is of, None for memory that stands for several frames; ``kind`` the policy's own word for its place;
     ``tokens`` spatial memory, by which its reads are recognised, None where there is none or it is made on reading;
     ``score`` and ``score_name``: what decides whether it stays, if anything does; ``pathways`` that hold it; ``text``
-    anything else.
+    anything else; ``count`` of spatial tokens held, where ``tokens`` does not say.
     """
 
     frame: int | None
@@ -87,6 +88,7 @@ class EntryNote:
     score_name: str = ""
     pathways: tuple[int, ...] = (0,)
     text: str = ""
+    count: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +223,7 @@ def moment(policy: Policy, obj_id: int, change: Change) -> Moment:
 
 
 def _plain(note: EntryNote) -> Held:
-    count = 0 if note.tokens is None else len(note.tokens)
+    count = note.count or (0 if note.tokens is None else len(note.tokens))
     return Held(note.frame, note.kind, count, note.score, note.score_name, note.pathways, note.text)
 
 
@@ -257,6 +259,19 @@ def shares(usage: ReadUsage, queries: int) -> list[float]:
 # -- what holds for every policy --------------------------------------------------------------------------------------
 
 
+def tell(
+    held: Sequence[MemoryEntry], kind: Callable[[MemoryEntry], str], scores: Mapping[int, float], name: str
+) -> list[EntryNote]:
+    """Notes on entries: ``kind`` of those that are neither prompts nor bare pointers, ``scores`` by frame."""
+    notes = []
+    for entry in held:
+        plain = plain_kind(entry)
+        score = scores.get(entry.frame)
+        word = kind(entry) if plain == "map" else plain
+        notes.append(EntryNote(entry.frame, word, entry.tokens, score, name if score is not None else ""))
+    return notes
+
+
 def plain_notes(held: Sequence[MemoryEntry]) -> list[EntryNote]:
     """Entries as what they are: prompts, maps, pointers."""
     return [EntryNote(e.frame, plain_kind(e), e.tokens) for e in held]
@@ -271,7 +286,6 @@ def plain_events(change: Change, before: Sequence[MemoryEntry], after: Sequence[
     """What a comparison of the entries held before and after shows; an entry is known by its frame and its pointer."""
     old, new = _by_identity(before), _by_identity(after)
     came = [e for key, e in new.items() if key not in old]
-    again = {e.frame for e in came}
     gone = [e for key, e in old.items() if key not in new]
     events = [_entered(change, e, e.frame in {g.frame for g in gone}) for e in came]
     if change.cause is Cause.WRITE and not came:
@@ -280,8 +294,15 @@ def plain_events(change: Change, before: Sequence[MemoryEntry], after: Sequence[
     for key, entry in old.items():
         if key in new:
             events += _changed(entry, new[key])
-    events += [TraceEvent(Action.EVICTED, e.frame, _LEFT[change.cause]) for e in gone if e.frame not in again]
-    return events
+    held = {e.frame for e in new.values()}
+    lost = {e.frame: e for e in gone if e.frame not in held}
+    return events + [TraceEvent(Action.EVICTED, f, _why_lost(change, e)) for f, e in lost.items()]
+
+
+def _why_lost(change: Change, entry: MemoryEntry) -> str:
+    if change.cause is Cause.WRITE and entry.tokens is None:
+        return "its pointer is out of reach of every read"
+    return _LEFT[change.cause]
 
 
 _LEFT = {
@@ -323,8 +344,32 @@ def _changed(old: MemoryEntry, new: MemoryEntry) -> list[TraceEvent]:
     return events
 
 
-def with_reasons(events: Sequence[TraceEvent], reasons: dict[tuple[Action, int | None], TraceEvent]) -> list[TraceEvent]:
-    """``events`` with those replaced that ``reasons`` says more of; reasons for which there is no event are added."""
-    seen = {(e.action, e.frame) for e in events}
-    told = [reasons.get((e.action, e.frame), e) for e in events]
-    return told + [event for key, event in reasons.items() if key not in seen]
+class Why(NamedTuple):
+    """A reason, the score that decided and what it was held against."""
+
+    reason: str
+    score: float | None = None
+    limit: float | None = None
+
+    def event(self, action: Action, frame: int | None) -> TraceEvent:
+        return TraceEvent(action, frame, self.reason, self.score, self.limit)
+
+
+_CAME = (Action.WRITTEN, Action.REPLACED)
+_WENT = (Action.EVICTED, Action.REDUCED, Action.COMPACTED, Action.MERGED)
+
+
+def because(
+    events: Iterable[TraceEvent],
+    *,
+    came: Mapping[int, Why] = MappingProxyType({}),
+    went: Mapping[int, Why] = MappingProxyType({}),
+    kept: Mapping[int, Why] = MappingProxyType({}),
+) -> list[TraceEvent]:
+    """``events`` with reasons by frame for what entered, for what left or shrank, and, as events of their own, for what
+    won the contest."""
+    told = []
+    for event in events:
+        why = came.get(event.frame) if event.action in _CAME else went.get(event.frame) if event.action in _WENT else None
+        told.append(event if why is None else why.event(event.action, event.frame))
+    return told + [why.event(Action.KEPT, frame) for frame, why in kept.items()]

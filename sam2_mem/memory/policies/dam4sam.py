@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from sam2_mem.memory.policy import Bank, MemoryPolicy, best_pick, drop, put
+from sam2_mem.memory.trace import Action, Cause, Change, EntryNote, TraceEvent, Why, because, tell
 from sam2_mem.memory.windows import add_prompt, anchors_of, pointer_window
 from sam2_mem.types import (
     PROMPT_SLOT,
@@ -206,9 +207,7 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
         return tuple(recent[-self.area_count :])
 
     def _sees_another(self, hypotheses: Hypotheses, pick: Pick) -> bool:
-        masks = (hypotheses.masks[pick.pathway] > 0).cpu().numpy()
-        chosen, others = masks[pick.candidate], np.delete(masks, pick.candidate, axis=0)
-        return min((box_overlap(chosen, other) for other in others), default=1.0) <= self.max_box_overlap
+        return least_box_overlap(hypotheses, pick) <= self.max_box_overlap
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -268,6 +267,53 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
         """Also after a frame without the object, which leaves nothing in memory."""
         just_tracked = state.latest is not None and frame.age(state.latest) == 1
         return just_tracked or super().can_resume(state, frame)
+
+    # -- reasons ------------------------------------------------------------------------------------------------
+
+    def notes(self, state: DistractorBank, frame: FrameContext) -> Sequence[EntryNote]:
+        resolved = {e.frame for e in state.resolved}
+        kind = lambda e: "distractor-resolving" if e.frame in resolved else "recent"  # noqa: E731
+        scores = {e.frame: e.iou for e in (*state.resolved, *state.entries) if e.tokens is not None}
+        return tell(self.held(state), kind, scores, "predicted IoU")
+
+    def explain(self, change: Change) -> Sequence[TraceEvent]:
+        events, now = super().explain(change), change.frame.index
+        if change.cause is not Cause.WRITE:
+            return events
+        if not change.entries:
+            absent = Why("the object is absent", change.shown_objectness, self.min_obj_score_logits)
+            told = [e for e in events if e.action is not Action.REJECTED]
+            return [*told, absent.event(Action.REJECTED, now)]
+        if change.after.promoted_at != change.before.promoted_at:
+            overlap = least_box_overlap(change.hypotheses, change.shown)
+            why = Why("tells the object from a distractor: box overlap with it", overlap, self.max_box_overlap)
+            return [*because(events, came={now: Why("distractor-resolving memory")}), why.event(Action.PROMOTED, now)]
+        return because(events, came={now: self._not_promoted(change)})
+
+    def _not_promoted(self, change: Change) -> Why:
+        """The first condition of promotion that a frame in recent memory does not meet."""
+        state, hypotheses, pick = change.before, change.hypotheses, change.shown
+        rest = None if state.promoted_at is None else state.steps + 1 - state.promoted_at
+        if state.steps == 0:
+            return Why("recent memory; the first tracked frame is never promoted")
+        if rest is not None and rest <= self.min_gap:
+            return Why("recent memory; too soon after the last promotion, in frames", rest, self.min_gap)
+        if change.shown_iou <= self.min_iou:
+            return Why("recent memory; predicted IoU not above its threshold", change.shown_iou, self.min_iou)
+        area = self._area(hypotheses, pick)
+        usual = median(a for _, a in self._areas_with(state, area)) if area else 0
+        if not usual or not self.min_area_ratio <= area / usual <= self.max_area_ratio:
+            ratio = area / usual if usual else 0.0
+            return Why("recent memory; unusual size, as a share of the usual one", ratio)
+        overlap = least_box_overlap(hypotheses, pick)
+        return Why("recent memory; no distractor in sight: box overlap of the alternatives", overlap, self.max_box_overlap)
+
+
+def least_box_overlap(hypotheses: Hypotheses, pick: Pick) -> float:
+    """:func:`box_overlap` of the picked mask with the alternative that shows most beside it; 1 without alternatives."""
+    masks = (hypotheses.masks[pick.pathway] > 0).cpu().numpy()
+    chosen, others = masks[pick.candidate], np.delete(masks, pick.candidate, axis=0)
+    return min((box_overlap(chosen, other) for other in others), default=1.0)
 
 
 def _nearest(entries: Sequence[MemoryEntry], anchors: set[int], most: int) -> set[int]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_mem.memory.policy import MemoryPolicy, Needs, put
+from sam2_mem.memory.trace import Cause, Change, EntryNote, TraceEvent, Why, because, tell
 from sam2_mem.memory.whole_frames import (
     SLOT_RULES,
     FrameBank,
@@ -256,3 +257,38 @@ class HQSMem(MemoryPolicy[SmartBank]):
             arrivals=(*(a for a in state.arrivals if a[0] not in leaving), (now, state.updates)),
             updated=now,
         )
+
+    # -- reasons ------------------------------------------------------------------------------------------------------
+
+    def notes(self, state: SmartBank, frame: FrameContext) -> Sequence[EntryNote]:
+        """See :meth:`MemoryPolicy.notes`; likenesses belong to a pair of frames, so they come with the events."""
+        bank = {e.frame for e in state.bank()}
+        return tell(self.held(state), lambda e: "bank" if e.frame in bank else "previous", {}, "")
+
+    def explain(self, change: Change) -> Sequence[TraceEvent]:
+        events, now = super().explain(change), change.frame.index
+        if change.cause is not Cause.WRITE:
+            return events
+        if change.after.updates == change.before.updates:
+            due = change.entries and is_due(change.before, change.frame, self.gap)
+            text = "the object is absent" if due else "the bank is not due"
+            return because(events, came={now: Why(f"previous frame only; {text}")})
+        z = next(e.summary for e in change.after.entries if e.frame == now)
+        bank = self._likenesses(change.before, now, z)
+        members = {e.frame for e in change.after.bank(besides=now)}
+        left = {x.frame: self._why_left(change, x) for x in bank if x.frame not in members}
+        stays = (x for x in bank if x.frame in members)
+        kept = {x.frame: Why("stays: cosine to the new frame", x.relevance, self.tau_mem) for x in stays}
+        beside = max((x.relevance for x in bank), default=0.0)
+        came = {now: Why("joins the bank: largest cosine to it", beside, self.tau_mem)}
+        return because(events, came=came, went=left, kept=kept)
+
+    def _why_left(self, change: Change, one: Likeness) -> Why:
+        """Why a frame left the bank."""
+        if change.after.replaced > change.before.replaced and one.relevance >= self.tau_mem:
+            score = self._score(one, self.score)
+            text = f"resembles the new frame: cosine {one.relevance:.3f}, removal score {score:.3f}"
+            return Why(text, one.relevance, self.tau_mem)
+        if self.overflow == "oldest":
+            return Why("oldest of a bank over its cap", float(one.age))
+        return Why(f"largest age score of a bank over its cap of {self.cap}", self._score(one, "age"))

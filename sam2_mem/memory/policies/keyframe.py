@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sam2_mem.memory.policy import Bank, MemoryPolicy, Needs, drop, put
 from sam2_mem.memory.tokens import pool_grid, token_count
+from sam2_mem.memory.trace import Action, Cause, Change, EntryNote, TraceEvent, Why, because, plain_events, tell
 from sam2_mem.memory.windows import add_prompt, map_frames, pointer_window, rank_slots, within_reach
 from sam2_mem.types import PROMPT_SLOT, Choice, FrameContext, Hypotheses, MemoryEntry, MemoryRead, ReadItem
 
@@ -119,15 +120,19 @@ class Keyframe(MemoryPolicy[Keyframes]):
         for entry in entries:
             tracked = put(tracked, entry)
         leaving = self._leaving(tracked, frame)
-        state = replace(
+        state = self._moved_on(state, tracked, frame)
+        if leaving is None or not self._is_candidate(leaving):
+            return state
+        return self._within_budget(replace(state, whole=put(state.whole, leaving)), frame)
+
+    def _moved_on(self, state: Keyframes, tracked: Sequence[MemoryEntry], frame: FrameContext) -> Keyframes:
+        """The state with the recent ones of ``tracked``, and no keyframe of this very frame."""
+        return replace(
             state,
             entries=self._recent(tracked, frame),
             whole=drop(state.whole, frame.index),
             compact=drop(state.compact, frame.index),
         )
-        if leaving is None or not self._is_candidate(leaving):
-            return state
-        return self._within_budget(replace(state, whole=put(state.whole, leaving)), frame)
 
     def forget(self, state: Keyframes, frame: int, radius: int) -> Keyframes:
         far = super().forget(state, frame, radius)
@@ -154,16 +159,23 @@ class Keyframe(MemoryPolicy[Keyframes]):
 
     def _within_budget(self, state: Keyframes, frame: FrameContext) -> Keyframes:
         """Demote and drop the least significant keyframes until the state fits."""
+        return self._contest(state, frame)[0]
+
+    def _contest(self, state: Keyframes, frame: FrameContext) -> tuple[Keyframes, dict[int, float]]:
+        """What is left within the budget, and the significance of every frame that lost, when it last did."""
+        lost: dict[int, float] = {}
         while self._over_budget(state):
             scores = significances(state, pointer_weight=self.pointer_weight)
             if state.whole and (len(state.whole) > self.max_whole or not state.compact):
-                state = self._demoted(state, min(state.whole, key=lambda e: scores[e.frame]), frame)
+                least = min(state.whole, key=lambda e: scores[e.frame])
+                state = self._demoted(state, least, frame)
             elif state.compact:
                 least = min(state.compact, key=lambda e: scores[e.frame])
                 state = replace(state, compact=drop(state.compact, least.frame))
             else:
                 break
-        return state
+            lost[least.frame] = scores[least.frame]
+        return state, lost
 
     def _over_budget(self, state: Keyframes) -> bool:
         if len(state.whole) > self.max_whole or len(state.compact) > self.max_compact:
@@ -179,6 +191,55 @@ class Keyframe(MemoryPolicy[Keyframes]):
             return replace(state, whole=whole)
         small = replace(entry, tokens=pool_grid(entry.tokens, grid, self.pool))
         return replace(state, whole=whole, compact=put(state.compact, small))
+
+    # -- reasons ---------------------------------------------------------------------------------------------------
+
+    def notes(self, state: Keyframes, frame: FrameContext) -> Sequence[EntryNote]:
+        """See :meth:`MemoryPolicy.notes`; keyframes are scored by their significance. A frame that is recent and a
+        keyframe is told as the keyframe."""
+        keys = {e.frame: "keyframe" for e in state.whole} | {e.frame: "compact keyframe" for e in state.compact}
+        scores = significances(state, pointer_weight=self.pointer_weight) if keys else {}
+        return tell(self._once(state), lambda e: keys.get(e.frame, "recent"), scores, "significance")
+
+    @staticmethod
+    def _once(state: Keyframes) -> tuple[MemoryEntry, ...]:
+        """Every frame once: its keyframe, where it is one."""
+        keys = {e.frame for e in (*state.whole, *state.compact)}
+        others = (e for e in (*state.prompts, *state.entries) if e.frame not in keys)
+        return (*others, *state.whole, *state.compact)
+
+    def explain(self, change: Change) -> Sequence[TraceEvent]:
+        before, after = (() if s is None else self._once(s) for s in (change.before, change.after))
+        events = plain_events(change, before, after)
+        if change.cause is not Cause.WRITE:
+            return events
+        tracked = change.before.entries
+        for entry in change.entries:
+            tracked = put(tracked, entry)
+        leaving = self._leaving(tracked, change.frame)
+        if leaving is None:
+            return events
+        if not self._is_candidate(leaving):
+            return [*events, self._turned_down(leaving)]
+        grown = self._moved_on(change.before, tracked, change.frame)
+        grown = replace(grown, whole=put(grown.whole, leaving))
+        scores = significances(grown, pointer_weight=self.pointer_weight)
+        left, lost = self._contest(grown, change.frame)
+        limit = max(lost.values(), default=None)
+        stays = {e.frame for e in (*left.whole, *left.compact)}
+        kept = {f: Why("stays: significance", scores[f], limit) for f in stays - {leaving.frame} - lost.keys() if lost}
+        text = "becomes a keyframe" if leaving.frame in stays else "is no keyframe: least significant"
+        action = Action.PROMOTED if leaving.frame in stays else Action.REJECTED
+        events = because(events, went={f: Why("least significant", score, limit) for f, score in lost.items()}, kept=kept)
+        return [*events, TraceEvent(action, leaving.frame, text, scores[leaving.frame], limit)]
+
+    def _turned_down(self, entry: MemoryEntry) -> TraceEvent:
+        if entry.iou < self.min_iou:
+            return TraceEvent(Action.REJECTED, entry.frame, "no keyframe: doubtful mask", entry.iou, self.min_iou)
+        if entry.objectness <= self.min_object_score:
+            limit = self.min_object_score
+            return TraceEvent(Action.REJECTED, entry.frame, "no keyframe: object absent", entry.objectness, limit)
+        return TraceEvent(Action.REJECTED, entry.frame, "no keyframe: an empty mask has no appearance")
 
 
 def significances(state: Keyframes, *, pointer_weight: float) -> dict[int, float]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sam2_mem.memory.policy import MemoryPolicy, Needs, put
 from sam2_mem.memory.tokens import foreground_weights
+from sam2_mem.memory.trace import Cause, Change, EntryNote, TraceEvent, Why, because, tell
 from sam2_mem.memory.whole_frames import (
     SLOT_RULES,
     FrameBank,
@@ -212,6 +213,54 @@ class RMem(MemoryPolicy[RMemBank]):
         total = max(sum(s.updates for s in stays), 1)
         freshness = math.sqrt(math.log(total) / (stay.updates + self.ucb_offset))
         return (stay.relevance or 0.0) + self.ucb_alpha * freshness
+
+    # -- reasons ------------------------------------------------------------------------------------------------------
+
+    def notes(self, state: RMemBank, frame: FrameContext) -> Sequence[EntryNote]:
+        """See :meth:`MemoryPolicy.notes`; tracked frames of the bank have a score, if attention decides."""
+        bank = {e.frame for e in state.members()}
+        attended = self.eviction == "attention"
+        scores = {s.frame: self.score(s, state.stays) for s in state.stays if attended and s.frame in bank}
+        kind = lambda entry: "bank" if entry.frame in bank else "previous"  # noqa: E731
+        return tell(self.held(state), kind, scores, "relevance + freshness")
+
+    def explain(self, change: Change) -> Sequence[TraceEvent]:
+        events, now = super().explain(change), change.frame.index
+        if change.cause is not Cause.WRITE:
+            return events
+        if change.after.updated != now or change.before.updated == now:
+            return because(events, came={now: Why("previous frame only; the bank is not due")})
+        came = Why("joins the bank; a new frame cannot leave at once")
+        stays, scores = self._contested(change)
+        went = [f for f in scores if f not in change.after.kept]
+        left = {f: self._why(f, stays, scores, "leaves the bank", _first(scores, but=went)) for f in went}
+        limit = max((scores[f] for f in went), default=None)
+        kept = {f: self._why(f, stays, scores, "stays", limit) for f in scores if went and f not in went}
+        return because(events, came={now: came}, went=left, kept=kept)
+
+    def _contested(self, change: Change) -> tuple[list[Stay], dict[int, float]]:
+        """Statistics of the bank at its update, and the scores of its tracked frames; numbers from 0 in order of arrival
+        where the oldest leaves."""
+        now, attended = change.frame.index, self.eviction == "attention"
+        bank = change.before.bank(besides=now)
+        shares = self._relevance(change.before, change.frame, change.hypotheses, change.choice) if attended else {}
+        stays = self._counted(change.before, [e.frame for e in bank], shares)
+        tracked = [e.frame for e in change.before.members(besides=now)]
+        if not attended:
+            return stays, {frame: float(place) for place, frame in enumerate(tracked)}
+        return stays, {s.frame: self.score(s, stays) for s in stays if s.frame in tracked}
+
+    def _why(self, frame: int, stays: Sequence[Stay], scores: Mapping[int, float], what: str, limit: float | None) -> Why:
+        if self.eviction == "fifo":
+            return Why(f"{what}: number {int(scores[frame])} in order of arrival", scores[frame], limit)
+        relevance = next(s.relevance for s in stays if s.frame == frame) or 0.0
+        text = f"{what}: relevance {relevance:.3f} + freshness {scores[frame] - relevance:.3f}"
+        return Why(text, scores[frame], limit)
+
+
+def _first(scores: Mapping[int, float], but: Sequence[int]) -> float | None:
+    """The lowest score of those that stay."""
+    return min((score for frame, score in scores.items() if frame not in but), default=None)
 
 
 def attention_shares(attention: Tensor, foreground: Tensor) -> list[float]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from sam2_mem.memory.policy import Bank, MemoryPolicy, Needs, best_pick, drop, put
+from sam2_mem.memory.trace import Action, Cause, Change, EntryNote, TraceEvent, Why, because, plain_kind
 from sam2_mem.memory.trails import Shown, Trails, grow, shown
 from sam2_mem.memory.windows import (
     add_prompt,
@@ -373,7 +374,6 @@ class SAM2Long(MemoryPolicy[Tree]):
     def forget(self, state: Tree, frame: int, radius: int) -> Tree:
         return state.with_memories(lambda entries: tuple(e for e in entries if abs(e.frame - frame) > radius))
 
-    def unprompt(self, state: Tree, frame: int) -> Tree | None:
     def strip(self, state: Tree, frame: int) -> Tree:
         bare = {id(e): e.without_tokens() for p in state.pathways for e in p.entries if e.frame == frame}
         return state.with_memories(lambda entries: tuple(bare.get(id(e), e) for e in entries))
@@ -382,6 +382,7 @@ class SAM2Long(MemoryPolicy[Tree]):
         """Every pathway may have a frame of its own."""
         return (1 + self.num_pathway) * tokens_per_map
 
+    def unprompt(self, state: Tree, frame: int) -> Tree | None:
         freed = [e.as_tracked() for e in state.prompts if e.frame == frame]
         prompts = drop(state.prompts, frame)
         if not prompts:
@@ -395,6 +396,62 @@ class SAM2Long(MemoryPolicy[Tree]):
         prompts = tuple(replace(e, frame=e.frame + by) for e in state.prompts)
         left = replace(state, prompts=prompts, trails=Trails())
         return left.with_memories(lambda entries: tuple(there[id(e)] for e in entries))
+
+    # -- reasons ------------------------------------------------------------------------------------------------
+
+    def notes(self, state: Tree, frame: FrameContext) -> Sequence[EntryNote]:
+        """See :meth:`MemoryPolicy.notes`; every version of a frame, with the pathways that hold it."""
+        everyone = tuple(range(max(len(state.pathways), 1)))
+        notes = [EntryNote(e.frame, "prompt", e.tokens, pathways=everyone) for e in state.prompts]
+        for entry in state.entries:
+            holders = [i for i, p in enumerate(state.pathways) if any(e.pointer is entry.pointer for e in p.entries)]
+            kind = plain_kind(entry)
+            if kind == "map":
+                kind = "accepted" if self._accepts(entry) else "doubtful"
+            note = EntryNote(entry.frame, kind, entry.tokens, entry.iou, "predicted IoU", tuple(holders))
+            notes.append(note)
+        return notes
+
+    def explain(self, change: Change) -> Sequence[TraceEvent]:
+        events, now = super().explain(change), change.frame.index
+        if change.cause is not Cause.WRITE:
+            return events
+        picks, old = change.choice.remember, change.before.pathways
+        living = {e.frame for p in {p.pathway for p in picks} if p < len(old) for e in old[p].entries}
+        ended = {e.frame for e in change.before.entries} - living
+        versions = len({id(e) for e in change.entries})
+        events = because(
+            dict.fromkeys(events),
+            came={now: Why(f"{versions} version{'s' * (versions > 1)} of it, by {len(picks)} pathways")},
+            went={f: Why("its pathways ended") for f in ended},
+        )
+        return [*events, *self._branches(change), *self._revisions(change)]
+
+    def _branches(self, change: Change) -> list[TraceEvent]:
+        """Which pathway goes on from which, and which end."""
+        picks, now, old = change.choice.remember, change.frame.index, change.before.pathways
+        spread = max(abs(o) for o in change.hypotheses.objectness)
+        sure = f"certain, object score {spread:.1f}" if spread > self.uncertainty else f"uncertain, object score {spread:.1f}"
+        if not old:
+            sure = "first frame of the tree"
+        grown = [
+            TraceEvent(
+                Action.BRANCHED, now, f"{sure}: candidate {pick.candidate}", pathway.score, pathway=i, parent=pick.pathway
+            )
+            for i, (pick, pathway) in enumerate(zip(picks, change.after.pathways))
+        ]
+        alive = {pick.pathway for pick in picks}
+        ends = [
+            TraceEvent(Action.REJECTED, now, f"pathway {i} ended: others have better scores", p.score, pathway=i)
+            for i, p in enumerate(old)
+            if i not in alive
+        ]
+        return grown + ends
+
+    def _revisions(self, change: Change) -> list[TraceEvent]:
+        current = change.after.trails.latest == change.frame.index
+        news = change.after.trails.news if current else ()
+        return [TraceEvent(Action.REVISED, s.frame, "a pathway of other ancestry leads", s.iou) for s in news]
 
 
 _CHOICES = {"clones": ("keep", "part"), "diversity": ("iou", "mask"), "output": ("streaming", "coalesced")}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from sam2_mem.memory.motion import Box, BoxFilter, box_iou, mask_boxes
 from sam2_mem.memory.policy import Bank, MemoryPolicy, best_pick, drop, put
+from sam2_mem.memory.trace import Action, Cause, Change, EntryNote, TraceEvent, Why, because, tell
 from sam2_mem.memory.windows import (
     add_prompt,
     anchors_of,
@@ -235,6 +236,51 @@ class Samurai(MemoryPolicy[SamuraiBank]):
         """See :meth:`MemoryPolicy.moved`; the filter does not go along into another video."""
         there = super().moved(state, by)
         return replace(there, motion=None, off_course=tuple(f + by for f in state.off_course))
+
+    # -- reasons ------------------------------------------------------------------------------------------------
+
+    def notes(self, state: SamuraiBank, frame: FrameContext) -> Sequence[EntryNote]:
+        """See :meth:`MemoryPolicy.notes`; doubtful frames are read on the next frame only."""
+        scores = {e.frame: e.iou for e in state.entries if e.tokens is not None}
+        kind = lambda e: "accepted" if self._accepts(state, e) else "doubtful"  # noqa: E731
+        return tell(self.held(state), kind, scores, "predicted IoU")
+
+    def explain(self, change: Change) -> Sequence[TraceEvent]:
+        events, now = super().explain(change), change.frame.index
+        if change.cause is not Cause.WRITE:
+            return events
+        extra = self._motion_events(change)
+        failed = [self._failed_gate(change, e) for e in change.entries]
+        for why in failed:
+            if why is not None:
+                extra.append(why.event(Action.REJECTED, now))
+        came = {} if any(failed) else {now: Why("accepted: predicted IoU", change.shown_iou, self.memory_bank_iou_threshold)}
+        whole = [e for e in change.before.entries if e.tokens is not None]
+        went = {e.frame: Why("doubtful: read on the next frame only") for e in whole if not self._accepts(change.before, e)}
+        return [*because(events, came=came, went=went), *extra]
+
+    def _failed_gate(self, change: Change, entry: MemoryEntry) -> Why | None:
+        """The threshold that an entry did not pass."""
+        if entry.iou <= self.memory_bank_iou_threshold:
+            return Why("doubtful: predicted IoU not above its threshold", entry.iou, self.memory_bank_iou_threshold)
+        if entry.objectness <= self.memory_bank_obj_score_threshold:
+            limit = self.memory_bank_obj_score_threshold
+            return Why("doubtful: object score not above its threshold", entry.objectness, limit)
+        if entry.frame in change.after.off_course:
+            limit = self.memory_bank_kf_score_threshold
+            return Why("doubtful: off the predicted course", change.choice.kf_score, limit)
+        return None
+
+    def _motion_events(self, change: Change) -> list[TraceEvent]:
+        """What the motion filter decided, and how it ended."""
+        found, best = [], best_pick(change.hypotheses)
+        if change.shown.candidate != best.candidate:
+            text = f"motion preferred candidate {change.shown.candidate} to {best.candidate}: overlap with the predicted box"
+            found.append(TraceEvent(Action.CHOSEN, change.frame.index, text, change.choice.kf_score))
+        if change.before.motion is not None and change.after.motion is None:
+            limit = self.stable_ious_threshold
+            found.append(TraceEvent(Action.REJECTED, change.frame.index, "the motion filter ended", change.shown_iou, limit))
+        return found
 
 
 def _follows(motion: Motion | None, frame: FrameContext) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
@@ -14,6 +14,7 @@ from sam2_mem.memory.affinity import KeySpace, largest, read_values, received, s
 from sam2_mem.memory.policy import Bank, MemoryPolicy, Needs, drop, put
 from sam2_mem.memory.prototypes import NEWBORN, LongTerm, join_tokens, potentiated
 from sam2_mem.memory.tokens import token_count
+from sam2_mem.memory.trace import Action, Cause, Change, EntryNote, TraceEvent, Why, because, tell
 from sam2_mem.memory.windows import (
     LAST_SLOT,
     add_prompt,
@@ -251,7 +252,6 @@ class XMem(MemoryPolicy[XMemBank]):
             long_term=store if store is not None and len(store) else None,
         )
 
-    def moved(self, state: XMemBank, by: int) -> XMemBank:
     def shrink(self, state: XMemBank, frame: FrameContext, tokens: int) -> XMemBank:
         """Whole frames first, then the prototypes used least."""
         state = super().shrink(state, frame, tokens)
@@ -260,6 +260,7 @@ class XMem(MemoryPolicy[XMemBank]):
         room = max(tokens - token_count(self.held(state)), 0)
         return replace(state, long_term=state.long_term.most_used(room))
 
+    def moved(self, state: XMemBank, by: int) -> XMemBank:
         store = state.long_term
         return replace(
             super().moved(state, by),
@@ -494,6 +495,54 @@ class XMem(MemoryPolicy[XMemBank]):
             use=use.new_zeros(len(index)),
             life=use.new_full((len(index),), NEWBORN),
         )
+
+    # -- reasons ------------------------------------------------------------------------------------------------
+
+    def notes(self, state: XMemBank, frame: FrameContext) -> Sequence[EntryNote]:
+        """See :meth:`MemoryPolicy.notes`; use over life is what decides who becomes a prototype and which of them go."""
+        counted = {c.frame: float((c.use / c.life).mean()) for c in state.working} if self.long_term else {}
+        working = {c.frame for c in state.working}
+        other = "map" if self.working == "window" else "previous"
+        notes = tell(self.held(state), lambda e: "working" if e.frame in working else other, counted, "use over life")
+        store = state.long_term
+        if store is not None:
+            text = f"{len(store)} prototypes from {len(store.source.unique())} frames"
+            tokens = store.tokens if self.lt_mode == "tokens" else None
+            mean = float((store.use / store.life).mean())
+            notes.append(EntryNote(None, "long-term", tokens, mean, "use over life", text=text, count=len(store)))
+        return notes
+
+    def explain(self, change: Change) -> Sequence[TraceEvent]:
+        events, now = super().explain(change), change.frame.index
+        if change.cause is not Cause.WRITE or self.working == "window":
+            return events
+        was, here = ({c.frame for c in s.working} for s in (change.before, change.after))
+        took = change.after.last == now
+        came = {now: Why("working memory" if took else "previous frame only; not due")}
+        gone = (was | ({now} if took else set())) - here
+        if self.long_term:
+            return self._condensing(because(events, came=came), change, gone) if gone else because(events, came=came)
+        return because(events, came=came, went={f: Why("oldest of a full working memory") for f in gone})
+
+    def _condensing(self, events: Sequence[TraceEvent], change: Change, gone: Collection[int]) -> list[TraceEvent]:
+        """Frames of working memory became prototypes; others may have made room for them."""
+        counted = change.before
+        if self._counts(change.before, change.frame):
+            counted = self._count(change.before, change.frame, change.hypotheses)
+        store, kept = counted.long_term, self._evicted(counted.long_term)
+        stayed = 0 if kept is None else len(kept)
+        new = change.after.long_term.source[stayed:].tolist()
+        used = {c.frame: float((c.use / c.life).mean()) for c in counted.working}
+        told = [e for e in events if not (e.action in (Action.REDUCED, Action.EVICTED) and e.frame in gone)]
+        for frame in sorted(gone):
+            text = f"condensed into long-term memory: {new.count(frame)} of {len(new)} new prototypes"
+            told.append(TraceEvent(Action.MERGED, frame, text, used.get(frame)))
+        left = (0 if store is None else len(store)) - stayed
+        if left:
+            use = (store.use / store.life).sort().values
+            limit = float(use[left]) if stayed else None
+            told.append(TraceEvent(Action.EVICTED, None, f"{left} least used prototypes", float(use[left - 1]), limit))
+        return told
 
 
 _LEAST = {
