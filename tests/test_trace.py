@@ -16,6 +16,7 @@ from micro import TOKENS, features_at, mask_prompt, micro_model, micro_predictor
 from policy_contract import leaves
 from sam2_mem.build_sam import build_policy, policy_names
 from sam2_mem.memory import trace
+from sam2_mem.memory.bounded import Bounded
 from sam2_mem.memory.policies.dam4sam import DAM4SAM
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.policies.hq_smem import HQSMem
@@ -483,3 +484,15 @@ def test_xmem_tells_consolidation_and_eviction() -> None:
     assert store.frame is None and store.count == len(life.state.long_term)
     lazy = Life(XMem(mem_every=5))
     assert "not due" in told(lazy.write(1, seen()), Action.WRITTEN, 1).reason
+
+
+@pytest.mark.parametrize("name", BASE)
+def test_reasons_hold_within_a_budget_of_bytes(name: str) -> None:
+    policy = build_policy(name)
+    tight = Bounded(policy=policy, max_bytes=(policy.least_capacity(TOKENS) + TOKENS) * 128)
+    recorder = Recorder(read_mass=True)
+    tracker, _ = track(tight, recorder)
+    for m in recorder.moments:
+        check_moment(m)
+    quiet = track(tight)[0]
+    assert [differences(quiet.tracks[i].state, tracker.tracks[i].state) for i in (1, 2)] == [[], []]

@@ -531,7 +531,9 @@ class XMem(MemoryPolicy[XMemBank]):
             counted = self._count(change.before, change.frame, change.hypotheses)
         store, kept = counted.long_term, self._evicted(counted.long_term)
         stayed = 0 if kept is None else len(kept)
-        new = change.after.long_term.source[stayed:].tolist()
+        new = [] if change.after.long_term is None else change.after.long_term.source[stayed:].tolist()
+        if not new:  # a budget of bytes took them
+            return list(events)
         used = {c.frame: float((c.use / c.life).mean()) for c in counted.working}
         told = [e for e in events if not (e.action in (Action.REDUCED, Action.EVICTED) and e.frame in gone)]
         for frame in sorted(gone):
