@@ -6,13 +6,16 @@ All rows of a batch look at the same frame but at their own memory. A row may ca
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam2_mem.model.rope import Rotation, grid_coordinates, rotate, rotation
+from sam2_mem.model.attention_operators import Auto, ReadOperator, key_input
+from sam2_mem.model.rope import Rotation, grid_coordinates, rotation
+from sam2_mem.model.rotary_attention import RotaryAttention
 from sam2_mem.types import ReadUsage, RowBatch, Usage
 
 
@@ -21,49 +24,6 @@ class Attended(NamedTuple):
 
     features: Tensor
     usage: tuple[ReadUsage, ...] | None
-
-
-class RotaryAttention(nn.Module):
-    """Attention of one or more heads whose queries and keys are rotated by their coordinates.
-
-    Args:
-        width: channels C of the queries. key_width: channels of keys and values (C or Cm). num_heads: heads of width / heads.
-    """
-
-    def __init__(self, *, width: int, key_width: int | None = None, num_heads: int = 1, dropout: float = 0.0) -> None:
-        super().__init__()
-        if width % num_heads:
-            raise ValueError(f"expected a width that divides into {num_heads} heads, got {width}")
-        key_width = width if key_width is None else key_width
-        self.num_heads = num_heads
-        self.dropout = dropout
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(key_width, width)
-        self.v_proj = nn.Linear(key_width, width)
-        self.out_proj = nn.Linear(width, width)
-
-    @property
-    def head_width(self) -> int:
-        return self.q_proj.out_features // self.num_heads
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-    def queries(self, x: Tensor, place: Rotation) -> Tensor:
-        """(B, Q, C) -> (B, heads, Q, head width), rotated."""
-        return rotate(self._heads(self.q_proj(x)), place)
-
-    def keys(self, x: Tensor, place: Rotation) -> Tensor:
-        """(B, L, key width) -> (B, heads, L, head width), rotated."""
-        return rotate(self._heads(self.k_proj(x)), place)
-
-    def forward(self, q: Tensor, k: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Attend. ``q``, ``k`` from :meth:`queries` and :meth:`keys`; ``values`` (B, L, key width); ``bias`` (B, L)."""
-        v = self._heads(self.v_proj(values))
-        mask = None if bias is None else bias[:, None, None, :].to(q.dtype)
-        drop = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
 class MemoryAttentionLayer(nn.Module):
@@ -95,13 +55,10 @@ class MemoryAttentionLayer(nn.Module):
         return self.cross_attn_image.queries(y if code is None else y + code, here)
 
     def memory_key(self, rows: RowBatch, there: Rotation) -> Tensor:
-        key = rows.feat + rows.pos
-        if rows.gain is not None:
-            key = key * rows.gain.unsqueeze(-1)
-        return self.cross_attn_image.keys(key, there)
+        return self.cross_attn_image.keys(key_input(rows), there)
 
     def think(self, x: Tensor) -> Tensor:
-        return x + self.drop(self.linear2(self.drop(F.relu(self.linear1(self.norm3(x))))))
+        return x + self.drop(self.linear2(self.drop(self.linear1(self.norm3(x)).relu_())))
 
 
 class MemoryAttention(nn.Module):
@@ -111,6 +68,8 @@ class MemoryAttention(nn.Module):
         width: C. memory_width: Cm. num_layers, feedforward, num_heads, dropout: as in SAM 2 (4, 2048, 1, 0.1).
         rope_theta: base of the rotary frequencies. usage_layer: layer whose cross-attention is reported as usage.
         usage_chunk: queries per chunk when the attention of that layer is recomputed for usage.
+        operator: how cross-attention reads memory, see :mod:`sam2_mem.model.attention_operators`; None for ``Auto()``. Usage
+            is that of exact attention to the tokens as they are stored, whatever the operator.
     """
 
     def __init__(
@@ -125,6 +84,7 @@ class MemoryAttention(nn.Module):
         rope_theta: float = 10000.0,
         usage_layer: int = 0,
         usage_chunk: int = 512,
+        operator: ReadOperator | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= usage_layer < num_layers:
@@ -132,6 +92,7 @@ class MemoryAttention(nn.Module):
         self.rope_theta = rope_theta
         self.usage_layer = usage_layer
         self.usage_chunk = usage_chunk
+        self.operator = Auto() if operator is None else operator
         self.layers = nn.ModuleList(
             MemoryAttentionLayer(
                 width=width, memory_width=memory_width, feedforward=feedforward, num_heads=num_heads, dropout=dropout
@@ -156,24 +117,33 @@ class MemoryAttention(nn.Module):
         """Condition one frame on R rows.
 
         Args:
-            low, low_pos: (Q, C). grid: (H, W) with H * W = Q. rows: R rows of memory. usage: statistics wanted.
+            low, low_pos: (Q, C), or (R, Q, C) where rows look at different frames. grid: (H, W) with H * W = Q. rows: R rows of memory. usage: statistics wanted.
             query_code: (1, C) added to what every cross-attention asks with.
 
         Returns:
             features (R, Q, C) and, if asked for, the attention mass of ``usage_layer`` per row.
         """
-        here = rotation(grid_coordinates(*grid, device=low.device), self.head_width, theta=self.rope_theta)
-        there = rotation(rows.xy.unsqueeze(1), self.head_width, theta=self.rope_theta)
-        x = (low + 0.1 * low_pos).expand(rows.rows, -1, -1)
+        place = partial(rotation, dim=self.head_width, theta=self.rope_theta)
+        here = place(grid_coordinates(*grid, device=low.device))
+        memory = self.operator.prepare(rows, place, grid)
+        x = self._start(low + 0.1 * low_pos, rows)
         report = None
         for i, layer in enumerate(self.layers):
             x = layer.look_around(x, here)
-            q, k = layer.memory_query(x, here, query_code), layer.memory_key(rows, there)
+            q = layer.memory_query(x, here, query_code)
             if usage is not Usage.NONE and i == self.usage_layer:
-                report = measure_usage(q, k, rows, usage, chunk=self.usage_chunk)
-            x = x + layer.drop(layer.cross_attn_image(q, k, rows.feat, rows.bias))
+                k = layer.memory_key(rows, place(rows.xy.unsqueeze(1)))
+                report = measure_usage(q.expand(rows.rows, -1, -1, -1), k, rows, usage, chunk=self.usage_chunk)
+            x = x + layer.drop(self.operator(layer.cross_attn_image, q, memory))
             x = layer.think(x)
         return Attended(self.norm(x), report)
+
+    def _start(self, image: Tensor, rows: RowBatch) -> Tensor:
+        """What enters the first layer, (1 or R, Q, C). Until rows read their own memory they are equal, so that one does; in
+        training each row has its own dropout."""
+        if image.ndim == 2 and not self.training:
+            return image.unsqueeze(0)
+        return image.expand(rows.rows, -1, -1)
 
 
 @torch.no_grad()

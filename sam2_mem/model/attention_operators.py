@@ -1,0 +1,470 @@
+"""How image queries read memory: exchangeable operators with one call.
+
+An operator holds settings, no weights: all of them read with the projections of :class:`RotaryAttention` and can be swapped
+under the same checkpoint. :class:`Exact` and :class:`LowDim` give the same numbers, :class:`Auto` chooses between them. The
+others approximate, and each has a setting in which it is exact. Padding, counts and gains are honoured by all, and a row's
+result does not depend on the rows beside it.
+
+``flops`` of an operator are those of the matrix products of one call: key and value projections, attention, output
+projection; two per multiplication and addition.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sam2_mem.model.rope import Rotation
+from sam2_mem.model.rotary_attention import RotaryAttention, attend_in_tiles
+from sam2_mem.types import RowBatch
+
+Place = Callable[[Tensor], Rotation]
+"""Coordinates (..., N, 2) -> the rotation of tokens there."""
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """What the cross-attention of every layer reads: R rows of L tokens.
+
+    ``key`` (R, L, Cm) what key projections see; ``value`` (R, L, Cm); ``turn`` rotations, (R or 1, 1, L, d / 2) each;
+    ``bias`` (R, L) added to logits, -inf for padding, or None; ``pointer`` (R, L) bool, tokens of object pointers.
+    """
+
+    key: Tensor
+    value: Tensor
+    turn: Rotation
+    bias: Tensor | None
+    pointer: Tensor
+
+    @classmethod
+    def of(cls, rows: RowBatch, place: Place) -> Memory:
+        """Rows as they are."""
+        pointer = rows.item == rows.num_items
+        if rows.bias is not None:
+            pointer = pointer & rows.bias.isfinite()
+        return cls(key=key_input(rows), value=rows.feat, turn=place(rows.xy.unsqueeze(1)), bias=rows.bias, pointer=pointer)
+
+    @property
+    def rows(self) -> int:
+        return self.key.shape[0]
+
+    def turn_of(self, row: int) -> Rotation:
+        """(1, 1, L, d / 2) of one row."""
+        return self.turn.map(lambda t: t if t.shape[0] == 1 else t[row : row + 1])
+
+    def logit_bias(self) -> Tensor:
+        """(R, L), zeros where there is none."""
+        return self.key.new_zeros(self.key.shape[:2]) if self.bias is None else self.bias
+
+    def gather(self, index: Tensor, bias: Tensor) -> Memory:
+        """Tokens ``index`` (R, N) of every row, with ``bias`` (R, N)."""
+        row = torch.arange(self.rows, device=index.device)[:, None]
+        turn = self.turn.map(lambda t: t.expand(self.rows, -1, -1, -1)[row, 0, index].unsqueeze(1))
+        key, value, pointer = (x[row, index] for x in (self.key, self.value, self.pointer))
+        return replace(self, key=key, value=value, turn=turn, bias=bias, pointer=pointer)
+
+
+def key_input(rows: RowBatch) -> Tensor:
+    """What key projections see, (R, L, Cm): features and positions, times the gain."""
+    key = rows.feat + rows.pos
+    return key if rows.gain is None else key * rows.gain.unsqueeze(-1)
+
+
+class ReadSize(NamedTuple):
+    """Sizes of a read for counting: ``rows`` R, ``queries`` Q, spatial ``tokens`` and pointer tokens (``pointers``) of a row,
+    ``width`` C, ``memory_width`` Cm, ``heads``."""
+
+    rows: int
+    queries: int
+    tokens: int
+    pointers: int
+    width: int
+    memory_width: int
+    heads: int = 1
+
+    @property
+    def length(self) -> int:
+        return self.tokens + self.pointers
+
+
+class ReadOperator(ABC):
+    """One way to read memory. Frozen; nothing of a video stays on it."""
+
+    def prepare(self, rows: RowBatch, place: Place, grid: tuple[int, int]) -> Memory:
+        """What all layers of one frame read; ``grid`` (H, W) of the queries."""
+        return Memory.of(rows, place)
+
+    @abstractmethod
+    def __call__(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
+        """Rotated queries (R or 1, heads, Q, d) -> what they read, projected, (R, Q, C)."""
+
+    @abstractmethod
+    def flops(self, size: ReadSize) -> int:
+        """Of one call."""
+
+
+# -- exact ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Exact(ReadOperator):
+    """SAM 2's: values are projected to the width of the model, then attended to."""
+
+    def __call__(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
+        k = attention.keys(memory.key, memory.turn)
+        return attention(q.expand(memory.rows, -1, -1, -1), k, memory.value, memory.bias)
+
+    def flops(self, size: ReadSize) -> int:
+        rows, queries, width = size.rows, size.queries, size.width
+        project = 2 * size.length * size.memory_width * width
+        attend = 2 * queries * size.length * width
+        return 2 * rows * (project + attend + queries * width * width)
+
+
+@dataclass(frozen=True)
+class LowDim(ReadOperator):
+    """Values are attended to as they are stored, Cm wide, and projected after: the weights of a query add up to one, so
+    ``softmax(S) (M Wv' + b) = (softmax(S) M) Wv' + b``. Keys cannot: each is rotated by its own place after its projection.
+
+    On a CPU without gradient, scores are made in tiles that stay in its cache. Elsewhere the fused kernels of torch do it.
+    Dropout of attention weights, in training, is left to :class:`Exact`.
+    """
+
+    def __call__(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
+        if attention.training and attention.dropout:
+            return Exact()(attention, q, memory)
+        read = _read_in_tiles if _in_tiles(memory.key) else _read_fused
+        return attention.project_read(read(attention, q, memory))
+
+    def flops(self, size: ReadSize) -> int:
+        scores = size.queries * size.length * size.width
+        values = size.heads * size.queries * size.length * (size.memory_width + 1)  # one column adds the weights up
+        return narrow_flops(size, scores + values)
+
+
+def narrow_flops(size: ReadSize, attend: int) -> int:
+    """Of a call that makes every key, needs ``attend`` multiplications per row to attend, and projects values after."""
+    project = size.length * size.memory_width * size.width
+    out = size.heads * size.queries * size.memory_width * size.width
+    join = size.width * size.width * (size.memory_width + 1)
+    return 2 * (size.rows * (project + attend + out) + join)
+
+
+def _in_tiles(key: Tensor) -> bool:
+    plain = key.device.type == "cpu" and key.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")
+    return plain and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def _read_in_tiles(attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
+    """Weighted means of stored values, (R, heads, Q, Cm), one row after the other."""
+    means = []
+    for r in range(memory.rows):
+        k = attention.keys(memory.key[r : r + 1], memory.turn_of(r))[0]
+        bias = None if memory.bias is None else memory.bias[r]
+        own = q[r if q.shape[0] > 1 else 0]
+        means.append(torch.stack([attend_in_tiles(x, y, memory.value[r], bias) for x, y in zip(own, k)]))
+    return torch.stack(means)
+
+
+def _read_fused(attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
+    k = attention.keys(memory.key, memory.turn)
+    heads = attention.num_heads
+    value = memory.value.to(k.dtype).unsqueeze(1).expand(-1, heads, -1, -1)
+    mask = None if memory.bias is None else memory.bias[:, None, None, :].to(k.dtype)
+    return F.scaled_dot_product_attention(q.expand(memory.rows, -1, -1, -1), k, value, attn_mask=mask)
+
+
+@dataclass(frozen=True)
+class Auto(ReadOperator):
+    """The faster of :class:`LowDim` and :class:`Exact`, which give the same numbers: the first on a CPU for reads of at least
+    ``least`` scores whose memory is at most half as wide as the model."""
+
+    least: int = 1 << 16
+
+    def _choose(self, wide: int, narrow: int, scores: int) -> ReadOperator:
+        return LowDim() if 2 * narrow <= wide and scores >= self.least else Exact()
+
+    def __call__(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
+        if not _in_tiles(memory.key):
+            return Exact()(attention, q, memory)
+        length, narrow = memory.key.shape[1:]
+        chosen = self._choose(attention.q_proj.out_features, narrow, q.shape[2] * length)
+        return chosen(attention, q, memory)
+
+    def flops(self, size: ReadSize) -> int:
+        """On a CPU."""
+        return self._choose(size.width, size.memory_width, size.queries * size.length).flops(size)
+
+
+# -- approximate ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pooled(ReadOperator):
+    """Tokens of one read item whose places share a block of ``factor`` x ``factor`` cells are read as one: the mean of their
+    keys and values, with the logarithm of their number added to its logit. Object pointers are not pooled, nor are tokens
+    without a place. Tokens that stand for several already count as that many. Equal tokens in every block: exact.
+
+    A mean is turned by the mean of its tokens' rotations, which is the mean of their rotated keys as far as the keys are
+    equal before rotation.
+
+    Args:
+        factor: side of a block in cells. then: the operator that reads the pooled memory.
+    """
+
+    factor: int = 2
+    then: ReadOperator = field(default_factory=Auto)
+
+    def __post_init__(self) -> None:
+        if self.factor < 1:
+            raise ValueError(f"expected factor >= 1, got {self.factor}")
+
+    def prepare(self, rows: RowBatch, place: Place, grid: tuple[int, int]) -> Memory:
+        return merge(self.then.prepare(rows, place, grid), self._groups(rows, grid))
+
+    def _groups(self, rows: RowBatch, grid: tuple[int, int]) -> Tensor:
+        """(R, L) numbers, equal for tokens of a row that become one."""
+        across, down = (math.ceil(side / self.factor) + 1 for side in reversed(grid))
+        cell = (rows.xy / self.factor).floor().long()
+        block = cell[..., 0].clamp(0, across - 1) + across * cell[..., 1].clamp(0, down - 1)
+        shared = block + across * down * rows.item
+        alone = across * down * (rows.num_items + 1) + torch.arange(rows.item.shape[1], device=rows.item.device)
+        return torch.where(self._placed(rows), shared, alone)
+
+    def _placed(self, rows: RowBatch) -> Tensor:
+        """(R, L) bool: spatial tokens that have a place. Of several at the origin in one item, all may be without one."""
+        origin = (rows.xy == 0).all(-1).expand_as(rows.item)
+        crowd = torch.zeros(rows.rows, rows.num_items + 1, dtype=torch.long, device=origin.device)
+        crowd.scatter_add_(1, rows.item, origin.long())
+        return (rows.item < rows.num_items) & ~(origin & (crowd.gather(1, rows.item) > 1))
+
+    def __call__(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
+        return self.then(attention, q, memory)
+
+    def flops(self, size: ReadSize) -> int:
+        """For whole maps whose sides are multiples of ``factor``."""
+        return self.then.flops(size._replace(tokens=size.tokens // self.factor**2))
+
+
+def merge(memory: Memory, group: Tensor) -> Memory:
+    """One token for all tokens of a row with the same ``group`` (R, L): means by count, counts added. Padding stays out."""
+    bias = memory.logit_bias()
+    merged = [_merge_row(memory, r, group[r], bias[r]) for r in range(memory.rows)]
+    longest = max(len(row.bias) for row in merged)
+    rows = [row.padded(longest) for row in merged]
+    key, value, cos, sin, log_count, pointer = (torch.stack(parts) for parts in zip(*rows))
+    turn = Rotation.of(cos.unsqueeze(1), sin.unsqueeze(1))
+    return replace(memory, key=key, value=value, turn=turn, bias=log_count, pointer=pointer)
+
+
+class _Merged(NamedTuple):
+    """One row of G tokens."""
+
+    key: Tensor
+    value: Tensor
+    cos: Tensor
+    sin: Tensor
+    bias: Tensor
+    pointer: Tensor
+
+    def padded(self, length: int) -> _Merged:
+        missing = length - len(self.bias)
+        if not missing:
+            return self
+        wide = (F.pad(x, (0, 0, 0, missing)) for x in self[:4])
+        bias = F.pad(self.bias, (0, missing), value=float("-inf"))
+        return _Merged(*wide, bias, F.pad(self.pointer, (0, missing)))
+
+
+def _merge_row(memory: Memory, row: int, group: Tensor, bias: Tensor) -> _Merged:
+    real = bias.isfinite().nonzero()[:, 0]
+    kinds, which = group[real].unique(return_inverse=True)
+    count = bias[real].float().exp()
+    total = count.new_zeros(len(kinds)).index_add_(0, which, count)
+    share = (count / total[which]).unsqueeze(-1)
+    turn = memory.turn_of(row)
+
+    def mean(x: Tensor) -> Tensor:
+        weighted = x[real].float() * share
+        return weighted.new_zeros(len(kinds), x.shape[1]).index_add_(0, which, weighted).to(x.dtype)
+
+    key, value, cos, sin = (mean(x) for x in (memory.key[row], memory.value[row], turn.cos[0, 0], turn.sin[0, 0]))
+    pointer = torch.zeros(len(kinds), dtype=torch.bool, device=which.device)
+    pointer[which] = memory.pointer[row][real]
+    return _Merged(key, value, cos, sin, total.log().to(bias.dtype), pointer)
+
+
+@dataclass(frozen=True)
+class TopK(ReadOperator):
+    """Every query attends to its ``k`` best memory tokens and to all object pointers. All scores are made, so this saves little;
+    it is what :class:`BlockTopK` approximates. With ``k`` of all tokens: exact.
+
+    Args:
+        k: tokens per query and head; more where scores tie. chunk: queries at a time.
+    """
+
+    k: int = 512
+    chunk: int = 256
+
+    def __post_init__(self) -> None:
+        _check_positive(k=self.k, chunk=self.chunk)
+
+    def __call__(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
+        keys = attention.keys(memory.key, memory.turn).transpose(-1, -2)
+        bias = memory.logit_bias()[:, None, None, :]
+        pointer = memory.pointer[:, None, None, :]
+        means = []
+        for part in (q * attention.scale).split(self.chunk, dim=2):
+            scores = part @ keys + bias
+            weights = scores.masked_fill(~(pointer | self._best(scores, pointer)), float("-inf")).softmax(-1)
+            weights = F.dropout(weights, attention.dropout, attention.training)
+            means.append(weights @ memory.value.unsqueeze(1).to(weights.dtype))
+        return attention.project_read(torch.cat(means, dim=2))
+
+    def _best(self, scores: Tensor, pointer: Tensor) -> Tensor:
+        spatial = scores.masked_fill(pointer, float("-inf"))
+        least = spatial.topk(min(self.k, scores.shape[-1]), dim=-1).values[..., -1:]
+        return spatial >= least
+
+    def flops(self, size: ReadSize) -> int:
+        attend = size.queries * size.length * (size.width + size.heads * size.memory_width)
+        return narrow_flops(size, attend)
+
+
+@dataclass(frozen=True)
+class BlockTopK(ReadOperator):
+    """Blocks of ``side`` x ``side`` neighbouring queries choose ``k`` memory tokens together, by the score of their mean query,
+    and each of their queries attends to those and to all object pointers. With ``k`` of all tokens: exact.
+
+    Args:
+        k: tokens per block and head. side: of a block in cells; the largest divisor it shares with the side of the grid is
+            used. chunk: blocks at a time.
+    """
+
+    k: int = 1024
+    side: int = 4
+    chunk: int = 16
+
+    def __post_init__(self) -> None:
+        _check_positive(k=self.k, side=self.side, chunk=self.chunk)
+
+    def prepare(self, rows: RowBatch, place: Place, grid: tuple[int, int]) -> Memory:
+        return _Blocked.around(Memory.of(rows, place), grid, self.side)
+
+    def __call__(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
+        assert isinstance(memory, _Blocked), "memory comes from this operator's own prepare"
+        blocks = memory.split(q)
+        keys = attention.keys(memory.key, memory.turn)
+        means = [
+            torch.stack([self._read_row(attention, blocks[r if len(blocks) > 1 else 0, h], keys[r, h], memory, r)
+                         for h in range(attention.num_heads)])
+            for r in range(memory.rows)
+        ]
+        return attention.project_read(memory.join(torch.stack(means)))
+
+    def _read_row(self, attention: RotaryAttention, blocks: Tensor, keys: Tensor, memory: Memory, row: int) -> Tensor:
+        """Blocks (N, B, d) of queries, keys (L, d) -> weighted means of values, (N, B, Cm)."""
+        bias, value = memory.logit_bias()[row], memory.value[row]
+        rank = (blocks.mean(1) * attention.scale @ keys.t() + bias).masked_fill(memory.pointer[row], float("inf"))
+        count = self.k + int(memory.pointer[row].sum())
+        chosen = rank.topk(min(count, len(bias)), dim=-1).indices
+        drop = attention.dropout if attention.training else 0.0
+        means = []
+        for part, index in zip(blocks.split(self.chunk), chosen.split(self.chunk)):
+            mask = bias[index].unsqueeze(1).to(part.dtype)
+            means.append(F.scaled_dot_product_attention(part, keys[index], value[index].to(part.dtype), mask, drop))
+        return torch.cat(means)
+
+    def flops(self, size: ReadSize) -> int:
+        """For a grid whose side is a multiple of ``side``."""
+        rank = size.queries // self.side**2 * size.length * size.width
+        chosen = min(self.k + size.pointers, size.length)
+        return narrow_flops(size, rank + size.queries * chosen * (size.width + size.heads * size.memory_width))
+
+
+@dataclass(frozen=True, eq=False)
+class _Blocked(Memory):
+    """Memory for queries of ``grid`` (H, W) that are read in blocks of ``side``."""
+
+    grid: tuple[int, int] = (1, 1)
+    side: int = 1
+
+    @classmethod
+    def around(cls, memory: Memory, grid: tuple[int, int], side: int) -> _Blocked:
+        side = math.gcd(side, *grid)
+        return cls(memory.key, memory.value, memory.turn, memory.bias, memory.pointer, grid, side)
+
+    def split(self, q: Tensor) -> Tensor:
+        """(R, heads, Q, d) -> (R, heads, blocks, side * side, d)."""
+        cells = q.unflatten(2, self.grid).unflatten(3, (-1, self.side)).unflatten(2, (-1, self.side))
+        return cells.transpose(3, 4).flatten(4, 5).flatten(2, 3)
+
+    def join(self, read: Tensor) -> Tensor:
+        """(R, heads, blocks, side * side, n) -> (R, heads, Q, n)."""
+        height, width = (n // self.side for n in self.grid)
+        cells = read.unflatten(2, (height, width)).unflatten(4, (self.side, self.side))
+        return cells.transpose(3, 4).flatten(2, 5)
+
+
+@dataclass(frozen=True)
+class SparsePointers(ReadOperator):
+    """Only the ``keep`` object pointers that the mean query scores highest are read, in every layer anew. The other memory is left
+    to ``then``. With ``keep`` of all pointers: exact.
+
+    Args:
+        keep: pointers per row. then: the operator that reads what is left.
+    """
+
+    keep: int = 4
+    then: ReadOperator = field(default_factory=Auto)
+
+    def __post_init__(self) -> None:
+        _check_positive(keep=self.keep)
+
+    def prepare(self, rows: RowBatch, place: Place, grid: tuple[int, int]) -> Memory:
+        return self.then.prepare(rows, place, grid)
+
+    def __call__(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
+        return self.then(attention, q, self._thinned(attention, q, memory))
+
+    def _thinned(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Memory:
+        bias = memory.logit_bias()
+        mean = q.mean(2).expand(memory.rows, -1, -1)
+        kept = [self._kept(attention, mean[r], memory, r, bias[r].isfinite()) for r in range(memory.rows)]
+        longest = max(len(index) for index in kept)
+        index = torch.stack([F.pad(i, (0, longest - len(i))) for i in kept])
+        ends = torch.tensor([len(i) for i in kept], device=index.device)
+        beyond = torch.arange(longest, device=index.device) >= ends[:, None]
+        return memory.gather(index, bias.gather(1, index).masked_fill(beyond, float("-inf")))
+
+    def _kept(self, attention: RotaryAttention, mean: Tensor, memory: Memory, row: int, real: Tensor) -> Tensor:
+        """Indices of the tokens of one row that are read; ``mean`` (heads, d) query, ``real`` (L) bool, not padding."""
+        pointer = memory.pointer[row]
+        spatial, tokens = (real & ~pointer).nonzero()[:, 0], pointer.nonzero()[:, 0]
+        split = attention.q_proj.out_features // attention.k_proj.in_features
+        if len(tokens) <= self.keep * split:
+            return torch.cat([spatial, tokens])
+        turn = memory.turn_of(row).map(lambda t: t[:, :, tokens])
+        keys = attention.keys(memory.key[row : row + 1, tokens], turn)[0]
+        scores = (keys @ mean.unsqueeze(-1)).squeeze(-1).float() * attention.scale
+        by_pointer = scores.unflatten(-1, (-1, split)).logsumexp(-1).logsumexp(0)
+        best = by_pointer.topk(self.keep).indices.sort().values
+        return torch.cat([spatial, tokens.unflatten(0, (-1, split))[best].flatten()])
+
+    def flops(self, size: ReadSize) -> int:
+        keep = min(size.pointers, self.keep * (size.width // size.memory_width))
+        choose = 2 * size.rows * size.pointers * size.width * (size.memory_width + 1)
+        return self.then.flops(size._replace(pointers=keep)) + (choose if keep < size.pointers else 0)
+
+
+def _check_positive(**settings: int) -> None:
+    for name, value in settings.items():
+        if value < 1:
+            raise ValueError(f"expected {name} >= 1, got {value}")

@@ -1,0 +1,100 @@
+"""Attention with rotary coordinates, whose queries, keys and output projection can also be used one by one."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sam2_mem.model.rope import Rotation, rotate
+
+TILE_QUERIES, TILE_KEYS = 256, 512
+"""Scores made at a time on a CPU, half a megabyte of them."""
+
+
+class RotaryAttention(nn.Module):
+    """Attention of one or more heads whose queries and keys are rotated by their coordinates.
+
+    Args:
+        width: channels C of the queries. key_width: channels of keys and values (C or Cm). num_heads: heads of width / heads.
+    """
+
+    def __init__(self, *, width: int, key_width: int | None = None, num_heads: int = 1, dropout: float = 0.0) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"expected a width that divides into {num_heads} heads, got {width}")
+        key_width = width if key_width is None else key_width
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(key_width, width)
+        self.v_proj = nn.Linear(key_width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    @property
+    def head_width(self) -> int:
+        return self.q_proj.out_features // self.num_heads
+
+    @property
+    def scale(self) -> float:
+        return self.head_width**-0.5
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def queries(self, x: Tensor, place: Rotation) -> Tensor:
+        """(B, Q, C) -> (B, heads, Q, head width), rotated."""
+        return rotate(self._heads(self.q_proj(x)), place)
+
+    def keys(self, x: Tensor, place: Rotation) -> Tensor:
+        """(B, L, key width) -> (B, heads, L, head width), rotated."""
+        return rotate(self._heads(self.k_proj(x)), place)
+
+    def forward(self, q: Tensor, k: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Attend. ``q``, ``k`` from :meth:`queries` and :meth:`keys`; ``values`` (B, L, key width); ``bias`` (B, L)."""
+        v = self._heads(self.v_proj(values))
+        mask = None if bias is None else bias[:, None, None, :].to(q.dtype)
+        drop = self.dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+    def project_read(self, read: Tensor) -> Tensor:
+        """Weighted means of values as they are stored, (B, heads, Q, key width) -> the output (B, Q, C).
+
+        Value and output projection are one product: ``Wo (Wv m + bv) + bo``, head by head.
+        """
+        value = self.v_proj.weight.unflatten(0, (self.num_heads, -1))
+        out = self.out_proj.weight.unflatten(1, (self.num_heads, -1)).transpose(0, 1)
+        joint = (out @ value).transpose(0, 1).flatten(1)
+        bias = F.linear(self.v_proj.bias[None], self.out_proj.weight, self.out_proj.bias)[0]
+        return F.linear(read.transpose(1, 2).flatten(2), joint, bias)
+
+
+def attend_in_tiles(q: Tensor, k: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Attention of one head without gradient, float32: ``q`` (Q, d), ``k`` (L, d), ``value`` (L, n), ``bias`` (L) -> (Q, n).
+
+    A tile of scores is used up before the next one is made, so that it never leaves the processor's cache. The largest score
+    so far is taken off before the exponential, and a column of ones adds the weights up (Milakov and Gimelshein 2018).
+    """
+    counted = torch.cat([value, value.new_ones(len(value), 1)], dim=1)
+    room = q.new_empty(min(TILE_QUERIES, len(q)) * min(TILE_KEYS, len(k)))
+    parts = (q * q.shape[-1] ** -0.5).split(TILE_QUERIES)
+    totals = torch.cat([_add_up(part, k, counted, bias, room) for part in parts])
+    return totals[:, :-1] / totals[:, -1:]
+
+
+def _add_up(q: Tensor, k: Tensor, value: Tensor, bias: Tensor | None, room: Tensor) -> Tensor:
+    """Exponential scores times ``value``, (Q, n), of one part of the queries, up to a factor per query."""
+    total = q.new_zeros(len(q), value.shape[1])
+    top = q.new_full((len(q), 1), torch.finfo(q.dtype).min)
+    for start in range(0, len(k), TILE_KEYS):
+        here = slice(start, start + TILE_KEYS)
+        keys = k[here]
+        scores = torch.mm(q, keys.t(), out=room[: len(q) * len(keys)].view(len(q), -1))
+        if bias is not None:
+            scores.add_(bias[here])
+        higher = torch.maximum(top, scores.amax(-1, keepdim=True))
+        scores.sub_(higher).exp_()
+        total.mul_((top - higher).exp_()).addmm_(scores, value[here])
+        top = higher
+    return total
