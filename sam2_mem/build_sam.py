@@ -46,6 +46,7 @@ RANDOM = "random"
 _CHOICES = {
     "memory_policy": "a memory policy",
     "memory_bound": "a bound on memory",
+    "attention": "a way to read memory",
     "distiller": "a token distiller",
     "refiner": "a refiner",
     "embedder": "an embedder",

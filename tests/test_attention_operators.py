@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from micro import SCORE_BIAS, mask_prompt, micro_features, micro_model, micro_tracker, new_model, one_thread, run  # noqa: F401
+from micro import SCORE_BIAS, mask_prompt, micro_config, micro_features, micro_model, micro_tracker, new_model, one_thread, run  # noqa: F401
+from sam2_mem.build_sam import build_sam2, compose, config_dir
 from sam2_mem.memory.rows import assemble
 from sam2_mem.memory.tokens import pool_grid
 from sam2_mem.model.attention_operators import (
@@ -379,6 +381,43 @@ def test_low_dim_needs_fewer() -> None:
     assert 0.61 < share < 0.64
     assert Pooled().flops(size) < 0.3 * LowDim().flops(size)
     assert BlockTopK().flops(size) < TopK().flops(size) < Exact().flops(size)
+
+
+# -- configs ----------------------------------------------------------------------------------------------------------
+
+BY_NAME = {
+    "auto": Auto(),
+    "exact": Exact(),
+    "lowdim": LowDim(),
+    "pooled": Pooled(),
+    "topk": TopK(),
+    "block_topk": BlockTopK(),
+    "sparse_pointers": SparsePointers(),
+}
+
+
+def built(*overrides: str) -> ReadOperator:
+    return build_sam2(micro_config(), None, device="meta", hydra_overrides_extra=overrides).memory_attention.operator
+
+
+def test_every_operator_has_a_config() -> None:
+    files = {f.stem for f in (config_dir() / "attention").glob("*.yaml")}
+    assert files == set(BY_NAME)
+    assert built() == Auto()
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_chosen_by_name(name: str) -> None:
+    assert built(f"attention={name}") == BY_NAME[name]
+    assert instantiate(compose("nano", [f"attention={name}"]).model.memory_attention.operator) == BY_NAME[name]
+
+
+def test_settings_by_name() -> None:
+    assert built("attention=pooled", "attention.factor=4") == Pooled(factor=4)
+    with pytest.raises(ValueError, match="expected a way to read memory out of auto, .*got 'pool'"):
+        built("attention=pool")
+    with pytest.raises(ValueError, match="factor >= 1"):
+        built("attention=pooled", "attention.factor=0")
 
 
 # -- mistakes ---------------------------------------------------------------------------------------------------------
