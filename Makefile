@@ -1,4 +1,5 @@
 # make test    set up a virtual environment on a fresh machine, then run the tests
+# make test-gpu  the same set-up, then the tests that need a CUDA device
 # make demo    the same set-up, then segment the demo video; the result is in outputs/demo
 # make clean   remove the virtual environment and the results of the demo
 #
@@ -22,10 +23,14 @@ RECIPE := setup.py pyproject.toml constraints.txt
 READY := $(VENV)/.ready
 READY_FOR_TESTS := $(VENV)/.ready-for-tests
 
-.PHONY: test demo clean
+.PHONY: test test-gpu demo clean
 
 test: $(READY_FOR_TESTS)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests $(PYTEST_FLAGS)
+
+test-gpu: $(READY_FOR_TESTS)
+	$(PY) -c "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 'no CUDA device is visible to torch')"
+	$(PY) -m pytest -q -rs -m gpu tests $(PYTEST_FLAGS)
 
 demo: $(READY)
 	$(PY) tools/vos_inference.py \

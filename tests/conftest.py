@@ -1,12 +1,23 @@
 """Fixtures shared by several files: one clip, and the tiny network at image size 128 with lively random weights."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from clips import Clip, make_clip
 from helpers import centre_scores, encode_once, lively_state, make_predictor, save_state, threads
 from sam2_mem import SAM2VideoPredictor
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` are skipped, and say so, where there is no CUDA device and none is named in their stead."""
+    if torch.cuda.is_available() or "SAM2_MEM_TEST_DEVICE" in os.environ:
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; run `make test-gpu` where there is one"))
 
 
 @pytest.fixture(scope="session")

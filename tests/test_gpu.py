@@ -1,0 +1,210 @@
+"""On a CUDA device: the same masks as on the CPU, half precision, bounded memory, training.
+
+    make test-gpu
+
+SAM2_MEM_TEST_DEVICE=cpu runs them on the CPU, to check the tests themselves.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sam2_mem.build_sam import build_policy, build_sam2, build_sam2_video_predictor, policy_names
+from sam2_mem.tracking.masks import fill_holes
+from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
+from sam2_mem.training.clips import Clip, ClipWish
+from sam2_mem.training.plan import Optimisation, Stage, TrainingPlan
+from sam2_mem.training.procedural import ProceduralClips
+from sam2_mem.training.rollout import RolloutSettings
+from sam2_mem.training.trainer import Trainer
+from sam2_mem.training.validation import first_masks, held_out
+from sam2_mem.types import Prompt
+
+pytestmark = pytest.mark.gpu
+
+ROOT = Path(__file__).resolve().parents[1]
+DEVICE = os.environ.get("SAM2_MEM_TEST_DEVICE", "cuda")
+FRAMES = 24
+CLOSE, SAME = 2e-2, 0.995  # logits; IoU of masks
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return held_out("easy", 1, num_frames=FRAMES, first_seed=30_000_005)[0]
+
+
+@pytest.fixture(autouse=True)
+def full_precision() -> Iterator[None]:
+    """Matrix products in float32, so that devices can be compared."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def half() -> Iterator[None]:
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        yield
+
+
+def track(predictor: SAM2VideoPredictor, clip: Clip, *, repeat: int = 1, within=nullcontext) -> torch.Tensor:
+    """(T, N, 1, H, W) logits of a stream, on the CPU."""
+    _, first = first_masks(clip)
+    state, shown = predictor.init_state(), []
+    with torch.inference_mode(), within():
+        for t in range(FRAMES * repeat):
+            given = [Prompt(i, mask=mask) for i, mask in enumerate(first)] if t == 0 else ()
+            shown.append(predictor.track_frame(state, clip.frames[t % FRAMES], given)[2].float().cpu())
+    return torch.stack(shown)
+
+
+def nano(device: str, policy: str = "fifo", *overrides: str) -> SAM2VideoPredictor:
+    return build_sam2_video_predictor("nano", device=device, memory_policy=policy, hydra_overrides_extra=list(overrides))
+
+
+def iou(a: torch.Tensor, b: torch.Tensor) -> float:
+    a, b = a > 0, b > 0
+    return float((a & b).sum() / (a | b).sum().clamp(min=1))
+
+
+@pytest.mark.parametrize("policy", policy_names())
+def test_masks_are_those_of_the_cpu(policy: str, clip: Clip) -> None:
+    here, there = track(nano(DEVICE, policy), clip), track(nano("cpu", policy), clip)
+    assert 0 < (there > 0).float().mean() < 0.9
+    assert iou(here, there) > SAME
+    if policy == "fifo":  # others may decide otherwise where two scores are all but equal
+        assert (here - there).abs().max() < CLOSE
+
+
+def test_control_other_weights_differ(clip: Clip) -> None:
+    other = nano(DEVICE)
+    with torch.no_grad():
+        other.model.memory_attention.norm.weight.mul_(1.05)
+    assert (track(other, clip) - track(nano("cpu"), clip)).abs().max() > CLOSE
+
+
+def test_half_precision(clip: Clip) -> None:
+    """Under autocast, as SAM 2 is used on GPUs; a stream of several objects gives nearly the same masks."""
+    full, rough = track(nano(DEVICE), clip), track(nano(DEVICE), clip, within=half)
+    assert not torch.equal(full, rough)
+    assert rough.isfinite().all() and iou(full, rough) > 0.9
+
+
+def test_memory_that_waits_on_the_host(clip: Clip) -> None:
+    predictor = nano(DEVICE, "fifo", "tracker.storage_device=cpu")
+    _, first = first_masks(clip)
+    state = predictor.init_state()
+    predictor.track_frame(state, clip.frames[0], [Prompt(0, mask=first[0])])
+    held = [e.tokens.feat.device.type for e in state.tracker.tracks[0].state.all_entries()]
+    assert held == ["cpu"]
+    assert iou(track(predictor, clip), track(nano(DEVICE), clip)) > SAME
+
+
+@pytest.mark.parametrize("policy", ["fifo", "xmem", "sam2long"])
+def test_device_memory_is_flat(policy: str, clip: Clip) -> None:
+    if DEVICE == "cpu":
+        pytest.skip("only CUDA counts what it has given out")
+    predictor, sizes = nano(DEVICE, policy), []
+    _, first = first_masks(clip)
+    state = predictor.init_state()
+    for t in range(400):
+        given = [Prompt(i, mask=mask) for i, mask in enumerate(first)] if t == 0 else ()
+        predictor.track_frame(state, clip.frames[t % FRAMES], given)
+        if t in (200, 399):
+            gc.collect()
+            sizes.append(torch.cuda.memory_allocated())
+    assert sizes[1] <= 1.05 * sizes[0], sizes
+
+
+def test_nothing_stays_on_the_device(clip: Clip) -> None:
+    if DEVICE == "cpu":
+        pytest.skip("only CUDA counts what it has given out")
+    predictor = nano(DEVICE)
+    track(predictor, clip)
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    for _ in range(3):
+        track(predictor, clip)
+    gc.collect()
+    assert torch.cuda.memory_allocated() <= before + 2**16
+
+
+def test_holes_are_filled_alike() -> None:
+    torch.manual_seed(0)
+    logits = torch.nn.functional.avg_pool2d(torch.randn(3, 1, 64, 64), 3, 1, 1).squeeze(1)
+    there = fill_holes(logits, 8)
+    assert not torch.equal(there, logits)
+    assert torch.equal(fill_holes(logits.to(DEVICE), 8).cpu(), there)
+
+
+def test_compiled(clip: Clip) -> None:
+    if DEVICE == "cpu":
+        pytest.skip("tests/test_vos_optimized.py does this on the CPU")
+    predictor = build_sam2_video_predictor("nano", device=DEVICE, vos_optimized=True)
+    assert iou(track(predictor, clip), track(nano(DEVICE), clip)) > SAME
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+def plan(amp: bool) -> TrainingPlan:
+    wish = ClipWish(num_frames=3, max_gap=1, size=128)
+    clips = ProceduralClips(levels={"easy": 1.0}, count=2, length=6)
+    stage = Stage(until=3, clips=clips, wish=wish, batch=2, rollout=RolloutSettings())
+    return TrainingPlan(stages=[stage], optimisation=Optimisation(rate=1e-4, warmup=1), amp=amp, log_every=1)
+
+
+@pytest.mark.parametrize("amp", [False, True], ids=["float32", "bfloat16"])
+def test_training(amp: bool, tmp_path: Path) -> None:
+    """Three steps lose about what they lose on the CPU, and what was trained here goes on there."""
+    losses = {}
+    for device in (DEVICE, "cpu"):
+        model = build_sam2("nano", device=device, mode="train", apply_postprocessing=False)
+        training = Trainer(model, build_policy("fifo"), plan(amp), folder=tmp_path / device.replace(":", "_"), fresh=False)
+        reports: list[float] = []
+        training.run(after_step=lambda report, into=reports: into.append(report.total))
+        losses[device] = np.array(reports)
+    assert np.isfinite(losses[DEVICE]).all()
+    np.testing.assert_allclose(losses[DEVICE][0], losses["cpu"][0], rtol=0.1 if amp else 0.02)
+    model = build_sam2("nano", device="cpu", mode="train", apply_postprocessing=False)
+    resumed = Trainer(model, build_policy("fifo"), plan(amp), folder=tmp_path / DEVICE.replace(":", "_"), fresh=False)
+    assert resumed.resume() and resumed.step == 3
+
+
+def test_two_gpus_train_together(tmp_path: Path) -> None:
+    if DEVICE == "cpu" or torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices; tests/test_training.py does this with two processes on the CPU")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(ROOT / "tools" / "train.py"), "run", "nano", "--out", str(tmp_path), "--until", "2"]
+    command += ["sources.easy.count=2", "plan.log_every=1", "plan.validation.every=0"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "SAM2_MEM_CLIPS": str(tmp_path / "clips")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    demo = ROOT / "notebooks" / "videos"
+    command = [sys.executable, str(ROOT / "tools" / "vos_inference.py"), "--sam2_cfg", str(ROOT / "configs/nano.yaml")]
+    command += ["--base_video_dir", str(demo), "--video_list_file", str(demo / "demo.txt"), "--device", DEVICE]
+    command += ["--input_mask_dir", str(demo / "demo_prompts"), "--output_mask_dir", str(tmp_path / "out")]
+    command += ["--track_object_appearing_later_in_video"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["device"]["type"] == torch.device(DEVICE).type
