@@ -27,6 +27,7 @@ INSTALL_REQUIRES = [
 EXTRAS_REQUIRE = {
     "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "setuptools", "wheel"],
     "hub": ["huggingface_hub>=0.23"],
+    "submitit": ["submitit>=1.5"],
 }
 
 

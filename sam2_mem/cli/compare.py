@@ -109,7 +109,7 @@ class Workshop:
         return {
             "config": options.config,
             "overrides": list(options.overrides),
-            "weights": {} if path == "random" else {"file": Path(path).name, "sha256": sha256_of(Path(path))},
+            "weights": path if path == "random" else f"{Path(path).name}, SHA-256 {sha256_of(Path(path))}",
             "apply_postprocessing": options.apply_postprocessing,
             "precision": precision(torch.device(_device(options.device))),
             "sam2_mem": sam2_mem.__version__,

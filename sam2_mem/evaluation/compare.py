@@ -210,7 +210,6 @@ class Plan:
             "max_frames": self.max_frames,
             "common": dict(self.common),
             "versions": run_record.versions(),
-            "git_commit": run_record.git_commit(),
         }
 
     def settings_of(self, contestant: Contestant, video: BenchVideo) -> str:
@@ -305,6 +304,7 @@ class _Runner:
         self._built: dict[str, SAM2VideoPredictor | Exception] = {}
         self._opened: tuple[BenchVideo, VideoSource] | None = None
         self._stack = ExitStack()
+        self._commit = run_record.git_commit()
 
     def __enter__(self) -> _Runner:
         return self
@@ -338,7 +338,7 @@ class _Runner:
             logger.error("%s on %s %s failed: %s", job.policy, job.data, job.video, error, exc_info=not expected)
             told = f"{type(error).__name__}: {error}"
             return Result(**asdict(job), settings=settings, protocol=video.protocol.name, error=told)
-        return _result(job, settings, video, cost, scored, _machine(predictor.device, cost, began))
+        return _result(job, settings, video, cost, scored, _machine(predictor.device, cost, began, self._commit))
 
     def _predictor(self, contestant: Contestant, video: BenchVideo) -> SAM2VideoPredictor:
         built = self._built.get(contestant.name)
@@ -463,7 +463,7 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _machine(device: torch.device, cost: PassCost, began: float) -> Json:
+def _machine(device: torch.device, cost: PassCost, began: float, commit: str | None) -> Json:
     return {
         "began": round(began, 3),
         "seconds": cost.seconds,
@@ -471,5 +471,5 @@ def _machine(device: torch.device, cost: PassCost, began: float) -> Json:
         "peak_bytes": cost.peak_bytes,
         "growth_bytes": cost.growth_bytes,
         "device": run_record.device_name(device),
-        "threads": torch.get_num_threads(),
+        "git_commit": commit,
     }

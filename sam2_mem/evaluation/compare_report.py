@@ -169,7 +169,7 @@ def make_row(comparison: Comparison, group: str, policy: str) -> Row:
     columns = (headline,) if group == EVERYTHING else comparison.columns(group)
     own = object_values(results, headline)
     theirs = object_values(comparison.of(comparison.baseline, group), headline)
-    machine = [result.machine for result in results]
+    machine = [result.machine for result in results if result.machine]
     return Row(
         group=group,
         policy=policy,
@@ -394,13 +394,12 @@ def write_report(folder: ResultFolder) -> None:
 
 def _about(comparison: Comparison) -> list[str]:
     run = comparison.run
-    common, weights = run["common"], run["common"].get("weights", {})
-    lines = [f"Network: {common.get('config')}, weights {weights.get('file') or 'random'}"]
-    lines[0] += f" ({str(weights.get('sha256'))[:12]})" if weights.get("sha256") else ""
+    lines = [f"Network: {run['common'].get('config')}, weights {run['common'].get('weights')}"]
     lines.append(f"Data: {', '.join(comparison.data)}; {len(run['videos'])} videos; seeds {_listed(run['seeds'])}")
-    machines = sorted({f"{r.machine['device']}, {r.machine['threads']} threads" for r in comparison.results if r.machine})
-    lines.append(f"Machines: {'; '.join(machines) or 'none'}")
-    lines.append(f"Code: sam2_mem {run['versions']['sam2_mem']}, commit {run['git_commit'] or 'unknown'}")
+    machines = [result.machine for result in comparison.results if result.machine]
+    lines.append(f"Machines: {_listed(sorted({machine['device'] for machine in machines})) or 'none'}")
+    commits = sorted({machine["git_commit"] or "unknown" for machine in machines})
+    lines.append(f"Code: sam2_mem {run['versions']['sam2_mem']}, commit {_listed(commits)}")
     lines.append(
         "Scores are means over objects, in percent, those of an object being the mean over seeds. The difference to the "
         f"baseline is paired by object; its interval covers 95 % of {RESAMPLES} bootstrap resamples of the objects. In "
@@ -411,7 +410,7 @@ def _about(comparison: Comparison) -> list[str]:
 
 
 def _listed(values: Sequence[object]) -> str:
-    return ", ".join(map(str, values))
+    return "; ".join(map(str, values))
 
 
 def _remarks(comparison: Comparison) -> list[str]:
