@@ -1,4 +1,5 @@
-"""Tensors that depend on sizes only, made once per size and device and shared by every model, entry and thread.
+"""Tensors that depend on sizes only, made once per size and device and shared by every model, entry and thread; and
+tensors that depend on sizes and weights, kept as long as the weights.
 
 They are made outside inference mode and without gradient, so that tracking and training can use the same ones, and they
 must never be written to.
@@ -6,10 +7,13 @@ must never be written to.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from sam2_mem.model.position_encoding import sine_position_map
 from sam2_mem.model.rope import grid_coordinates
@@ -34,3 +38,44 @@ def grid_xy(height: int, width: int, device: torch.device) -> Tensor:
     """Cells of a grid in raster order, (height * width, 2) as x, y."""
     with torch.inference_mode(False), torch.no_grad():
         return grid_coordinates(height, width, device=device)
+
+
+class _Kept(NamedTuple):
+    """A tensor, what it was made for, and the weights it was made from as they were then."""
+
+    sizes: tuple[int, ...]
+    weights: tuple[Tensor | tuple[int, int], ...]
+    made: Tensor
+
+
+_KEPT: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""By the first of the weights, which are not kept alive by this."""
+
+
+def kept(weights: Sequence[Tensor], sizes: tuple[int, ...], make: Callable[[], Tensor]) -> Tensor:
+    """``make()``, or what it gave last time for the same ``sizes`` and unchanged ``weights``.
+
+    One result is kept for each group of weights. It is always made anew where a gradient is to flow and under a compiler.
+    Weights on a CPU are compared by value; elsewhere, where that would wait for the device, by place and version, so a write
+    through ``.data`` goes unnoticed there.
+    """
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(w.requires_grad for w in weights)):
+        return make()
+    held = _KEPT.get(weights[0])
+    if held is not None and held.sizes == sizes and all(_unchanged(w, was) for w, was in zip(weights, held.weights)):
+        return held.made
+    with torch.inference_mode(False), torch.no_grad():
+        _KEPT[weights[0]] = _Kept(sizes, tuple(_state(w) for w in weights), make())
+    return _KEPT[weights[0]].made
+
+
+def _state(weight: Tensor) -> Tensor | tuple[int, int]:
+    if weight.device.type == "cpu":
+        return weight.detach().clone()
+    return (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+
+
+def _unchanged(weight: Tensor, was: Tensor | tuple[int, int]) -> bool:
+    if isinstance(was, tuple):
+        return weight.device.type != "cpu" and _state(weight) == was
+    return weight.device == was.device and weight.dtype == was.dtype and torch.equal(weight, was)

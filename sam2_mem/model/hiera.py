@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam2_mem.model.constants import kept
 from sam2_mem.model.layers import MLP, DropPath
 
 PATCH_STRIDE = 4
@@ -45,12 +46,29 @@ class PooledAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim_out)
         self.proj = nn.Linear(dim_out, dim_out)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, dim) -> (B, H', W', dim_out), H' = H / pool."""
-        query, key, value = self.qkv(x).chunk(3, dim=-1)
+    def forward(self, x: Tensor, window: int = 0) -> Tensor:
+        """(B, H, W, dim) -> (B, H', W', dim_out), H' = H / pool; in windows of `window` cells, 0 for one of all cells.
+
+        Where windows stick out of the map, they are filled up after the projection: what is projected from zeros is the
+        bias. The filling takes part in the attention, as it did when the checkpoints were trained.
+        """
+        batch, height, width, _ = x.shape
+        if not window:
+            return self.proj(self._attend(self.qkv(x)))
+        rows = math.ceil(height / window)
+        if not (height % window or width % window):
+            return _join_windows(self.proj(self._attend(self.qkv(_split_windows(x, window)))), batch, rows)
+        filled = _fill_up(self.qkv(x), window, self.qkv.bias)
+        joined = _join_windows(self._attend(_split_windows(filled, window)), batch, rows)
+        stride_y, stride_x = self.pool or (1, 1)
+        return self.proj(joined[:, : height // stride_y, : width // stride_x])
+
+    def _attend(self, projected: Tensor) -> Tensor:
+        """(B, H, W, 3 * dim_out) -> (B, H', W', dim_out)."""
+        query, key, value = projected.chunk(3, dim=-1)
         query = _max_pool(query, self.pool)
         attended = F.scaled_dot_product_attention(self._heads(query), self._heads(key), self._heads(value))
-        return self.proj(attended.transpose(1, 2).reshape(query.shape))
+        return attended.transpose(1, 2).reshape(query.shape)
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, heads, H*W, C/heads)."""
@@ -75,16 +93,8 @@ class HieraBlock(nn.Module):
         """(B, H, W, dim) -> (B, H', W', dim_out)."""
         normed = self.norm1(x)
         skip = x if self.proj is None else self.proj(normed)
-        x = _max_pool(skip, self.pool) + self.drop_path(self._attend(normed))
+        x = _max_pool(skip, self.pool) + self.drop_path(self.attn(normed, self.window))
         return x + self.drop_path(self.mlp(self.norm2(x)))
-
-    def _attend(self, x: Tensor) -> Tensor:
-        if not self.window:
-            return self.attn(x)
-        stride_y, stride_x = self.pool or (1, 1)
-        batch, height, width, _ = x.shape
-        out = _join_windows(self.attn(_split_windows(x, self.window)), batch, math.ceil(height / self.window))
-        return out[:, : height // stride_y, : width // stride_x]
 
 
 class Hiera(nn.Module):
@@ -149,10 +159,15 @@ class Hiera(nn.Module):
         repeated = self.pos_embed_window.tile(1, 1, height // window, width // window)
         return (coarse + repeated).permute(0, 2, 3, 1)
 
+    def _kept_position(self, height: int, width: int) -> Tensor:
+        weights = (self.pos_embed, self.pos_embed_window)
+        return kept(weights, (height, width), lambda: self.position_map(height, width))
+
     def forward(self, images: Tensor, *, position: Tensor | None = None) -> list[Tensor]:
         """(B, 3, H, W) -> the map at the end of each stage, fine to coarse: (B, C, H/4, W/4) ... (B, 8C, H/32, W/32).
 
-        `position` is a kept `position_map(H/4, W/4)`; without it the map is computed.
+        `position` is a kept `position_map(H/4, W/4)`; without it the map is made when it is needed and weights or size have
+        changed.
         """
         if images.shape[-2] % self.size_step[0] or images.shape[-1] % self.size_step[1]:
             raise ValueError(
@@ -160,7 +175,7 @@ class Hiera(nn.Module):
                 f"got {tuple(images.shape[-2:])}; resize or pad it"
             )
         x = self.patch_embed(images)
-        x = x + (self.position_map(*x.shape[1:3]) if position is None else position)
+        x = x + (self._kept_position(*x.shape[1:3]) if position is None else position)
         maps = []
         for index, block in enumerate(self.blocks):
             x = block(x)
@@ -215,19 +230,21 @@ def _max_pool(x: Tensor, stride: tuple[int, int] | None) -> Tensor:
     return F.max_pool2d(x.permute(0, 3, 1, 2), stride, stride).permute(0, 2, 3, 1)
 
 
-def _split_windows(x: Tensor, size: int) -> Tensor:
-    """(B, H, W, C) -> (B*ny*nx, size, size, C), zero-padded at the bottom and the right.
+def _fill_up(x: Tensor, size: int, value: Tensor) -> Tensor:
+    """(B, H, W, C) with `value` (C) at the bottom and the right, up to whole windows."""
+    batch, height, width, channels = x.shape
+    filled = value.to(x.dtype).expand(batch, height + -height % size, width + -width % size, channels).clone()
+    filled[:, :height, :width] = x
+    return filled
 
-    The padding takes part in the attention, as it did when the checkpoints were trained.
-    """
-    pad_y, pad_x = -x.shape[1] % size, -x.shape[2] % size
-    if pad_y or pad_x:
-        x = F.pad(x, (0, 0, 0, pad_x, 0, pad_y))
+
+def _split_windows(x: Tensor, size: int) -> Tensor:
+    """(B, H, W, C), H and W multiples of `size` -> (B*ny*nx, size, size, C)."""
     x = x.unflatten(2, (-1, size)).unflatten(1, (-1, size))
     return x.transpose(2, 3).flatten(0, 2)
 
 
 def _join_windows(windows: Tensor, batch: int, rows: int) -> Tensor:
-    """(B*rows*nx, s, s, C) -> (B, rows*s, nx*s, C), padding included."""
+    """(B*rows*nx, s, s, C) -> (B, rows*s, nx*s, C), filling included."""
     grid = windows.unflatten(0, (batch, rows, -1))
     return grid.transpose(2, 3).flatten(3, 4).flatten(1, 2)
