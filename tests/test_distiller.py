@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 import policy_contract
-from micro import TOKENS, micro_config, micro_model, micro_tracker, micro_weights, one_thread  # noqa: F401
+from micro import TOKENS, mask_prompt, micro_config, micro_model, micro_tracker, micro_weights, one_thread  # noqa: F401
 from policy_contract import CHECKS
 from sam2_mem.build_sam import DISTILLER, ConfigError, build_policy, build_sam2, compose, config_dir
 from sam2_mem.checkpoint import CheckpointError, save_part
 from sam2_mem.memory import rows
 from sam2_mem.memory.policy import MemoryPolicy
-from sam2_mem.memory.tokens import entry_tensors, pool_grid, tensor_bytes
+from sam2_mem.memory.prototypes import join_tokens
+from sam2_mem.memory.tokens import entry_tensors, features_at, pool_grid, pool_tokens, tensor_bytes
 from sam2_mem.model.constants import grid_xy, sine_tokens
 from sam2_mem.model.distiller import GridTokens, PooledTokens, SpatialDistiller, TemporalDistiller, TokenDistiller
 from sam2_mem.model.distiller.spatial import GlobalLatents
@@ -441,3 +442,33 @@ def test_policies_hold_their_bound_in_tokens_of_the_distiller(policy: str, monke
 
 def test_control_the_bound_of_a_whole_map_is_not_reached() -> None:
     assert distilled_model("pool2").tokens_per_map * 4 == TOKENS
+
+
+def test_compact_keyframes_of_distilled_frames() -> None:
+    whole = GridTokens()(maps(1))[0]
+    pooled = PooledTokens(factor=2)(maps(1))[0]
+    expected = pool_grid(whole, GRID, 4)
+    compact = pool_tokens(pooled, GRID, 2)
+    for name in ("feat", "pos", "xy", "log_count"):
+        assert apart(getattr(compact, name), getattr(expected, name)) < 1e-5, name
+        assert torch.equal(getattr(pool_tokens(whole, GRID, 4), name), getattr(expected, name))
+    tracker = Tracker(distilled_model("pool2"), build_policy("keyframe"))
+    policy_contract.go_on(tracker, range(60), {0: [mask_prompt(1)]})
+    compacts = tracker.tracks[1].state.compact
+    assert compacts and all(len(e.tokens) == 1 and e.tokens.log_count.exp().item() == pytest.approx(16) for e in compacts)
+
+
+def test_image_features_between_cells() -> None:
+    image = noise(64, 5)
+    assert apart(features_at(image, GRID, grid_xy(*GRID, CPU)), image) == 0
+    means = PooledTokens(factor=2)(image.t().reshape(1, 5, *GRID).repeat(1, 4, 1, 1)[:, :CHANNELS])[0]
+    assert apart(features_at(image, GRID, means.xy), means.feat[:, :5]) < 1e-6
+    assert apart(features_at(image, GRID, torch.tensor([[-3.0, 99.0]]))[0], image[56]) == 0
+
+
+def test_joined_memories_of_different_makes() -> None:
+    whole, pooled = GridTokens()(maps(1))[0], PooledTokens(factor=2)(maps(1))[0]
+    joined = join_tokens([whole, pooled, MemoryTokens(whole.feat[:2], whole.pos[:2])])
+    assert joined.log_count.tolist() == [0.0] * 64 + pooled.log_count.tolist() + [0.0] * 2
+    assert joined.xy[-2:].tolist() == [[0.0, 0.0]] * 2 and len(joined) == 82
+    assert join_tokens([whole, whole]).log_count is None

@@ -49,10 +49,19 @@ class LongTerm:
 
 
 def join_tokens(tokens: Sequence[MemoryTokens]) -> MemoryTokens:
-    """One after the other, on the device of the features: positions stay behind where memory is stored elsewhere."""
+    """One after the other, on the device of the features: positions stay behind where memory is stored elsewhere. Where
+    some have coordinates or counts, the others get those that memory attention takes them to have, zeros."""
     device = tokens[0].feat.device
-    parts = zip(*((t.feat, t.pos, t.xy, t.log_count) for t in tokens))
-    return MemoryTokens(*(None if part[0] is None else torch.cat(part).to(device) for part in parts))
+    feat, pos = (torch.cat(part).to(device) for part in ([t.feat for t in tokens], [t.pos for t in tokens]))
+    xy = _joined([t.xy for t in tokens], [t.pos.new_zeros(len(t), 2) for t in tokens])
+    log_count = _joined([t.log_count for t in tokens], [t.pos.new_zeros(len(t)) for t in tokens])
+    return MemoryTokens(feat, pos, *(x if x is None else x.to(device) for x in (xy, log_count)))
+
+
+def _joined(parts: Sequence[Tensor | None], zeros: Sequence[Tensor]) -> Tensor | None:
+    if all(part is None for part in parts):
+        return None
+    return torch.cat([z if part is None else part for part, z in zip(parts, zeros)])
 
 
 def potentiated(

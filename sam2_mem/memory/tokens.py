@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2_mem.model.distiller.windows import mean_of, tube_of
 from sam2_mem.types import MemoryEntry, MemoryTokens
 
 
@@ -62,6 +63,32 @@ def pool_grid(tokens: MemoryTokens, grid: tuple[int, int], factor: int) -> Memor
         xy=mean(tokens.xy),
         log_count=torch.tensor(sizes, device=tokens.feat.device).log(),
     )
+
+
+def pool_tokens(tokens: MemoryTokens, grid: tuple[int, int], factor: int) -> MemoryTokens:
+    """One token for every ``factor`` x ``factor`` stored tokens of a map, whatever a distiller has made of it: the mean by
+    count of a window that many times as wide as a token's own. Of a whole map that is :func:`pool_grid`."""
+    if tokens.log_count is None and tokens.xy is not None and len(tokens) == grid[0] * grid[1]:
+        return pool_grid(tokens, grid, factor)
+    spacing = max(1, round((grid[0] * grid[1] / len(tokens)) ** 0.5))
+    pooled = mean_of(tube_of([tokens], torch.float32), grid, factor * spacing)
+    feat = pooled.feat.to(tokens.feat.device, tokens.feat.dtype)
+    return MemoryTokens(feat=feat, pos=pooled.pos, xy=pooled.xy, log_count=pooled.log_count)
+
+
+def features_at(features: Tensor, grid: tuple[int, int], xy: Tensor) -> Tensor:
+    """Features (H * W, C) of a ``grid`` (H, W) at places ``xy`` (L, 2), bilinear between cells: (L, C) float32. Halfway
+    between four cells it is their mean."""
+    height, width = grid
+    edge = torch.tensor([width - 1, height - 1], device=xy.device)
+    place = torch.minimum(xy.float().clamp(min=0), edge)
+    low = place.floor()
+    high, part = torch.minimum(low + 1, edge).long(), place - low
+    low = low.long()
+    rows = [(low[:, 1], 1 - part[:, 1]), (high[:, 1], part[:, 1])]
+    columns = [(low[:, 0], 1 - part[:, 0]), (high[:, 0], part[:, 0])]
+    parts = [features[y * width + x].float() * (v * u)[:, None] for y, v in rows for x, u in columns]
+    return torch.stack(parts).sum(0)
 
 
 def _block_means(factor: int, grid: tuple[int, int]) -> Callable[[Tensor], Tensor]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_mem.memory.policy import Bank, MemoryPolicy, Needs, drop, put
-from sam2_mem.memory.tokens import pool_grid, token_count
+from sam2_mem.memory.tokens import pool_tokens, token_count
 from sam2_mem.memory.trace import Action, Cause, Change, EntryNote, TraceEvent, Why, because, plain_events, tell
 from sam2_mem.memory.windows import add_prompt, map_frames, pointer_window, rank_slots, within_reach
 from sam2_mem.types import PROMPT_SLOT, Choice, FrameContext, Hypotheses, MemoryEntry, MemoryRead, ReadItem
@@ -49,7 +49,8 @@ class Keyframe(MemoryPolicy[Keyframes]):
         bytes_per_token: bytes of one stored token (64 channels in bf16: 128), to turn the budget into tokens.
         recent: past frames kept whole, 6 in SAM 2.
         max_whole: most keyframes kept whole. max_compact: most compact ones.
-        pool: a compact keyframe keeps one token for every ``pool`` x ``pool`` cells.
+        pool: a compact keyframe keeps one token for every ``pool`` x ``pool`` stored ones, which are cells unless the
+            network's distiller has made fewer of them.
         gap: frames between candidates.
         min_iou: predicted IoU below which a frame is no candidate. min_object_score: the same for the object-score logit.
         pointer_weight: share of the pointers in the distance, 0..1.
@@ -184,12 +185,12 @@ class Keyframe(MemoryPolicy[Keyframes]):
         return bool(keys) and token_count(state.all_entries()) * self.bytes_per_token > self.budget_bytes
 
     def _demoted(self, state: Keyframes, entry: MemoryEntry, frame: FrameContext) -> Keyframes:
-        """``entry`` moved from the whole to the compact keyframes, or out if its tokens are not a whole map."""
+        """``entry`` moved from the whole to the compact keyframes."""
         grid = frame.features.grid if frame.features is not None else None
         whole = drop(state.whole, entry.frame)
-        if self.max_compact == 0 or grid is None or len(entry.tokens) != grid[0] * grid[1]:
+        if self.max_compact == 0 or grid is None:
             return replace(state, whole=whole)
-        small = replace(entry, tokens=pool_grid(entry.tokens, grid, self.pool))
+        small = replace(entry, tokens=pool_tokens(entry.tokens, grid, self.pool))
         return replace(state, whole=whole, compact=put(state.compact, small))
 
     # -- reasons ---------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch import Tensor
 from sam2_mem.memory.affinity import KeySpace, largest, read_values, received, similarity, unit_keys
 from sam2_mem.memory.policy import Bank, MemoryPolicy, Needs, drop, put
 from sam2_mem.memory.prototypes import NEWBORN, LongTerm, join_tokens, potentiated
-from sam2_mem.memory.tokens import token_count
+from sam2_mem.memory.tokens import features_at, token_count
 from sam2_mem.memory.trace import Action, Cause, Change, EntryNote, TraceEvent, Why, because, tell
 from sam2_mem.memory.windows import (
     LAST_SLOT,
@@ -607,7 +607,7 @@ def _low(image: FrameFeatures, dtype: torch.dtype, device: torch.device) -> Tens
 
 
 def _keys_of(tokens: MemoryTokens, image: FrameFeatures, dtype: torch.dtype) -> Tensor:
-    """Image features (L, C) at the cells of ``tokens``; those without a place take the mean."""
+    """Image features (L, C) at the places of ``tokens``, between cells too; those without a place take the mean."""
     device = tokens.feat.device
     low = _low(image, dtype, device)
     height, width = image.grid
@@ -615,5 +615,4 @@ def _keys_of(tokens: MemoryTokens, image: FrameFeatures, dtype: torch.dtype) -> 
         return low.float().mean(0).to(dtype).expand(len(tokens), -1)
     if tokens.xy is grid_xy(height, width, tokens.xy.device):
         return low
-    xy = tokens.xy.to(device).round().long()
-    return low[xy[:, 1].clamp(0, height - 1) * width + xy[:, 0].clamp(0, width - 1)]
+    return features_at(low, (height, width), tokens.xy.to(device)).to(dtype)
