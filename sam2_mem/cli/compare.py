@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-import sam2_mem
+from sam2_mem import __version__
 from sam2_mem.build_sam import build_sam2_video_predictor, checkpoint_dir, compose_video, policy_names
 from sam2_mem.checkpoint import local_path, sha256_of
 from sam2_mem.evaluation.compare import BenchVideo, Contestant, Job, Plan, Result, ResultFolder, bench_videos, run_plan
@@ -112,7 +112,7 @@ class Workshop:
             "weights": path if path == "random" else f"{Path(path).name}, SHA-256 {sha256_of(Path(path))}",
             "apply_postprocessing": options.apply_postprocessing,
             "precision": precision(torch.device(_device(options.device))),
-            "sam2_mem": sam2_mem.__version__,
+            "sam2_mem": __version__,
         }
 
     def _config(self, policy: str) -> DictConfig:

@@ -209,10 +209,15 @@ Table = tuple[list[str], list[list[str]]]
 def quality_table(comparison: Comparison, group: str, found: Sequence[Row]) -> Table:
     """What does not depend on the machine: means in percent, difference to the baseline in points, memory."""
     mine = [row for row in found if row.group == group]
-    names = list(mine[0].figures)
+    names = _shown(mine[0])
     head = ["policy", "objects", *names, f"{names[0]} - {comparison.baseline}", "95 %"]
     head += ["state MB", "tokens held", "tokens read", "pointers read"]
     return head, [_quality(comparison, row) for row in mine]
+
+
+def _shown(row: Row) -> list[str]:
+    """The table has no room for recall; the CSV has it."""
+    return [name for name in row.figures if not name.endswith("-recall")]
 
 
 def _quality(comparison: Comparison, row: Row) -> list[str]:
@@ -222,7 +227,7 @@ def _quality(comparison: Comparison, row: Row) -> list[str]:
     return [
         row.policy + (" (!)" if row.failed else ""),
         str(row.objects),
-        *(_percent(value) for value in row.figures.values()),
+        *(_percent(row.figures[name]) for name in _shown(row)),
         f"{_signed(difference.mean)}{paired}" if known else "",
         f"{_signed(difference.low)} to {_signed(difference.high)}" if known else "",
         f"{row.state_bytes / 1e6:.2f}",
