@@ -12,16 +12,20 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import policy_contract
 from micro import TOKENS, mask_prompt, micro_config, micro_model, micro_tracker, micro_weights, one_thread  # noqa: F401
 from policy_contract import CHECKS
 from sam2_mem.build_sam import DISTILLER, ConfigError, build_policy, build_sam2, compose, config_dir
 from sam2_mem.checkpoint import CheckpointError, save_part
+from sam2_mem.cli.distillers import measure_size, operations, table
 from sam2_mem.memory import rows
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.memory.prototypes import join_tokens
 from sam2_mem.memory.tokens import entry_tensors, features_at, pool_grid, pool_tokens, tensor_bytes
+from sam2_mem.model.attention_operators import Exact
 from sam2_mem.model.constants import grid_xy, sine_tokens
 from sam2_mem.model.distiller import GridTokens, PooledTokens, SpatialDistiller, TemporalDistiller, TokenDistiller
 from sam2_mem.model.distiller.spatial import GlobalLatents
@@ -391,6 +395,31 @@ def test_bytes_of_stored_entries() -> None:
         entries = [MemoryEntry(i, distiller(maps(1, seed=i))[0], noise(4)) for i in range(2)]
         one, two = (tensor_bytes(t for e in es for t in entry_tensors(e)) for es in (entries[:1], entries))
         assert two - one == each + 4 * 4
+
+
+def test_what_the_measuring_tool_counts() -> None:
+    setups = [("none", "fifo"), ("pool2", "fifo"), ("temporal", "distilled_small")]
+    costs = measure_size("nano", None, 64, setups, frames=4, fill=30, device="cpu")
+    assert [c.frame_tokens for c in costs] == [16, 4, 4]
+    assert [c.frame_bytes for c in costs] == [16 * 128, 4 * 128, 4 * (128 + 4)]
+    assert [c.keys for c in costs] == [7 * 16 + 16, 7 * 4 + 16, 4 + 4 + 0.5 * 4 + 2.5 * 1 + 3 * 1 + 16]
+    assert costs[0].held_bytes > costs[1].held_bytes > costs[2].held_bytes
+    assert all(c.frame_ms > c.attention_ms > 0 for c in costs)
+    assert table(costs, markdown=True).count("\n|") == 4
+
+
+def test_the_measuring_tool_counts_the_operations_that_are_done() -> None:
+    model = micro_model()
+    read = rows.assemble([MemoryRead(tuple(as_items(GridTokens()(maps(2, (4, 4))))))], model).batches[0]
+    frame = FrameFeatures(9, noise(16, WIDTH), sine_tokens(4, 4, WIDTH, CPU), (), (4, 4))
+    exact = copy.copy(model.memory_attention.operator)
+    try:
+        model.memory_attention.operator = Exact()
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            model.attend(frame, read)
+        assert operations(model, read) == counter.get_total_flops()
+    finally:
+        model.memory_attention.operator = exact
 
 
 # -- policies ---------------------------------------------------------------------------------------------------------

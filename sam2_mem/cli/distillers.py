@@ -1,0 +1,265 @@
+"""What ``tools/measure_distillers.py`` does: bytes, keys, operations and time of memory under several token distillers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sam2_mem.build_sam import build_policy, build_sam2
+from sam2_mem.memory.policy import MemoryPolicy
+from sam2_mem.memory.tokens import map_tokens, tensor_bytes
+from sam2_mem.model.attention_operators import ReadSize
+from sam2_mem.model.memory_attention import Attended
+from sam2_mem.model.sam2 import SAM2
+from sam2_mem.tracking.tracker import Tracker
+from sam2_mem.training.synthetic import make_clip
+from sam2_mem.types import FrameFeatures, Prompt, RowBatch
+from sam2_mem.video import normalize, to_model_input
+
+DEFAULT = "none:fifo,pool2:fifo,pool4:fifo,spatial:fifo,none:distilled,temporal:distilled,temporal:distilled_small,temporal_gru:distilled_small"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One distiller under one policy, with a full bank and one object. ``frame_tokens``, ``frame_bytes``: what a further
+    frame adds where it is stored whole; ``held_bytes``: of the object's memory with its pointers; ``keys`` read per frame,
+    ``gflop`` of memory attention; milliseconds of memory attention and of a whole frame, image encoder included, and of
+    the image encoder alone: medians."""
+
+    size: int
+    distiller: str
+    policy: str
+    frame_tokens: int
+    frame_bytes: int
+    held_bytes: int
+    keys: float
+    gflop: float
+    attention_ms: float
+    frame_ms: float
+    encoder_ms: float
+
+
+@dataclass
+class _Runner:
+    """A tracker under way, its distiller, and what was measured: rows and seconds of every frame."""
+
+    names: tuple[str, str]
+    tracker: Tracker
+    distiller: nn.Module
+    reads: list[RowBatch] = field(default_factory=list)
+    attending: list[float] = field(default_factory=list)
+    whole: list[float] = field(default_factory=list)
+
+
+def measure(
+    *,
+    config: str = "nano",
+    weights: str | None = None,
+    sizes: Sequence[int] = (256,),
+    setups: Sequence[tuple[str, str]],
+    frames: int = 6,
+    fill: int = 40,
+    threads: int = 0,
+    device: str = "cpu",
+    json_path: Path | None = None,
+    markdown: bool = False,
+) -> int:
+    """Print one table for all ``sizes`` of the network's input and all ``setups`` (distiller, policy)."""
+    if threads:
+        torch.set_num_threads(threads)
+    costs = []
+    for size in sizes:
+        costs += measure_size(config, weights, size, setups, frames=frames, fill=fill, device=device)
+    print(table(costs, markdown=markdown))
+    if json_path is not None:
+        about = {"config": config, "device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
+        json_path.write_text(json.dumps({"about": about, "results": [asdict(c) for c in costs]}, indent=1) + "\n")
+    return 0
+
+
+@torch.inference_mode()
+def measure_size(
+    config: str,
+    weights: str | None,
+    size: int,
+    setups: Sequence[tuple[str, str]],
+    *,
+    frames: int,
+    fill: int,
+    device: str,
+) -> list[Cost]:
+    """All setups on one network and the same frames, frame by frame in turn."""
+    model = _network(config, weights, size, device)
+    picture = make_clip(0, num_frames=1, height=size, width=size, num_objects=1, late_objects=0)
+    mask, image = picture.masks(0) > 0, to_model_input(picture.frame(0).image, size)
+    runners = [_Runner(names, *_prepared(model, config, size, names, device)) for names in setups]
+    features, _ = _encoded(model, image)
+    for runner in tqdm(runners, desc=f"fill at {size}", disable=None, leave=False):
+        model.memory_encoder.distiller = runner.distiller
+        with _without_reading(model):
+            for index in range(fill):
+                prompts = [Prompt(1, mask=mask)] if index == 0 else []
+                runner.tracker.step(replace(features, index=index), prompts)
+    encoding = []
+    for index in tqdm(range(fill, fill + frames), desc=f"time at {size}", disable=None, leave=False):
+        for runner in runners:
+            encoding.append(_timed_frame(model, runner, image, index))
+    return [_cost(model, size, runner, median(encoding)) for runner in runners]
+
+
+def _network(config: str, weights: str | None, size: int, device: str, distiller: str = "none") -> SAM2:
+    overrides = [f"model.image_size={size}", f"distiller={distiller}"]
+    return build_sam2(config, weights, device=device, hydra_overrides_extra=overrides)
+
+
+def _prepared(
+    model: SAM2, config: str, size: int, names: tuple[str, str], device: str
+) -> tuple[Tracker, nn.Module]:
+    """A tracker whose policy takes the object for present on every frame, and the distiller of its setup."""
+    policy: MemoryPolicy = build_policy(names[1])
+    if hasattr(policy, "min_object_score"):
+        policy = replace(policy, min_object_score=-1e9)
+    return Tracker(model, policy), _network(config, None, size, device, names[0]).memory_encoder.distiller
+
+
+@contextmanager
+def _without_reading(model: SAM2) -> Iterator[None]:
+    """Frames as if without memory, to fill a bank quickly; it is written as usual."""
+
+    def attend(features: FrameFeatures, rows: RowBatch, *_: Any) -> Attended:
+        return Attended(model.without_memory(features, rows.rows), None)
+
+    model.attend = attend
+    try:
+        yield
+    finally:
+        del model.attend
+
+
+def _encoded(model: SAM2, image: Tensor) -> tuple[FrameFeatures, float]:
+    began = time.perf_counter()
+    features = model.encode_image(normalize(image[None], model.device))[0]
+    _wait(model)
+    return features, time.perf_counter() - began
+
+
+def _timed_frame(model: SAM2, runner: _Runner, image: Tensor, index: int) -> float:
+    """One frame; returns the seconds of its image encoder."""
+    model.memory_encoder.distiller = runner.distiller
+    features, encoder = _encoded(model, image)
+    spent = []
+
+    def attend(frame: FrameFeatures, rows: RowBatch, *rest: Any) -> Attended:
+        began = time.perf_counter()
+        attended = SAM2.attend(model, frame, rows, *rest)
+        _wait(model)
+        spent.append(time.perf_counter() - began)
+        runner.reads.append(rows)
+        return attended
+
+    model.attend = attend
+    began = time.perf_counter()
+    runner.tracker.step(replace(features, index=index))
+    _wait(model)
+    runner.whole.append(encoder + time.perf_counter() - began)
+    del model.attend
+    runner.attending.append(sum(spent))
+    return encoder
+
+
+def _wait(model: SAM2) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+
+
+# -- counting ---------------------------------------------------------------------------------------------------------
+
+
+def _cost(model: SAM2, size: int, runner: _Runner, encoder: float) -> Cost:
+    model.memory_encoder.distiller = runner.distiller
+    policy, state = runner.tracker.policy, runner.tracker.tracks[1].state
+    tokens, nbytes = stored(model, runner.tracker.settings.memory_dtype)
+    return Cost(
+        size=size,
+        distiller=runner.names[0],
+        policy=runner.names[1],
+        frame_tokens=tokens,
+        frame_bytes=nbytes,
+        held_bytes=tensor_bytes(policy.tensors(state)),
+        keys=fmean(rows.feat.shape[1] for rows in runner.reads),
+        gflop=fmean(operations(model, rows) for rows in runner.reads) / 1e9,
+        attention_ms=1000 * median(runner.attending),
+        frame_ms=1000 * median(runner.whole),
+        encoder_ms=1000 * encoder,
+    )
+
+
+def stored(model: SAM2, dtype: str) -> tuple[int, int]:
+    """Tokens of a stored frame, and the bytes that a second one adds: what all frames share counts once."""
+    maps = torch.zeros(2, model.memory_width, *model.grid, device=model.device)
+    keep = [
+        map_tokens(model.memory_encoder.distiller(m[None])[0], lambda f: f.to(getattr(torch, dtype)).clone()) for m in maps
+    ]
+    first, both = (
+        tensor_bytes(x for t in some for x in (t.feat, t.pos, t.xy, t.log_count)) for some in (keep[:1], keep)
+    )
+    return len(keep[0]), both - first
+
+
+def operations(model: SAM2, rows: RowBatch) -> int:
+    """Floating-point operations of memory attention on one batch of rows: two for a multiplication with its addition."""
+    attention, queries = model.memory_attention, model.grid[0] * model.grid[1]
+    layer = attention.layers[0]
+    width, hidden = layer.linear1.in_features, layer.linear1.out_features
+    pointers = int((rows.item == rows.num_items).sum())
+    size = ReadSize(
+        rows=rows.rows,
+        queries=queries,
+        tokens=rows.feat.shape[1] - pointers // rows.rows,
+        pointers=pointers // rows.rows,
+        width=width,
+        memory_width=model.memory_width,
+        heads=layer.self_attn.num_heads,
+    )
+    around = 4 * queries * width * width + 2 * queries * queries * width
+    think = 2 * queries * width * hidden
+    each = 2 * rows.rows * (around + think + queries * width * width) + attention.operator.flops(size)
+    return len(attention.layers) * each
+
+
+def table(costs: Sequence[Cost], *, markdown: bool) -> str:
+    """One line per setup; ratios are to the first of its size."""
+    head = ("size", "distiller", "policy", "tokens/frame", "KiB/frame", "KiB held", "keys", "GFLOP", "attention ms", "frame ms")
+    lines = [head]
+    for cost in costs:
+        first = next(c for c in costs if c.size == cost.size)
+        lines.append(
+            (
+                str(cost.size),
+                cost.distiller,
+                cost.policy,
+                str(cost.frame_tokens),
+                f"{cost.frame_bytes / 1024:.1f}",
+                f"{cost.held_bytes / 1024:.0f} ({first.held_bytes / cost.held_bytes:.1f}x)",
+                f"{cost.keys:.0f} ({first.keys / cost.keys:.1f}x)",
+                f"{cost.gflop:.2f} ({first.gflop / cost.gflop:.1f}x)",
+                f"{cost.attention_ms:.1f} ({first.attention_ms / cost.attention_ms:.1f}x)",
+                f"{cost.frame_ms:.1f} ({first.frame_ms / cost.frame_ms:.2f}x)",
+            )
+        )
+    if markdown:
+        rule = ["|" + "---|" * len(head)]
+        rows = ["| " + " | ".join(line) + " |" for line in lines]
+        return "\n".join([rows[0], *rule, *rows[1:]])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)) for line in lines)
