@@ -55,6 +55,7 @@ setup(
         "sam2_mem.configs": ["*.yaml", "**/*.yaml"],
         # The models of this project only: official *.pt files lie in the same folder and must never be packed.
         "sam2_mem.checkpoints": ["sam2_mem_*.safetensors", "*.md"],
+        "sam2_mem.evaluation.inspection": ["page.*"],
     },
     include_package_data=False,
     install_requires=INSTALL_REQUIRES,
