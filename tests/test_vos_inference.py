@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from sam2_mem.build_sam import build_sam2_video_predictor
+from sam2_mem.cli import vos as tool
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.policy import Needs
 from sam2_mem.tracking.video_predictor import PredictorSettings, SAM2VideoPredictor
@@ -59,7 +60,7 @@ def load_tool() -> ModuleType:
     return module
 
 
-tool = load_tool()
+assert load_tool().main is tool.main
 
 
 # -- a small model and small videos ---------------------------------------------------------------------------------
@@ -763,7 +764,8 @@ FLAGS = """
 --sam2_cfg --sam2_checkpoint --base_video_dir --input_mask_dir --video_list_file --output_mask_dir --score_thresh
 --use_all_masks --per_obj_png_file --apply_postprocessing --track_object_appearing_later_in_video
 --use_vos_optimized_video_predictor --device --num_shards --shard_id --resume --save_overlay --save_rle --contact_sheet
---seed --video --box --points --negative_points --mask --start_frame --max_frames --output --ignore_ids
+--seed --video --box --points --negative_points --mask --start_frame --max_frames --output --ignore_ids --dataset --root
+--split --zip
 """.split()
 
 

@@ -24,7 +24,7 @@ import torch
 from sam2_mem.evaluation.datasets import open_dataset
 from sam2_mem.evaluation.passes import KeptMasks, PassCost, PredictedVideo, measured_pass, warm_up
 from sam2_mem.evaluation.protocols import Protocol, Synthetic
-from sam2_mem.evaluation.recipes import Found
+from sam2_mem.evaluation.recipes import REGIONS, Found
 from sam2_mem.evaluation.results import ObjectScores, VideoScores
 from sam2_mem.evaluation.synthetic import SYNTHETIC_SETS, open_synthetic
 from sam2_mem.evaluation.videos import AnnotatedVideo
@@ -95,6 +95,8 @@ def _synthetic(spec: str, name: str) -> list[BenchVideo]:
 def _on_disk(spec: str, kind: str, root: str) -> list[BenchVideo]:
     if kind == "synthetic" and not Path(root).is_dir():
         raise ValueError(f"expected a synthetic set of {', '.join(SYNTHETIC_SETS)}, or its exported folder, got {root!r}")
+    if kind == REGIONS:
+        raise ValueError(f"expected a data set of masks, got {spec!r}; export its regions as masks to compare on them")
     found = Found(kind, Path(root))
     dataset = open_dataset(kind, found.root, found.root)
     rules = found.recipe.rules

@@ -30,9 +30,12 @@ class Recipe:
         rules: how its annotations become prompts; masks beyond the prompts are never looked at.
         submit: which frames are handed in: all, those with an annotation, or those that the meta file lists.
         prompts: what to know about the prompts, for the user.
+        inside: where in the folder of a video its images are. archive: the folder that an archive begins with.
     """
 
     frames: tuple[str, ...] = ("JPEGImages",)
+    inside: str = ""
+    archive: str = ""
     rules: MaskRules = MaskRules()
     submit: Submit = Submit.ALL
     prompts: str = "objects of the first frame"
@@ -49,6 +52,7 @@ RECIPES: Mapping[str, Recipe] = {
         frames=("{split}_all_frames/JPEGImages", "JPEGImages"),
         rules=MaskRules(late=True),
         submit=Submit.LISTED,
+        archive="Annotations",
         prompts="each object on the first frame that shows it",
     ),
     "mosev1": Recipe(),
@@ -71,7 +75,10 @@ RECIPES: Mapping[str, Recipe] = {
     "synthetic": Recipe(
         frames=_DAVIS_FRAMES, rules=MaskRules(late=True), prompts="each object on the first frame that shows it"
     ),
+    "vots": Recipe(frames=("sequences",), inside="color", prompts="the first region of each object"),
 }
+REGIONS = "vots"
+"""The data set of regions in text files; all others have masks."""
 
 
 @dataclass(frozen=True)

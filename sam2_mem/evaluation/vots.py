@@ -123,6 +123,19 @@ def parse_region(text: str) -> Region:
     raise ValueError(f"expected a code or a mask, got '{text[:60]}'; rectangles and polygons are not scored")
 
 
+def region_text(mask: np.ndarray) -> str:
+    """A mask (H, W) as :func:`parse_region` reads it; code 0 for an empty one."""
+    region = mask_region(mask)
+    if not region.mask.size:
+        return "0"
+    flat = region.mask.ravel()
+    changes = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff(np.concatenate(([0], changes, [len(flat)])))
+    height, width = region.mask.shape
+    numbers = (region.x, region.y, width, height, *([0] if flat[0] else []), *runs.tolist())
+    return "m" + ",".join(map(str, numbers))
+
+
 def _decode(width: int, height: int, runs: np.ndarray) -> np.ndarray:
     """Run lengths, zeros first, to a mask (height, width) bool; what they do not reach is 0."""
     if runs.sum() > width * height or (runs < 0).any():

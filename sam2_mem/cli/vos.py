@@ -1,0 +1,227 @@
+"""What ``tools/vos_inference.py`` does: which network, which videos, which prompts, and the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from sam2_mem import __version__
+from sam2_mem.build_sam import RANDOM, build_sam2_video_predictor, checkpoint_dir, compose_video, config_names
+from sam2_mem.checkpoint import HOW_TO_DOWNLOAD, OFFICIAL_MODELS, local_path, sha256_of
+from sam2_mem.cli.vos_arguments import DEFAULT_CHECKPOINT, DEFAULT_CONFIG, parse_arguments
+from sam2_mem.cli.vos_datasets import find_dataset, found_tasks, hand_in, spell_out
+from sam2_mem.tracking.vos import Clicks, FrameMasks, MaskRules, plan_from_clicks, plan_from_mask, precision
+from sam2_mem.tracking.vos_run import (
+    Outputs,
+    RunOptions,
+    VideoReport,
+    VideoTask,
+    dataset_tasks,
+    list_videos,
+    run,
+)
+
+logger = logging.getLogger("vos_inference")
+
+SMALL_CONFIG = "configs/nano.yaml"
+
+
+# -- model ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Weights:
+    """``path`` None: random."""
+
+    path: Path | None
+
+    def described(self, seed: int) -> dict[str, object]:
+        if self.path is None:
+            return {"random": True, "seed": seed, "path": None, "sha256": None}
+        return {"random": False, "path": str(self.path.resolve()), "sha256": sha256_of(self.path)}
+
+
+def choose_config(args: argparse.Namespace) -> str:
+    """The config asked for. A single video is segmented by the small model in this package if the default one's weights
+    are not here."""
+    if args.sam2_cfg is not None:
+        return args.sam2_cfg
+    first_try = args.video is not None and args.sam2_checkpoint is None and _find(Path(DEFAULT_CHECKPOINT)) is None
+    if first_try and _small_model_is_here():
+        logger.warning("no %s, using the small model %s; %s", DEFAULT_CHECKPOINT, SMALL_CONFIG, HOW_TO_DOWNLOAD)
+        return SMALL_CONFIG
+    return DEFAULT_CONFIG
+
+
+def _small_model_is_here() -> bool:
+    named = compose_video(SMALL_CONFIG).get("checkpoint") if SMALL_CONFIG in config_names() else None
+    return named not in (None, RANDOM) and _find(Path(named)) is not None
+
+
+def choose_weights(args: argparse.Namespace, config_name: str, config: DictConfig) -> Weights:
+    """The weights asked for, else those that the config names, else the official file that belongs to it."""
+    asked, named = args.sam2_checkpoint, config.get("checkpoint")
+    if asked == RANDOM or (asked in (None, "none") and named == RANDOM):
+        who = "asked for" if asked == RANDOM else f"as {config_name} says"
+        logger.warning("RANDOM WEIGHTS (%s, seed %d): the masks mean nothing", who, args.seed)
+        return Weights(None)
+    if asked not in (None, "none"):
+        path = local_path(asked)
+        if not path.is_file():
+            raise FileNotFoundError(f"no checkpoint '{asked}'; {HOW_TO_DOWNLOAD}, or give --sam2_checkpoint")
+        return Weights(path)
+    if named is None and asked == "none":
+        raise ValueError(f"{config_name} names no checkpoint: expected --sam2_checkpoint FILE, or 'random', got 'none'")
+    wanted = Path(named or _official_file(config_name))
+    path = _find(wanted)
+    if path is None:
+        raise FileNotFoundError(f"no checkpoint '{wanted}'; {HOW_TO_DOWNLOAD}, or give --sam2_checkpoint")
+    return Weights(path)
+
+
+def _official_file(config_name: str) -> str:
+    known = {Path(model.config).stem: model.filename for model in OFFICIAL_MODELS.values()}
+    return f"./checkpoints/{known.get(Path(config_name).name.removesuffix('.yaml'), Path(DEFAULT_CHECKPOINT).name)}"
+
+
+def _find(path: Path) -> Path | None:
+    """A checkpoint by its path, or by its name among those of this package or checkout."""
+    places = path.expanduser(), checkpoint_dir() / path.name
+    return next((place for place in places if place.is_file()), None)
+
+
+# -- task -----------------------------------------------------------------------------------------------------------
+
+
+def make_tasks(args: argparse.Namespace) -> list[VideoTask]:
+    if args.dataset is not None:
+        return found_tasks(find_dataset(args))
+    if args.video is None:
+        rules = MaskRules(
+            per_object=args.per_obj_png_file,
+            all_frames=args.use_all_masks,
+            late=args.track_object_appearing_later_in_video,
+            ignore=frozenset(args.ignore_ids),
+        )
+        names = list_videos(args.base_video_dir, args.video_list_file)
+        return dataset_tasks(names, args.base_video_dir, args.input_mask_dir, rules)
+    start, ignore = args.start_frame, frozenset(args.ignore_ids)
+    if args.mask is not None:
+        plan = plan_from_mask(args.mask, start, ignore=ignore)
+    else:
+        plan = plan_from_clicks(make_clicks(args), start)
+    camera = args.video.isdecimal() and not Path(args.video).exists()
+    name = f"camera{args.video}" if camera else Path(args.video).resolve().stem
+    video = int(args.video) if camera else Path(args.video)
+    return [VideoTask(name=name, video=video, plan=lambda source: plan, start=start)]
+
+
+def make_clicks(args: argparse.Namespace) -> list[Clicks]:
+    """Objects 1, 2, ... from boxes; points belong to the only one."""
+    points = (*args.points, *args.negative_points)
+    labels = (1,) * len(args.points) + (0,) * len(args.negative_points)
+    boxes = args.box or [None]
+    return [Clicks(obj_id=i, points=points, labels=labels, box=box) for i, box in enumerate(boxes, start=1)]
+
+
+def masks_depend_on(args: argparse.Namespace, config: DictConfig, weights: dict[str, object], device: str) -> dict:
+    """Everything that changes a mask: results of different settings do not go into one folder."""
+    names = (
+        "base_video_dir input_mask_dir use_all_masks track_object_appearing_later_in_video per_obj_png_file ignore_ids "
+        "video box points negative_points mask start_frame score_thresh max_frames use_vos_optimized_video_predictor"
+    )
+    chosen = {name: _plain(getattr(args, name)) for name in names.split()}
+    return {
+        "arguments": {name: value for name, value in chosen.items() if value not in (None, False, [], ())},
+        "config": {k: v for k, v in OmegaConf.to_container(config, resolve=True).items() if k != "checkpoint"},
+        "weights": {key: weights.get(key) for key in ("random", "seed", "sha256")},
+        "precision": precision(torch.device(device)),
+        "sam2_mem": __version__,
+    }
+
+
+def _plain(value: object) -> object:
+    return str(value.resolve()) if isinstance(value, Path) else value
+
+
+def show_progress(frames: Iterator[FrameMasks], name: str, total: int | None) -> Iterator[FrameMasks]:
+    return iter(tqdm(frames, desc=name, total=total, unit="frame", dynamic_ncols=True))
+
+
+def make_options(
+    args: argparse.Namespace, name: str, config: DictConfig, weights: dict[str, object], device: str
+) -> RunOptions:
+    single = args.video is not None
+    settings = masks_depend_on(args, config, weights, device)
+    return RunOptions(
+        outputs=Outputs(
+            folder=args.output_mask_dir,
+            per_object=args.per_obj_png_file,
+            overlay=single if args.save_overlay is None else args.save_overlay,
+            rle=args.save_rle,
+            contact_sheet=single if args.contact_sheet is None else args.contact_sheet,
+        ),
+        score_thresh=args.score_thresh,
+        max_frames=args.max_frames,
+        shard=args.shard,
+        resume=args.resume,
+        settings=settings,
+        about={
+            "config_name": name,
+            "weights": weights,
+            "seed": args.seed,
+            "arguments": settings["arguments"],
+            "config": OmegaConf.to_container(config, resolve=True),
+        },
+    )
+
+
+def segment_videos(args: argparse.Namespace) -> list[VideoReport]:
+    if args.dataset is not None:
+        spell_out(args, find_dataset(args))
+    tasks = make_tasks(args)
+    name = choose_config(args)
+    apart = f"++predictor.non_overlap_masks={'false' if args.per_obj_png_file else 'true'}"
+    config = compose_video(name, [apart, *args.overrides], apply_postprocessing=args.apply_postprocessing)
+    weights = choose_weights(args, name, config)
+    OmegaConf.update(config, "checkpoint", None if weights.path is None else str(weights.path), force_add=True)
+    torch.manual_seed(args.seed)
+    predictor = build_sam2_video_predictor(
+        config,
+        device=args.device,
+        apply_postprocessing=False,  # it is in the config already
+        vos_optimized=args.use_vos_optimized_video_predictor,
+    )
+    options = make_options(args, name, config, weights.described(args.seed), predictor.device.type)
+    return run(predictor, tasks, options, progress=show_progress)
+
+
+def tell(reports: Sequence[VideoReport], folder: Path) -> int:
+    """Say how it went; the exit code."""
+    failed = [report for report in reports if report.error is not None]
+    print(f"{len(reports) - len(failed)} of {len(reports)} videos are complete in {folder}")
+    for report in failed:
+        print(f"failed: {report.name}: {report.error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: all done; 1: a video failed; 2: the arguments cannot be used."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
+    args = parse_arguments(argv)
+    try:
+        status = tell(segment_videos(args), args.output_mask_dir)
+        if args.dataset is not None:
+            print(hand_in(find_dataset(args), args.output_mask_dir, archive=args.zip))
+        return status
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

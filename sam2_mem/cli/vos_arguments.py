@@ -1,0 +1,237 @@
+"""The command line of ``tools/vos_inference.py``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from sam2_mem.evaluation.recipes import RECIPES
+from sam2_mem.tracking.vos_run import Shard
+
+USAGE = """Segment objects through videos from the masks, boxes or clicks of their first frames.
+
+A data set: one folder of frames (or one video file) per video, prompts as mask PNGs of the same names.
+
+    python tools/vos_inference.py --base_video_dir DAVIS/JPEGImages/480p --input_mask_dir DAVIS/Annotations/480p \\
+        --video_list_file DAVIS/ImageSets/2017/val.txt --output_mask_dir out/davis
+
+The same by name: folders, prompts, flags, and an archive for the evaluation server.
+
+    python tools/vos_inference.py --dataset davis2017 --root DAVIS --output out/davis
+
+One video, or a camera (--video 0):
+
+    python tools/vos_inference.py --video clip.mp4 --box 100,80,300,260 --output out
+
+Everything in the config can be changed by key=value at the end, the memory policy first of all:
+
+    python tools/vos_inference.py ... memory_policy=fifo memory_policy.num_maskmem=5 model.image_size=512
+"""
+DEFAULT_CONFIG = "configs/sam2.1/sam2.1_hiera_b+.yaml"
+DEFAULT_CHECKPOINT = "./checkpoints/sam2.1_hiera_base_plus.pt"
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    _add_model(parser.add_argument_group("model"))
+    _add_known(parser.add_argument_group("a data set by its name"))
+    _add_dataset(parser.add_argument_group("videos of a data set"))
+    _add_single(parser.add_argument_group("one video"))
+    _add_output(parser.add_argument_group("output"))
+    _add_tracking(parser.add_argument_group("tracking"))
+    _add_running(parser.add_argument_group("long runs"))
+    args = parser.parse_intermixed_args(argv)
+    try:
+        _check(args)
+    except ValueError as error:
+        parser.error(str(error))
+    return args
+
+
+def _add_model(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--sam2_cfg", help=f"name or path of a config (default: {DEFAULT_CONFIG})")
+    group.add_argument(
+        "--sam2_checkpoint",
+        help=f"weights, .pt or .safetensors; 'none': those that the config names; 'random': random weights, for trials "
+        f"(default: those that the config names, else its official file, e.g. {DEFAULT_CHECKPOINT})",
+    )
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: the best there is)")
+    group.add_argument("--seed", type=int, default=0, help="of random weights (default: 0)")
+    group.add_argument(
+        "--use_vos_optimized_video_predictor",
+        action="store_true",
+        help="compile the network; the first frames are slow",
+    )
+    group.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="changes to the config in Hydra's syntax, e.g. memory_policy=fifo",
+    )
+
+
+def _add_known(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--dataset", choices=sorted(RECIPES), help="where its videos and prompts are is known")
+    group.add_argument("--root", type=Path, help="of the data set, as it comes")
+    group.add_argument("--split", help="whose list of videos and meta file to use (default: val or valid)")
+    group.add_argument(
+        "--zip",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="submission.zip beside the masks: the frames that the evaluation server takes (default: yes)",
+    )
+
+
+def _add_dataset(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--base_video_dir", type=Path, help="holds <video>/<frame>.jpg (or .png), or <video>.mp4")
+    group.add_argument("--input_mask_dir", type=Path, help="holds <video>/<frame>.png; pixel values are object ids")
+    group.add_argument("--video_list_file", type=Path, help="one video per line (default: all in --base_video_dir)")
+    group.add_argument("--use_all_masks", action="store_true", help="prompt with every PNG, each on its own frame")
+    group.add_argument(
+        "--track_object_appearing_later_in_video",
+        action="store_true",
+        help="follow every object from the first PNG that shows it (default: the objects of the first frame)",
+    )
+    group.add_argument(
+        "--per_obj_png_file",
+        action="store_true",
+        help="one PNG per object, <video>/<object>/<frame>.png, in and out; objects may overlap (the layout of SA-V)",
+    )
+    group.add_argument(
+        "--ignore_ids", type=_integers, default=(), metavar="ID[,ID...]", help="values that are no object, e.g. 255"
+    )
+
+
+def _add_single(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--video", help="a video file, a folder of frames, or the number of a camera")
+    group.add_argument(
+        "--box", type=_box, action="append", metavar="X0,Y0,X1,Y1", help="around an object; repeat it for more objects"
+    )
+    group.add_argument("--points", type=_points, default=(), metavar="X,Y[,X,Y...]", help="on the object")
+    group.add_argument("--negative_points", type=_points, default=(), metavar="X,Y[,X,Y...]", help="beside the object")
+    group.add_argument("--mask", type=Path, help="PNG of object ids; every id is tracked")
+    group.add_argument(
+        "--start_frame", type=int, default=0, help="frame that the prompts are for; earlier ones are left out"
+    )
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--output_mask_dir",
+        "--output",
+        type=Path,
+        help="masks go to <video>/<frame>.png in it, as palette PNGs of object ids; run.json says how they were made",
+    )
+    choice = argparse.BooleanOptionalAction
+    group.add_argument(
+        "--save_overlay", action=choice, help="<video>_overlay.mp4, masks drawn over frames (default: with --video)"
+    )
+    group.add_argument(
+        "--contact_sheet", action=choice, help="<video>_sheet.png, 24 small overlays (default: with --video)"
+    )
+    group.add_argument("--save_rle", action="store_true", help="<video>_masks.json, COCO run lengths")
+
+
+def _add_tracking(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--score_thresh", type=float, default=0.0, help="mask logits above this are foreground (default: 0)"
+    )
+    group.add_argument(
+        "--apply_postprocessing",
+        action="store_true",
+        help="fill small holes and choose single masks by stability; benchmark numbers are without",
+    )
+    group.add_argument("--max_frames", type=int, help="of each video (default: all)")
+
+
+def _add_running(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--resume", action="store_true", help="skip videos that are complete; a video that was cut off starts again"
+    )
+    group.add_argument("--num_shards", type=int, default=1, help="split the videos between this many runs (default: 1)")
+    group.add_argument("--shard_id", type=int, default=0, help="which of them this is, from 0")
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between them, got {text!r}") from error
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in _numbers(text))
+
+
+def _box(text: str) -> tuple[float, ...]:
+    box = _numbers(text)
+    if len(box) != 4:
+        raise argparse.ArgumentTypeError(f"expected four numbers x0,y0,x1,y1, got {text!r}")
+    return box
+
+
+def _points(text: str) -> tuple[tuple[float, float], ...]:
+    numbers = _numbers(text)
+    if len(numbers) % 2:
+        raise argparse.ArgumentTypeError(f"expected pairs x,y, got {len(numbers)} numbers")
+    return tuple(zip(numbers[::2], numbers[1::2]))
+
+
+def _check(args: argparse.Namespace) -> None:
+    """ValueError unless the arguments say what to do, once."""
+    stray = [o for o in args.overrides if "=" not in o and not o.startswith("~")]
+    if stray:
+        raise ValueError(f"expected changes to the config as key=value, got {' '.join(stray)}")
+    if args.output_mask_dir is None:
+        raise ValueError("expected --output_mask_dir (or --output), got none")
+    if args.max_frames is not None and args.max_frames < 1:
+        raise ValueError(f"expected --max_frames >= 1, got {args.max_frames}")
+    args.shard = Shard(index=args.shard_id, of=args.num_shards)
+    if args.dataset is not None or args.root is not None:
+        _check_known(args)
+    elif args.video is not None:
+        _check_single(args)
+    else:
+        _check_dataset(args)
+
+
+def _given(args: argparse.Namespace, *names: str) -> list[str]:
+    return [f"--{name}" for name in names if getattr(args, name)]
+
+
+def _check_known(args: argparse.Namespace) -> None:
+    if args.dataset is None or args.root is None:
+        raise ValueError("expected --dataset together with --root, got one of them")
+    folders = ("video", "base_video_dir", "input_mask_dir", "box", "points", "negative_points", "mask", "start_frame")
+    rules = ("use_all_masks", "track_object_appearing_later_in_video", "per_obj_png_file", "ignore_ids")
+    misplaced = _given(args, *folders, *rules)
+    if misplaced:
+        raise ValueError(f"expected --dataset alone to say what to track, got it with {misplaced[0]}")
+
+
+def _check_dataset(args: argparse.Namespace) -> None:
+    if args.base_video_dir is None or args.input_mask_dir is None:
+        raise ValueError("expected --base_video_dir with --input_mask_dir, or --video for a single one")
+    misplaced = _given(args, "box", "points", "negative_points", "mask", "start_frame")
+    if misplaced:
+        raise ValueError(f"expected {misplaced[0]} together with --video, got it with --base_video_dir")
+
+
+def _check_single(args: argparse.Namespace) -> None:
+    names = ("base_video_dir", "input_mask_dir", "video_list_file", "use_all_masks")
+    misplaced = _given(args, *names, "track_object_appearing_later_in_video")
+    if misplaced:
+        raise ValueError(f"expected --video or a data set, got --video with {misplaced[0]}")
+    clicks = _given(args, "box", "points", "negative_points")
+    if bool(clicks) == (args.mask is not None):
+        got = "both" if clicks else "neither"
+        raise ValueError(f"expected either --mask or --box/--points to say what to track, got {got}")
+    if clicks and not args.box and not args.points:
+        raise ValueError("expected --negative_points beside --points or --box, got them alone")
+    if len(args.box or ()) > 1 and (args.points or args.negative_points):
+        raise ValueError("expected points with at most one --box, got several boxes; which object are the points on?")
+    if args.start_frame < 0:
+        raise ValueError(f"expected --start_frame >= 0, got {args.start_frame}")
