@@ -458,12 +458,14 @@ def _compile(model: SAM2) -> None:
 
 class TrainingJob(NamedTuple):
     """What a file of ``configs/training`` asks for: a network in training mode, its memory policy, and the plan (a
-    ``sam2_mem.training.plan.TrainingPlan``); ``fresh``: the weights are random."""
+    ``sam2_mem.training.plan.TrainingPlan``); ``fresh``: the weights are random; ``teacher``: network and policy to learn
+    from, or None."""
 
     model: SAM2
     policy: MemoryPolicy
     plan: Any
     fresh: bool
+    teacher: tuple[SAM2, MemoryPolicy] | None = None
 
 
 def compose_training(config: str | PathLike[str], overrides: Sequence[str] = ()) -> DictConfig:
@@ -493,10 +495,35 @@ def build_training(config: DictConfig, *, init: str | PathLike[str] | None = Non
     network = compose(config.model, list(config.model_overrides))
     plan = _make(config.plan, "the training plan")
     torch.manual_seed(plan.seed)
-    model = _build_model(network, init, device, "train")
+    weights = _initial(network, init, config.get("init"))
+    model = _build_model(network, weights, device, "train")
     policy = build_policy(config.memory_policy)
     _check_slots(policy, model)
-    return TrainingJob(model, policy, plan, init is None)
+    return TrainingJob(model, policy, plan, weights is None, _teacher(config.get("teacher"), init, device))
+
+
+OWN = "own"
+
+
+def _initial(network: DictConfig, given: Any, configured: str | None) -> Any:
+    """Weights that training starts from."""
+    chosen = configured if given is None else given
+    return _weights(None, network.get("checkpoint")) if chosen == OWN else _weights(chosen, None)
+
+
+def _teacher(
+    config: DictConfig | None, init: str | PathLike[str] | None, device: str
+) -> tuple[SAM2, MemoryPolicy] | None:
+    """The network and the policy under ``teacher``; with ``--init`` the teacher has those weights too, unless it names its
+    own."""
+    if config is None:
+        return None
+    network = compose(config.model, list(config.get("model_overrides") or []))
+    named = config.get("init")
+    weights = _initial(network, init if named in (None, OWN) else None, named)
+    if weights is None:
+        raise ConfigError("expected a teacher with weights, got none; give --init, or teacher.init a file or 'own'")
+    return _build_model(network, weights, device, "eval"), build_policy(config.memory_policy)
 
 
 def build_sam2_hf(model_id: str, **kwargs: Any) -> SAM2:

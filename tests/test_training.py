@@ -22,6 +22,7 @@ from sam2_mem.training import losses
 from sam2_mem.training.checks import HeldOutLevels, SampledClips, Validation
 from sam2_mem.training.clips import Clip, ClipWish, augment, choose_times, collate, fit, normalise, visible_objects
 from sam2_mem.training.curves import append_row, cut_rows, draw_curves, read_rows
+from sam2_mem.training.lockstep import LockstepTracker, StackedFeatures
 from sam2_mem.training.losses import LossSettings, LossTerms, Prediction, judge
 from sam2_mem.training.noise import MaskNoise, MemoryNoise, disturb
 from sam2_mem.training.plan import Optimisation, Stage, TrainingPlan
@@ -380,6 +381,39 @@ def test_truncation_does_not_change_what_is_said() -> None:
         torch.testing.assert_close(a.decoded.masks, b.decoded.masks, atol=1e-4, rtol=1e-4)
 
 
+def test_questions_aside_are_judged_and_change_nothing_else() -> None:
+    """A click or a box beside a true mask is answered as the tracker answers it, and tracking goes on as without."""
+    model = tiny_model().eval()
+    wish = ClipWish(num_frames=3, max_gap=1, size=SIDE)
+    found = []
+    for aside in (0.0, 1.0):
+        rngs = [np.random.default_rng(i) for i in range(3)]
+        batch = collate(rngs, [Blobs(2).sample(rng, wish) for rng in rngs], wish)
+        settings = RolloutSettings(prompts=PromptMix(mask=1, box=0, click=0, correct=0, aside=aside))
+        with torch.no_grad():
+            found.append(Rollout(model, build_policy("fifo"), settings, batch=batch, rngs=rngs).run())
+    without, asked = found[0], [s for s in found[1] if s.prompted]
+    assert not any(s.prompted for s in without)
+    assert sorted(i for s in asked for i in s.obj_ids) == list(range(6)) and len(asked) == 2
+    for a, b in zip(without, (s for s in found[1] if not s.prompted), strict=True):
+        assert torch.equal(a.decoded.masks, b.decoded.masks)
+    assert assess(asked, batch.truth, None, settings.losses).total > 0
+    rng = np.random.default_rng(0)
+    prompts = [click_prompt(rng, i, batch.truth[i, 0].numpy() > 0) for i in (1, 4)]
+    tracker = LockstepTracker(model, build_policy("fifo"), clip_of=batch.clip_of)
+    with torch.no_grad():
+        features = model.encode_image(batch.images[:, 0], range(3))
+        tracker.answer(StackedFeatures.of(features, 0), prompts)
+        alone = Tracker(model, build_policy("fifo"))
+        for row, prompt in enumerate(prompts):
+            shown = alone.preview(features[batch.clip_of[prompt.obj_id]], prompt)
+            decoded = tracker.sightings[0].decoded
+            best = decoded.masks[row, decoded.iou[row].argmax()]
+            assert abs(float(decoded.objectness[row]) - shown.objectness) < 1e-4
+            if shown.objectness > 0:
+                torch.testing.assert_close(best, shown.logits, atol=1e-4, rtol=1e-4)
+
+
 # -- the loop ---------------------------------------------------------------------------------------------------------
 
 
@@ -594,7 +628,7 @@ def test_the_tool_takes_overrides_of_the_config_only_where_they_mean_something()
 
 
 def test_unknown_training_configs_name_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="name out of nano"):
+    with pytest.raises(ValueError, match="name out of distil_nano, nano"):
         compose_training("nono")
     with pytest.raises(ValueError, match="could not compose|exist"):
         compose_training("nano", ["plan.speed=3"])

@@ -36,6 +36,7 @@ def main() -> int:
     export = verbs.add_parser("export", help="write the averaged weights of a training checkpoint as safetensors")
     export.add_argument("checkpoint", type=Path)
     export.add_argument("weights", type=Path)
+    export.add_argument("--only", default="", help="weights whose names begin so, e.g. memory_encoder.distiller.")
     export.add_argument("--float32", action="store_true", help="do not round to float16")
     measure = verbs.add_parser("eval", help="measure a network beside copying the first mask and optical flow")
     measure.add_argument("config", help="a model config, e.g. nano")

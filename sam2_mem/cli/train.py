@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from sam2_mem.build_sam import build_training, compose_training
 from sam2_mem.cli.measure import Bench, report
+from sam2_mem.training.distillation import Teacher
 from sam2_mem.training.parallel import Team, join_team
 from sam2_mem.training.plan import TrainingPlan
 from sam2_mem.training.procedural import ProceduralClips
@@ -39,7 +40,8 @@ def run(
     composed = compose_training(config, overrides)
     job = build_training(composed, init=init, device=_device(device))
     team = join_team(job.model.device)
-    trainer = Trainer(job.model, job.policy, job.plan, folder=out, team=team, fresh=job.fresh)
+    teacher = None if job.teacher is None else Teacher(*job.teacher)
+    trainer = Trainer(job.model, job.policy, job.plan, folder=out, team=team, fresh=job.fresh, teacher=teacher)
     trainer.resume()
     if team.leads:
         (out / "config.yaml").write_text(OmegaConf.to_yaml(composed))
@@ -67,9 +69,13 @@ def _progress(team: Team, plan: TrainingPlan, start: int) -> Callable[[StepRepor
     return advance
 
 
-def export(*, checkpoint: Path, weights: Path, float32: bool = False) -> int:
-    """The averaged weights of a training checkpoint as safetensors, without the training-only head."""
+def export(*, checkpoint: Path, weights: Path, float32: bool = False, only: str = "") -> int:
+    """The averaged weights of a training checkpoint as safetensors, without the training-only head; ``only``: those whose
+    names begin so, ``memory_encoder.distiller.`` for a file that ``distiller_checkpoint`` takes."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["ema"]
+    state = {k: v for k, v in state.items() if k.startswith(only)}
+    if not state:
+        raise ValueError(f"expected weights that begin with {only!r} in {checkpoint}, got none")
     if not float32:
         state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     weights.write_bytes(save({k: v.contiguous() for k, v in state.items()}))

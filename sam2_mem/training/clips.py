@@ -4,7 +4,7 @@ generator."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import cv2
@@ -18,10 +18,12 @@ STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """T frames (T, H, W, 3) uint8 RGB, and ids (T, H, W) uint8: the object visible at each pixel, 0 for none."""
+    """T frames (T, H, W, 3) uint8 RGB, and ids (T, H, W) uint8: the object visible at each pixel, 0 for none. Where a clip
+    is not ``labelled``, ids say nothing about frames after the first."""
 
     frames: np.ndarray
     ids: np.ndarray
+    labelled: bool = True
 
     def __len__(self) -> int:
         return self.frames.shape[0]
@@ -48,14 +50,15 @@ class ClipSource(Protocol):
 @dataclass(frozen=True, eq=False)
 class ClipBatch:
     """B clips side by side: ``images`` (B, T, 3, S, S) normalised, ``truth`` (N, T, S, S) float of 0 and 1 for all N
-    objects, ``clip_of`` (N) the clip of each object."""
+    objects, ``clip_of`` (N) the clip of each object; ``labelled`` (B) whether truth is known after the first frame."""
 
     images: Tensor
     truth: Tensor
     clip_of: tuple[int, ...]
+    labelled: tuple[bool, ...] = ()
 
     def to(self, device: torch.device) -> ClipBatch:
-        return ClipBatch(self.images.to(device), self.truth.to(device), self.clip_of)
+        return replace(self, images=self.images.to(device), truth=self.truth.to(device))
 
 
 def choose_times(rng: np.random.Generator, available: int, wish: ClipWish) -> np.ndarray:
@@ -82,7 +85,7 @@ def augment(rng: np.random.Generator, clip: Clip, *, turned: bool = True) -> Cli
         frames, ids = frames[:, :, ::-1], ids[:, :, ::-1]
     turns = int(rng.integers(4)) if turned and ids.shape[1] == ids.shape[2] else 0
     frames, ids = np.rot90(frames, turns, (1, 2)), np.rot90(ids, turns, (1, 2))
-    return Clip(recolour(rng, frames), np.ascontiguousarray(ids))
+    return Clip(recolour(rng, frames), np.ascontiguousarray(ids), clip.labelled)
 
 
 def recolour(rng: np.random.Generator, frames: np.ndarray) -> np.ndarray:
@@ -101,7 +104,7 @@ def fit(clip: Clip, size: int) -> Clip:
         return clip
     frames = [cv2.resize(f, (size, size), interpolation=cv2.INTER_AREA) for f in clip.frames]
     ids = [cv2.resize(i, (size, size), interpolation=cv2.INTER_NEAREST) for i in clip.ids]
-    return Clip(np.stack(frames), np.stack(ids))
+    return Clip(np.stack(frames), np.stack(ids), clip.labelled)
 
 
 def normalise(frames: np.ndarray) -> Tensor:
@@ -121,4 +124,5 @@ def collate(rngs: Sequence[np.random.Generator], clips: Sequence[Clip], wish: Cl
             clip_of.append(number)
     if not truth:
         raise ValueError("expected an object in the first frame of at least one clip, got none; check the clip source")
-    return ClipBatch(torch.stack([normalise(c.frames) for c in clips]), torch.stack(truth), tuple(clip_of))
+    images = torch.stack([normalise(c.frames) for c in clips])
+    return ClipBatch(images, torch.stack(truth), tuple(clip_of), tuple(c.labelled for c in clips))

@@ -29,6 +29,9 @@ from PIL import Image
 from pycocotools import mask as rle_codec
 
 from sam2_mem.training.clips import Clip, ClipWish, augment, choose_times, visible_objects
+from sam2_mem.video import open_video
+from sam2_mem.video.sources import VIDEO_EXTENSIONS
+from sam2_mem.video.stored import IMAGE_EXTENSIONS
 
 ATTEMPTS = 20
 VOID = 255
@@ -211,6 +214,42 @@ class FolderClips:
             f"expected {wish.num_frames} frames with a visible object, got none in {ATTEMPTS} tries in {self.root}; "
             "ask for shorter clips or a smaller min_area"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlabelledClips:
+    """Clips of videos without masks, for distillation.
+
+    Attributes:
+        root: folder that holds, at any depth, video files and folders of images. augmented: flips and colours.
+    """
+
+    root: str
+    augmented: bool = True
+
+    @cached_property
+    def videos(self) -> list[Path]:
+        root = Path(self.root).expanduser()
+        files = {p for p in root.rglob("*") if p.suffix.lower() in VIDEO_EXTENSIONS}
+        folders = {p.parent for p in root.rglob("*") if p.suffix.lower() in IMAGE_EXTENSIONS}
+        if not files | folders:
+            raise ValueError(f"expected video files or folders of images in {root}, got none; give another folder")
+        return sorted(files | folders)
+
+    def sample(self, rng: np.random.Generator, wish: ClipWish) -> Clip:
+        """Frames of a random video, forwards or backwards; ids are empty."""
+        for _ in range(ATTEMPTS):
+            with open_video(self.videos[int(rng.integers(len(self.videos)))], prefetch=0) as video:
+                length = video.count_frames()
+                if length < wish.num_frames:
+                    continue
+                times = choose_times(rng, length, wish)
+                shape = (wish.size, wish.size)
+                images = [cv2.resize(video[int(t)].image, shape, interpolation=cv2.INTER_AREA) for t in times]
+            frames = np.stack(images if rng.random() < 0.5 else images[::-1])
+            clip = Clip(frames, np.zeros(frames.shape[:3], np.uint8), labelled=False)
+            return augment(rng, clip, turned=False) if self.augmented else clip
+        raise ValueError(f"expected videos of {wish.num_frames} frames in {self.root}, got none in {ATTEMPTS} tries")
 
 
 @dataclass(frozen=True, kw_only=True)

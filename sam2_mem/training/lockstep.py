@@ -113,6 +113,15 @@ class LockstepTracker(Tracker):
             found = one.candidate(Pick(0, 0))
             self.track(obj_id).pending[features.index] = self._output(features.index, found, 0.0, prompted=True)
 
+    def answer(self, features: StackedFeatures, prompts: Sequence[Prompt]) -> None:
+        """What is seen at R prompts of one kind, on a frame without memory; tracking takes no notice."""
+        rows = features.rows([self.clip_of[p.obj_id] for p in prompts])
+        points, labels = (torch.cat(parts) for parts in zip(*(self._points_at_input_size(p) for p in prompts)))
+        several = self.model.candidates.allows(points.shape[1], with_memory=False)
+        plain = self.model.without_memory(rows, len(prompts))
+        decoded = self.model.decode(plain, rows, points=points, labels=labels, candidates=several)
+        self.sightings.append(Sighting(features.index, tuple(p.obj_id for p in prompts), decoded, rows.low, True))
+
     def _answer_points(self, track: Track, features: FrameFeatures, prompt: Prompt) -> Decoded:
         decoded = super()._answer_points(track, features, prompt)
         self.sightings.append(Sighting(features.index, (track.obj_id,), decoded, features.low.unsqueeze(0), True))

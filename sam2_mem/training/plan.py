@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from sam2_mem.training.checks import Validation
 from sam2_mem.training.clips import ClipSource, ClipWish
+from sam2_mem.training.distillation import Distillation
 from sam2_mem.training.rollout import RolloutSettings
 from sam2_mem.training.start import Start
 
@@ -63,6 +64,7 @@ class TrainingPlan:
     Attributes:
         stages: in order; the last ``until`` is the length of the run. start, optimisation: see there. seed: of
         everything. save_every, log_every: steps. amp: bfloat16 autocast on CUDA. validation: what to choose by.
+        distillation: learn from a teacher, in place of from labels alone.
     """
 
     stages: Sequence[Stage]
@@ -73,6 +75,7 @@ class TrainingPlan:
     log_every: int = 25
     amp: bool = True
     validation: Validation = Validation()
+    distillation: Distillation | None = None
 
     def __post_init__(self) -> None:
         ends = [s.until for s in self.stages]

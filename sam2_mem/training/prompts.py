@@ -21,7 +21,9 @@ class PromptMix:
     Attributes:
         mask, box, click: shares of the first prompt. clicks: most corrective clicks that follow a first box or click on
             the same frame. correct: probability that an object is corrected by a click on one later frame.
-        box_noise: largest shift of box corners, in parts of the box's sides.
+        box_noise: largest shift of box corners, in parts of the box's sides. aside: probability that an object whose
+            first prompt is its mask is also asked for with a box or a click; the answer is judged, and goes no further.
+            It costs a pass of the decoder, and teaches prompts without taking true masks from memory.
     """
 
     mask: float = 0.5
@@ -30,12 +32,14 @@ class PromptMix:
     clicks: int = 1
     correct: float = 0.1
     box_noise: float = 0.1
+    aside: float = 0.0
 
     def __post_init__(self) -> None:
         if min(self.mask, self.box, self.click) < 0 or self.mask + self.box + self.click <= 0:
             raise ValueError(f"expected shares >= 0 with a positive sum, got {self.mask}, {self.box}, {self.click}")
-        if not 0 <= self.correct <= 1:
-            raise ValueError(f"expected a probability of corrections in 0..1, got {self.correct}")
+        for name in ("correct", "aside"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"expected a probability {name} in 0..1, got {getattr(self, name)}")
 
     def draw(self, rng: np.random.Generator) -> str:
         """One of "mask", "box", "click"."""

@@ -14,10 +14,11 @@ from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.tracking.tracker import TrackerSettings
 from sam2_mem.training.clips import ClipBatch
-from sam2_mem.training.lockstep import LockstepTracker, Sighting, StackedFeatures
+from sam2_mem.training.lockstep import LockstepTracker, MaskChange, Sighting, StackedFeatures
 from sam2_mem.training.losses import LossSettings, LossTerms, Prediction, judge
 from sam2_mem.training.noise import MaskNoise, MemoryNoise
 from sam2_mem.training.prompts import PromptMix, box_prompt, click_prompt
+from sam2_mem.types import Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,8 @@ class Rollout:
 
     Args:
         model, policy, settings: what to track with. batch: B clips. rngs: one generator per clip, so that what
-            happens to a clip does not depend on its neighbours.
+            happens to a clip does not depend on its neighbours. encoded: its frames, if they are encoded already.
+        change: of the masks that enter memory, in place of ``settings.noise``.
     """
 
     def __init__(
@@ -62,7 +64,10 @@ class Rollout:
         *,
         batch: ClipBatch,
         rngs: Sequence[np.random.Generator],
+        encoded: Sequence[StackedFeatures] | None = None,
+        change: MaskChange | None = None,
     ) -> None:
+        self._encoded = encoded
         self._model = model
         self._settings = settings
         self._batch = batch
@@ -72,7 +77,7 @@ class Rollout:
             policy,
             clip_of=batch.clip_of,
             settings=settings.tracker,
-            change=MaskNoise(batch.truth, settings.noise, self._rngs),
+            change=MaskNoise(batch.truth, settings.noise, self._rngs) if change is None else change,
         )
 
     def run(self) -> list[Sighting]:
@@ -103,6 +108,8 @@ class Rollout:
 
     def _encode(self, start: int, stop: int) -> list[StackedFeatures]:
         """Some frames of all clips through the image encoder at once."""
+        if self._encoded is not None:
+            return list(self._encoded[start:stop])
         images = self._batch.images[:, start:stop]
         clips, times = images.shape[:2]
         flat = self._model.encode_image(images.flatten(0, 1), range(clips * times))
@@ -122,6 +129,8 @@ class Rollout:
         masked = [i for i, kind in enumerate(kinds) if kind == "mask"]
         if masked:
             self._tracker.prompt_masks(features, self._batch.truth[masked, 0], masked)
+            if mix.aside:
+                self._ask_aside(features, masked)
         for obj_id, kind in enumerate(kinds):
             if kind == "mask":
                 continue
@@ -130,6 +139,20 @@ class Rollout:
             self._tracker.preview(features, first)
             for _ in range(int(rng.integers(0, mix.clicks + 1))):
                 self._click(features, obj_id)
+
+    def _ask_aside(self, features: StackedFeatures, obj_ids: Sequence[int]) -> None:
+        """Boxes and clicks for some objects that have a mask."""
+        mix = self._settings.prompts
+        asked: dict[bool, list[Prompt]] = {True: [], False: []}
+        for obj_id in obj_ids:
+            rng = self._rngs[obj_id]
+            if rng.random() < mix.aside:
+                truth, boxed = self._truth(obj_id, 0), bool(rng.random() < 0.5)
+                made = box_prompt(rng, obj_id, truth, mix.box_noise) if boxed else click_prompt(rng, obj_id, truth)
+                asked[boxed].append(made)
+        for prompts in asked.values():
+            if prompts:
+                self._tracker.answer(features, prompts)
 
     def _click(self, features: StackedFeatures, obj_id: int) -> None:
         """A click on what the mask shown now gets wrong."""

@@ -10,7 +10,7 @@ import copy
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.model.sam2 import SAM2
-from sam2_mem.training.clips import ClipBatch, collate
+from sam2_mem.training.clips import Clip, ClipBatch, collate
 from sam2_mem.training.curves import append_row, cut_rows, draw_curves, read_rows
+from sam2_mem.training.distillation import DistillationTerms, Lesson, Teacher, taught
 from sam2_mem.training.losses import LossTerms
 from sam2_mem.training.parallel import Team, average_gradients
 from sam2_mem.training.plan import Optimisation, Stage, TrainingPlan
@@ -32,6 +33,7 @@ from sam2_mem.training.start import OccupancyHead, prepare
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+ATTEMPTS = 20
 CHECKPOINT, BEST, CURVES, CHECKS = "last.pt", "best.pt", "curves", "validation"
 
 
@@ -39,11 +41,19 @@ class StepReport(NamedTuple):
     """What one step did: the unweighted losses, their weighted sum, the gradient norm before clipping, the rate."""
 
     step: int
-    terms: LossTerms
+    terms: LossTerms | DistillationTerms
     total: float
     norm: float
     rate: float
     seconds: float
+
+
+class LabelledLesson(NamedTuple):
+    """Losses against labels, as :class:`~sam2_mem.training.distillation.Lesson` those against a teacher."""
+
+    terms: LossTerms
+    total: Tensor
+    share: float
 
 
 class Trainer:
@@ -52,6 +62,7 @@ class Trainer:
     Args:
         model: its weights are changed. policy: the memory that is trained through. plan: see there. folder: where
             checkpoints and curves go. team: the processes that train together. fresh: the model has random weights.
+        teacher: of a plan with a distillation.
     """
 
     def __init__(
@@ -63,7 +74,10 @@ class Trainer:
         folder: Path,
         team: Team = Team(),
         fresh: bool = True,
+        teacher: Teacher | None = None,
     ) -> None:
+        if (plan.distillation is None) != (teacher is None):
+            raise ValueError("expected a teacher with plan.distillation, and none without, got one of the two")
         self.model = model.train()
         self.policy = policy
         self.plan = plan
@@ -77,6 +91,11 @@ class Trainer:
             torch.manual_seed(plan.seed)
             self.head = OccupancyHead(model.width).to(model.device)
         self.parameters = _trainable(model, self.head, plan.optimisation)
+        if teacher is not None:
+            teacher.check(model)
+            model.eval().memory_encoder.distiller.train()  # no dropout where nothing is learnt
+        self.teacher = teacher
+        self._shared = teacher is not None and teacher.sees_alike(model)
         self.optimizer = _optimizer(model, self.head, plan.optimisation)
         self.ema = {n: p.detach().clone() for n, p in model.state_dict().items()}
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +123,7 @@ class Trainer:
         stage = self.plan.stage_at(self.step)
         torch.manual_seed(int(np.random.SeedSequence([self.plan.seed, self.step]).generate_state(1)[0]))
         rngs = [np.random.default_rng([self.plan.seed, self.step, slot]) for slot in self._slots(stage)]
-        clips = [stage.clips.sample(rng, stage.wish) for rng in rngs]
+        clips = [self._clip(stage, rng) for rng in rngs]
         batch = collate(rngs, clips, stage.wish).to(self.model.device)
         terms, total = self._learn(stage, batch, rngs)
         rate = self.plan.optimisation.rate_at(self.step, self.plan.steps)
@@ -116,21 +135,47 @@ class Trainer:
         """Numbers of this process's clips among those of the whole team."""
         return range(self.team.rank * stage.batch, (self.team.rank + 1) * stage.batch)
 
-    def _learn(self, stage: Stage, batch: ClipBatch, rngs: list[np.random.Generator]) -> tuple[LossTerms, float]:
-        """Gradients of a batch, segment by segment; the losses as numbers."""
+    def _clip(self, stage: Stage, rng: np.random.Generator) -> Clip:
+        """A clip with objects in its first frame; of clips without labels those in which the teacher finds some."""
+        for _ in range(ATTEMPTS):
+            clip = stage.clips.sample(rng, stage.wish)
+            if clip.labelled:
+                return clip
+            if self.teacher is None:
+                raise ValueError("expected clips with labels, got one without; only a distillation can do without")
+            with self._precision():
+                clip = self.teacher.label(clip, rng, stage.wish)
+            if clip.ids[0].any():
+                return clip
+        raise ValueError(f"expected the teacher to find an object in one of {ATTEMPTS} clips, got none; use labelled ones")
+
+    def _learn(self, stage: Stage, batch: ClipBatch, rngs: list[np.random.Generator]) -> tuple[Any, float]:
+        """Gradients of a batch, lesson by lesson; the losses as numbers."""
         self.optimizer.zero_grad(set_to_none=True)
-        numbers = torch.zeros(len(LossTerms._fields) + 1)
-        segments = Rollout(self.model, self.policy, stage.rollout, batch=batch, rngs=rngs).segments()
+        lessons, kind, numbers = self._lessons(stage, batch, rngs), LossTerms, torch.zeros(())
         while True:
             with self._precision():
-                segment = next(segments, None)
-                if segment is None:
-                    return LossTerms(*numbers[:-1].tolist()), float(numbers[-1])
-                if not segment.sightings:
-                    continue
-                judgement = assess(segment.sightings, batch.truth, self.head, stage.rollout.losses)
-            (segment.share * judgement.total).backward()
-            numbers += segment.share * torch.stack([*judgement.terms, judgement.total]).detach().cpu()
+                lesson = next(lessons, None)
+            if lesson is None:
+                break
+            (lesson.share * lesson.total).backward()
+            kind = type(lesson.terms)
+            numbers = numbers + lesson.share * torch.stack([*lesson.terms, lesson.total]).detach().cpu()
+        values = numbers.expand(len(kind._fields) + 1).tolist()
+        return kind(*values[:-1]), values[-1]
+
+    def _lessons(
+        self, stage: Stage, batch: ClipBatch, rngs: list[np.random.Generator]
+    ) -> Iterator[Lesson | LabelledLesson]:
+        settings = stage.rollout
+        if self.teacher is not None:
+            kwargs = {"batch": batch, "rngs": rngs, "shared": self._shared}
+            yield from taught(self.model, self.policy, self.teacher, settings, self.plan.distillation, **kwargs)
+            return
+        for segment in Rollout(self.model, self.policy, settings, batch=batch, rngs=rngs).segments():
+            if segment.sightings:
+                judgement = assess(segment.sightings, batch.truth, self.head, settings.losses)
+                yield LabelledLesson(*judgement, segment.share)
 
     def _precision(self):
         if self.plan.amp and self.model.device.type == "cuda":
