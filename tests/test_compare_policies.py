@@ -51,6 +51,7 @@ from sam2_mem.types import Prompt
 from sam2_mem.video import Frame, open_video, read_mask_png
 from sam2_mem.video.source import Frames
 from sam2_mem.video.stored import ArraySource
+from webdriver import browser, programs
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = ROOT / "tools" / "compare_policies.py"
@@ -631,6 +632,24 @@ def test_the_page_needs_nothing_else(done: ResultFolder) -> None:
     assert len(page.links) == 4 and all(link.startswith("data:image/png;base64,") for link in page.links)
     assert "http" not in text and "@import" not in text and "url(" not in text
     assert "keyframe" in text and "J&amp;F - fifo" in text
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser(done: ResultFolder, tmp_path: Path) -> None:
+    if programs() is None:
+        pytest.skip("CHROMIUM AND CHROMEDRIVER ARE MISSING: the page has not been opened in a browser")
+    with browser() as chrome:
+        chrome.open(done.root / "report" / "index.html")
+        said = [line for line in chrome.console() if "favicon" not in line["message"]]
+        assert said == []
+        sizes = chrome.run("return [...document.images].map(i => [i.complete, i.naturalWidth, i.naturalHeight])")
+        assert sizes == [[True, *charts.SIZE]] * 4
+        assert chrome.run("return performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:'))") == []
+        cells = chrome.run("return [...document.querySelectorAll('tbody tr td:first-child')].map(c => c.textContent)")
+        assert cells == ["fifo", "keyframe"] * 2
+        assert chrome.run("return document.documentElement.scrollWidth <= window.innerWidth"), "nothing sticks out"
+        chrome.picture(tmp_path / "page.png")
+    assert len(np.unique(np.array(Image.open(tmp_path / "page.png").convert("RGB")).reshape(-1, 3), axis=0)) > 50
 
 
 def test_names_cannot_break_the_page(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +28,8 @@ from sam2_mem.tracking.vos import segment
 from sam2_mem.tracking.vos_run import Outputs, RunOptions, VideoTask, run
 from sam2_mem.training.validation import SEED
 from sam2_mem.video import open_video, read_mask_png
+
+ROOT = Path(__file__).resolve().parents[1]
 
 WHOLE = {
     "occlusion_1": "2933f250a3e82625",
@@ -82,6 +87,25 @@ def test_every_bit_of_the_short_set(name: str) -> None:
 def test_frames_of_the_long_set(name: str) -> None:
     clip = open_synthetic("long-v1")[name]
     assert fingerprint(clip, (0, 300, 599)) == LONG[name]
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3 AVX512F AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL"},
+        {"OPENCV_CPU_DISABLE": "AVX512_SKX,AVX2,FMA3,AVX"},
+    ],
+    ids=["numpy", "opencv"],
+)
+def test_bits_do_not_depend_on_what_the_processor_can_do(environment: dict[str, str]) -> None:
+    code = """
+from sam2_mem.evaluation.synthetic import fingerprint, open_synthetic
+clips = open_synthetic("dev-v1")
+print(*[fingerprint(clips[name], range(120)) for name in ("lookalikes_1", "splitting_1")])
+"""
+    every = os.environ | environment | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=every, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [WHOLE["lookalikes_1"], WHOLE["splitting_1"]]
 
 
 def test_control_another_seed_has_another_fingerprint(small: SyntheticSet) -> None:
