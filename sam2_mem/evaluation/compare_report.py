@@ -20,7 +20,7 @@ import numpy as np
 
 from sam2_mem.evaluation.charts import Axes, Series, line_chart, scatter_chart
 from sam2_mem.evaluation.compare import Job, Result, ResultFolder, write_line
-from sam2_mem.evaluation.compare_page import page
+from sam2_mem.evaluation.compare_page import Table, page
 from sam2_mem.evaluation.datasets import PROTOCOLS
 from sam2_mem.tracking.run_record import Json
 
@@ -202,17 +202,17 @@ def rows(comparison: Comparison) -> list[Row]:
 
 # -- tables ---------------------------------------------------------------------------------------------------------
 
-Table = tuple[list[str], list[list[str]]]
-"""Head and lines."""
 
-
-def quality_table(comparison: Comparison, group: str, found: Sequence[Row]) -> Table:
-    """What does not depend on the machine: means in percent, difference to the baseline in points, memory."""
-    mine = [row for row in found if row.group == group]
+def score_table(comparison: Comparison, group: str, found: Sequence[Row]) -> Table:
+    """Means in percent, and the difference to the baseline in points."""
+    mine = _of_group(found, group)
     names = _shown(mine[0])
     head = ["policy", "objects", *names, f"{names[0]} - {comparison.baseline}", "95 %"]
-    head += ["state MB", "tokens held", "tokens read", "pointers read"]
-    return head, [_quality(comparison, row) for row in mine]
+    return Table("Scores", head, [_scores(comparison, row) for row in mine])
+
+
+def _of_group(found: Sequence[Row], group: str) -> list[Row]:
+    return [row for row in found if row.group == group]
 
 
 def _shown(row: Row) -> list[str]:
@@ -220,7 +220,7 @@ def _shown(row: Row) -> list[str]:
     return [name for name in row.figures if not name.endswith("-recall")]
 
 
-def _quality(comparison: Comparison, row: Row) -> list[str]:
+def _scores(comparison: Comparison, row: Row) -> list[str]:
     difference = row.difference
     known = row.policy != comparison.baseline and difference.count > 0
     paired = "" if difference.count == row.objects else f" ({difference.count})"
@@ -230,22 +230,54 @@ def _quality(comparison: Comparison, row: Row) -> list[str]:
         *(_percent(row.figures[name]) for name in _shown(row)),
         f"{_signed(difference.mean)}{paired}" if known else "",
         f"{_signed(difference.low)} to {_signed(difference.high)}" if known else "",
-        f"{row.state_bytes / 1e6:.2f}",
-        _plain(row.tokens_held),
-        _plain(row.tokens_read),
-        _plain(row.pointers_read, 1),
     ]
+
+
+def memory_table(group: str, found: Sequence[Row]) -> Table:
+    """What is held and read."""
+    head = ["policy", "state MB", "tokens held", "tokens read", "pointers read"]
+    lines = [
+        [
+            row.policy,
+            f"{row.state_bytes / 1e6:.2f}",
+            _plain(row.tokens_held),
+            _plain(row.tokens_read),
+            _plain(row.pointers_read, 1),
+        ]
+        for row in _of_group(found, group)
+    ]
+    return Table("Memory", head, lines)
 
 
 def machine_table(group: str, found: Sequence[Row]) -> Table:
-    """What does."""
+    """What depends on the machine."""
     head = ["policy", "frames/s", "peak MB", "more than before MB"]
     lines = [
         [row.policy, _plain(row.frames_per_second, 1), _plain(row.peak_bytes / 1e6), _plain(row.growth_bytes / 1e6, 1)]
-        for row in found
-        if row.group == group
+        for row in _of_group(found, group)
     ]
-    return head, lines
+    return Table("On this machine", head, lines)
+
+
+def object_table(comparison: Comparison, data: str) -> Table:
+    """The main number of every object, in percent."""
+    headline = comparison.headline(data)
+    columns = [object_values(comparison.of(policy, data), headline) for policy in comparison.policies]
+    keys = dict.fromkeys(key for column in columns for key in column)
+    lines = [
+        [f"{video} {obj_id}", *(_percent(column.get((data, video, obj_id), math.nan)) for column in columns)]
+        for _, video, obj_id in keys
+    ]
+    return Table(f"{headline} of every object", ["object", *comparison.policies], lines, folded=True)
+
+
+def make_tables(comparison: Comparison, found: Sequence[Row]) -> list[tuple[str, list[Table]]]:
+    """Those of every group of videos."""
+    made = []
+    for group in comparison.groups:
+        tables = [score_table(comparison, group, found), memory_table(group, found), machine_table(group, found)]
+        made.append((group, tables if group == EVERYTHING else [*tables, object_table(comparison, group)]))
+    return made
 
 
 def _percent(value: float) -> str:
@@ -261,9 +293,9 @@ def _plain(value: float, digits: int = 0) -> str:
 
 
 def markdown(table: Table) -> str:
-    head, lines = table
-    ruler = ["---"] + ["---:"] * (len(head) - 1)
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in (head, ruler, *lines))
+    ruler = ["---"] + ["---:"] * (len(table.head) - 1)
+    lines = (table.head, ruler, *table.lines)
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def summary_csv(found: Sequence[Row]) -> str:
@@ -387,9 +419,7 @@ def write_report(folder: ResultFolder) -> None:
     write_line(folder.root / "results.jsonl", "\n".join(result.line() for result in comparison.results))
     found, report = rows(comparison), folder.root / "report"
     drawn = draw_charts(comparison, found, report)
-    tables = [
-        (group, quality_table(comparison, group, found), machine_table(group, found)) for group in comparison.groups
-    ]
+    tables = make_tables(comparison, found)
     write_line(report / "summary.csv", summary_csv(found).rstrip("\n"))
     write_line(report / "objects.csv", objects_csv(comparison).rstrip("\n"))
     write_line(report / "report.md", _markdown_report(comparison, tables, drawn))
@@ -427,11 +457,13 @@ def _remarks(comparison: Comparison) -> list[str]:
 
 
 def _markdown_report(
-    comparison: Comparison, tables: Sequence[tuple[str, Table, Table]], drawn: Sequence[tuple[str, str]]
+    comparison: Comparison, tables: Sequence[tuple[str, Sequence[Table]]], drawn: Sequence[tuple[str, str]]
 ) -> str:
     parts = ["# Memory policies compared", "\n".join(f"- {line}" for line in _about(comparison))]
-    for group, quality, machine in tables:
-        parts += [f"## {group}", markdown(quality), "On this machine:", markdown(machine)]
+    for group, several in tables:
+        parts.append(f"## {group}")
+        for table in several:
+            parts += [f"{table.title}:", markdown(table)] if not table.folded else []
     parts += [f"![{title}]({file})" for title, file in drawn]
     remarks = _remarks(comparison)
     parts += ["## Remarks", "\n".join(f"- {line}" for line in remarks)] if remarks else []
