@@ -44,6 +44,8 @@ from sam2_mem.types import (
 )
 
 MASK_HINT_LIMIT = 32.0
+CPU_BATCH = 8192
+"""Image tokens in a batch on a CPU, two rows at an image size of 1024: larger temporaries only miss its caches."""
 MOST_MERGES = 64
 """Rounds of condensing on one frame: a policy that asks for more never ends."""
 
@@ -61,7 +63,8 @@ class TrackerSettings:
         memory_dtype: what spatial memory is rounded to, as in SAM 2; "float32" to keep it exact.
         storage_device: where spatial memory waits, e.g. "cpu"; None for the device of the model.
         history: outputs kept per object, for corrections; unbounded where the policy is.
-        max_padding, max_rows: how rows are batched, see :func:`sam2_mem.memory.rows.assemble`.
+        max_padding: see :func:`sam2_mem.memory.rows.assemble`. max_rows: most rows that go through the network together, 0 for
+            no limit, None for what is best: on a CPU as many as have :data:`CPU_BATCH` image tokens, elsewhere no limit.
     """
 
     fill_hole_area: int = 0
@@ -74,14 +77,14 @@ class TrackerSettings:
     storage_device: str | None = None
     history: int = 16
     max_padding: float = 0.0
-    max_rows: int = 0
+    max_rows: int | None = None
 
     def __post_init__(self) -> None:
         allowed = ("bfloat16", "float16", "float32")
         if self.memory_dtype not in allowed:
             raise ValueError(f"expected memory_dtype in {allowed}, got {self.memory_dtype!r}")
         for name in ("fill_hole_area", "remove_region_area", "forget_radius", "max_rows"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"expected {name} >= 0, got {getattr(self, name)}")
         if self.history < 1:
             raise ValueError(f"expected history >= 1, got {self.history}")
@@ -382,7 +385,7 @@ class Tracker:
             reads += pathways
         settings = self.settings
         assembled = rows.assemble(
-            reads, self.model, max_padding=settings.max_padding, max_rows=settings.max_rows
+            reads, self.model, max_padding=settings.max_padding, max_rows=self._max_rows()
         )
         features, wanted = context.features, self._usage(tracks, context)
         usage = self._measured(wanted)
@@ -506,14 +509,7 @@ class Tracker:
         """Memory entries of outputs of one frame; ``owners`` are their tracks."""
         if not outputs:
             return []
-        logits = torch.stack([o.logits for o in outputs])
-        hard = self.model.binarize_prompted_masks and not self.model.training
-        maps = self.model.memory_maps(
-            features,
-            logits,
-            binarize=torch.tensor([o.binarize or (o.prompted and hard) for o in outputs], device=logits.device),
-            present=torch.tensor([o.objectness > 0 for o in outputs], device=logits.device),
-        )
+        maps = torch.cat([self._maps(features, part) for part in self._parts(features, outputs)])
         if self.sensory is not None:
             states = sense.deepened(self.sensory, outputs, maps)
             outputs = [replace(o, sensory=state) for o, state in zip(outputs, states)]
@@ -533,6 +529,31 @@ class Tracker:
     def _merged(self, request: Condense, frame: FrameContext) -> MemoryTokens:
         tube = [e.tokens for e in request.entries if e.tokens is not None]
         return self._store(self.model.memory_encoder.distiller.condense([tube], frame.features.grid, request.strength)[0])
+
+    def _max_rows(self) -> int:
+        """Most rows of a batch, 0 for no limit."""
+        if self.settings.max_rows is not None:
+            return self.settings.max_rows
+        height, width = self.model.grid
+        return max(1, CPU_BATCH // (height * width)) if self.model.device.type == "cpu" else 0
+
+    def _parts(self, features: FrameFeatures, outputs: Sequence[Output]) -> list[Sequence[Output]]:
+        """Outputs in batches; all in one where each has its own picture."""
+        most = self._max_rows() or len(outputs)
+        if features.low.ndim > 2:
+            return [outputs]
+        return [outputs[i : i + most] for i in range(0, len(outputs), most)]
+
+    def _maps(self, features: FrameFeatures, outputs: Sequence[Output]) -> Tensor:
+        """Memory maps (R, Cm, H, W) of R outputs."""
+        logits = torch.stack([o.logits for o in outputs])
+        hard = self.model.binarize_prompted_masks and not self.model.training
+        return self.model.memory_maps(
+            features,
+            logits,
+            binarize=torch.tensor([o.binarize or (o.prompted and hard) for o in outputs], device=logits.device),
+            present=torch.tensor([o.objectness > 0 for o in outputs], device=logits.device),
+        )
 
     def _store(self, tokens: MemoryTokens) -> MemoryTokens:
         dtype = getattr(torch, self.settings.memory_dtype)
