@@ -43,8 +43,8 @@ def model() -> SAM2:
 
 
 def shown(model: SAM2, policy: str = "fifo", count: int = 8) -> Tensor:
-    """Masks of three objects, one of which comes later."""
-    predictor = SAM2VideoPredictor(model, build_policy(policy))
+    """Masks of three objects, one of which comes later. Memory is not rounded, which would make steps of rounding errors."""
+    predictor = SAM2VideoPredictor(model, build_policy(policy), tracker=TrackerSettings(memory_dtype="float32"))
     state = predictor.init_state(num_frames=count)
     prompts: dict[int, list[Prompt]] = {0: [mask_prompt(1), mask_prompt(2, 0, 1)], 3: [mask_prompt(3, 3, 2)]}
     return torch.cat([predictor.track_frame(state, p, prompts.get(i, ()))[2] for i, p in enumerate(pictures(count))])
