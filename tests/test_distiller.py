@@ -18,7 +18,15 @@ from torch.utils.flop_counter import FlopCounterMode
 import policy_contract
 from micro import TOKENS, mask_prompt, micro_config, micro_model, micro_tracker, micro_weights, one_thread  # noqa: F401
 from policy_contract import CHECKS
-from sam2_mem.build_sam import DISTILLER, ConfigError, build_policy, build_sam2, compose, config_dir
+from sam2_mem.build_sam import (
+    DISTILLER,
+    ConfigError,
+    build_policy,
+    build_sam2,
+    build_sam2_video_predictor,
+    compose,
+    config_dir,
+)
 from sam2_mem.checkpoint import CheckpointError, save_part
 from sam2_mem.cli.distillers import measure_size, operations, table
 from sam2_mem.memory import rows
@@ -501,3 +509,12 @@ def test_joined_memories_of_different_makes() -> None:
     assert joined.log_count.tolist() == [0.0] * 64 + pooled.log_count.tolist() + [0.0] * 2
     assert joined.xy[-2:].tolist() == [[0.0, 0.0]] * 2 and len(joined) == 82
     assert join_tokens([whole, whole]).log_count is None
+
+
+def test_a_temporal_distiller_says_when_no_policy_uses_it(caplog: pytest.LogCaptureFixture) -> None:
+    said = {}
+    for policy in ("fifo", "distilled"):
+        caplog.clear()
+        build_sam2_video_predictor("nano", "random", "cpu", hydra_overrides_extra=["distiller=temporal"], memory_policy=policy)
+        said[policy] = "never merges frames" in caplog.text
+    assert said == {"fifo": True, "distilled": False}

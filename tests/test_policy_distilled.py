@@ -25,6 +25,7 @@ from policy_contract import difference, snapshot
 from sam2_mem.build_sam import build_policy
 from sam2_mem.memory.policies.distilled import Distilled, Summaries
 from sam2_mem.memory.policies.fifo import FIFO
+from sam2_mem.memory.policies.keyframe import Keyframe
 from sam2_mem.model.distiller import GridTokens, TemporalDistiller
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.training.lockstep import LockstepTracker, StackedFeatures
@@ -263,6 +264,25 @@ def test_an_untrained_distiller_tracks_as_means_do(aggregate: str) -> None:
         assert (shown(policy, model) - means).abs().max() < 1e-4
         model.memory_encoder.distiller.merged_time += 1.0
         assert (shown(policy, model) - means).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_keyframes_compacted_by_the_distiller(factor: int) -> None:
+    """Untrained as by means, trained not; what it is asked is served at once."""
+    mean, asked = (Keyframe(recent=1, gap=2, compact_by=by) for by in ("mean", "distiller"))
+    model = learned(factor=factor)
+    tracker = micro_tracker(asked, model=model)
+    run(tracker, [features_at(i) for i in range(30)], {0: [mask_prompt(1)]})
+    assert tracker.tracks[1].state.compact and not tracker.tracks[1].state.demoted
+    with torch.no_grad():
+        means = shown(mean, model)
+        assert (shown(asked, model) - means).abs().max() < 1e-4
+        for value in model.memory_encoder.distiller.refinement.change.plus.parameters():
+            value += 0.5
+        assert (shown(mean, model) - means).abs().max() < 1e-6
+        assert (shown(asked, model) - means).abs().max() > 1e-2
+    with pytest.raises(ValueError, match="expected compact_by out of mean, distiller, got 'pool'"):
+        Keyframe(compact_by="pool")
 
 
 def test_condensing_is_pure() -> None:

@@ -14,15 +14,27 @@ from sam2_mem.memory.policy import Bank, MemoryPolicy, Needs, drop, put
 from sam2_mem.memory.tokens import pool_tokens, token_count
 from sam2_mem.memory.trace import Action, Cause, Change, EntryNote, TraceEvent, Why, because, plain_events, tell
 from sam2_mem.memory.windows import add_prompt, map_frames, pointer_window, rank_slots, within_reach
-from sam2_mem.types import PROMPT_SLOT, Choice, FrameContext, Hypotheses, MemoryEntry, MemoryRead, ReadItem
+from sam2_mem.types import (
+    PROMPT_SLOT,
+    Choice,
+    Condense,
+    FrameContext,
+    Hypotheses,
+    MemoryEntry,
+    MemoryRead,
+    MemoryTokens,
+    ReadItem,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Keyframes(Bank):
-    """``prompts`` and recent ``entries`` as in FIFO; ``whole`` and ``compact`` keyframes, sorted by frame."""
+    """``prompts`` and recent ``entries`` as in FIFO; ``whole`` and ``compact`` keyframes, sorted by frame. ``demoted``:
+    compact ones as they were, whole, for the network's distiller; empty once it has been asked."""
 
     whole: tuple[MemoryEntry, ...] = ()
     compact: tuple[MemoryEntry, ...] = ()
+    demoted: tuple[MemoryEntry, ...] = ()
 
     def all_entries(self) -> tuple[MemoryEntry, ...]:
         return self.prompts + self.entries + self.whole + self.compact
@@ -51,6 +63,7 @@ class Keyframe(MemoryPolicy[Keyframes]):
         max_whole: most keyframes kept whole. max_compact: most compact ones.
         pool: a compact keyframe keeps one token for every ``pool`` x ``pool`` stored ones, which are cells unless the
             network's distiller has made fewer of them.
+        compact_by: "mean" of each block; "distiller", that of the network, which is the mean too where it has not learned.
         gap: frames between candidates.
         min_iou: predicted IoU below which a frame is no candidate. min_object_score: the same for the object-score logit.
         pointer_weight: share of the pointers in the distance, 0..1.
@@ -65,6 +78,7 @@ class Keyframe(MemoryPolicy[Keyframes]):
     max_whole: int = 1
     max_compact: int = 12
     pool: int = 2
+    compact_by: str = "mean"
     gap: int = 4
     min_iou: float = 0.5
     min_object_score: float = 0.0
@@ -80,6 +94,8 @@ class Keyframe(MemoryPolicy[Keyframes]):
                 raise ValueError(f"expected {name} >= {least}, got {getattr(self, name)}")
         if not 0.0 <= self.pointer_weight <= 1.0:
             raise ValueError(f"expected pointer_weight in 0..1, got {self.pointer_weight}")
+        if self.compact_by not in ("mean", "distiller"):
+            raise ValueError(f"expected compact_by out of mean, distiller, got {self.compact_by!r}")
 
     def capacity(self, tokens_per_map: int) -> int | None:
         always = tokens_per_map * (self.max_prompts + 2 * self.recent + 1)
@@ -133,16 +149,26 @@ class Keyframe(MemoryPolicy[Keyframes]):
             entries=self._recent(tracked, frame),
             whole=drop(state.whole, frame.index),
             compact=drop(state.compact, frame.index),
+            demoted=(),
         )
+
+    def condense(self, state: Keyframes, frame: FrameContext) -> Sequence[Condense]:
+        return tuple(Condense((entry,), self.pool) for entry in state.demoted)
+
+    def condensed(self, state: Keyframes, frame: FrameContext, request: Condense, tokens: MemoryTokens) -> Keyframes:
+        (entry,) = request.entries
+        compact = (replace(e, tokens=tokens) if e.frame == entry.frame else e for e in state.compact)
+        demoted = tuple(e for e in state.demoted if e is not entry)
+        return replace(state, compact=tuple(compact), demoted=demoted)
 
     def forget(self, state: Keyframes, frame: int, radius: int) -> Keyframes:
         far = super().forget(state, frame, radius)
         whole, compact = (tuple(e for e in t if abs(e.frame - frame) > radius) for t in (state.whole, state.compact))
-        return replace(far, whole=whole, compact=compact)
+        return replace(far, whole=whole, compact=compact, demoted=())
 
     def moved(self, state: Keyframes, by: int) -> Keyframes:
         whole, compact = (tuple(replace(e, frame=e.frame + by) for e in t) for t in (state.whole, state.compact))
-        return replace(super().moved(state, by), whole=whole, compact=compact)
+        return replace(super().moved(state, by), whole=whole, compact=compact, demoted=())
 
     def _recent(self, tracked: Sequence[MemoryEntry], frame: FrameContext) -> tuple[MemoryEntry, ...]:
         pointer_reach = max(self.max_obj_ptrs_in_encoder - 1, self.recent)
@@ -191,7 +217,8 @@ class Keyframe(MemoryPolicy[Keyframes]):
         if self.max_compact == 0 or grid is None:
             return replace(state, whole=whole)
         small = replace(entry, tokens=pool_tokens(entry.tokens, grid, self.pool))
-        return replace(state, whole=whole, compact=put(state.compact, small))
+        demoted = (*state.demoted, entry) if self.compact_by == "distiller" else ()
+        return replace(state, whole=whole, compact=put(state.compact, small), demoted=demoted)
 
     # -- reasons ---------------------------------------------------------------------------------------------------
 
