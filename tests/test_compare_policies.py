@@ -30,18 +30,14 @@ from sam2_mem.build_sam import build_policy, compose
 from sam2_mem.cli.compare import overrides_of
 from sam2_mem.evaluation import charts
 from sam2_mem.evaluation.benchmark import Footage, Setting, take_census
-from sam2_mem.evaluation.compare import BenchVideo, Contestant, Plan, Result, ResultFolder, bench_videos, run_plan
-from sam2_mem.evaluation.compare_report import (
-    BINS,
-    bootstrap,
-    make_row,
-    object_values,
-    over_time,
-    read_comparison,
-    write_report,
-)
+from sam2_mem.evaluation.compare import run_plan
+from sam2_mem.evaluation.compare_jobs import Contestant, Plan, Result, ResultFolder
+from sam2_mem.evaluation.compare_report import BINS, over_time, write_report
+from sam2_mem.evaluation.compare_statistics import bootstrap, make_row, object_values, read_comparison
+from sam2_mem.evaluation.compare_videos import BenchVideo, bench_videos
 from sam2_mem.evaluation.datasets import open_dataset
-from sam2_mem.evaluation.passes import KeptMasks, PassCost, PeakMemory, Stopwatch, counted, measured_pass
+from sam2_mem.evaluation.kept_masks import KeptMasks
+from sam2_mem.evaluation.passes import PassCost, PeakMemory, Stopwatch, counted, measured_pass
 from sam2_mem.evaluation.run import evaluate
 from sam2_mem.evaluation.synthetic import SyntheticSet
 from sam2_mem.memory.policies.fifo import FIFO
@@ -336,7 +332,8 @@ def test_objects_that_may_overlap(tmp_path: Path) -> None:
 
 def test_videos_can_be_cut_short(tmp_path: Path) -> None:
     (full, short) = (
-        run_plan(small_plan(videos=clips("late_1"), max_frames=n), ResultFolder(tmp_path / str(n)))[0] for n in (None, 6)
+        run_plan(small_plan(videos=clips("late_1"), max_frames=n), ResultFolder(tmp_path / str(n)))[0]
+        for n in (None, 6)
     )
     assert short.frames == 6 and full.frames == 10
     assert short.objects[0]["per_frame"]["J"] == full.objects[0]["per_frame"]["J"][:5]
@@ -367,7 +364,9 @@ def test_a_failing_policy_and_a_failing_video_are_recorded_and_tried_again(tmp_p
     report = (tmp_path / "report" / "report.md").read_text()
     assert "FAILED: bad on synthetic:dev-v1 late_1, seed 0: RuntimeError: no such thing" in report
     assert "| fifo (!) | 5 |" in report and "| bad (!) | 0 | - |" in report
-    mended = small_plan(contestants=(contestant("fifo"), contestant("bad", "fifo"), contestant("keyframe")), videos=videos)
+    mended = small_plan(
+        contestants=(contestant("fifo"), contestant("bad", "fifo"), contestant("keyframe")), videos=videos
+    )
     assert all(r.error is None for r in run_plan(mended, folder))
 
 
@@ -394,6 +393,16 @@ def test_what_is_done_is_not_done_twice(tmp_path: Path) -> None:
     other = small_plan(videos=clips("late_1"), contestants=(contestant("fifo"), contestant("keyframe", "rmem")))
     changed = run_plan(other, folder)
     assert changed[0] == first[0] and changed[1].settings != first[1].settings
+
+
+def test_a_data_set_at_another_place_is_another_one(tmp_path: Path) -> None:
+    clip = clips("splitting_1")[0].truth
+    roots = [tmp_path / name for name in ("one", "other")]
+    for root in roots:
+        SyntheticSet("small", (clip,)).export(root)
+    plans = [small_plan(videos=tuple(bench_videos(f"synthetic:{root}"))) for root in roots]
+    first, second, again = (run_plan(plan, ResultFolder(tmp_path / "run")) for plan in (plans[0], plans[1], plans[1]))
+    assert first[0].settings != second[0].settings and second == again
 
 
 def test_another_network_is_not_mixed_in(tmp_path: Path) -> None:
@@ -644,7 +653,9 @@ def test_the_page_in_a_browser(done: ResultFolder, tmp_path: Path) -> None:
         assert said == []
         sizes = chrome.run("return [...document.images].map(i => [i.complete, i.naturalWidth, i.naturalHeight])")
         assert sizes == [[True, *charts.SIZE]] * 4
-        assert chrome.run("return performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:'))") == []
+        assert (
+            chrome.run("return performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:'))") == []
+        )
         cells = chrome.run("return [...document.querySelectorAll('tbody tr td:first-child')].map(c => c.textContent)")
         assert cells[:6] == ["fifo", "keyframe"] * 3 and len(cells) == 6 + 10
         chrome.click("summary")

@@ -168,7 +168,13 @@ CASES = {
     "lvosv2": Case(lvos, (*VALID, LATER), tuple(f"v/{5 * index:08d}.png" for index in range(COUNT))),
     "sav": Case(
         sav,
-        ("--base_video_dir", "{root}/JPEGImages_24fps", "--input_mask_dir", "{root}/Annotations_6fps", "--per_obj_png_file"),
+        (
+            "--base_video_dir",
+            "{root}/JPEGImages_24fps",
+            "--input_mask_dir",
+            "{root}/Annotations_6fps",
+            "--per_obj_png_file",
+        ),
         tuple(f"v/{folder}/{index:05d}.png" for folder in ("000", "003") for index in (0, 4)),
     ),
     "vost": Case(

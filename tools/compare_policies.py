@@ -56,9 +56,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--baseline", help="the policy that others are compared with (default: the first)")
     parser.add_argument("--config", default="nano", help="a model config (default: nano)")
     parser.add_argument("--checkpoint", help="weights, or random (default: those of the config)")
-    parser.add_argument("--set", nargs="+", default=(), metavar="KEY=VALUE", help="changes to the config of all policies")
+    parser.add_argument(
+        "--set", nargs="+", default=(), metavar="KEY=VALUE", help="changes to the config of all policies"
+    )
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch, 1 gives steady times")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch, 1 gives steady times"
+    )
     parser.add_argument("--apply_postprocessing", action="store_true", help="as in tools/vos_inference.py")
     parser.add_argument("--max_frames", type=int, help="of each video")
     parser.add_argument("--masks", action="store_true", help="keep the masks, as PNG")

@@ -16,8 +16,10 @@ from tqdm import tqdm
 from sam2_mem import __version__
 from sam2_mem.build_sam import build_sam2_video_predictor, checkpoint_dir, compose_video, policy_names
 from sam2_mem.checkpoint import local_path, sha256_of
-from sam2_mem.evaluation.compare import BenchVideo, Contestant, Job, Plan, Result, ResultFolder, bench_videos, run_plan
+from sam2_mem.evaluation.compare import run_plan
+from sam2_mem.evaluation.compare_jobs import Contestant, Job, Plan, Result, ResultFolder
 from sam2_mem.evaluation.compare_report import write_report
+from sam2_mem.evaluation.compare_videos import BenchVideo, bench_videos
 from sam2_mem.tracking.run_record import Json
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.tracking.vos import precision
@@ -34,7 +36,7 @@ class Options:
 
     Attributes:
         out: the run's folder. policies: as :func:`overrides_of` takes them; every policy if none is named.
-        data: as :func:`~sam2_mem.evaluation.compare.bench_videos` takes them. videos: only these, by name.
+        data: as :func:`~sam2_mem.evaluation.compare_videos.bench_videos` takes them. videos: only these, by name.
         seeds: of whatever is random. baseline: the policy that others are compared with (default: the first one).
         config, checkpoint, overrides: as for ``build_sam2_video_predictor``; "random" weights are allowed.
         threads: of the CPU, 0 leaves it to torch. max_frames: of each video. masks: keep them.
@@ -69,9 +71,7 @@ def overrides_of(policy: str) -> list[str]:
     name, _, fields = first.partition(":")
     stray = [part for part in (*_split(fields), *others) if "=" not in part and not part.startswith("~")]
     if not name or stray:
-        raise ValueError(
-            f"expected a policy as name, name:field=value,field=value or name+key=value, got {policy!r}"
-        )
+        raise ValueError(f"expected a policy as name, name:field=value,field=value or name+key=value, got {policy!r}")
     return [f"memory_policy={name}", *(f"memory_policy.{part}" for part in _split(fields)), *others]
 
 

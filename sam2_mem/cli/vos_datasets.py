@@ -91,8 +91,8 @@ def plan_from_regions(sequence: VOTSSequence, source: VideoSource) -> PromptPlan
 
 
 def write_regions(sequence: VOTSSequence, masks: Path, seconds: float) -> list[Path]:
-    """``<sequence>[_<object>]_001.txt`` and its times in the folder of the sequence's mask PNGs, as the VOT toolkit reads
-    results: on frame 0 the code of a prompt, before an object's start and where it is not seen the code 0.
+    """``<sequence>[_<object>]_001.txt`` and its times in the folder of the sequence's mask PNGs, as the VOT toolkit
+    reads results: on frame 0 the code of a prompt, before an object's start and where it is not seen the code 0.
 
     Args:
         seconds: per frame.
@@ -124,8 +124,8 @@ def _line(index: int, start: _Start, ids: np.ndarray) -> str:
 
 
 def hand_in(found: Found, out: Path, *, archive: bool) -> str:
-    """Put what the evaluation server takes into :data:`ARCHIVE`, once the masks of all videos are there; what to tell the
-    user."""
+    """Put what the evaluation server takes into :data:`ARCHIVE`, once the masks of all videos are there; what to tell
+    the user."""
     waiting = [name for name in found.names if not _complete(found, out, name)]
     if waiting:
         return f"no {ARCHIVE}: masks of {len(waiting)} of {len(found.names)} videos are not complete, e.g. {waiting[0]}"
@@ -153,8 +153,8 @@ def _handed_in(found: Found, out: Path, name: str) -> Iterator[Path]:
 
 
 def _complete(found: Found, out: Path, name: str) -> bool:
-    """Whether the video is finished and every frame that is handed in has its mask, of every object where they have files of
-    their own."""
+    """Whether the video is finished and every frame that is handed in has its mask, of every object where they have
+    files of their own."""
     if not _report(out, name).is_file():
         return False
     wanted = _wanted(found, name)
@@ -170,7 +170,9 @@ def _wanted(found: Found, name: str) -> set[str]:
         return set(filter(found.submitted(name), names))
     listed = {frame for one in found.objects[name] for frame in one.frames} if name in found.objects else set()
     if not listed <= names:
-        raise ValueError(f"expected frame {min(listed - names)} of '{name}', which the meta file lists, among its images")
+        raise ValueError(
+            f"expected frame {min(listed - names)} of '{name}', which the meta file lists, among its images"
+        )
     return listed
 
 

@@ -1,203 +1,34 @@
-"""The report of a comparison: tables, paired differences with their bootstrap intervals, charts.
+"""The report of a comparison: tables, charts, and the page that holds them.
 
 Everything comes from the results on disk, in the order of the jobs, so the report does not depend on who did them when.
-What does depend on it, times and peak memory, has columns and one chart of its own.
+What does depend on it, times and peak memory, has a table and one chart of its own.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from sam2_mem.evaluation.charts import Axes, Series, line_chart, scatter_chart
-from sam2_mem.evaluation.compare import Job, Result, ResultFolder, write_line
+from sam2_mem.evaluation.compare_jobs import Result, ResultFolder, write_line
 from sam2_mem.evaluation.compare_page import Table, page
-from sam2_mem.evaluation.datasets import PROTOCOLS
-from sam2_mem.tracking.run_record import Json
+from sam2_mem.evaluation.compare_statistics import (
+    EVERYTHING,
+    RESAMPLES,
+    Comparison,
+    Row,
+    object_values,
+    read_comparison,
+    rows,
+)
 
-RESAMPLES = 10_000
-CONFIDENCE = 0.95
 BINS = 40
 """Points of a line over time."""
-EVERYTHING = "all"
-"""What the rows over several data sets are called."""
-
-ObjectKey = tuple[str, str, str]
-"""Data, video, object."""
-
-
-# -- statistics -----------------------------------------------------------------------------------------------------
-
-
-class Interval(NamedTuple):
-    """A mean with the ends of its confidence interval, over ``count`` objects; NaN if there are none."""
-
-    mean: float
-    low: float
-    high: float
-    count: int
-
-
-def bootstrap(values: Sequence[float], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE) -> Interval:
-    """The mean of values (N,) with its percentile interval; the same for the same values."""
-    values = np.asarray(values, np.float64)
-    if not len(values):
-        return Interval(math.nan, math.nan, math.nan, 0)
-    rng = np.random.Generator(np.random.PCG64(0))
-    means = np.concatenate(
-        [values[rng.integers(0, len(values), (count, len(values)))].mean(1) for count in _chunks(resamples, len(values))]
-    )
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(values.mean()), float(low), float(high), len(values))
-
-
-def _chunks(total: int, width: int) -> list[int]:
-    """Parts of ``total`` whose tables of this width stay small."""
-    most = max(1, 2_000_000 // width)
-    return [min(most, total - done) for done in range(0, total, most)]
-
-
-# -- what there is --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The results of a run, in the order of its jobs, and the jobs without any."""
-
-    run: Json
-    results: tuple[Result, ...]
-    missing: tuple[Job, ...]
-
-    @property
-    def policies(self) -> list[str]:
-        return list(self.run["policies"])
-
-    @property
-    def baseline(self) -> str:
-        return self.run["baseline"]
-
-    @property
-    def data(self) -> list[str]:
-        return list(self.run["protocols"])
-
-    def columns(self, data: str) -> tuple[str, ...]:
-        """The numbers of an object, the one that is compared first."""
-        return PROTOCOLS[self.run["protocols"][data]].columns
-
-    @property
-    def groups(self) -> list[str]:
-        """The data sets, and all together where they have the same main number."""
-        together = len(self.data) > 1 and len({self.columns(data)[0] for data in self.data}) == 1
-        return [*self.data, EVERYTHING] if together else self.data
-
-    def headline(self, group: str) -> str:
-        return self.columns(self.data[0] if group == EVERYTHING else group)[0]
-
-    def of(self, policy: str, group: str, *, failed: bool = False) -> list[Result]:
-        return [
-            result
-            for result in self.results
-            if result.policy == policy
-            and group in (result.data, EVERYTHING)
-            and (result.error is not None) == failed
-        ]
-
-    @cached_property
-    def failed(self) -> list[Result]:
-        return [result for result in self.results if result.error is not None]
-
-
-def read_comparison(folder: ResultFolder) -> Comparison:
-    run = json.loads((folder.root / "run.json").read_text(encoding="utf-8"))
-    jobs = [
-        Job(policy=policy, data=data, video=video, seed=seed)
-        for data, video in run["videos"]
-        for seed in run["seeds"]
-        for policy in run["policies"]
-    ]
-    found = {job: folder.result(job) for job in jobs}
-    missing = tuple(job for job, result in found.items() if result is None)
-    return Comparison(run, tuple(result for result in found.values() if result is not None), missing)
-
-
-def object_values(results: Iterable[Result], column: str) -> dict[ObjectKey, float]:
-    """One number of every object, the mean over seeds; objects that do not define it are left out."""
-    found: dict[ObjectKey, list[float]] = {}
-    for result in results:
-        for one in result.objects:
-            value = one["values"].get(column)
-            if value is not None:
-                found.setdefault((result.data, result.video, one["object"]), []).append(value)
-    return {key: float(np.mean(values)) for key, values in found.items()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One policy on one group of videos.
-
-    ``figures``: means over objects by the protocol's columns. ``difference``: of the headline to the baseline, over the
-    objects that both have. ``state_bytes``: the most of any frame; ``tokens_held``, ``tokens_read``, ``pointers_read``: per
-    object, means over frames. ``frames_per_second``, ``peak_bytes``, ``growth_bytes``: of this machine.
-    """
-
-    group: str
-    policy: str
-    objects: int
-    failed: int
-    figures: Mapping[str, float]
-    difference: Interval
-    state_bytes: int
-    tokens_held: float
-    tokens_read: float
-    pointers_read: float
-    frames_per_second: float
-    peak_bytes: float
-    growth_bytes: float
-
-
-def make_row(comparison: Comparison, group: str, policy: str) -> Row:
-    results, headline = comparison.of(policy, group), comparison.headline(group)
-    columns = (headline,) if group == EVERYTHING else comparison.columns(group)
-    own = object_values(results, headline)
-    theirs = object_values(comparison.of(comparison.baseline, group), headline)
-    machine = [result.machine for result in results if result.machine]
-    return Row(
-        group=group,
-        policy=policy,
-        objects=len(own),
-        failed=len(comparison.of(policy, group, failed=True)),
-        figures={name: _mean(object_values(results, name).values()) for name in columns},
-        difference=bootstrap([own[key] - theirs[key] for key in own if key in theirs]),
-        state_bytes=max((max(result.state_bytes, default=0) for result in results), default=0),
-        tokens_held=_mean(v for result in results for v in result.tokens_held),
-        tokens_read=_mean(v for result in results for v in result.tokens_read),
-        pointers_read=_mean(v for result in results for v in result.pointers_read),
-        frames_per_second=_ratio(sum(r.frames for r in results), sum(m["seconds"] for m in machine)),
-        peak_bytes=max((m["peak_bytes"] for m in machine if m["peak_bytes"] is not None), default=math.nan),
-        growth_bytes=max((m["growth_bytes"] for m in machine if m["growth_bytes"] is not None), default=math.nan),
-    )
-
-
-def _mean(values: Iterable[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return math.fsum(known) / len(known) if known else math.nan
-
-
-def _ratio(one: float, other: float) -> float:
-    return one / other if other else math.nan
-
-
-def rows(comparison: Comparison) -> list[Row]:
-    return [make_row(comparison, group, policy) for group in comparison.groups for policy in comparison.policies]
 
 
 # -- tables ---------------------------------------------------------------------------------------------------------
@@ -386,12 +217,34 @@ def draw_charts(comparison: Comparison, found: Sequence[Row], folder: Path) -> l
         mine = [row for row in found if row.group == data]
         headline = comparison.headline(data)
         charts = [
-            (f"J over time, {data}", "j_over_time", _lines(comparison, data, over_time), "part of the video, %", "J, %"),
-            (f"State over frames, {data}", "bytes_over_frames", _lines(comparison, data, bytes_over_frames), "frame", "MB"),
-            (f"{headline} and state, {data}", "quality_bytes", _dots(mine, headline, lambda r: r.state_bytes / 1e6),
-             "state, MB", f"{headline}, %"),
-            (f"{headline} and speed, {data}", "quality_speed", _dots(mine, headline, lambda r: r.frames_per_second),
-             "frames per second", f"{headline}, %"),
+            (
+                f"J over time, {data}",
+                "j_over_time",
+                _lines(comparison, data, over_time),
+                "part of the video, %",
+                "J, %",
+            ),
+            (
+                f"State over frames, {data}",
+                "bytes_over_frames",
+                _lines(comparison, data, bytes_over_frames),
+                "frame",
+                "MB",
+            ),
+            (
+                f"{headline} and state, {data}",
+                "quality_bytes",
+                _dots(mine, headline, lambda r: r.state_bytes / 1e6),
+                "state, MB",
+                f"{headline}, %",
+            ),
+            (
+                f"{headline} and speed, {data}",
+                "quality_speed",
+                _dots(mine, headline, lambda r: r.frames_per_second),
+                "frames per second",
+                f"{headline}, %",
+            ),
         ]
         for title, name, series, x_label, y_label in charts:
             draw = scatter_chart if name.startswith("quality") else line_chart
@@ -401,12 +254,12 @@ def draw_charts(comparison: Comparison, found: Sequence[Row], folder: Path) -> l
     return drawn
 
 
-def _lines(comparison: Comparison, data: str, make: Any) -> list[Series]:
+def _lines(comparison: Comparison, data: str, make: Callable[[Sequence[Result]], Series]) -> list[Series]:
     made = {policy: make(comparison.of(policy, data)) for policy in comparison.policies}
     return [Series(name=policy, x=one.x, y=one.y) for policy, one in made.items()]
 
 
-def _dots(mine: Sequence[Row], headline: str, cost: Any) -> list[Series]:
+def _dots(mine: Sequence[Row], headline: str, cost: Callable[[Row], float]) -> list[Series]:
     return [Series(name=row.policy, x=[cost(row)], y=[100 * row.figures[headline]]) for row in mine]
 
 
@@ -414,7 +267,7 @@ def _dots(mine: Sequence[Row], headline: str, cost: Any) -> list[Series]:
 
 
 def write_report(folder: ResultFolder) -> None:
-    """``results.jsonl``, and in ``report/``: ``index.html``, ``report.md``, ``summary.csv``, ``objects.csv``, charts."""
+    """``results.jsonl``; in ``report/``: ``index.html``, ``report.md``, ``summary.csv``, ``objects.csv``, charts."""
     comparison = read_comparison(folder)
     write_line(folder.root / "results.jsonl", "\n".join(result.line() for result in comparison.results))
     found, report = rows(comparison), folder.root / "report"
@@ -436,10 +289,10 @@ def _about(comparison: Comparison) -> list[str]:
     commits = sorted({machine["git_commit"] or "unknown" for machine in machines})
     lines.append(f"Code: sam2_mem {run['versions']['sam2_mem']}, commit {_listed(commits)}")
     lines.append(
-        "Scores are means over objects, in percent, those of an object being the mean over seeds. The difference to the "
-        f"baseline is paired by object; its interval covers 95 % of {RESAMPLES} bootstrap resamples of the objects. In "
-        "brackets: how many objects both have, where that is not all. State: the most that the memory of all objects of a "
-        "video took. Tokens and pointers: per object, means over frames. Times are of the predictor alone."
+        "Scores are means over objects, in percent, those of an object being the mean over seeds. The difference to "
+        f"the baseline is paired by object; its interval covers 95 % of {RESAMPLES} bootstrap resamples of the objects "
+        "(in brackets: how many objects both have, where that is not all). State: the most that the memory of all "
+        "objects of a video took. Tokens and pointers: per object, means over frames. Times are of the predictor alone."
     )
     return lines
 

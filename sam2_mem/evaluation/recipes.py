@@ -66,9 +66,7 @@ RECIPES: Mapping[str, Recipe] = {
         submit=Submit.ANNOTATED,
         prompts="objects of the first frame, which may overlap",
     ),
-    "vost": Recipe(
-        frames=("JPEGImages_10fps", "JPEGImages"), rules=MaskRules(ignore=_VOID), submit=Submit.ANNOTATED
-    ),
+    "vost": Recipe(frames=("JPEGImages_10fps", "JPEGImages"), rules=MaskRules(ignore=_VOID), submit=Submit.ANNOTATED),
     "longvideos": Recipe(submit=Submit.ANNOTATED),
     "longvideos-afburr": Recipe(submit=Submit.ANNOTATED),
     "vos": Recipe(),
@@ -132,7 +130,9 @@ class Found:
             return lambda frame: True
         if self.recipe.submit is Submit.LISTED:
             if video not in self.objects:
-                raise ValueError(f"expected the frames of '{video}' in the meta file, got none; is it that of this split?")
+                raise ValueError(
+                    f"expected the frames of '{video}' in the meta file, got none; is it that of this split?"
+                )
             return {frame for one in self.objects[video] for frame in one.frames}.__contains__
         pattern = "*/*.png" if self.recipe.rules.per_object else "*.png"
         return {path.stem for path in (self.masks / video).glob(pattern)}.__contains__

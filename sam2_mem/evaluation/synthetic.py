@@ -62,7 +62,7 @@ class LabelledFrame(NamedTuple):
 
 @dataclass(frozen=True)
 class SyntheticClip(AnnotatedVideo):
-    """One clip of a set. ``track``: what is hard about it. As an annotated video it holds the truth and no prediction."""
+    """One clip of a set. ``track``: what is hard about it. An annotated video without predictions."""
 
     name: str
     track: str
@@ -83,7 +83,7 @@ class SyntheticClip(AnnotatedVideo):
 
     @cached_property
     def entries(self) -> Mapping[int, int]:
-        """The first frame of each object, where it is prompted: object 1 is there from the start, others may be late."""
+        """The first frame of each object, where it is prompted: 0 for object 1, others may be late."""
         return {obj_id: self.video.entry_frame(obj_id) for obj_id in range(1, self.spec.num_objects + 1)}
 
     def source(self, *, prefetch: int = 0) -> VideoSource:
@@ -206,8 +206,8 @@ TRACKS = (
     Track(name="splitting", level="splitting", objects=2, events=("split",)),
     Track(name="late", level="clutter", objects=5, late=4, events=("entry",)),
 )
-"""``long_absence``: for 200 frames in the long clips, behind something or out of the frame. ``lookalikes``: two doubles of
-each object. ``late``: four of five objects enter between 15 % and 50 % of the clip."""
+"""``long_absence``: for 200 frames in the long clips, behind something or out of the frame. ``lookalikes``: two doubles
+of each object. ``late``: four of five objects enter between 15 % and 50 % of the clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +240,7 @@ _RECIPES = {
     "dev-v1": _Recipe(seeds=(32_000_001,), num_frames=120, side=128),
 }
 SYNTHETIC_SETS = tuple(_RECIPES)
-"""``long-v1``: 14 clips of 600 frames, 256 pixels. ``dev-v1``: 7 clips of 120 frames, 128 pixels, for tests and CPUs."""
+"""``long-v1``: 14 clips of 600 frames, 256 pixels. ``dev-v1``: 7 of 120 frames, 128 pixels, for tests and CPUs."""
 
 
 def open_synthetic(name: str) -> SyntheticSet:
