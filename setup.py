@@ -18,14 +18,23 @@ INSTALL_REQUIRES = [
     "omegaconf>=2.3",
     "iopath>=0.1.10",
     "numpy>=1.24",
-    "pillow>=9.4",
+    "pillow>=10.1",
     "tqdm>=4.66",
     "pycocotools>=2.0.7",
     "opencv-python-headless>=4.7",
     "safetensors>=0.4",
 ]
 EXTRAS_REQUIRE = {
-    "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "setuptools", "wheel"],
+    "dev": [
+        "pytest>=8",
+        "pytest-xdist>=3.6",
+        "hypothesis>=6",
+        "setuptools",
+        "wheel",
+        "nbclient>=0.10",
+        "nbformat>=5.10",
+        "ipykernel>=6.29",
+    ],
     "hub": ["huggingface_hub>=0.23"],
     "submitit": ["submitit>=1.5"],
 }

@@ -1,0 +1,91 @@
+"""The notebooks run from top to bottom, quickly, and are committed as they ran, with small outputs."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+LARGEST = 300_000
+SLOWEST = 120.0
+"""Seconds for all of them together, on one slow core."""
+
+spent: list[float] = []
+
+
+def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def pictures(notebook: nbformat.NotebookNode) -> list[int]:
+    """How many pictures every cell shows."""
+    return [sum("data" in output for output in cell.outputs) for cell in code_cells(notebook)]
+
+
+def run(notebook: nbformat.NotebookNode, monkeypatch: pytest.MonkeyPatch) -> nbformat.NotebookNode:
+    """A fresh run, on one thread, with this checkout."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))
+    client = NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}})
+    return client.execute()
+
+
+def test_there_are_five() -> None:
+    assert [path.name[0] for path in NOTEBOOKS] == ["1", "2", "3", "4", "5"]
+    readme = (FOLDER.parent / "README.md").read_text()
+    assert all(f"notebooks/{path.name}" in readme for path in NOTEBOOKS)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_committed_as_it_ran(path: Path) -> None:
+    assert path.stat().st_size < LARGEST
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    assert any("image/jpeg" in o.get("data", {}) for o in outputs), "there is something to look at"
+    said = "".join(str(o) for o in outputs)
+    assert not re.search(r"/(root|home|work|tmp)/", said), "outputs say nothing of the machine they were made on"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_one_line_changes_the_model(path: Path) -> None:
+    source = "\n".join(cell.source for cell in code_cells(nbformat.read(path, as_version=4)))
+    lines = [line for line in source.splitlines() if '("nano",)' in line]
+    assert len(lines) == 1 and "official:" in lines[0]
+    config, weights = re.search(r'official: \("([^"]+)", "([^"]+)"\)', lines[0]).groups()
+    root = FOLDER.parent
+    assert (root / "configs" / "sam2.1" / f"{config}.yaml").is_file()
+    assert Path(weights).name in (root / "checkpoints" / "download_ckpts.sh").read_text() and weights.startswith("../checkpoints/")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = time.perf_counter()
+    notebook = nbformat.read(path, as_version=4)
+    committed = pictures(notebook)
+    fresh = run(notebook, monkeypatch)
+    spent.append(time.perf_counter() - began)
+    assert pictures(fresh) == committed
+
+
+def test_together_they_are_quick() -> None:
+    if len(spent) < len(NOTEBOOKS):
+        pytest.skip("not all notebooks were run")
+    assert sum(spent) < SLOWEST
+
+
+def test_a_failing_cell_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("assert 1 > 2")])
+    with pytest.raises(CellExecutionError, match="AssertionError"):
+        run(broken, monkeypatch)
