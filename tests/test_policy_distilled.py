@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -21,11 +21,13 @@ from micro import (  # noqa: F401
     pictures,
     run,
 )
-from policy_contract import difference, snapshot
+from policy_contract import CHECKS, difference, snapshot
 from sam2_mem.build_sam import build_policy
 from sam2_mem.memory.policies.distilled import Distilled, Summaries
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.policies.keyframe import Keyframe
+from sam2_mem.memory.policies.xmem import XMem
+from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.model.distiller import GridTokens, TemporalDistiller
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.training.lockstep import LockstepTracker, StackedFeatures
@@ -284,6 +286,35 @@ def test_keyframes_compacted_by_the_distiller(factor: int) -> None:
         assert (shown(asked, model) - means).abs().max() > 1e-2
     with pytest.raises(ValueError, match="expected compact_by out of mean, distiller, got 'pool'"):
         Keyframe(compact_by="pool")
+
+
+XMEM = XMem(
+    lt_mode="distilled", lt_strength=2, mem_every=2, max_working=4, min_working=2, max_long_term=10, num_prototypes=4
+)
+
+
+def test_long_term_memory_of_summaries() -> None:
+    """Two frames of working memory at a time become four tokens, each with the place of its window."""
+    model = learned()
+    tracker = micro_tracker(XMEM, model=model)
+    lengths = []
+    for index in range(30):
+        run(tracker, [features_at(index)], {0: [mask_prompt(1)]})
+        state = tracker.tracks[1].state
+        lengths.append(0 if state.long_term is None else len(state.long_term))
+        assert len(state.working) < 3 and XMEM.token_count(state) <= XMEM.capacity(16)
+        assert lengths[-1] == 0 or any(len(i.tokens) == lengths[-1] for i in XMEM.read(state, at(index + 1))[0].items)
+    assert lengths[5] == 0 < lengths[6] == 4 and max(lengths) == 10
+    store = state.long_term
+    assert store.tokens.log_count.exp().tolist() == pytest.approx([8.0] * 10)
+    assert {tuple(xy) for xy in store.tokens.xy.tolist()} == {(0.5, 0.5), (2.5, 0.5), (0.5, 2.5), (2.5, 2.5)}
+    with pytest.raises(ValueError, match="expected max_long_term >= evict_buffer . the 4 summaries"):
+        shown(replace(XMEM, max_long_term=3, num_prototypes=3), model, frames=10)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__.removeprefix("check_"))
+def test_long_term_memory_of_summaries_keeps_the_contract(check: Callable[[MemoryPolicy], None]) -> None:
+    check(replace(XMEM, max_long_term=40))
 
 
 def test_condensing_is_pure() -> None:

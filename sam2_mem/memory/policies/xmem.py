@@ -29,6 +29,7 @@ from sam2_mem.model.constants import grid_xy, sine_tokens
 from sam2_mem.types import (
     PROMPT_SLOT,
     Choice,
+    Condense,
     FrameContext,
     FrameFeatures,
     Hypotheses,
@@ -111,7 +112,9 @@ class XMem(MemoryPolicy[XMemBank]):
         query_stride: for ``usage="key"``: only every such row and column of the image is a query.
         top_k: memory elements a query reads, for ``usage="key"`` and ``lt_mode="readout"``. 30 in XMem.
         lt_mode: "tokens" lets memory attention read the prototypes; "readout" reads them by image key for every cell
-            and gives memory attention the result as one more frame.
+            and gives memory attention the result as one more frame; "distilled" has no prototypes: the frames that leave
+            working memory become one set of summaries, made by the network's distiller, and read as tokens.
+        lt_strength: for ``lt_mode="distilled"``: one summary for every ``lt_strength`` x ``lt_strength`` tokens of a map.
         lt_key: "orig": a prototype is found under the key of the token it came from, as in XMem; "pot": under the
             averaged one's. For ``lt_mode="tokens"``.
         lt_renorm: scale an averaged token to the mean length of those it is averaged from.
@@ -151,6 +154,7 @@ class XMem(MemoryPolicy[XMemBank]):
     query_stride: int = 1
     top_k: int = 30
     lt_mode: str = "tokens"
+    lt_strength: int = 4
     lt_key: str = "orig"
     lt_renorm: bool = False
     lt_count: bool = False
@@ -192,8 +196,8 @@ class XMem(MemoryPolicy[XMemBank]):
             )
         if self.working == "window" and self.long_term:
             raise ValueError('expected long_term=False with working="window": a window leaves nothing to condense')
-        if self.lt_count and self.lt_mode == "readout":
-            raise ValueError('expected lt_count=False with lt_mode="readout", got True; choose lt_mode="tokens"')
+        if self.lt_count and self.lt_mode != "tokens":
+            raise ValueError(f'expected lt_count=False with lt_mode="{self.lt_mode}", got True; choose lt_mode="tokens"')
 
     # -- bounds -------------------------------------------------------------------------------------------------
 
@@ -332,7 +336,7 @@ class XMem(MemoryPolicy[XMemBank]):
     def _long_term_item(self, state: XMemBank, frame: FrameContext) -> ReadItem:
         slot = {"clamp": self._slot(LAST_SLOT), "prompt": PROMPT_SLOT, "none": None}[self.lt_tpos]
         store = state.long_term
-        if self.lt_mode == "tokens":
+        if self.lt_mode != "readout":
             return ReadItem(store.tokens, slot)
         image = _image(frame)
         height, width = image.grid
@@ -421,7 +425,12 @@ class XMem(MemoryPolicy[XMemBank]):
         state = replace(state, working=(*others, self._newborn(frame, entry)), last=entry.frame)
         if not self.long_term:
             return replace(state, working=state.working[-self._most_working :])
-        return self._condensed(state) if len(state.working) >= self.max_working - 1 else state
+        if self.lt_mode == "distilled":
+            return replace(state, working=state.working[1 - self.max_working :])
+        return self._condensed(state) if self._full(state) else state
+
+    def _full(self, state: XMemBank) -> bool:
+        return len(state.working) >= self.max_working - 1
 
     def _due(self, state: XMemBank, frame: int, objectness: float) -> bool:
         """Whether a frame enters working memory. The distance is taken in both directions, for passes over frames that
@@ -457,15 +466,44 @@ class XMem(MemoryPolicy[XMemBank]):
 
     def _condensed(self, state: XMemBank) -> XMemBank:
         """Make room in long-term memory, then turn all but the newest frames of working memory into prototypes."""
-        keep = len(state.working) - (self.min_working - 1)
-        old, rest = state.working[:keep], state.working[keep:]
+        old, rest = self._old_and_new(state)
         store = self._evicted(state.long_term)
         new = self._prototypes(state, old)
         return replace(state, working=rest, long_term=new if store is None else store.joined(new))
 
-    def _evicted(self, store: LongTerm | None) -> LongTerm | None:
+    def _old_and_new(self, state: XMemBank) -> tuple[tuple[Counted, ...], tuple[Counted, ...]]:
+        """Frames of a full working memory to be condensed, and the newest, which stay."""
+        keep = len(state.working) - (self.min_working - 1)
+        return state.working[:keep], state.working[keep:]
+
+    def condense(self, state: XMemBank, frame: FrameContext) -> Sequence[Condense]:
+        if self.lt_mode != "distilled" or not self.long_term or not self._full(state):
+            return ()
+        entries = _by_frame(state.entries)
+        return (Condense(tuple(entries[c.frame] for c in self._old_and_new(state)[0]), self.lt_strength),)
+
+    def condensed(self, state: XMemBank, frame: FrameContext, request: Condense, tokens: MemoryTokens) -> XMemBank:
+        if len(tokens) + self.evict_buffer > self.max_long_term:
+            raise ValueError(
+                f"expected max_long_term >= evict_buffer + the {len(tokens)} summaries made at once, got "
+                f"{self.max_long_term}; give it more, or a larger lt_strength"
+            )
+        old, rest = self._old_and_new(state)
+        store, new = self._evicted(state.long_term, len(tokens)), self._summaries(request, old, tokens)
+        state = replace(state, working=rest, long_term=new if store is None else store.joined(new))
+        return self._pruned(state, frame.index)
+
+    def _summaries(self, request: Condense, old: Sequence[Counted], tokens: MemoryTokens) -> LongTerm:
+        """Long-term memory of merged tokens. The image key of each is the mean over frames of the nearest token's."""
+        nearest = [_nearest(e.tokens, tokens).to(c.key.device) for e, c in zip(request.entries, old)]
+        key = torch.stack([c.key[index].float() for c, index in zip(old, nearest)]).mean(0).to(old[0].key.dtype)
+        use = old[0].use.new_zeros(len(tokens))
+        source = torch.full((len(tokens),), request.entries[-1].frame, device=key.device)
+        return LongTerm(join_tokens([tokens]), key, source, use, torch.full_like(use, NEWBORN))
+
+    def _evicted(self, store: LongTerm | None, coming: int | None = None) -> LongTerm | None:
         """What leaves room for new prototypes: exactly so many of the most used ones."""
-        room = self.max_long_term - self.num_prototypes
+        room = self.max_long_term - (self.num_prototypes if coming is None else coming)
         if store is None or len(store) < room:
             return store
         return store.most_used(room - self.evict_buffer)
@@ -520,6 +558,8 @@ class XMem(MemoryPolicy[XMemBank]):
         took = change.after.last == now
         came = {now: Why("working memory" if took else "previous frame only; not due")}
         gone = (was | ({now} if took else set())) - here
+        if self.long_term and self.lt_mode == "distilled":
+            return because(events, came=came, went={f: Why("merged into long-term memory") for f in gone})
         if self.long_term:
             return self._condensing(because(events, came=came), change, gone) if gone else because(events, came=came)
         return because(events, came=came, went={f: Why("oldest of a full working memory") for f in gone})
@@ -556,6 +596,7 @@ _LEAST = {
     "evict_buffer": 0,
     "usage_every": 1,
     "query_stride": 1,
+    "lt_strength": 1,
     "top_k": 1,
     "num_maskmem": 1,
     "max_obj_ptrs_in_encoder": 1,
@@ -564,7 +605,7 @@ _LEAST = {
 _ALLOWED = {
     "working": ("every", "window"),
     "usage": ("attn", "key"),
-    "lt_mode": ("tokens", "readout"),
+    "lt_mode": ("tokens", "readout", "distilled"),
     "lt_key": ("orig", "pot"),
     "key_space": ("standardised", "cosine"),
     "key_dtype": ("bfloat16", "float16", "float32"),
@@ -592,6 +633,12 @@ def _image(frame: FrameContext) -> FrameFeatures:
 def _after_read(of: T, mass: Tensor) -> T:
     """``of`` (Counted or LongTerm) after one more read, in which it received ``mass``."""
     return replace(of, use=of.use + mass.to(of.use), life=of.life + 1)
+
+
+def _nearest(old: MemoryTokens, new: MemoryTokens) -> Tensor:
+    """The token of ``old`` nearest to each of ``new``: (len(new))."""
+    xy = new.xy.new_zeros(len(old), 2) if old.xy is None else old.xy.to(new.xy.device)
+    return torch.cdist(new.xy.float(), xy.float()).argmin(1)
 
 
 _rounded: WeakKeyDictionary[FrameFeatures, dict[tuple, Tensor]] = WeakKeyDictionary()

@@ -156,4 +156,4 @@ class Recurrence(nn.Module):
 def amplified(x: Tensor, factor: Tensor) -> Tensor:
     """``x`` itself, its gradient multiplied by ``factor``."""
     held = x.detach()
-    return held + (x - held) * factor.detach()
+    return held + ((x - held).float() * factor.detach()).to(x.dtype)

@@ -102,7 +102,7 @@ class GlobalLatents(nn.Module):
         weights = (self.query @ key.transpose(1, 2) * key.shape[-1] ** -0.5).softmax(-1)
         log_share = self.log_share.float() * self.scale
         louder = (-log_share).exp()
-        feat = amplified(weights @ tokens, louder[:, None].to(tokens.dtype))
+        feat = amplified(weights @ tokens, louder[:, None])
         return feat, amplified(log_share, louder) + math.log(tokens.shape[1])
 
 
