@@ -35,6 +35,8 @@ from sam2_mem.evaluation.benchmark import (
     take_census,
     watch,
 )
+from sam2_mem.evaluation import peer
+from sam2_mem.evaluation.peer import Arm, Spent, Stored, agreement, race
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.types import Prompt
 
@@ -202,6 +204,81 @@ def test_tool_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert tool(monkeypatch, *arguments) == 0
     head, row = capsys.readouterr().out.splitlines()
     assert "MB at 2" in head and "MB at 4" in head and row.startswith("fifo")
+
+
+# -- beside a peer ----------------------------------------------------------------------------------------------------
+
+OURSELVES = "sam2_mem.build_sam:build_sam2_video_predictor"
+BESIDE = ("peer", *SMALL, "--peer", OURSELVES, "--frames", "27", "--block", "5", "--objects", "2", "--threads", "1")
+
+
+def test_tool_peer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Ours beside ours: the masks are the same, everything is reported for both."""
+    out = tmp_path / "out.json"
+    assert tool(monkeypatch, *BESIDE, "--json", str(out)) == 0
+    said = capsys.readouterr().out
+    assert "mean IoU 1.00000" in said and "ratio" in said and said.count("alone: first prompt") == 2
+    found = json.loads(out.read_text())["results"]
+    assert len(found["race"]["pairs"]) == 2 and found["agreement"]["logit"] == 0.0
+    for side in ("ours", "peer"):
+        assert found[side]["first_prompt"] > 0 and found[side]["first_mask"] > 0
+
+
+def test_no_ratio_where_masks_differ(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The control: another memory on our side."""
+    other = ("--override", "memory_policy.num_maskmem=1", "--override", "memory_policy.max_obj_ptrs_in_encoder=1")
+    assert tool(monkeypatch, *BESIDE, *other) == 1
+    said = capsys.readouterr().out
+    assert "no ratio" in said and "wall" not in said
+    assert tool(monkeypatch, *BESIDE, *other, "--least_iou", "0", "--no_alone") == 0
+    assert "ratio" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--peer", "nowhere:build"), "expected a peer as module:function"),
+        (("--peer", "json"), "expected a peer as module:function"),
+        (("--frames", "26"), "at least 27 frames"),
+        (("--policies", "xmem"), "--override memory_policy=NAME"),
+        (("--weights", "none.pt"), "none.pt"),
+    ],
+)
+def test_peer_mistakes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: tuple[str, ...], message: str
+) -> None:
+    assert tool(monkeypatch, *BESIDE, *change) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_agreement_by_hand() -> None:
+    one = torch.full((2, 4, 4), -1.0)
+    one[0, :2] = 1.0
+    other = one.clone()
+    other[0, 0] = 3.0
+    other[0, 1, :2] = -1.0
+    found = agreement([one, one], [one, other])
+    assert found.mean_iou == pytest.approx((1 + 1 + 6 / 8 + 1) / 4) and found.least_iou == pytest.approx(6 / 8)
+    assert found.logit == 2.0 and found.present == 0.5 and found.area == pytest.approx((8 / 16 + 6 / 16) / 2)
+    assert not found.telling() and agreement([one[:1]], [one[:1]]).telling()
+    assert not agreement([one[:1].abs()], [one[:1].abs()]).telling(), "all object"
+
+
+def test_race_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours, peer, peer, ours; what is left of the clip is not timed, and the ratio is the peer's time over ours."""
+    turns: list[tuple[str, int]] = []
+
+    def advance(arm: Arm, run: str, frames: int) -> Spent:
+        turns.append((arm.builder, frames))
+        seconds = 3.0 if arm.builder == "peer" else 2.0
+        return Spent(seconds, 2 * seconds)
+
+    monkeypatch.setattr(peer, "_advance", advance)
+    monkeypatch.setattr(peer, "track", lambda arm, predictor, clip: arm.builder)
+    ours, other = (Arm(builder=name, config="", weights="") for name in ("ours", "peer"))
+    found = race(ours, other, Stored(place=Path(), num_frames=WARM_UP + 19), (None, None), 5)
+    assert turns == [("ours", WARM_UP), ("peer", WARM_UP), ("ours", 5), ("peer", 5), ("peer", 5), ("ours", 5)]
+    assert found.ratios("wall") == [1.5, 1.5] and found.milliseconds("ours", "cpu") == 4000
 
 
 def test_tool_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,10 +4,13 @@
     tools/benchmark.py policies --objects 1,5 --frames 100 --json out.json
     tools/benchmark.py policies --config sam2.1_hiera_t --weights random --image_size 512 --policies keyframe,xmem
     tools/benchmark.py memory --frames 1000 --policies sam2long
+    tools/benchmark.py peer --peer sam2.build_sam:build_sam2_video_predictor --config sam2.1_hiera_t --weights random \\
+        --image_size 256 --threads 1
 
 `policies` runs blocks fifo, policy, policy, fifo on the same decoded frames and prints milliseconds per frame, the
 ratio to fifo with its range over blocks, bytes and tokens held, and tokens read. `memory` watches what is held on a
-long stream.
+long stream. `peer` runs ours beside another predictor with SAM 2's API, which is named by what builds it: masks must agree
+before anything is said about speed.
 """
 
 from __future__ import annotations
@@ -53,6 +56,17 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     stays.add_argument("--objects", type=int, default=1)
     stays.add_argument("--every", type=int, default=100, help="frames between two looks")
     stays.add_argument("--size", type=int, default=128, help="side of the synthetic clip in pixels")
+    beside = verbs.add_parser("peer", parents=[common], help="beside another predictor", allow_abbrev=False)
+    beside.add_argument("--peer", required=True, help="module:function that builds it as SAM 2's does")
+    beside.add_argument("--peer_option", action="append", default=[], type=_option, help="a further keyword, key=value")
+    beside.add_argument("--override", action="append", default=[], help="of our config, e.g. memory_policy=xmem")
+    beside.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast on both sides")
+    beside.add_argument("--least_iou", type=float, default=0.999, help="mean IoU below which nothing is timed")
+    beside.add_argument("--frames", type=int, default=77, help="the first 17 are left out of times")
+    beside.add_argument("--block", type=int, default=15, help="frames before the other side's turn")
+    beside.add_argument("--objects", type=int, default=1)
+    beside.add_argument("--size", type=int, default=256, help="side of the synthetic clip in pixels")
+    beside.add_argument("--no_alone", action="store_true", help="leave out what needs a fresh process: memory, first mask")
     return parser.parse_args(argv)
 
 
@@ -64,13 +78,34 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(","))
 
 
+def _option(text: str) -> tuple[str, object]:
+    key, _, value = text.partition("=")
+    return key, {"true": True, "false": False}.get(value.lower(), value)
+
+
+def _peer(given: dict) -> dict:
+    """Arguments of the verb ``peer`` as its function takes them."""
+    if given.pop("policies"):
+        raise ValueError("expected a policy as --override memory_policy=NAME beside a peer, got --policies")
+    keys = ("dtype", "least_iou")
+    beside = benchmark.Beside(
+        builder=given.pop("peer"),
+        options=dict(given.pop("peer_option")),
+        overrides=tuple(given.pop("override")),
+        **{k: given.pop(k) for k in keys},
+    )
+    return given | {"beside": beside, "alone_too": not given.pop("no_alone")}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     given = vars(parse_arguments(argv))
-    verb = {"policies": benchmark.policies, "memory": benchmark.memory}[given.pop("verb")]
+    name = given.pop("verb")
+    verb = {"policies": benchmark.policies, "memory": benchmark.memory, "peer": benchmark.peer}[name]
     network = benchmark.Network(**{k: given.pop(k) for k in ("config", "weights", "image_size", "device", "threads")})
     report = benchmark.Report(json=given.pop("json"), markdown=given.pop("markdown"))
     try:
-        return verb(network=network, report=report, names=given.pop("policies"), **given)
+        given = _peer(given) if name == "peer" else {"names": given.pop("policies")} | given
+        return verb(network=network, report=report, **given)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

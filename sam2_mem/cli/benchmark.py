@@ -8,14 +8,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from sam2_mem.build_sam import build_policy, build_sam2_video_predictor, policy_names
+from sam2_mem.build_sam import RANDOM, build_policy, build_sam2_video_predictor, config_names, policy_names
 from sam2_mem.evaluation.benchmark import BASELINE, Footage, Setting, compare, cost_table, stay_table, watch
+from sam2_mem.evaluation.peer import OURS, Agreement, Alone, Arm, Race, Stored, agreement, alone, lively, race, track
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.training.synthetic import make_clip
 from sam2_mem.types import Prompt
@@ -48,6 +51,12 @@ class Report:
 
     json: Path | None = None
     markdown: bool = False
+
+    def note(self, about: dict[str, Any], results: Any) -> None:
+        """Anything else, as a file."""
+        if self.json is not None:
+            about = about | {"threads": torch.get_num_threads(), "torch": torch.__version__, "machine": platform.processor()}
+            self.json.write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
 
     def write(self, network: Network, setting: Setting, found: Sequence[Any]) -> None:
         if self.json is None:
@@ -109,6 +118,96 @@ def memory(
     print(stay_table(found, markdown=report.markdown))
     report.write(network, setting, found)
     return 0 if all(stay.bounded for stay in found) else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """Who is compared with and how closely: ``builder`` "module:function"; ``options`` further keywords of it;
+    ``overrides`` of our config alone; ``least_iou``: mean IoU without which nothing is said about speed."""
+
+    builder: str
+    options: dict[str, Any]
+    overrides: tuple[str, ...] = ()
+    dtype: str = "float32"
+    least_iou: float = 0.999
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What :func:`peer` found; no race where masks did not agree."""
+
+    agreement: Agreement
+    race: Race | None
+    ours: Alone | None
+    peer: Alone | None
+
+
+def peer(
+    *,
+    network: Network,
+    report: Report,
+    beside: Beside,
+    frames: int = 77,
+    objects: int = 1,
+    block: int = 15,
+    size: int = 256,
+    alone_too: bool = True,
+) -> int:
+    """Ours beside another predictor on a synthetic clip. Status 1 where the masks do not agree."""
+    if network.threads:
+        torch.set_num_threads(network.threads)
+    with TemporaryDirectory() as folder:
+        clip = Stored.of(synthetic(frames, size, objects), Path(folder) / "clip")
+        arms = _arms(network, beside, Path(folder))
+        predictors = (arms[0].build(), arms[1].build())
+        found = agreement(*(list(track(arm, made, clip)) for arm, made in zip(arms, predictors)))
+        agrees = found.telling() and found.mean_iou >= beside.least_iou
+        raced = race(*arms, clip, predictors, block) if agrees else None
+        del predictors
+        lonely = [alone(arm, clip) if agrees and alone_too else None for arm in arms]
+    result = Comparison(found, raced, *lonely)
+    print(peer_table(result, beside.builder))
+    report.note({"network": asdict(network), "beside": asdict(beside), "objects": objects, "frames": frames}, asdict(result))
+    return 0 if agrees else 1
+
+
+def _arms(network: Network, beside: Beside, folder: Path) -> tuple[Arm, Arm]:
+    """Ours and the peer, on one checkpoint, which is written to ``folder`` if the weights are random."""
+    config = next((n for n in config_names() if Path(n).stem == Path(network.config).stem), network.config)
+    if network.weights is None:
+        raise ValueError("expected weights that both sides can read: a checkpoint, or random; got none")
+    size = () if network.image_size is None else (f"++model.image_size={network.image_size}",)
+    weights = network.weights
+    if weights == RANDOM:
+        torch.manual_seed(0)
+        weights = str(folder / "random.pt")
+        made = build_sam2_video_predictor(config, RANDOM, device="cpu", hydra_overrides_extra=size).model
+        torch.save({"model": lively(made.state_dict())}, weights)
+    common = {"config": config, "weights": weights, "device": network.device, "dtype": beside.dtype, "threads": network.threads}
+    ours = Arm(builder=OURS, overrides=(*size, *beside.overrides), **common)
+    return ours, Arm(builder=beside.builder, overrides=size, options=beside.options, **common)
+
+
+def peer_table(found: Comparison, name: str) -> str:
+    """What is said about both sides."""
+    a = found.agreement
+    lines = [f"agreement over {a.frames} frames: mean IoU {a.mean_iou:.5f}, least {a.least_iou:.4f}, logits differ by up to "
+             f"{a.logit:.1e}; objects in {100 * a.present:.0f} % of masks, {100 * a.area:.1f} % of the picture"]  # fmt: skip
+    if found.race is None:
+        return "\n".join([*lines, "the masks do not agree, or say nothing: no ratio"])
+    for clock in ("wall", "cpu"):
+        ratios, times = found.race.ratios(clock), [found.race.milliseconds(side, clock) for side in ("ours", "peer")]
+        lines.append(
+            f"{clock:4s}: ours {times[0]:.1f} ms, {name} {times[1]:.1f} ms a frame; "
+            f"ratio {median(ratios):.3f} ({min(ratios):.3f}-{max(ratios):.3f}, {len(ratios)} blocks)"
+        )
+    lines.append("first 17 frames: ours {:.2f} s, peer {:.2f} s".format(*found.race.warm_up))
+    for side, one in (("ours", found.ours), ("peer", found.peer)):
+        if one is not None:
+            growth = "unknown" if one.slope is None else f"{one.slope / 1e6:.3f} MB a frame, at most {one.most / 1e6:.0f} MB"
+            lines.append(f"{side} alone: first prompt answered after {one.first_prompt:.2f} s, first tracked mask after "
+                         f"{one.first_mask:.2f} s; process grows by {growth}")  # fmt: skip
+    return "\n".join(lines)
 
 
 def _policies(names: Sequence[str]) -> dict[str, MemoryPolicy]:
