@@ -28,6 +28,7 @@ from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.policies.keyframe import Keyframe
 from sam2_mem.memory.policies.xmem import XMem
 from sam2_mem.memory.policy import MemoryPolicy
+from sam2_mem.memory.trace import Action, Moment
 from sam2_mem.model.distiller import GridTokens, TemporalDistiller
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.training.lockstep import LockstepTracker, StackedFeatures
@@ -315,6 +316,33 @@ def test_long_term_memory_of_summaries() -> None:
 @pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__.removeprefix("check_"))
 def test_long_term_memory_of_summaries_keeps_the_contract(check: Callable[[MemoryPolicy], None]) -> None:
     check(replace(XMEM, max_long_term=40))
+
+
+class Recorder:
+    """Keeps what it hears."""
+
+    read_mass = False
+
+    def __init__(self) -> None:
+        self.moments: list[Moment] = []
+
+    def hear(self, moment: Moment) -> None:
+        self.moments.append(moment)
+
+
+def test_reasons() -> None:
+    policy = Distilled(recent=1, tail=1)
+    recorder = Recorder()
+    tracker = micro_tracker(replace(policy, min_object_score=-1e9))
+    tracker.listener = recorder
+    run(tracker, [features_at(i) for i in range(11)], {0: [mask_prompt(1)]})
+    merged = [(m.frame, e.frame, e.reason) for m in recorder.moments for e in m.events if e.action is Action.MERGED]
+    pair, four = "into a summary of 2 frames", "into a summary of 4 frames"
+    assert merged[:4] == [(3, 1, pair), (3, 2, pair)] + [(5, f, four) for f in (1, 2)]
+    gone = [(m.frame, e.frame) for m in recorder.moments for e in m.events if "full tail" in e.reason]
+    assert gone == [(9, 4)]
+    notes = {(n.frame, n.kind, n.text) for n in policy.notes(tracker.tracks[1].state, at(11))}
+    assert {(9, "waiting", ""), (10, "recent", ""), (8, "summary", "of frames 5, 6, 7, 8")} <= notes
 
 
 def test_condensing_is_pure() -> None:

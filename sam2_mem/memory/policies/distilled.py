@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from math import isqrt
 
 from sam2_mem.memory.policy import Bank, MemoryPolicy, drop, put
+from sam2_mem.memory.trace import Action, Cause, Change, EntryNote, TraceEvent, Why, because, tell
 from sam2_mem.memory.windows import LAST_SLOT, add_prompt, map_frames, pointer_window, within_reach
 from sam2_mem.types import (
     MERGED_SLOT,
@@ -189,6 +190,32 @@ class Distilled(MemoryPolicy[Summaries]):
         tail, far = (tuple(s.moved(by) for s in spans) for spans in (state.tail, state.far))
         waiting = tuple(replace(e, frame=e.frame + by) for e in state.waiting)
         return replace(super().moved(state, by), waiting=waiting, tail=tail, far=far)
+
+    # -- reasons ------------------------------------------------------------------------------------------------
+
+    def notes(self, state: Summaries, frame: FrameContext) -> Sequence[EntryNote]:
+        """See :meth:`MemoryPolicy.notes`; a summary says which frames it is of."""
+        waiting = {id(e): "waiting" for e in state.waiting}
+        text = {id(s.entry): f"of frames {', '.join(map(str, s.frames))}" for s in state.spans()}
+        kinds = waiting | dict.fromkeys(text, "summary")
+        held = self.held(state)
+        told = tell(held, lambda e: kinds.get(id(e), "recent"), {}, "")
+        return [replace(note, text=text.get(id(entry), "")) for note, entry in zip(told, held)]
+
+    def explain(self, change: Change) -> Sequence[TraceEvent]:
+        events = super().explain(change)
+        if change.cause is not Cause.WRITE:
+            return events
+        old = change.before.spans()
+        merged = {f: s for s in change.after.spans() if s not in old for f in s.frames}
+        still = {f for s in change.after.spans() for f in s.frames}
+        full = Why("in the oldest summary of a full tail")
+        dropped = {f: full for s in old for f in s.frames if f not in still and f != change.frame.index}
+        shrunk = (Action.REDUCED, Action.EVICTED, Action.COMPACTED)
+        told = [e for e in because(events, went=dropped) if not (e.action in shrunk and e.frame in merged)]
+        return told + [
+            TraceEvent(Action.MERGED, f, f"into a summary of {len(s.frames)} frames") for f, s in sorted(merged.items())
+        ]
 
 
 def _slot_at(frame: FrameContext, other: int) -> int:
