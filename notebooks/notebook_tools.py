@@ -16,16 +16,22 @@ from sam2_mem.evaluation.charts import Axes, Series, line_chart
 from sam2_mem.video import draw_overlay
 
 
-def strip(pictures: Mapping[int, np.ndarray], masks: Mapping[int, Mapping[int, np.ndarray]], frames: Sequence[int], *,
-          width: int = 150) -> Shown:
+def strip(
+    pictures: Mapping[int, np.ndarray],
+    masks: Mapping[int, Mapping[int, np.ndarray]],
+    frames: Sequence[int],
+    *,
+    width: int = 150,
+) -> Shown:
     """Some frames side by side, (H, W, 3) uint8, with the masks (H, W) of their objects drawn in."""
     tiles = []
     for frame in frames:
         tile = draw_overlay(pictures[frame], masks.get(frame, {}), alpha=0.35, labels=False)
         height = round(tile.shape[0] * width / tile.shape[1])
         tile = cv2.resize(tile, (width, height), interpolation=cv2.INTER_AREA)
-        cv2.putText(tile, f"frame {frame}", (4, height - 6), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 3, cv2.LINE_AA)
-        cv2.putText(tile, f"frame {frame}", (4, height - 6), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1, cv2.LINE_AA)
+        for color, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+            at, font = (4, height - 6), cv2.FONT_HERSHEY_SIMPLEX
+            cv2.putText(tile, f"frame {frame}", at, font, 0.42, color, thickness, cv2.LINE_AA)
         tiles.append(tile)
     return jpeg(Image.fromarray(np.concatenate(tiles, axis=1)))
 

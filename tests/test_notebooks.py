@@ -65,7 +65,8 @@ def test_one_line_changes_the_model(path: Path) -> None:
     config, weights = re.search(r'official: \("([^"]+)", "([^"]+)"\)', lines[0]).groups()
     root = FOLDER.parent
     assert (root / "configs" / "sam2.1" / f"{config}.yaml").is_file()
-    assert Path(weights).name in (root / "checkpoints" / "download_ckpts.sh").read_text() and weights.startswith("../checkpoints/")
+    fetched = (root / "checkpoints" / "download_ckpts.sh").read_text()
+    assert Path(weights).name in fetched and weights.startswith("../checkpoints/")
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What memory tells about itself: it changes nothing, costs nothing when nobody listens, and gives the right reasons."""
+"""What memory tells about itself: it changes nothing, costs nothing when nobody listens, gives the right reasons."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from micro import TOKENS, features_at, mask_prompt, micro_model, micro_predictor, micro_tracker, one_thread, pictures, run  # noqa: F401,E501
+from micro import (
+    TOKENS,
+    features_at,
+    mask_prompt,
+    micro_model,
+    micro_predictor,
+    micro_tracker,
+    one_thread,  # noqa: F401
+    pictures,
+    run,
+)  # noqa: F401,E501
 from policy_contract import leaves
 from sam2_mem.build_sam import build_policy, policy_names
 from sam2_mem.memory import trace
@@ -120,7 +130,8 @@ def test_nobody_listening_costs_no_call(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(f"sam2_mem.tracking.tracker.{name}", spy)
     usages = []
     attend = type(micro_model()).attend
-    monkeypatch.setattr(type(micro_model()), "attend", lambda m, f, b, u=Usage.NONE: usages.append(u) or attend(m, f, b, u))
+    heard = lambda m, f, b, u=Usage.NONE: usages.append(u) or attend(m, f, b, u)  # noqa: E731
+    monkeypatch.setattr(type(micro_model()), "attend", heard)
     off = calls(None)
     assert made == {} and {"notes", "explain"}.isdisjoint(off) and set(usages) == {Usage.NONE}
     moving = 2 * FRAMES - 3
@@ -178,7 +189,7 @@ def test_read_mass_is_that_of_the_attention() -> None:
 # -- every policy -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", policy_names())
+@pytest.mark.parametrize("name", BASE)
 def test_events_and_notes_agree_with_what_is_held(name: str) -> None:
     recorder = Recorder()
     tracker, results = track(name, recorder)
@@ -323,7 +334,9 @@ class Life:
         self.policy, self.state = policy, None
         self.first = self.step(Cause.PROMPT, at(0), entries=(entry(0, prompt=True, **prompt),))
 
-    def step(self, cause: Cause, frame: FrameContext, entries: tuple[MemoryEntry, ...], **given: Any) -> list[TraceEvent]:
+    def step(
+        self, cause: Cause, frame: FrameContext, entries: tuple[MemoryEntry, ...], **given: Any
+    ) -> list[TraceEvent]:
         before = self.state
         if cause is Cause.PROMPT:
             self.state = self.policy.prompt(before, frame, *entries)
@@ -479,7 +492,8 @@ def test_xmem_tells_consolidation_and_eviction() -> None:
     assert [e.frame for e in merged[:2]] == [1, 2]
     assert sum(int(e.reason.split(": ")[1].split(" ")[0]) for e in merged[:2]) == 3
     evicted = [e for step in moments for e in step if e.action is Action.EVICTED and e.frame is None]
-    assert evicted and "least used prototypes" in evicted[0].reason and evicted[0].score <= (evicted[0].limit or math.inf)
+    assert evicted and "least used prototypes" in evicted[0].reason
+    assert evicted[0].score <= (evicted[0].limit or math.inf)
     store = next(n for n in policy.notes(life.state, at(9)) if n.kind == "long-term")
     assert store.frame is None and store.count == len(life.state.long_term)
     lazy = Life(XMem(mem_every=5))

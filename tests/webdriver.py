@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
-KEYS = {"right": "\ue014", "left": "\ue012", "home": "\ue011", "end": "\ue010", "page_up": "\ue00e", "space": " ", "tab": "\ue004"}
+KEYS = {"right": "\ue014", "left": "\ue012", "home": "\ue011", "end": "\ue010"}
 
 
 def programs() -> tuple[str, str] | None:
     """Paths of the driver and the browser, None where one is missing."""
     driver = shutil.which("chromedriver")
-    browser = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser = next((path for name in names if (path := shutil.which(name))), None)
     return (driver, browser) if driver and browser else None
 
 
@@ -74,10 +75,11 @@ def browser(width: int = 1400, height: int = 1500) -> Iterator[Browser]:
     session = None
     try:
         root = f"http://127.0.0.1:{_port(driver)}"
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--window-size={width},{height}"]
-        options = {"binary": found[1], "args": flags}
+        flags = ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", f"window-size={width},{height}")
+        options = {"binary": found[1], "args": [f"--{flag}" for flag in flags]}
         wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-        session = Browser(root, _call("POST", f"{root}/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"])
+        made = _call("POST", f"{root}/session", {"capabilities": {"alwaysMatch": wanted}})
+        session = Browser(root, made["sessionId"])
         yield session
     finally:
         if session is not None:

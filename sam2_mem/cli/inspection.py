@@ -85,7 +85,8 @@ def _shown(watched: Watched, frame: int | None) -> int | None:
     """``frame``, or for an object that is not tracked there its last one."""
     if frame is None or any(n.frame == frame for n in watched.notes):
         return frame
-    print(f"object {watched.obj_id} is not tracked on frame {frame}; its last frame, {watched.notes[-1].frame}, is shown")
+    last = watched.notes[-1].frame
+    print(f"object {watched.obj_id} is not tracked on frame {frame}; its last frame, {last}, is shown")
     return None
 
 
@@ -122,7 +123,8 @@ def study(
 def _truth(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     ids = {n: read_mask_png(folder / f"{n}.png").ids for n in names if (folder / f"{n}.png").is_file()}
     if not any(mask.any() for mask in ids.values()):
-        raise ValueError(f"expected PNGs of object ids in '{folder}', named as the frames ({names[0]}.png, ...), got none")
+        example = f"{names[0]}.png, ..."
+        raise ValueError(f"expected PNGs of object ids in '{folder}', named as the frames ({example}), got none")
     return ids
 
 
@@ -136,4 +138,3 @@ def _write_study(out: Path, found: Mapping[str, Sequence[Deciphered]], question:
     axes = Axes(title="Memory deciphering: J from true memories", x_label="frames in the bank", y_label="J")
     lines = [Series(name=c, x=list(by_size), y=list(by_size.values())) for c, by_size in curves.items()]
     line_chart(out / "decipher.png", axes, lines)
-

@@ -58,9 +58,12 @@ class Action(Enum):
 
 @dataclass(frozen=True)
 class TraceEvent:
-    """One thing that happened. ``frame`` it happened to, None for memory that is of no one frame; ``reason`` a clause for
-    people; ``score`` the number that decided and ``limit`` what it was held against; ``pathway``, ``parent`` where there
-    are several pathways, the best being 0."""
+    """One thing that happened.
+
+    ``frame`` it happened to, None for memory that is of no one frame; ``reason`` a clause for people; ``score`` the
+    number that decided and ``limit`` what it was held against; ``pathway``, ``parent`` where there are several
+    pathways, the best being 0.
+    """
 
     action: Action
     frame: int | None
@@ -128,8 +131,9 @@ class Change:
 
 @dataclass(frozen=True)
 class Reading:
-    """One item of a read: ``pathway`` that read it, ``frame`` and ``kind`` of what was read, temporal ``slot``, ``gain``,
-    ``tokens`` read, and ``mass``, its share of the attention of that pathway; None where it was not measured."""
+    """One item of a read: ``pathway`` that read it, ``frame`` and ``kind`` of what was read, temporal ``slot``,
+    ``gain``, ``tokens`` read, and ``mass``, its share of the attention of that pathway; None where it was not
+    measured."""
 
     pathway: int
     frame: int | None
@@ -290,7 +294,8 @@ def plain_events(change: Change, before: Sequence[MemoryEntry], after: Sequence[
     events = [_entered(change, e, e.frame in {g.frame for g in gone}) for e in came]
     if change.cause is Cause.WRITE and not came:
         given = any(change.entries)
-        events.append(TraceEvent(Action.REJECTED, change.frame.index, "not kept" if given else "nothing was remembered"))
+        reason = "not kept" if given else "nothing was remembered"
+        events.append(TraceEvent(Action.REJECTED, change.frame.index, reason))
     for key, entry in old.items():
         if key in new:
             events += _changed(entry, new[key])
@@ -370,6 +375,7 @@ def because(
     won the contest."""
     told = []
     for event in events:
-        why = came.get(event.frame) if event.action in _CAME else went.get(event.frame) if event.action in _WENT else None
+        reasons = came if event.action in _CAME else went if event.action in _WENT else {}
+        why = reasons.get(event.frame)
         told.append(event if why is None else why.event(event.action, event.frame))
     return told + [why.event(Action.KEPT, frame) for frame, why in kept.items()]

@@ -1,8 +1,8 @@
 """How well a frame is decoded from banks of different size and contents.
 
-After the "memory deciphering" study of RMem (Zhou et al., CVPR 2024, section 3): memory is made from ground-truth masks,
-so that no error accumulates, and one frame is decoded from a chosen set of earlier ones. A bank that grows without
-J growing says that the network cannot decipher it.
+After the "memory deciphering" study of RMem (Zhou et al., CVPR 2024, section 3): memory is made from ground-truth
+masks, so that no error accumulates, and one frame is decoded from a chosen set of earlier ones. A bank that grows
+without J growing says that the network cannot decipher it.
 
 The bank always holds the first frame of the object. The others come from the frames between, by content:
 
@@ -32,7 +32,16 @@ from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.windows import rank_slots, time_span
 from sam2_mem.tracking.tracker import Tracker
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
-from sam2_mem.types import PROMPT_SLOT, FrameContext, FrameFeatures, MemoryEntry, MemoryRead, Prompt, ReadItem, ReadPointer
+from sam2_mem.types import (
+    PROMPT_SLOT,
+    FrameContext,
+    FrameFeatures,
+    MemoryEntry,
+    MemoryRead,
+    Prompt,
+    ReadItem,
+    ReadPointer,
+)
 from sam2_mem.video import Frame
 
 CONTENTS = ("recent", "spread", "random", "best", "worst")
@@ -51,7 +60,7 @@ class Study:
 
     def __post_init__(self) -> None:
         if not self.sizes or min(self.sizes) < 1:
-            raise ValueError(f"expected sizes >= 1, got {self.sizes}; the first frame of the object is always in the bank")
+            raise ValueError(f"expected sizes >= 1, got {self.sizes}; the object's first frame is always in the bank")
         unknown = [c for c in self.contents if c not in CONTENTS]
         if unknown or not self.contents:
             raise ValueError(f"expected contents out of {', '.join(CONTENTS)}, got {', '.join(unknown) or 'none'}")
@@ -98,8 +107,8 @@ def decipher(
 
 
 def _fitting(seen: Sequence[int], study: Study) -> tuple[list[int], list[int]]:
-    """The sizes that fit the video, and the frames to decode: every bank is asked about the same ones, all late enough for
-    the largest."""
+    """The sizes that fit the video, and the frames to decode: every bank is asked about the same ones, all late enough
+    for the largest."""
     least = min(study.targets, len(seen) // 2)
     sizes = sorted({s for s in study.sizes if len(seen) - s >= max(least, 1)})
     if not sizes:

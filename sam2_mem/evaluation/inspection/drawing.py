@@ -69,7 +69,8 @@ class Drawing:
         body = "".join(_svg(s) for s in self.shapes)
         size = f'width="{self.width:g}" height="{self.height:g}" viewBox="0 0 {self.width:g} {self.height:g}"'
         where = f'data-left="{self.left:g}" data-step="{self.step:g}"'
-        return f'<svg xmlns="http://www.w3.org/2000/svg" role="img" {size} {where}><title>{escape(self.title)}</title>{body}</svg>'
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" role="img" {size} {where}>'
+        return f"{head}<title>{escape(self.title)}</title>{body}</svg>"
 
     def image(self, scale: int = 2) -> Image.Image:
         """The same in pixels, ``scale`` to one unit."""
@@ -85,7 +86,8 @@ def _svg(shape: Shape) -> str:
         place = f'x="{shape.x:.1f}" y="{shape.y:.1f}" font-size="{shape.size}" text-anchor="{shape.anchor}"'
         return f'<text {place} fill="{shape.color}">{escape(shape.text)}</text>'
     if isinstance(shape, Line):
-        return f'<polyline points="{_points(shape.points)}" fill="none" stroke="{shape.color}" stroke-width="{shape.width:g}"/>'
+        stroke = f'fill="none" stroke="{shape.color}" stroke-width="{shape.width:g}"'
+        return f'<polyline points="{_points(shape.points)}" {stroke}/>'
     note = f"<title>{escape(shape.note)}</title>" if shape.note else ""
     if isinstance(shape, Polygon):
         return f'<polygon points="{_points(shape.points)}" fill="{shape.fill}">{note}</polygon>'
@@ -100,15 +102,17 @@ def _points(points: Sequence[tuple[float, float]]) -> str:
 def _paint(pen: ImageDraw.ImageDraw, shape: Shape, scale: int) -> None:
     if isinstance(shape, Text):
         anchor = {"start": "ls", "middle": "ms", "end": "rs"}[shape.anchor]
-        pen.text((shape.x * scale, shape.y * scale), shape.text, shape.color, font_of(shape.size * scale), anchor=anchor)
+        font = font_of(shape.size * scale)
+        pen.text((shape.x * scale, shape.y * scale), shape.text, shape.color, font, anchor=anchor)
     elif isinstance(shape, Rect):
-        right, bottom = shape.x + shape.width, shape.y + shape.height
-        box = [shape.x * scale, shape.y * scale, max(right * scale - 1, shape.x * scale), max(bottom * scale - 1, shape.y * scale)]
-        pen.rectangle(box, fill=shape.fill)
+        left, top = shape.x * scale, shape.y * scale
+        right, bottom = left + shape.width * scale - 1, top + shape.height * scale - 1
+        pen.rectangle([left, top, max(right, left), max(bottom, top)], fill=shape.fill)
     elif isinstance(shape, Polygon):
         pen.polygon([(x * scale, y * scale) for x, y in shape.points], fill=shape.fill)
     else:
-        pen.line([(x * scale, y * scale) for x, y in shape.points], shape.color, max(1, round(shape.width * scale)), "curve")
+        points = [(x * scale, y * scale) for x, y in shape.points]
+        pen.line(points, shape.color, max(1, round(shape.width * scale)), "curve")
 
 
 def font_of(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:

@@ -89,7 +89,7 @@ def _note(note: FrameNote) -> dict[str, Any]:
         "tokens": note.tokens,
         "bytes": note.bytes,
         "pointers": note.pointers,
-        "score": None if score is None else [round(score.iou, 3), round(score.objectness, 2), score.present, score.prompted],
+        "score": score and [round(score.iou, 3), round(score.objectness, 2), score.present, score.prompted],
     }
 
 
@@ -150,9 +150,11 @@ def _section(index: int, film: Film, styles: Styles) -> str:
 def _charts(index: int, watched: Watched, styles: Styles) -> str:
     drawings = [timeline(watched, styles), curves(watched)] + ([tree(watched)] if has_tree(watched) else [])
     figures = "".join(f'<div class="chart" tabindex="0">{d.svg()}</div>' for d in drawings)
-    rows = "".join(f"<tr><td>{n.frame}</td><td>{escape(describe(e))}</td></tr>" for n in watched.notes for e in n.events)
+    events = [(n.frame, describe(e)) for n in watched.notes for e in n.events]
+    rows = "".join(f"<tr><td>{frame}</td><td>{escape(text)}</td></tr>" for frame, text in events)
     table = (
-        "<details><summary>All events as a table</summary><div class=\"scroll\"><table><thead><tr><th scope=\"col\">on frame"
-        f"</th><th scope=\"col\">event</th></tr></thead><tbody>{rows}</tbody></table></div></details>"
+        '<details><summary>All events as a table</summary><div class="scroll"><table>'
+        '<thead><tr><th scope="col">on frame</th><th scope="col">event</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table></div></details>"
     )
     return f'<div class="charts" data-object="{watched.obj_id}">{figures}{table}</div>'

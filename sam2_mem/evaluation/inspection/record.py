@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from sam2_mem.memory.trace import Held, Moment, Reading, TraceEvent
@@ -147,13 +147,11 @@ def _masses(note: FrameNote) -> dict[int | str, float | None]:
     return sums
 
 
-def _segments(kinds: dict[int, str]) -> Iterator[Segment]:
-    start: int | None = None
-    for position in sorted(kinds):
-        if start is None or kinds[position] != kinds[start] or position - 1 not in kinds:
-            if start is not None:
-                yield Segment(start, last + 1, kinds[start])
-            start = position
-        last = position
-    if start is not None:
-        yield Segment(start, last + 1, kinds[start])
+def _segments(kinds: dict[int, str]) -> list[Segment]:
+    runs: list[Segment] = []
+    for position, kind in sorted(kinds.items()):
+        if runs and runs[-1].stop == position and runs[-1].kind == kind:
+            runs[-1] = replace(runs[-1], stop=position + 1)
+        else:
+            runs.append(Segment(position, position + 1, kind))
+    return runs

@@ -12,10 +12,10 @@ from sam2_mem.evaluation.inspection.watch import Film
 
 
 def sheet(film: Film, obj_id: int, frame: int | None = None) -> Image.Image:
-    """The frames read at ``frame`` (None: the last), the timeline, tokens and bytes, and the tree where there is one."""
+    """The frames read at ``frame`` (None: the last), the timeline, tokens and bytes, and the tree if there is one."""
     watched = film.objects[obj_id]
     if not watched.notes:
-        raise ValueError(f"expected an object that was tracked, got {obj_id}, which has no prompt in this stretch of video")
+        raise ValueError(f"expected an object that was tracked, got {obj_id}, which has no prompt in these frames")
     styles = Styles.of(kinds_of([watched]))
     at = watched.notes[-1].frame if frame is None else frame
     parts = [held_frames(film, obj_id, at, styles), timeline(watched, styles).image(), curves(watched).image()]

@@ -43,8 +43,13 @@ MARKS: Mapping[Action, str] = {
 }
 """Events that are marked on a timeline, by shape; the others are in the lists."""
 
-LEGEND = (("cross", "evicted"), ("down", "map dropped or compacted"), ("up", "promoted"), ("diamond", "merged, released"),
-          ("square", "mask replaced"))
+LEGEND = (
+    ("cross", "evicted"),
+    ("down", "map dropped or compacted"),
+    ("up", "promoted"),
+    ("diamond", "merged, released"),
+    ("square", "mask replaced"),
+)
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,8 @@ def kinds_of(watched: Sequence[Watched]) -> list[str]:
 
 
 def timeline(watched: Watched, styles: Styles) -> Drawing:
-    """Frames to the right, entries downwards; a bar while an entry is held, dark inside by how much it is read: the root of
-    its share of attention, so that small shares show."""
+    """Frames to the right, entries downwards; a bar while an entry is held, dark inside by how much it is read: the
+    root of its share of attention, so that small shares show."""
     lines = entry_lines(watched.notes)
     row = 14 if len(lines) <= 60 else 7 if len(lines) <= 160 else 3
     drawing = _sheet(watched, f"{watched.policy}: what is held of object {watched.obj_id}", row * len(lines), head=28)
@@ -140,8 +145,8 @@ def _bars(drawing: Drawing, line: EntryLine, y: float, row: int, styles: Styles,
 def _mark(shape: str, x: float, y: float, r: float, note: str) -> Shape:
     if shape == "cross":
         t = r * 0.35
-        points = [(-t, 0), (-r, -r + t), (-r + t, -r), (0, -t), (r - t, -r), (r, -r + t), (t, 0), (r, r - t), (r - t, r),
-                  (0, t), (-r + t, r), (-r, r - t)]
+        points = [(-t, 0), (-r, t - r), (t - r, -r), (0, -t), (r - t, -r), (r, t - r)]
+        points += [(-x, -y) for x, y in points]
     else:
         points = {
             "down": [(-r, -r * 0.7), (r, -r * 0.7), (0, r)],
@@ -166,8 +171,10 @@ def describe(event: TraceEvent) -> str:
     what = "" if event.frame is None else f" frame {event.frame}"
     path = "" if event.pathway is None else f" pathway {event.pathway}"
     origin = "" if event.parent is None else f" from {event.parent}"
-    score = "" if event.score is None else f" ({event.score:.3f}" + (
-        ")" if event.limit is None else f" against {event.limit:.3f})"
+    score = (
+        ""
+        if event.score is None
+        else f" ({event.score:.3f}" + (")" if event.limit is None else f" against {event.limit:.3f})")
     )
     return f"{event.action.value}{what}{path}{origin}: {event.reason}{score}"
 
@@ -234,8 +241,10 @@ def tree(watched: Watched) -> Drawing:
 # -- the frames held --------------------------------------------------------------------------------------------------
 
 
-def held_frames(film: Film, obj_id: int, frame: int, styles: Styles, *, tile: int = 236, columns: int = 7) -> Image.Image:
-    """The frame, then what it read: pictures with masks, each with its kind, slot, and share of attention."""
+def held_frames(
+    film: Film, obj_id: int, frame: int, styles: Styles, *, tile: int = 236, columns: int = 7
+) -> Image.Image:
+    """The frame, then what it read: pictures with masks, each with its kind, slot and share of attention."""
     note = film.objects[obj_id].at(frame)
     tiles = [_tile(film, obj_id, frame, tile, f"frame {frame}", _state(note), INK)]
     for name, kind, words in captions(note):
@@ -250,8 +259,8 @@ def held_frames(film: Film, obj_id: int, frame: int, styles: Styles, *, tile: in
 
 
 def captions(note: FrameNote) -> list[tuple[int | str, str, str]]:
-    """(entry, kind, words) of everything a frame read, pathways that read it alike together; where nothing was read, of
-    what is held."""
+    """(entry, kind, words) of everything a frame read, pathways that read it alike together; where nothing was read,
+    of what is held."""
     if not note.readings:
         return [(h.kind if h.frame is None else h.frame, h.kind, "held") for h in note.held if h.tokens]
     found: dict[tuple, list] = {}
@@ -275,9 +284,7 @@ def _state(note: FrameNote) -> str:
     return f"{present}, IoU {note.score.iou:.2f}"
 
 
-def _tile(
-    film: Film, obj_id: int, name: int | str, width: int, label: str, words: str, color: str
-) -> Image.Image:
+def _tile(film: Film, obj_id: int, name: int | str, width: int, label: str, words: str, color: str) -> Image.Image:
     some = next(iter(film.pictures.values()))
     height = round(some.shape[0] * width / some.shape[1])
     picture = film.pictures.get(name) if isinstance(name, int) else None
@@ -293,5 +300,3 @@ def _tile(
     pen.text((6, height + 20), label, PAPER, font_of(18), anchor="ls")
     pen.text((6, height + 46), words, INK, font_of(18), anchor="ls")
     return tile
-
-

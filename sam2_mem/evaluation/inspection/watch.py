@@ -39,9 +39,9 @@ def watch(
     """Track a video forwards.
 
     Args:
-        video: as for ``init_state``. plan: the prompts, see :mod:`sam2_mem.tracking.vos`. name: what the policy is called.
-        width: of the pictures kept. stop: first frame left out. read_mass: also measure how much attention every entry
-            receives.
+        video: as for ``init_state``. plan: the prompts, see :mod:`sam2_mem.tracking.vos`.
+        name: what the policy is called. width: of the pictures kept. stop: first frame left out.
+        read_mass: also measure how much attention every entry receives.
     """
     state, recorder = predictor.init_state(video), Recorder(read_mass=read_mass)
     predictor.listen(state, recorder)

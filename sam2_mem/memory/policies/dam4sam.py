@@ -306,7 +306,8 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
             ratio = area / usual if usual else 0.0
             return Why("recent memory; unusual size, as a share of the usual one", ratio)
         overlap = least_box_overlap(hypotheses, pick)
-        return Why("recent memory; no distractor in sight: box overlap of the alternatives", overlap, self.max_box_overlap)
+        limit = self.max_box_overlap
+        return Why("recent memory; no distractor in sight: box overlap of the alternatives", overlap, limit)
 
 
 def least_box_overlap(hypotheses: Hypotheses, pick: Pick) -> float:

@@ -239,8 +239,8 @@ class RMem(MemoryPolicy[RMemBank]):
         return because(events, came={now: came}, went=left, kept=kept)
 
     def _contested(self, change: Change) -> tuple[list[Stay], dict[int, float]]:
-        """Statistics of the bank at its update, and the scores of its tracked frames; numbers from 0 in order of arrival
-        where the oldest leaves."""
+        """Statistics of the bank at its update, and the scores of its tracked frames; where the oldest leaves, numbers
+        from 0 in order of arrival."""
         now, attended = change.frame.index, self.eviction == "attention"
         bank = change.before.bank(besides=now)
         shares = self._relevance(change.before, change.frame, change.hypotheses, change.choice) if attended else {}
@@ -250,7 +250,9 @@ class RMem(MemoryPolicy[RMemBank]):
             return stays, {frame: float(place) for place, frame in enumerate(tracked)}
         return stays, {s.frame: self.score(s, stays) for s in stays if s.frame in tracked}
 
-    def _why(self, frame: int, stays: Sequence[Stay], scores: Mapping[int, float], what: str, limit: float | None) -> Why:
+    def _why(
+        self, frame: int, stays: Sequence[Stay], scores: Mapping[int, float], what: str, limit: float | None
+    ) -> Why:
         if self.eviction == "fifo":
             return Why(f"{what}: number {int(scores[frame])} in order of arrival", scores[frame], limit)
         relevance = next(s.relevance for s in stays if s.frame == frame) or 0.0

@@ -431,14 +431,11 @@ class SAM2Long(MemoryPolicy[Tree]):
         """Which pathway goes on from which, and which end."""
         picks, now, old = change.choice.remember, change.frame.index, change.before.pathways
         spread = max(abs(o) for o in change.hypotheses.objectness)
-        sure = f"certain, object score {spread:.1f}" if spread > self.uncertainty else f"uncertain, object score {spread:.1f}"
-        if not old:
-            sure = "first frame of the tree"
+        sure = f"{'certain' if spread > self.uncertainty else 'uncertain'}, object score {spread:.1f}"
+        told = [f"{sure if old else 'first frame of the tree'}: candidate {pick.candidate}" for pick in picks]
         grown = [
-            TraceEvent(
-                Action.BRANCHED, now, f"{sure}: candidate {pick.candidate}", pathway.score, pathway=i, parent=pick.pathway
-            )
-            for i, (pick, pathway) in enumerate(zip(picks, change.after.pathways))
+            TraceEvent(Action.BRANCHED, now, words, pathway.score, pathway=i, parent=pick.pathway)
+            for i, (words, pick, pathway) in enumerate(zip(told, picks, change.after.pathways))
         ]
         alive = {pick.pathway for pick in picks}
         ends = [

@@ -254,9 +254,11 @@ class Samurai(MemoryPolicy[SamuraiBank]):
         for why in failed:
             if why is not None:
                 extra.append(why.event(Action.REJECTED, now))
-        came = {} if any(failed) else {now: Why("accepted: predicted IoU", change.shown_iou, self.memory_bank_iou_threshold)}
+        accepted = Why("accepted: predicted IoU", change.shown_iou, self.memory_bank_iou_threshold)
+        came = {} if any(failed) else {now: accepted}
         whole = [e for e in change.before.entries if e.tokens is not None]
-        went = {e.frame: Why("doubtful: read on the next frame only") for e in whole if not self._accepts(change.before, e)}
+        doubtful = [e.frame for e in whole if not self._accepts(change.before, e)]
+        went = dict.fromkeys(doubtful, Why("doubtful: read on the next frame only"))
         return [*because(events, came=came, went=went), *extra]
 
     def _failed_gate(self, change: Change, entry: MemoryEntry) -> Why | None:
@@ -275,11 +277,12 @@ class Samurai(MemoryPolicy[SamuraiBank]):
         """What the motion filter decided, and how it ended."""
         found, best = [], best_pick(change.hypotheses)
         if change.shown.candidate != best.candidate:
-            text = f"motion preferred candidate {change.shown.candidate} to {best.candidate}: overlap with the predicted box"
+            picks = f"candidate {change.shown.candidate} to {best.candidate}"
+            text = f"motion preferred {picks}: overlap with the predicted box"
             found.append(TraceEvent(Action.CHOSEN, change.frame.index, text, change.choice.kf_score))
         if change.before.motion is not None and change.after.motion is None:
-            limit = self.stable_ious_threshold
-            found.append(TraceEvent(Action.REJECTED, change.frame.index, "the motion filter ended", change.shown_iou, limit))
+            ended = Why("the motion filter ended", change.shown_iou, self.stable_ious_threshold)
+            found.append(ended.event(Action.REJECTED, change.frame.index))
         return found
 
 
