@@ -173,7 +173,8 @@ def peer(
 
 def _arms(network: Network, beside: Beside, folder: Path) -> tuple[Arm, Arm]:
     """Ours and the peer, on one checkpoint, which is written to ``folder`` if the weights are random."""
-    config = next((n for n in config_names() if Path(n).stem == Path(network.config).stem), network.config)
+    wanted = Path(network.config).name.removesuffix(".yaml")
+    config = next((n for n in config_names() if Path(n).name == f"{wanted}.yaml"), network.config)
     if network.weights is None:
         raise ValueError("expected weights that both sides can read: a checkpoint, or random; got none")
     size = () if network.image_size is None else (f"++model.image_size={network.image_size}",)
