@@ -22,7 +22,7 @@ from micro import (
     one_thread,  # noqa: F401
     pictures,
     run,
-)  # noqa: F401,E501
+)
 from policy_contract import leaves
 from sam2_mem.build_sam import build_policy, policy_names
 from sam2_mem.memory import trace

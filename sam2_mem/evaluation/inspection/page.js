@@ -101,6 +101,8 @@
     line.style.visibility = position < 0 ? "hidden" : "visible";
     const chart = svg.closest(".chart");
     chart.scrollLeft = x - chart.clientWidth / 2;
+    const last = svg.getAttribute("height") - chart.clientHeight;
+    if (last > 0) chart.scrollTop = last * Math.max(position, 0) / data.frames.length;
   };
 
   function show(index) {
