@@ -26,6 +26,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 from switches import SWITCHES, all_undone  # noqa: E402
 from sam2_mem import build_sam2_video_predictor  # noqa: E402
 from sam2_mem.cli.benchmark import synthetic  # noqa: E402
+from sam2_mem.evaluation.peer import lively  # noqa: E402
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor  # noqa: E402
 from sam2_mem.video import Frame  # noqa: E402
 
@@ -82,7 +83,8 @@ def main() -> None:
     torch.manual_seed(0)
     size = [f"model.image_size={given.image_size}"]
     predictor = build_sam2_video_predictor(given.config, given.weights, device="cpu", hydra_overrides_extra=size)
-    predictor.model.sam_mask_decoder.pred_obj_score_head.layers[2].bias.data += 10  # present, so that masks can be compared
+    if given.weights == "random":
+        predictor.model.load_state_dict(lively(predictor.model.state_dict()))
     frame = Steady(predictor, given.objects, given.image_size)
     print(f"{given.config}, {given.image_size}, {given.objects} objects, {2 * given.rounds} pairs, torch {torch.__version__}")
     for name in given.only:
