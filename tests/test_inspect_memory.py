@@ -151,11 +151,17 @@ def test_descriptions() -> None:
 def test_captions_name_what_a_frame_read(films: list[Film]) -> None:
     film = films[2]
     last = film.objects[1].notes[-1]
-    found = captions(last)
-    assert {name for name, _, _ in found} == {r.kind if r.frame is None else r.frame for r in last.readings}
-    assert ("long-term", "long-term") in {(name, kind) for name, kind, _ in found}
-    assert all("read" in words and "%" in words for _, _, words in found)
-    assert captions(film.objects[1].notes[0]) == [(0, "prompt", "held")]
+    read = [(name, kind) for name, kind, words in captions(last) if "slot" in words and "%" in words]
+    assert {name for name, _ in read} == {r.kind if r.frame is None else r.frame for r in last.readings}
+    assert ("long-term", "long-term") in read
+    assert [c for c in captions(last) if c[:2] not in read] == [(FRAMES - 1, "previous", "new")]
+    assert captions(film.objects[1].notes[0]) == [(0, "prompt", "new")]
+    idle = note(5, {0: "prompt", 2: "map", 3: "pointer", 5: "map"}, {0: None})
+    assert captions(idle) == [(0, "prompt", "slot 0"), (2, "map", "not read"), (5, "map", "new")]
+
+
+def test_the_page_is_packed() -> None:
+    assert '"sam2_mem.evaluation.inspection": ["page.*"]' in (ROOT / "setup.py").read_text()
 
 
 def test_sheets(films: list[Film], tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ from sam2_mem.evaluation.inspection.drawing import (
     Text,
     font_of,
 )
-from sam2_mem.evaluation.inspection.record import EntryLine, FrameNote, Watched, entry_lines
+from sam2_mem.evaluation.inspection.record import EntryLine, FrameNote, Watched, entry_lines, entry_name
 from sam2_mem.evaluation.inspection.watch import Film
-from sam2_mem.memory.trace import Action, TraceEvent
+from sam2_mem.memory.trace import Action, Reading, TraceEvent
 from sam2_mem.video import draw_overlay
 
 LEFT, TOP, BOTTOM = 74, 40, 46
@@ -244,7 +244,7 @@ def tree(watched: Watched) -> Drawing:
 def held_frames(
     film: Film, obj_id: int, frame: int, styles: Styles, *, tile: int = 236, columns: int = 7
 ) -> Image.Image:
-    """The frame, then what it read: pictures with masks, each with its kind, slot and share of attention."""
+    """The frame, what it read, and what else is held: pictures with masks, each with kind, slot, share of attention."""
     note = film.objects[obj_id].at(frame)
     tiles = [_tile(film, obj_id, frame, tile, f"frame {frame}", _state(note), INK)]
     for name, kind, words in captions(note):
@@ -259,22 +259,22 @@ def held_frames(
 
 
 def captions(note: FrameNote) -> list[tuple[int | str, str, str]]:
-    """(entry, kind, words) of everything a frame read, pathways that read it alike together; where nothing was read,
-    of what is held."""
-    if not note.readings:
-        return [(h.kind if h.frame is None else h.frame, h.kind, "held") for h in note.held if h.tokens]
-    found: dict[tuple, list] = {}
+    """(entry, kind, words) of everything a frame read, pathways that read it alike together, then of the maps that are
+    held beside it."""
+    found: dict[tuple[int | str, str, int | None], list[Reading]] = {}
     for reading in note.readings:
-        name = reading.kind if reading.frame is None else reading.frame
+        name = entry_name(reading.frame, reading.kind)
         found.setdefault((name, reading.kind, reading.slot), []).append(reading)
-    lines = []
-    for (name, kind, slot), readings in found.items():
-        words = "no slot" if slot is None else "prompt slot" if slot < 0 else f"slot {slot}"
-        masses = [r.mass for r in readings if r.mass is not None]
-        if masses:
-            words += f", read {100 * sum(masses) / max(note.pathways, 1):.1f} %"
-        lines.append((name, kind, words))
-    return lines
+    lines = [(name, kind, _words(slot, readings, note)) for (name, kind, slot), readings in found.items()]
+    read = {name for name, _, _ in lines}
+    held = {entry_name(h.frame, h.kind): h.kind for h in note.held if h.tokens}
+    return lines + [(n, k, "new" if n == note.frame else "not read") for n, k in held.items() if n not in read]
+
+
+def _words(slot: int | None, readings: Sequence[Reading], note: FrameNote) -> str:
+    words = "no slot" if slot is None else "prompt slot" if slot < 0 else f"slot {slot}"
+    masses = [r.mass for r in readings if r.mass is not None]
+    return words + (f", read {100 * sum(masses) / max(note.pathways, 1):.1f} %" if masses else "")
 
 
 def _state(note: FrameNote) -> str:
