@@ -1,4 +1,5 @@
-"""Distilled: which frames are whole, merged, merged twice or gone, under which slots; and what a network makes of it."""
+"""Distilled: which frames are whole, merged, merged twice or gone, under which slots; and what a network makes of
+it."""
 
 from __future__ import annotations
 
@@ -73,7 +74,9 @@ def settle(policy: Distilled, state: Summaries, frame: FrameContext) -> Summarie
     return state
 
 
-def write(policy: Distilled, state: Summaries, index: int, *, reverse: bool = False, objectness: float = 5.0) -> Summaries:
+def write(
+    policy: Distilled, state: Summaries, index: int, *, reverse: bool = False, objectness: float = 5.0
+) -> Summaries:
     frame = at(index, reverse=reverse)
     return settle(policy, policy.write(state, frame, NOTHING, PICK, [entry(index, objectness=objectness)]), frame)
 
@@ -130,7 +133,9 @@ class Literal:
     tail: int
     by_age: bool
 
-    def run(self, written: Sequence[tuple[int, float]]) -> tuple[list[int], list[int], list[list[int]], list[list[int]]]:
+    def run(
+        self, written: Sequence[tuple[int, float]]
+    ) -> tuple[list[int], list[int], list[list[int]], list[list[int]]]:
         whole: list[tuple[int, float]] = []
         waiting: list[int] = []
         near: list[list[int]] = []
@@ -155,7 +160,12 @@ class Literal:
 @pytest.mark.parametrize("seed", range(12))
 def test_brute_force(seed: int) -> None:
     dice = random.Random(seed)
-    options = {"recent": dice.randint(1, 5), "tube": dice.randint(1, 4), "tail": dice.randint(1, 4), "by_age": seed % 2 == 0}
+    options = {
+        "recent": dice.randint(1, 5),
+        "tube": dice.randint(1, 4),
+        "tail": dice.randint(1, 4),
+        "by_age": seed % 2 == 0,
+    }
     policy, literal = Distilled(**options), Literal(**options)
     state, written = started(policy), []
     for index in range(1, 50):
@@ -376,5 +386,7 @@ def test_gradients_of_a_later_mask_reach_the_distiller_in_lockstep_training() ->
         tracker.step(stacked, [mask_prompt(0), mask_prompt(1, 0, 1)] if index == 0 else [])
     tracker.sightings[-1].conditioned.square().sum().backward()
     assert any(s.state.tail for s in tracker.tracks.values())
-    asleep = [n for n, p in model.memory_encoder.distiller.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    asleep = [
+        n for n, p in model.memory_encoder.distiller.named_parameters() if p.grad is None or not p.grad.abs().max() > 0
+    ]
     assert asleep == []

@@ -1,4 +1,5 @@
-"""What ``tools/measure_distillers.py`` does: bytes, keys, operations and time of memory under several token distillers."""
+"""What ``tools/measure_distillers.py`` does: bytes, keys, operations and time of memory under several token
+distillers."""
 
 from __future__ import annotations
 
@@ -26,15 +27,18 @@ from sam2_mem.training.synthetic import make_clip
 from sam2_mem.types import FrameFeatures, Prompt, RowBatch
 from sam2_mem.video import normalize, to_model_input
 
-DEFAULT = "none:fifo,pool2:fifo,pool4:fifo,spatial:fifo,none:distilled,temporal:distilled,temporal:distilled_small,temporal_gru:distilled_small"
+DEFAULT = (
+    "none:fifo,pool2:fifo,pool4:fifo,spatial:fifo,"
+    "none:distilled,temporal:distilled,temporal:distilled_small,temporal_gru:distilled_small"
+)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One distiller under one policy, with a full bank and one object. ``frame_tokens``, ``frame_bytes``: what a further
-    frame adds where it is stored whole; ``held_bytes``: of the object's memory with its pointers; ``keys`` read per frame,
-    ``gflop`` of memory attention; milliseconds of memory attention, of the image encoder, the same for all setups of a
-    size, and of a whole frame: that and a step of the tracker. Medians."""
+    """One distiller under one policy, with a full bank and one object. ``frame_tokens``, ``frame_bytes``: what a
+    further frame adds where it is stored whole; ``held_bytes``: of the object's memory with its pointers; ``keys``
+    read per frame, ``gflop`` of memory attention; milliseconds of memory attention, of the image encoder, the same for
+    all setups of a size, and of a whole frame: that and a step of the tracker. Medians."""
 
     size: int
     distiller: str
@@ -51,7 +55,8 @@ class Cost:
 
 @dataclass
 class _Runner:
-    """A tracker under way, its distiller, and what was measured: rows, seconds of memory attention and of the step of every frame."""
+    """A tracker under way, its distiller, and what was measured: rows, seconds of memory attention and of the step of
+    every frame."""
 
     names: tuple[str, str]
     tracker: Tracker
@@ -122,9 +127,7 @@ def _network(config: str, weights: str | None, size: int, device: str, distiller
     return build_sam2(config, weights, device=device, hydra_overrides_extra=overrides)
 
 
-def _prepared(
-    model: SAM2, config: str, size: int, names: tuple[str, str], device: str
-) -> tuple[Tracker, nn.Module]:
+def _prepared(model: SAM2, config: str, size: int, names: tuple[str, str], device: str) -> tuple[Tracker, nn.Module]:
     """A tracker whose policy takes the object for present on every frame, and the distiller of its setup."""
     policy: MemoryPolicy = build_policy(names[1])
     if hasattr(policy, "min_object_score"):
@@ -208,7 +211,8 @@ def stored(model: SAM2, dtype: str) -> tuple[int, int]:
     """Tokens of a stored frame, and the bytes that a second one adds: what all frames share counts once."""
     maps = torch.zeros(2, model.memory_width, *model.grid, device=model.device)
     keep = [
-        map_tokens(model.memory_encoder.distiller(m[None])[0], lambda f: f.to(getattr(torch, dtype)).clone()) for m in maps
+        map_tokens(model.memory_encoder.distiller(m[None])[0], lambda f: f.to(getattr(torch, dtype)).clone())
+        for m in maps
     ]
     first, both = (
         tensor_bytes(x for t in some for x in (t.feat, t.pos, t.xy, t.log_count)) for some in (keep[:1], keep)
@@ -217,7 +221,8 @@ def stored(model: SAM2, dtype: str) -> tuple[int, int]:
 
 
 def operations(model: SAM2, rows: RowBatch) -> int:
-    """Floating-point operations of memory attention on one batch of rows: two for a multiplication with its addition."""
+    """Floating-point operations of memory attention on one batch of rows: two for a multiplication with its
+    addition."""
     attention, queries = model.memory_attention, model.grid[0] * model.grid[1]
     layer = attention.layers[0]
     width, hidden = layer.linear1.in_features, layer.linear1.out_features
@@ -239,7 +244,18 @@ def operations(model: SAM2, rows: RowBatch) -> int:
 
 def table(costs: Sequence[Cost], *, markdown: bool) -> str:
     """One line per setup; ratios are to the first of its size."""
-    head = ("size", "distiller", "policy", "tokens/frame", "KiB/frame", "KiB held", "keys", "GFLOP", "attention ms", "frame ms")
+    head = (
+        "size",
+        "distiller",
+        "policy",
+        "tokens/frame",
+        "KiB/frame",
+        "KiB held",
+        "keys",
+        "GFLOP",
+        "attention ms",
+        "frame ms",
+    )
     lines = [head]
     for cost in costs:
         first = next(c for c in costs if c.size == cost.size)

@@ -528,7 +528,8 @@ class Tracker:
 
     def _merged(self, request: Condense, frame: FrameContext) -> MemoryTokens:
         tube = [e.tokens for e in request.entries if e.tokens is not None]
-        return self._store(self.model.memory_encoder.distiller.condense([tube], frame.features.grid, request.strength)[0])
+        distiller = self.model.memory_encoder.distiller
+        return self._store(distiller.condense([tube], frame.features.grid, request.strength)[0])
 
     def _max_rows(self) -> int:
         """Most rows of a batch, 0 for no limit."""

@@ -1,4 +1,5 @@
-"""FIFO with a long tail: frames that leave it are not thrown away, the network's distiller merges them into summaries."""
+"""FIFO with a long tail: frames that leave it are not thrown away, the network's distiller merges them into
+summaries."""
 
 from __future__ import annotations
 
@@ -27,8 +28,8 @@ SLOTS = ("newest", "mean", "learned")
 
 @dataclass(frozen=True, eq=False)
 class Span:
-    """What became of a few neighbouring frames: ``entry`` is that of the last of them with the merged tokens; ``frames``
-    their numbers, in the order of tracking."""
+    """What became of a few neighbouring frames: ``entry`` is that of the last of them with the merged tokens;
+    ``frames`` their numbers, in the order of tracking."""
 
     entry: MemoryEntry
     frames: tuple[int, ...]
@@ -43,9 +44,9 @@ class Span:
 
 @dataclass(frozen=True, eq=False)
 class Summaries(Bank):
-    """``prompts`` and recent ``entries`` as in FIFO; ``waiting`` frames that have left those, whole, until their tube is
-    complete; ``tail`` summaries of tubes and ``far`` summaries of two of those. The last three in the order in which they
-    came."""
+    """``prompts`` and recent ``entries`` as in FIFO; ``waiting`` frames that have left those, whole, until their tube
+    is complete; ``tail`` summaries of tubes and ``far`` summaries of two of those. The last three in the order in
+    which they came."""
 
     waiting: tuple[MemoryEntry, ...] = ()
     tail: tuple[Span, ...] = ()
@@ -68,21 +69,21 @@ class Summaries(Bank):
 class Distilled(MemoryPolicy[Summaries]):
     """The latest frames whole, older ones as summaries, the oldest as summaries of summaries; ours.
 
-    Every ``tube`` frames that leave the recent ones are merged by the network's distiller into one entry of the tail. When
-    the tail is full its two oldest entries are merged once more, at a coarser grid, and the oldest of those leave in the
-    end. Frames without the object do not enter the tail. The idea of a memory that grows coarser with age is that of
-    XMem's tiers (Cheng and Schwing 2022) and of compressive transformers (Rae et al. 2019); what is merged, and how, is the
-    distiller's affair: a network without a learned one takes means by count.
+    Every ``tube`` frames that leave the recent ones are merged by the network's distiller into one entry of the tail.
+    When the tail is full its two oldest entries are merged once more, at a coarser grid, and the oldest of those leave
+    in the end. Frames without the object do not enter the tail. The idea of a memory that grows coarser with age is
+    that of XMem's tiers (Cheng and Schwing 2022) and of compressive transformers (Rae et al. 2019); what is merged,
+    and how, is the distiller's affair: a network without a learned one takes means by count.
 
     Attributes:
         recent: past frames kept and read whole, 6 in SAM 2 and at most.
         tube: neighbouring frames merged into one entry; up to ``tube`` - 1 frames wait for it and are read whole.
         tail: most entries of the tail, and of summaries of summaries. 0: frames that leave are gone, as in FIFO.
-        strength: an entry of the tail keeps one token for every ``strength`` x ``strength`` of a stored map, a summary of
-            summaries one for every ``strength``^2 x ``strength``^2.
+        strength: an entry of the tail keeps one token for every ``strength`` x ``strength`` of a stored map, a summary
+            of summaries one for every ``strength``^2 x ``strength``^2.
         by_age: whether there are summaries of summaries; else the oldest entry of a full tail leaves.
-        slot: temporal slot of a merged entry: "newest", that of its newest frame; "mean", the mean of the learned codes of
-            its frames; "learned", a code of its own (see ``types.MERGED_SLOT``).
+        slot: temporal slot of a merged entry: "newest", that of its newest frame; "mean", the mean of the learned
+            codes of its frames; "learned", a code of its own (see ``types.MERGED_SLOT``).
         min_object_score: frames whose object-score logit is not above it do not enter the tail.
         max_obj_ptrs_in_encoder, max_prompts: as in FIFO.
     """

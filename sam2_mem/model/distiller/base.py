@@ -20,7 +20,8 @@ class TokenDistiller(nn.Module):
     """
 
     merged_time: Tensor | None
-    """What a distiller adds to the temporal code of merged entries (Cm), see ``types.MERGED_SLOT``; None for nothing."""
+    """What a distiller adds to the temporal code of merged entries (Cm), see ``types.MERGED_SLOT``; None for
+    nothing."""
 
     def __init__(self, *, factor: int = 1) -> None:
         super().__init__()

@@ -13,7 +13,8 @@ from sam2_mem.model.distiller.windows import weighted
 
 class Difference(nn.Module):
     """``plus(...) - minus(...)`` of two networks that begin as copies: exactly zero untrained, and yet the gradient
-    reaches every parameter that it reaches in the network alone (a last layer of zeros would hide all layers before it).
+    reaches every parameter that it reaches in the network alone (a last layer of zeros would hide all layers before
+    it).
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -29,7 +30,8 @@ class Score(nn.Module):
     """How much a summary asks for each token of its window, per head.
 
     Args:
-        width: Cm. features: number of further features of a token, such as its place. key_width, num_heads: of the query.
+        width: Cm. features: number of further features of a token, such as its place. key_width, num_heads: of the
+        query.
     """
 
     def __init__(self, *, width: int, features: int, key_width: int, num_heads: int) -> None:
@@ -49,8 +51,8 @@ class Score(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """One summary for every window: a latent query, shared by all windows and shifted by the window's mean, attends to its
-    tokens. Every head has its own weights and its own channels of the tokens; the weights start as the counts.
+    """One summary for every window: a latent query, shared by all windows and shifted by the window's mean, attends to
+    its tokens. Every head has its own weights and its own channels of the tokens; the weights start as the counts.
 
     Args:
         width: Cm, a multiple of ``num_heads``. features, key_width: see :class:`Score`.
@@ -135,8 +137,8 @@ class RecurrentStep(nn.Module):
 
 
 class Recurrence(nn.Module):
-    """A GRU over the frames of a tube, oldest first, that starts as the running mean by count: its update gate starts at
-    the new frame's share of everything seen so far, its candidate at the new frame."""
+    """A GRU over the frames of a tube, oldest first, that starts as the running mean by count: its update gate starts
+    at the new frame's share of everything seen so far, its candidate at the new frame."""
 
     def __init__(self, *, width: int) -> None:
         super().__init__()

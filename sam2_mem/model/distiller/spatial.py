@@ -1,5 +1,5 @@
-"""The attention distiller of one frame: latents on a grid of windows, and global ones (compare EdgeTAM's 2D perceiver, Zhou
-et al. 2025, arXiv 2501.07256)."""
+"""The attention distiller of one frame: latents on a grid of windows, and global ones (compare EdgeTAM's 2D perceiver,
+Zhou et al. 2025, arXiv 2501.07256)."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from sam2_mem.types import MemoryTokens
 class SpatialDistiller(TokenDistiller):
     """Latent queries attend to the tokens of one frame. Untrained, it is :class:`PooledTokens` of the same factor.
 
-    Every window of ``factor`` x ``factor`` cells has one latent, which lies in the window's centre. Global latents, if any,
-    attend to the whole map and lie in the centre of the frame: memory attention of official checkpoints rotates every
-    spatial key, and one without coordinates would pass for the cell in the top left corner.
+    Every window of ``factor`` x ``factor`` cells has one latent, which lies in the window's centre. Global latents, if
+    any, attend to the whole map and lie in the centre of the frame: memory attention of official checkpoints rotates
+    every spatial key, and one without coordinates would pass for the cell in the top left corner.
 
     Args:
-        memory_width: Cm. factor: side of a window in cells. key_width, num_heads: of the latents' attention; heads divide
-            Cm. hidden: width of the network that refines summaries. global_latents: how many. global_share: share of
-            the frame's tokens that a global latent stands for before training; what attention all of them draw is at most
-            about ``global_latents * global_share``, so next to nothing.
+        memory_width: Cm. factor: side of a window in cells. key_width, num_heads: of the latents' attention; heads
+            divide Cm. hidden: width of the network that refines summaries. global_latents: how many. global_share:
+            share of the frame's tokens that a global latent stands for before training; what attention all of them
+            draw is at most about ``global_latents * global_share``, so next to nothing.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class SpatialDistiller(TokenDistiller):
 class GlobalLatents(nn.Module):
     """Latents that attend to a whole map.
 
-    They start with hardly any weight in memory attention, and their gradients are multiplied by as much as that weight is
-    small: they neither disturb an untrained distiller nor sleep.
+    They start with hardly any weight in memory attention, and their gradients are multiplied by as much as that weight
+    is small: they neither disturb an untrained distiller nor sleep.
 
     Args:
         width: Cm. count: number of latents. share: of the tokens of a frame that each stands for at first.

@@ -22,8 +22,8 @@ NOTHING = -1e4
 class Layout(NamedTuple):
     """Which tokens lie in which window, windows in raster order.
 
-    ``index`` (W, n) token numbers; ``blank`` (W, n) 0 where there is a token, ``NOTHING`` where ``index`` only fills up;
-    ``offset`` (W, n, 2) of a token from the centre of its window, in half windows.
+    ``index`` (W, n) token numbers; ``blank`` (W, n) 0 where there is a token, ``NOTHING`` where ``index`` only fills
+    up; ``offset`` (W, n, 2) of a token from the centre of its window, in half windows.
     """
 
     index: Tensor
@@ -118,8 +118,8 @@ def _counts(entry: MemoryTokens) -> Tensor:
 
 
 def placed(tube: Tube, windows: Layout, grid: tuple[int, int], cells: int) -> Place:
-    """Mean place of the tokens of every window, by count, and their total count. Where that is the place that windows of a
-    whole map have, its tensors are used, so that entries share them."""
+    """Mean place of the tokens of every window, by count, and their total count. Where that is the place that windows
+    of a whole map have, its tensors are used, so that entries share them."""
     prior = windows.priors(tube.log_count)
     weights = prior.softmax(-1)
     pos = weighted(windows.gather(tube.pos), weights)
