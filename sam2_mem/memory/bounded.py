@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sam2_mem.memory.policy import Bank, Condense, MemoryPolicy, Needs
-from sam2_mem.types import Choice, FrameContext, Hypotheses, MemoryEntry, MemoryRead, MemoryTokens
+from sam2_mem.memory.policy import Bank, MemoryPolicy, Needs
+from sam2_mem.types import Choice, Condense, FrameContext, Hypotheses, MemoryEntry, MemoryRead, MemoryTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +65,8 @@ class Bounded(MemoryPolicy[Bank]):
     ) -> Any:
         return self._fit(self.policy.write(state, frame, hypotheses, choice, entries), frame)
 
-    def condensed(
-        self, state: Any, frame: FrameContext, requests: Sequence[Condense], merged: Sequence[MemoryTokens]
-    ) -> Any:
-        return self._fit(self.policy.condensed(state, frame, requests, merged), frame)
+    def condensed(self, state: Any, frame: FrameContext, request: Condense, tokens: MemoryTokens) -> Any:
+        return self._fit(self.policy.condensed(state, frame, request, tokens), frame)
 
     def _fit(self, state: Any, frame: FrameContext) -> Any:
         return self.policy.shrink(state, frame, self.max_tokens)
