@@ -134,8 +134,8 @@ class Tracker:
         settings: see :class:`TrackerSettings`. num_frames: length of the video, None for a stream.
         refiner: proposes other masks between the choice and memory; None for none. Prompted frames are left as they are.
 
-    A ``listener`` hears of every change of memory, with the policy's reasons (:mod:`sam2_mem.memory.trace`). It changes no
-    result; without one, nothing is asked.
+    A ``listener`` hears of every change of memory, with the policy's reasons (:mod:`sam2_mem.memory.trace`). It changes
+    no result; without one, nothing is asked.
     """
 
     def __init__(
@@ -620,6 +620,6 @@ class Tracker:
 
 
 def _overheard(seen: _Seen, wanted: Usage, read_mass: bool) -> _Seen:
-    """``seen`` as it is with a listener: policies are given attention only if they want it, the listener only if it does."""
+    """``seen`` as it is with a listener: policies and the listener are given attention only if they want it."""
     hypotheses = seen.hypotheses if wanted is not Usage.NONE else replace(seen.hypotheses, usage=None)
     return replace(seen, hypotheses=hypotheses, usage=seen.hypotheses.usage if read_mass else None)
