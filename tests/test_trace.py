@@ -510,3 +510,14 @@ def test_reasons_hold_within_a_budget_of_bytes(name: str) -> None:
         check_moment(m)
     quiet = track(tight)[0]
     assert [differences(quiet.tracks[i].state, tracker.tracks[i].state) for i in (1, 2)] == [[], []]
+
+
+@pytest.mark.parametrize("mode", ["readout", "distilled"])
+def test_long_term_memory_of_xmem_is_told_however_it_is_read(mode: str) -> None:
+    recorder = Recorder(read_mass=True)
+    track(XMem(lt_mode=mode), recorder)
+    for m in recorder.moments:
+        check_moment(m)
+    last = recorder.moments[-1]
+    assert [(r.frame, r.mass > 0) for r in last.readings if r.kind == "long-term"] == [(None, True)]
+    assert [h.tokens > 0 for h in last.held if h.kind == "long-term"] == [True]

@@ -545,7 +545,7 @@ class XMem(MemoryPolicy[XMemBank]):
         store = state.long_term
         if store is not None:
             text = f"{len(store)} prototypes from {len(store.source.unique())} frames"
-            tokens = store.tokens if self.lt_mode == "tokens" else None
+            tokens = None if self.lt_mode == "readout" else store.tokens
             mean = float((store.use / store.life).mean())
             notes.append(EntryNote(None, "long-term", tokens, mean, "use over life", text=text, count=len(store)))
         return notes
