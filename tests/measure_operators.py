@@ -4,10 +4,10 @@
     tests/measure_operators.py --config nano
     tests/measure_operators.py --config sam2.1_hiera_t --weights random --image_size 256
 
-Error: root mean square of the difference to exact attention over that of what memory changes in the features, i.e. exact
-attention without memory being 1. Operations: of the matrix products of all cross-attention, over those of exact. Time: CPU
-seconds of memory attention as a whole, exact over operator, in turns, on one thread. IoU: of masks of the whole clip, each
-side reading its own memory.
+Error: root mean square of the difference to exact attention over that of what memory changes in the features, i.e.
+exact attention without memory being 1. Operations: of the matrix products of all cross-attention, over those of exact.
+Time: CPU seconds of memory attention as a whole, exact over operator, in turns, on one thread. IoU: of masks of the
+whole clip, each side reading its own memory.
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ def main() -> None:
             order = (operator, Exact()) if i % 2 else (Exact(), operator)
             spent = [attend(part, o, last)[1] for o in order]
             pairs.append(spent if i % 2 else spent[::-1])
-        error = (attend(part, operator, last)[0] - exact).square().mean().sqrt() / (exact - empty).square().mean().sqrt()
+        error = (attend(part, operator, last)[0] - exact).square().mean().sqrt() / (
+            exact - empty
+        ).square().mean().sqrt()
         found = agreement(clip_masks(predictor, operator, footage)[0], expected)
         print(
             f"{operator!s:60s} error {error:.1e}   operations {operator.flops(counted) / Exact().flops(counted):.3f}"

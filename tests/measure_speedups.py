@@ -3,8 +3,8 @@
 
     tests/measure_speedups.py --config sam2.1_hiera_t --image_size 256 --objects 5
 
-One frame, image encoder and tracker, is run again and again from the same state, every speed-up in turn without and with
-it (A/B, then B/A), on one thread. Differences of mask logits are printed beside the gain.
+One frame, image encoder and tracker, is run again and again from the same state, every speed-up in turn without and
+with it (A/B, then B/A), on one thread. Differences of mask logits are printed beside the gain.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ def main() -> None:
     if given.weights == "random":
         predictor.model.load_state_dict(lively(predictor.model.state_dict()))
     frame = Steady(predictor, given.objects, given.image_size)
-    print(f"{given.config}, {given.image_size}, {given.objects} objects, {2 * given.rounds} pairs, torch {torch.__version__}")
+    print(
+        f"{given.config}, {given.image_size}, {given.objects} objects, {2 * given.rounds} pairs, torch {torch.__version__}"
+    )
     for name in given.only:
         off, on, error = compare(frame, SWITCHES.get(name, all_undone), given.rounds)
         ratios = sorted(a / b for a, b in zip(off, on))

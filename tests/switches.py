@@ -1,5 +1,5 @@
-"""Speed-ups that may not change a result, each undone for as long as a context lasts: for the tests that compare and for
-``measure_speedups.py``."""
+"""Speed-ups that may not change a result, each undone for as long as a context lasts: for the tests that compare and
+for ``measure_speedups.py``."""
 
 from __future__ import annotations
 

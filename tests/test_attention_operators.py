@@ -1,5 +1,5 @@
-"""Operators that read memory: the exact ones give the numbers of exact attention, the others in the setting in which they are
-exact; and all of them honour padding, counts and gains."""
+"""Operators that read memory: the exact ones give the numbers of exact attention, the others in the setting in which
+they are exact; and all of them honour padding, counts and gains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,17 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from micro import SCORE_BIAS, mask_prompt, micro_config, micro_features, micro_model, micro_tracker, new_model, one_thread, run  # noqa: F401
+from micro import (
+    SCORE_BIAS,
+    mask_prompt,
+    micro_config,
+    micro_features,
+    micro_model,
+    micro_tracker,
+    new_model,
+    one_thread,
+    run,
+)  # noqa: F401
 from sam2_mem.build_sam import build_sam2, compose, config_dir
 from sam2_mem.memory.rows import assemble
 from sam2_mem.memory.tokens import pool_grid
@@ -43,9 +53,20 @@ CELLS = GRID[0] * GRID[1]
 WIDTH, NARROW = 32, 16
 ALL = 10_000
 
-EXACT = (LowDim(), Auto(), Auto(least=1), TopK(k=ALL), TopK(k=ALL, chunk=7), BlockTopK(k=ALL), BlockTopK(k=ALL, side=1, chunk=5),
-         Pooled(factor=1), Pooled(factor=1, then=Exact()), SparsePointers(keep=99), SparsePointers(keep=99, then=LowDim()),
-         SparsePointers(keep=99, then=Pooled(factor=1, then=BlockTopK(k=ALL))))
+EXACT = (
+    LowDim(),
+    Auto(),
+    Auto(least=1),
+    TopK(k=ALL),
+    TopK(k=ALL, chunk=7),
+    BlockTopK(k=ALL),
+    BlockTopK(k=ALL, side=1, chunk=5),
+    Pooled(factor=1),
+    Pooled(factor=1, then=Exact()),
+    SparsePointers(keep=99),
+    SparsePointers(keep=99, then=LowDim()),
+    SparsePointers(keep=99, then=Pooled(factor=1, then=BlockTopK(k=ALL))),
+)
 ROUGH = (Pooled(), Pooled(then=LowDim()), Pooled(factor=4, then=TopK(k=8)), TopK(k=8), BlockTopK(k=8), SparsePointers(keep=1),
          SparsePointers(keep=1, then=BlockTopK(k=8)))  # fmt: skip
 EVERY = (Exact(), *EXACT, *ROUGH)
@@ -135,14 +156,19 @@ def test_the_bias_of_values_is_projected_once(network: MemoryAttention) -> None:
     """The control of the algebra: means of values that do not add up to one, or a bias left out, are far off."""
     attention = network.layers[0].cross_attn_image
     read = noise(1, attention.num_heads, 6, NARROW, seed=4)
-    heads = [attention.v_proj.weight.unflatten(0, (attention.num_heads, -1))[h] @ read[0, h].T for h in range(attention.num_heads)]
+    heads = [
+        attention.v_proj.weight.unflatten(0, (attention.num_heads, -1))[h] @ read[0, h].T
+        for h in range(attention.num_heads)
+    ]
     by_hand = attention.out_proj(torch.cat(heads).T + attention.v_proj.bias)
     with torch.no_grad():
         assert (attention.project_read(read)[0] - by_hand).abs().max() <= CLOSE
         assert (attention.project_read(read)[0] - attention.out_proj(torch.cat(heads).T)).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("operator", [LowDim(), TopK(k=ALL), BlockTopK(k=ALL), SparsePointers(keep=99), Pooled(factor=1)], ids=str)
+@pytest.mark.parametrize(
+    "operator", [LowDim(), TopK(k=ALL), BlockTopK(k=ALL), SparsePointers(keep=99), Pooled(factor=1)], ids=str
+)
 def test_with_gradient_too(network: MemoryAttention, operator: ReadOperator) -> None:
     """Where tiles cannot be used; the gradient is that of exact attention."""
     rows = batch(*reads())
@@ -201,7 +227,8 @@ def prepared(operator: ReadOperator, rows: RowBatch) -> Memory:
 
 
 def test_pooled_counts(network: MemoryAttention) -> None:
-    """A quarter of the tokens, each with the number of those it stands for; pointers and tokens without a place stay."""
+    """A quarter of the tokens, each with the number of those it stands for; pointers and tokens without a place
+    stay."""
     rows = batch(*reads())
     memory = prepared(Pooled(), rows)
     split = WIDTH // NARROW
@@ -425,7 +452,13 @@ def test_settings_by_name() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "settings"),
-    [(Pooled, {"factor": 0}), (TopK, {"k": 0}), (TopK, {"chunk": 0}), (BlockTopK, {"side": 0}), (SparsePointers, {"keep": 0})],
+    [
+        (Pooled, {"factor": 0}),
+        (TopK, {"k": 0}),
+        (TopK, {"chunk": 0}),
+        (BlockTopK, {"side": 0}),
+        (SparsePointers, {"keep": 0}),
+    ],
 )
 def test_mistakes(kind: type[ReadOperator], settings: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"expected {next(iter(settings))} >= 1, got 0"):

@@ -43,7 +43,8 @@ def model() -> SAM2:
 
 
 def shown(model: SAM2, policy: str = "fifo", count: int = 8) -> Tensor:
-    """Masks of three objects, one of which comes later. Memory is not rounded, which would make steps of rounding errors."""
+    """Masks of three objects, one of which comes later. Memory is not rounded, which would make steps of rounding
+    errors."""
     predictor = SAM2VideoPredictor(model, build_policy(policy), tracker=TrackerSettings(memory_dtype="float32"))
     state = predictor.init_state(num_frames=count)
     prompts: dict[int, list[Prompt]] = {0: [mask_prompt(1), mask_prompt(2, 0, 1)], 3: [mask_prompt(3, 3, 2)]}
@@ -133,7 +134,9 @@ def test_batches_of_a_size_fit_for_a_cpu(model: SAM2, small_batches: None, monke
     assert [len(args[1]) for args in encoded] == [2, 2, 2, 1, 2, 3]
 
 
-@pytest.mark.parametrize(("given", "image_size", "rows"), [(None, 1024, 2), (None, 2048, 1), (None, 512, 8), (0, 512, 0), (5, 512, 5)])
+@pytest.mark.parametrize(
+    ("given", "image_size", "rows"), [(None, 1024, 2), (None, 2048, 1), (None, 512, 8), (0, 512, 0), (5, 512, 5)]
+)
 def test_rows_in_a_batch(given: int | None, image_size: int, rows: int) -> None:
     config = [f"model.image_size={image_size}"]
     network = build_sam2(micro_config(), None, device="meta", hydra_overrides_extra=config)
@@ -188,7 +191,9 @@ def test_one_complex_product_turns_as_cosines_and_sines_do(dtype: torch.dtype) -
     assert (turned - x).abs().max() > 0.5
 
 
-def test_values_are_attended_to_as_they_are_stored(model: SAM2, small_batches: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_are_attended_to_as_they_are_stored(
+    model: SAM2, small_batches: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = calls(monkeypatch, RotaryAttention, "project_read")
     shown(model, count=3)
     assert len(seen) == 4 and all(args[0].shape[-1] == model.memory_width for args in seen)
@@ -203,7 +208,9 @@ def test_values_are_attended_to_as_they_are_stored(model: SAM2, small_batches: N
 
 @pytest.fixture
 def trunk() -> Hiera:
-    return Hiera(embed_dim=8, stages=(1, 1, 1, 1), global_att_blocks=(2,), window_spec=(8, 4, 4, 2)).requires_grad_(False)
+    return Hiera(embed_dim=8, stages=(1, 1, 1, 1), global_att_blocks=(2,), window_spec=(8, 4, 4, 2)).requires_grad_(
+        False
+    )
 
 
 def test_the_position_map_is_made_once(trunk: Hiera, monkeypatch: pytest.MonkeyPatch) -> None:

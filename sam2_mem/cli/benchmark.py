@@ -55,7 +55,11 @@ class Report:
     def note(self, about: dict[str, Any], results: Any) -> None:
         """Anything else, as a file."""
         if self.json is not None:
-            about = about | {"threads": torch.get_num_threads(), "torch": torch.__version__, "machine": platform.processor()}
+            about = about | {
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+                "machine": platform.processor(),
+            }
             self.json.write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
 
     def write(self, network: Network, setting: Setting, found: Sequence[Any]) -> None:
@@ -167,7 +171,9 @@ def peer(
         lonely = [alone(arm, clip) if agrees and alone_too else None for arm in arms]
     result = Comparison(found, raced, *lonely)
     print(peer_table(result, beside.builder))
-    report.note({"network": asdict(network), "beside": asdict(beside), "objects": objects, "frames": frames}, asdict(result))
+    report.note(
+        {"network": asdict(network), "beside": asdict(beside), "objects": objects, "frames": frames}, asdict(result)
+    )
     return 0 if agrees else 1
 
 
@@ -184,7 +190,13 @@ def _arms(network: Network, beside: Beside, folder: Path) -> tuple[Arm, Arm]:
         weights = str(folder / "random.pt")
         made = build_sam2_video_predictor(config, RANDOM, device="cpu", hydra_overrides_extra=size).model
         torch.save({"model": lively(made.state_dict())}, weights)
-    common = {"config": config, "weights": weights, "device": network.device, "dtype": beside.dtype, "threads": network.threads}
+    common = {
+        "config": config,
+        "weights": weights,
+        "device": network.device,
+        "dtype": beside.dtype,
+        "threads": network.threads,
+    }
     ours = Arm(builder=OURS, overrides=(*size, *beside.overrides), **common)
     return ours, Arm(builder=beside.builder, overrides=size, options=beside.options, **common)
 
@@ -205,7 +217,9 @@ def peer_table(found: Comparison, name: str) -> str:
     lines.append("first 17 frames: ours {:.2f} s, peer {:.2f} s".format(*found.race.warm_up))
     for side, one in (("ours", found.ours), ("peer", found.peer)):
         if one is not None:
-            growth = "unknown" if one.slope is None else f"{one.slope / 1e6:.3f} MB a frame, at most {one.most / 1e6:.0f} MB"
+            growth = (
+                "unknown" if one.slope is None else f"{one.slope / 1e6:.3f} MB a frame, at most {one.most / 1e6:.0f} MB"
+            )
             lines.append(f"{side} alone: first prompt answered after {one.first_prompt:.2f} s, first tracked mask after "
                          f"{one.first_mask:.2f} s; process grows by {growth}")  # fmt: skip
     return "\n".join(lines)

@@ -1,8 +1,9 @@
-"""Ours beside another predictor with SAM 2's API, in one run: the same picture files, weights, prompts, precision and threads.
+"""Ours beside another predictor with SAM 2's API, in one run: the same picture files, weights, prompts, precision and
+threads.
 
-Masks are compared first, and nothing is said about speed unless they agree. Then both track the clip in turns, block by block,
-ours first and last (A/B/B/A), each frame's masks being brought to the host. Memory and the time to the first mask are
-measured in a fresh process for each.
+Masks are compared first, and nothing is said about speed unless they agree. Then both track the clip in turns, block by
+block, ours first and last (A/B/B/A), each frame's masks being brought to the host. Memory and the time to the first
+mask are measured in a fresh process for each.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ OURS = "sam2_mem.build_sam:build_sam2_video_predictor"
 class Arm:
     """One side: who builds the predictor and from what.
 
-    ``builder`` "module:function", called as SAM 2's ``build_sam2_video_predictor`` with ``options`` as further keywords;
-    ``weights`` a checkpoint both sides can read; ``dtype`` "float32", or "bfloat16" for autocast.
+    ``builder`` "module:function", called as SAM 2's ``build_sam2_video_predictor`` with ``options`` as further
+    keywords; ``weights`` a checkpoint both sides can read; ``dtype`` "float32", or "bfloat16" for autocast.
     """
 
     builder: str
@@ -52,8 +53,14 @@ class Arm:
         try:
             builder = getattr(import_module(module), name)
         except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(f"expected a peer as module:function that can be imported, got {self.builder!r}: {error}") from error
-        arguments = {"device": self.device, "apply_postprocessing": False, "hydra_overrides_extra": list(self.overrides)}
+            raise ValueError(
+                f"expected a peer as module:function that can be imported, got {self.builder!r}: {error}"
+            ) from error
+        arguments = {
+            "device": self.device,
+            "apply_postprocessing": False,
+            "hydra_overrides_extra": list(self.overrides),
+        }
         return builder(self.config, self.weights, **arguments, **self.options)
 
     def precision(self) -> AbstractContextManager:
@@ -67,7 +74,8 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """A clip on disk: a ``folder`` of JPEG files and ``masks.npy`` beside it, (N, H, W) bool, the prompts of frame 0."""
+    """A clip on disk: a ``folder`` of JPEG files and ``masks.npy`` beside it, (N, H, W) bool, the prompts of frame
+    0."""
 
     place: Path
     num_frames: int
@@ -106,8 +114,8 @@ def track(arm: Arm, predictor: Any, clip: Stored) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Ours against the peer's over ``frames``: mean and least IoU of a mask, the largest difference of logits where both see
-    the object; ``present`` share of masks that are not empty, ``area`` their mean share of the picture."""
+    """Ours against the peer's over ``frames``: mean and least IoU of a mask, the largest difference of logits where
+    both see the object; ``present`` share of masks that are not empty, ``area`` their mean share of the picture."""
 
     frames: int
     mean_iou: float
@@ -133,7 +141,9 @@ def agreement(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Agreement:
             if one.any() and two.any():
                 gaps.append((mine - other).abs().max().item())
     seen = [a for a in areas if a > 0]
-    return Agreement(len(ours), float(np.mean(ious)), min(ious), max(gaps), len(seen) / len(areas), float(np.mean(seen or [0.0])))
+    return Agreement(
+        len(ours), float(np.mean(ious)), min(ious), max(gaps), len(seen) / len(areas), float(np.mean(seen or [0.0]))
+    )
 
 
 # -- speed ------------------------------------------------------------------------------------------------------------
@@ -200,8 +210,9 @@ def _advance(arm: Arm, run: Iterator[Tensor], frames: int) -> Spent:
 
 @dataclass(frozen=True)
 class Alone:
-    """One side by itself: seconds from ``init_state`` to the answer to the first prompt and to the first tracked mask; bytes
-    by which the process grows per frame after the warm-up, None where the system does not say; most bytes held."""
+    """One side by itself: seconds from ``init_state`` to the answer to the first prompt and to the first tracked mask;
+    bytes by which the process grows per frame after the warm-up, None where the system does not say; most bytes
+    held."""
 
     first_prompt: float
     first_mask: float

@@ -1,9 +1,9 @@
 """How image queries read memory: exchangeable operators with one call.
 
-An operator holds settings, no weights: all of them read with the projections of :class:`RotaryAttention` and can be swapped
-under the same checkpoint. :class:`Exact` and :class:`LowDim` give the same numbers, :class:`Auto` chooses between them. The
-others approximate, and each has a setting in which it is exact. Padding, counts and gains are honoured by all, and a row's
-result does not depend on the rows beside it.
+An operator holds settings, no weights: all of them read with the projections of :class:`RotaryAttention` and can be
+swapped under the same checkpoint. :class:`Exact` and :class:`LowDim` give the same numbers, :class:`Auto` chooses
+between them. The others approximate, and each has a setting in which it is exact. Padding, counts and gains are
+honoured by all, and a row's result does not depend on the rows beside it.
 
 ``flops`` of an operator are those of the matrix products of one call: key and value projections, attention, output
 projection; two per multiplication and addition.
@@ -49,7 +49,9 @@ class Memory:
         pointer = rows.item == rows.num_items
         if rows.bias is not None:
             pointer = pointer & rows.bias.isfinite()
-        return cls(key=key_input(rows), value=rows.feat, turn=place(rows.xy.unsqueeze(1)), bias=rows.bias, pointer=pointer)
+        return cls(
+            key=key_input(rows), value=rows.feat, turn=place(rows.xy.unsqueeze(1)), bias=rows.bias, pointer=pointer
+        )
 
     @property
     def rows(self) -> int:
@@ -78,8 +80,8 @@ def key_input(rows: RowBatch) -> Tensor:
 
 
 class ReadSize(NamedTuple):
-    """Sizes of a read for counting: ``rows`` R, ``queries`` Q, spatial ``tokens`` and pointer tokens (``pointers``) of a row,
-    ``width`` C, ``memory_width`` Cm, ``heads``."""
+    """Sizes of a read for counting: ``rows`` R, ``queries`` Q, spatial ``tokens`` and pointer tokens (``pointers``) of
+    a row, ``width`` C, ``memory_width`` Cm, ``heads``."""
 
     rows: int
     queries: int
@@ -131,9 +133,11 @@ class Exact(ReadOperator):
 @dataclass(frozen=True)
 class LowDim(ReadOperator):
     """Values are attended to as they are stored, Cm wide, and projected after: the weights of a query add up to one, so
-    ``softmax(S) (M Wv' + b) = (softmax(S) M) Wv' + b``. Keys cannot: each is rotated by its own place after its projection.
+    ``softmax(S) (M Wv' + b) = (softmax(S) M) Wv' + b``. Keys cannot: each is rotated by its own place after its
+    projection.
 
-    On a CPU without gradient, scores are made in tiles that stay in its cache. Elsewhere the fused kernels of torch do it.
+    On a CPU without gradient, scores are made in tiles that stay in its cache. Elsewhere the fused kernels of torch do
+    it.
     Dropout of attention weights, in training, is left to :class:`Exact`.
     """
 
@@ -183,8 +187,8 @@ def _read_fused(attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor
 
 @dataclass(frozen=True)
 class Auto(ReadOperator):
-    """The faster of :class:`LowDim` and :class:`Exact`, which give the same numbers: the first on a CPU for reads of at least
-    ``least`` scores whose memory is at most half as wide as the model."""
+    """The faster of :class:`LowDim` and :class:`Exact`, which give the same numbers: the first on a CPU for reads of at
+    least ``least`` scores whose memory is at most half as wide as the model."""
 
     least: int = 1 << 16
 
@@ -208,12 +212,13 @@ class Auto(ReadOperator):
 
 @dataclass(frozen=True)
 class Pooled(ReadOperator):
-    """Tokens of one read item whose places share a block of ``factor`` x ``factor`` cells are read as one: the mean of their
-    keys and values, with the logarithm of their number added to its logit. Object pointers are not pooled, nor are tokens
-    without a place. Tokens that stand for several already count as that many. Equal tokens in every block: exact.
+    """Tokens of one read item whose places share a block of ``factor`` x ``factor`` cells are read as one: the mean of
+    their keys and values, with the logarithm of their number added to its logit. Object pointers are not pooled, nor
+    are tokens without a place. Tokens that stand for several already count as that many. Equal tokens in every block:
+    exact.
 
-    A mean is turned by the mean of its tokens' rotations, which is the mean of their rotated keys as far as the keys are
-    equal before rotation.
+    A mean is turned by the mean of its tokens' rotations, which is the mean of their rotated keys as far as the keys
+    are equal before rotation.
 
     Args:
         factor: side of a block in cells. then: the operator that reads the pooled memory.
@@ -239,7 +244,8 @@ class Pooled(ReadOperator):
         return torch.where(self._placed(rows), shared, alone)
 
     def _placed(self, rows: RowBatch) -> Tensor:
-        """(R, L) bool: spatial tokens that have a place. Of several at the origin in one item, all may be without one."""
+        """(R, L) bool: spatial tokens that have a place. Of several at the origin in one item, all may be without
+        one."""
         origin = (rows.xy == 0).all(-1).expand_as(rows.item)
         crowd = torch.zeros(rows.rows, rows.num_items + 1, dtype=torch.long, device=origin.device)
         crowd.scatter_add_(1, rows.item, origin.long())
@@ -254,7 +260,8 @@ class Pooled(ReadOperator):
 
 
 def merge(memory: Memory, group: Tensor) -> Memory:
-    """One token for all tokens of a row with the same ``group`` (R, L): means by count, counts added. Padding stays out."""
+    """One token for all tokens of a row with the same ``group`` (R, L): means by count, counts added. Padding stays
+    out."""
     bias = memory.logit_bias()
     merged = [_merge_row(memory, r, group[r], bias[r]) for r in range(memory.rows)]
     longest = max(len(row.bias) for row in merged)
@@ -303,8 +310,8 @@ def _merge_row(memory: Memory, row: int, group: Tensor, bias: Tensor) -> _Merged
 
 @dataclass(frozen=True)
 class TopK(ReadOperator):
-    """Every query attends to its ``k`` best memory tokens and to all object pointers. All scores are made, so this saves little;
-    it is what :class:`BlockTopK` approximates. With ``k`` of all tokens: exact.
+    """Every query attends to its ``k`` best memory tokens and to all object pointers. All scores are made, so this
+    saves little; it is what :class:`BlockTopK` approximates. With ``k`` of all tokens: exact.
 
     Args:
         k: tokens per query and head; more where scores tie. chunk: queries at a time.
@@ -340,12 +347,12 @@ class TopK(ReadOperator):
 
 @dataclass(frozen=True)
 class BlockTopK(ReadOperator):
-    """Blocks of ``side`` x ``side`` neighbouring queries choose ``k`` memory tokens together, by the score of their mean query,
-    and each of their queries attends to those and to all object pointers. With ``k`` of all tokens: exact.
+    """Blocks of ``side`` x ``side`` neighbouring queries choose ``k`` memory tokens together, by the score of their
+    mean query, and each of their queries attends to those and to all object pointers. With ``k`` of all tokens: exact.
 
     Args:
-        k: tokens per block and head. side: of a block in cells; the largest divisor it shares with the side of the grid is
-            used. chunk: blocks at a time.
+        k: tokens per block and head. side: of a block in cells; the largest divisor it shares with the side of the grid
+            is used. chunk: blocks at a time.
     """
 
     k: int = 1024
@@ -363,8 +370,12 @@ class BlockTopK(ReadOperator):
         blocks = memory.split(q)
         keys = attention.keys(memory.key, memory.turn)
         means = [
-            torch.stack([self._read_row(attention, blocks[r if len(blocks) > 1 else 0, h], keys[r, h], memory, r)
-                         for h in range(attention.num_heads)])
+            torch.stack(
+                [
+                    self._read_row(attention, blocks[r if len(blocks) > 1 else 0, h], keys[r, h], memory, r)
+                    for h in range(attention.num_heads)
+                ]
+            )
             for r in range(memory.rows)
         ]
         return attention.project_read(memory.join(torch.stack(means)))
@@ -415,8 +426,8 @@ class _Blocked(Memory):
 
 @dataclass(frozen=True)
 class SparsePointers(ReadOperator):
-    """Only the ``keep`` object pointers that the mean query scores highest are read, in every layer anew. The other memory is left
-    to ``then``. With ``keep`` of all pointers: exact.
+    """Only the ``keep`` object pointers that the mean query scores highest are read, in every layer anew. The other
+    memory is left to ``then``. With ``keep`` of all pointers: exact.
 
     Args:
         keep: pointers per row. then: the operator that reads what is left.

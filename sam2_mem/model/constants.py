@@ -55,9 +55,10 @@ _KEPT: WeakIdKeyDictionary = WeakIdKeyDictionary()
 def kept(weights: Sequence[Tensor], sizes: tuple[int, ...], make: Callable[[], Tensor]) -> Tensor:
     """``make()``, or what it gave last time for the same ``sizes`` and unchanged ``weights``.
 
-    One result is kept for each group of weights. It is always made anew where a gradient is to flow and under a compiler.
-    Weights on a CPU are compared by value; elsewhere, where that would wait for the device, by place and version, so a write
-    through ``.data`` goes unnoticed there.
+    One result is kept for each group of weights. It is always made anew where a gradient is to flow and under a
+    compiler.
+    Weights on a CPU are compared by value; elsewhere, where that would wait for the device, by place and version, so a
+    write through ``.data`` goes unnoticed there.
     """
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(w.requires_grad for w in weights)):
         return make()

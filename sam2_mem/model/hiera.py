@@ -166,8 +166,8 @@ class Hiera(nn.Module):
     def forward(self, images: Tensor, *, position: Tensor | None = None) -> list[Tensor]:
         """(B, 3, H, W) -> the map at the end of each stage, fine to coarse: (B, C, H/4, W/4) ... (B, 8C, H/32, W/32).
 
-        `position` is a kept `position_map(H/4, W/4)`; without it the map is made when it is needed and weights or size have
-        changed.
+        `position` is a kept `position_map(H/4, W/4)`; without it the map is made when it is needed and weights or size
+        have changed.
         """
         if images.shape[-2] % self.size_step[0] or images.shape[-1] % self.size_step[1]:
             raise ValueError(

@@ -68,8 +68,8 @@ class MemoryAttention(nn.Module):
         width: C. memory_width: Cm. num_layers, feedforward, num_heads, dropout: as in SAM 2 (4, 2048, 1, 0.1).
         rope_theta: base of the rotary frequencies. usage_layer: layer whose cross-attention is reported as usage.
         usage_chunk: queries per chunk when the attention of that layer is recomputed for usage.
-        operator: how cross-attention reads memory, see :mod:`sam2_mem.model.attention_operators`; None for ``Auto()``. Usage
-            is that of exact attention to the tokens as they are stored, whatever the operator.
+        operator: how cross-attention reads memory, see :mod:`sam2_mem.model.attention_operators`; None for ``Auto()``.
+            Usage is that of exact attention to the tokens as they are stored, whatever the operator.
     """
 
     def __init__(
@@ -117,7 +117,8 @@ class MemoryAttention(nn.Module):
         """Condition one frame on R rows.
 
         Args:
-            low, low_pos: (Q, C), or (R, Q, C) where rows look at different frames. grid: (H, W) with H * W = Q. rows: R rows of memory. usage: statistics wanted.
+            low, low_pos: (Q, C), or (R, Q, C) where rows look at different frames. grid: (H, W) with H * W = Q. rows: R
+            rows of memory. usage: statistics wanted.
             query_code: (1, C) added to what every cross-attention asks with.
 
         Returns:
@@ -139,8 +140,8 @@ class MemoryAttention(nn.Module):
         return Attended(self.norm(x), report)
 
     def _start(self, image: Tensor, rows: RowBatch) -> Tensor:
-        """What enters the first layer, (1 or R, Q, C). Until rows read their own memory they are equal, so that one does; in
-        training each row has its own dropout."""
+        """What enters the first layer, (1 or R, Q, C). Until rows read their own memory they are equal, so that one
+        does; in training each row has its own dropout."""
         if image.ndim == 2 and not self.training:
             return image.unsqueeze(0)
         return image.expand(rows.rows, -1, -1)

@@ -17,8 +17,8 @@ from torch import Tensor
 class Rotation(NamedTuple):
     """How every channel pair of every token turns, (..., N, dim / 2).
 
-    ``cos`` and ``sin`` float32; ``polar`` the same as complex numbers, which eager kernels multiply in one pass. None where
-    a compiler, which cannot fuse complex numbers, writes the kernel.
+    ``cos`` and ``sin`` float32; ``polar`` the same as complex numbers, which eager kernels multiply in one pass. None
+    where a compiler, which cannot fuse complex numbers, writes the kernel.
     """
 
     cos: Tensor

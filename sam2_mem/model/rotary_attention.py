@@ -16,7 +16,8 @@ class RotaryAttention(nn.Module):
     """Attention of one or more heads whose queries and keys are rotated by their coordinates.
 
     Args:
-        width: channels C of the queries. key_width: channels of keys and values (C or Cm). num_heads: heads of width / heads.
+        width: channels C of the queries. key_width: channels of keys and values (C or Cm). num_heads: heads of width /
+        heads.
     """
 
     def __init__(self, *, width: int, key_width: int | None = None, num_heads: int = 1, dropout: float = 0.0) -> None:
@@ -71,10 +72,12 @@ class RotaryAttention(nn.Module):
 
 
 def attend_in_tiles(q: Tensor, k: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Attention of one head without gradient, float32: ``q`` (Q, d), ``k`` (L, d), ``value`` (L, n), ``bias`` (L) -> (Q, n).
+    """Attention of one head without gradient, float32: ``q`` (Q, d), ``k`` (L, d), ``value`` (L, n), ``bias`` (L) ->
+    (Q, n).
 
-    A tile of scores is used up before the next one is made, so that it never leaves the processor's cache. The largest score
-    so far is taken off before the exponential, and a column of ones adds the weights up (Milakov and Gimelshein 2018).
+    A tile of scores is used up before the next one is made, so that it never leaves the processor's cache. The largest
+    score so far is taken off before the exponential, and a column of ones adds the weights up (Milakov and Gimelshein
+    2018).
     """
     counted = torch.cat([value, value.new_ones(len(value), 1)], dim=1)
     room = q.new_empty(min(TILE_QUERIES, len(q)) * min(TILE_KEYS, len(k)))
