@@ -491,7 +491,11 @@ def _locate_training(config: str) -> tuple[Path, str]:
 
 
 def build_training(config: DictConfig, *, init: str | PathLike[str] | None = None, device: str = "cpu") -> TrainingJob:
-    """What a composed training config describes; ``init``: weights to start from, an official checkpoint for example."""
+    """What a composed training config describes.
+
+    ``init``: weights to start from, an official checkpoint for example; None for the config's own ``init``, which may be
+    ``own`` for the weights that the network's config names, and else random ones.
+    """
     network = compose(config.model, list(config.model_overrides))
     plan = _make(config.plan, "the training plan")
     torch.manual_seed(plan.seed)
