@@ -1,6 +1,7 @@
 # make test    set up a virtual environment on a fresh machine, then run the tests
 # make test-gpu  the same set-up, then the tests that need a CUDA device
 # make demo    the same set-up, then segment the demo video; the result is in outputs/demo
+#              (DEMO_POLICY=fifo for SAM 2's own memory, which fills up with the tree and loses the fish behind it)
 # make clean   remove the virtual environment and the results of the demo
 #
 # VENV=DIR         another place for the virtual environment (also as an environment variable)
@@ -16,6 +17,7 @@ PYTEST_FLAGS ?=
 WORKERS ?= 0
 DEMO_CFG ?= configs/nano.yaml
 DEMO_CKPT ?=
+DEMO_POLICY ?= samurai
 
 PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
@@ -37,7 +39,8 @@ demo: $(READY)
 	    --sam2_cfg $(DEMO_CFG) $(if $(DEMO_CKPT),--sam2_checkpoint $(DEMO_CKPT)) \
 	    --base_video_dir notebooks/videos --video_list_file notebooks/videos/demo.txt \
 	    --input_mask_dir notebooks/videos/demo_prompts --output_mask_dir outputs/demo \
-	    --track_object_appearing_later_in_video --save_overlay --contact_sheet --device cpu
+	    --track_object_appearing_later_in_video --save_overlay --contact_sheet --device cpu \
+	    memory_policy=$(DEMO_POLICY)
 
 # The library. It is built with the environment's own setuptools, so that no second copy is fetched.
 $(READY): $(RECIPE)
