@@ -30,7 +30,12 @@ from sam2_mem.tracking.tracker import Tracker
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.types import ABSENT_LOGIT, AppearanceMap, Choice, FrameFeatures, FrameResult, Pick, Prompt
 
-EVERYTHING = HQRefiner(tau_hq=-1.0)
+def literal(**settings) -> HQRefiner:
+    """As in the paper: no guard by overlap unless given."""
+    return HQRefiner(**{"hq_min_iou": 0.0} | settings)
+
+
+EVERYTHING = literal(tau_hq=-1.0)
 SIDE = 16
 SCORE_BIAS = "sam_mask_decoder.pred_obj_score_head.layers.2.bias"
 START = {0: [micro.mask_prompt(1), micro.mask_prompt(2, 0, 1), micro.click_prompt(3, number=2)]}
@@ -70,7 +75,7 @@ def refined(results: list[FrameResult]) -> int:
 def test_a_threshold_out_of_reach_is_no_refiner(policy):
     plain = masks(tracked(policy, None)[0])
     assert (plain[3:] > 0).flatten(1).any(1).float().mean() > 0.5
-    unreached, _ = tracked(policy, HQRefiner(tau_hq=1.01))
+    unreached, _ = tracked(policy, literal(tau_hq=1.01))
     assert torch.equal(plain, masks(unreached)) and refined(unreached) == 0
     reached, _ = tracked(policy, EVERYTHING)
     assert (plain - masks(reached)).abs().max() > 1e-2 and refined(reached) > 5
@@ -135,7 +140,7 @@ def test_an_empty_or_absent_mask_stays(refiner):
 
 
 def test_only_every_nth_frame_is_refined():
-    refiner = HQRefiner(tau_hq=-1.0, hq_every=3)
+    refiner = literal(tau_hq=-1.0, hq_every=3)
     results, _ = tracked("fifo", refiner)
     frames = {r.frame for r in results if any(s.refined for s in r.scores)}
     assert frames and all(f % 3 == 0 for f in frames)
@@ -168,8 +173,8 @@ def test_an_accepted_mask_is_shown_and_remembered(hard):
 def test_pointers_stay_the_trackers_unless_asked():
     assert run_refine(Stamp(), [output(square())])[0].pointer.tolist() == [0.0] * 32
     assert run_refine(Stamp(own_pointer=True), [output(square())])[0].pointer.tolist() == [9.0] * 32
-    assert HQRefiner().own_pointer is False and HQRefiner(hq_pointer="proposal").own_pointer is True
-    assert HQRefiner().hard_memory is False and HQRefiner(hq_memory="hard").hard_memory is True
+    assert literal().own_pointer is False and literal(hq_pointer="proposal").own_pointer is True
+    assert literal().hard_memory is False and literal(hq_memory="hard").hard_memory is True
 
 
 class Both(FIFO):
@@ -292,9 +297,9 @@ def test_the_closest_appearance_is_chosen_and_gated():
     assert all(torch.equal(found.logits[i], out.masks[i, best[i]]) for i in range(2))
     assert all(torch.equal(found.pointers[i], out.pointers[i, best[i]]) for i in range(2))
     for i, top in enumerate(cosines.max(1).values.tolist()):
-        assert propose(HQRefiner(tau_hq=top - 1e-4), coarse, frame).accepted[i]
-        assert not propose(HQRefiner(tau_hq=top + 1e-4), coarse, frame).accepted[i]
-    by_iou = propose(HQRefiner(tau_hq=-1.0, hq_select="iou_pred"), coarse, frame)
+        assert propose(literal(tau_hq=top - 1e-4), coarse, frame).accepted[i]
+        assert not propose(literal(tau_hq=top + 1e-4), coarse, frame).accepted[i]
+    by_iou = propose(literal(tau_hq=-1.0, hq_select="iou_pred"), coarse, frame)
     assert all(torch.equal(by_iou.logits[i], out.masks[i, out.iou[i].argmax()]) for i in range(2))
 
 
@@ -302,8 +307,8 @@ def test_least_overlap_with_the_coarse_mask():
     frame, coarse = features(), two_squares()
     overlap = mask_iou(propose(EVERYTHING, coarse, frame).logits, coarse)
     for i, value in enumerate(overlap.tolist()):
-        assert propose(HQRefiner(tau_hq=-1.0, hq_min_iou=max(value - 1e-3, 0.0)), coarse, frame).accepted[i]
-        assert not propose(HQRefiner(tau_hq=-1.0, hq_min_iou=value + 1e-3), coarse, frame).accepted[i]
+        assert propose(literal(tau_hq=-1.0, hq_min_iou=max(value - 1e-3, 0.0)), coarse, frame).accepted[i]
+        assert not propose(literal(tau_hq=-1.0, hq_min_iou=value + 1e-3), coarse, frame).accepted[i]
 
 
 def test_reference_may_be_the_first_frame():
@@ -311,7 +316,7 @@ def test_reference_may_be_the_first_frame():
     centre = frame.low.mean(0)
     other = Look(centre, 2 * centre - pooled(frame, coarse[:1, None])[0, 0])
     part = Coarse(coarse[:1], (other,), frame.low[None])
-    by_coarse = HQRefiner(tau_hq=0.0, hq_select="iou_pred")
+    by_coarse = literal(tau_hq=0.0, hq_select="iou_pred")
     by_first = replace(by_coarse, hq_ref="first")
     now = by_coarse.propose(sure_model(), frame, part).accepted
     opposite = by_first.propose(sure_model(), frame, part).accepted
@@ -378,7 +383,7 @@ def test_boxes_and_overlap():
 )
 def test_refuses(wrong):
     with pytest.raises(ValueError, match=f"expected {next(iter(wrong))}.* got"):
-        HQRefiner(**wrong)
+        literal(**wrong)
 
 
 # -- configs ----------------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ class HQRefiner(Refiner):
     tau_hq: float = 0.95
     hq_select: str = "cos"
     hq_ref: str = "coarse"
-    hq_min_iou: float = 0.0
+    hq_min_iou: float = 0.5
     hq_every: int = 1
     hq_feat: str = "plain"
     hq_memory: str = "soft"
