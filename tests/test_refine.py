@@ -30,6 +30,7 @@ from sam2_mem.tracking.tracker import Tracker
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.types import ABSENT_LOGIT, AppearanceMap, Choice, FrameFeatures, FrameResult, Pick, Prompt
 
+
 def literal(**settings) -> HQRefiner:
     """As in the paper: no guard by overlap unless given."""
     return HQRefiner(**{"hq_min_iou": 0.0} | settings)
