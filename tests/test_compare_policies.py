@@ -26,8 +26,9 @@ import torch
 from PIL import Image
 
 from micro import OVERRIDES, SIDE, blob, micro_model, micro_predictor, micro_weights, one_thread, picture  # noqa: F401
-from sam2_mem.build_sam import build_policy, compose
-from sam2_mem.cli.compare import overrides_of
+from sam2_mem.build_sam import build_policy, build_sam2, compose
+from sam2_mem.checkpoint import save_part
+from sam2_mem.cli.compare import Options, Workshop, overrides_of
 from sam2_mem.evaluation import charts
 from sam2_mem.evaluation.benchmark import Footage, Setting, take_census
 from sam2_mem.evaluation.compare import run_plan
@@ -246,6 +247,24 @@ print(before.growth(), before.peak())
     first, second, peak = (int(float(v)) for v in done.stdout.split())
     assert first < 20_000_000, "what was freed before does not count"
     assert second > 40_000_000 and peak > second
+
+
+def test_networks_are_shared_only_where_their_weights_are_the_same(tmp_path: Path) -> None:
+    model = build_sam2("nano", device="cpu", hydra_overrides_extra=["distiller=spatial"])
+    with torch.no_grad():
+        for parameter in model.memory_encoder.distiller.parameters():
+            parameter.add_(0.5)
+    save_part(model.memory_encoder.distiller, "memory_encoder.distiller.", tmp_path / "d.safetensors")
+    workshop = Workshop(Options(out=tmp_path, device="cpu"))
+
+    def network(policy: str):
+        return workshop.contestant(policy).build().model
+
+    trained = f"fifo+distiller=spatial+distiller_checkpoint={tmp_path / 'd.safetensors'}"
+    plain, same, other = (network(p) for p in ("fifo+distiller=spatial", "rmem+distiller=spatial", trained))
+    assert plain is same and other is not plain
+    ours, theirs = (next(m.memory_encoder.distiller.parameters()) for m in (plain, other))
+    assert not torch.equal(ours, theirs)
 
 
 def test_a_counted_policy_is_the_same_policy() -> None:

@@ -136,7 +136,7 @@ class Workshop:
         predictor = build_sam2_video_predictor(
             config, self._weights(), device=_device(self._options.device), apply_postprocessing=False
         )
-        network = OmegaConf.to_yaml(config.model, resolve=True)
+        network = f"{OmegaConf.to_yaml(config.model, resolve=True)}{config.get('distiller_checkpoint')}"
         if self._model is None or self._model[0] != network:
             self._model = network, predictor.model
         predictor.model = self._model[1]
