@@ -131,7 +131,9 @@ def test_stream_memory_is_flat() -> None:
 def test_control_a_bank_that_retains_all_grows(way: str) -> None:
     run = stream if way == "stream" else offline(generator(Path()))
     early, late = loads(micro_predictor(FIFO(retain_all=True)), run, last=120)
-    assert set(grown(early, late)) == {"state", "tensors", "tensor_bytes"}
+    assert {"state", "tensors"} <= set(grown(early, late)) <= {"state", "tensors", "tensor_bytes"}
+    # Not in percent: other tests of the process may keep large networks.
+    assert late.tensor_bytes - early.tensor_bytes > 0.5 * (late.state - early.state)
     assert late.state > 1.8 * early.state
 
 
