@@ -23,9 +23,9 @@ from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.training.clips import Clip, ClipBatch, ClipWish, normalise
 from sam2_mem.training.lockstep import Sighting, StackedFeatures
-from sam2_mem.training.losses import LossSettings, Prediction, dice_loss, judge
+from sam2_mem.training.losses import LossSettings, Prediction, dice_loss, judge, mean_where
 from sam2_mem.training.noise import CERTAIN, MemoryNoise
-from sam2_mem.training.rollout import Rollout, RolloutSettings
+from sam2_mem.training.rollout import Lesson, Rollout, RolloutSettings, encode_frames
 
 CLICKS = 12
 """Places in a frame without labels where the teacher is asked for an object."""
@@ -78,14 +78,6 @@ class DistillationTerms(NamedTuple):
 
     def weighted(self, settings: Distillation) -> Tensor:
         return sum(getattr(settings, name) * value for name, value in self._asdict().items())
-
-
-class Lesson(NamedTuple):
-    """Losses of what was said between two cuts of the graph, their weighted sum, and the share of the clip's frames."""
-
-    terms: DistillationTerms
-    total: Tensor
-    share: float
 
 
 class Teacher:
@@ -170,7 +162,8 @@ def taught(
     before asking for the next. ``shared``: frames are encoded once, see :meth:`Teacher.sees_alike`."""
     if settings.prompts.correct:
         raise ValueError("expected plan.stages.*.rollout.prompts.correct of 0 in a distillation: the two would be corrected")
-    encoded = _encoded(student, batch) if shared else None
+    with torch.no_grad():
+        encoded = encode_frames(student, batch.images) if shared else None
     known = teacher.track(settings, batch, copy.deepcopy(rngs), encoded)
     forced = TeachersMasks(known, distillation.forcing, [rngs[c] for c in batch.clip_of])
     rollout = Rollout(student, policy, settings, batch=batch, rngs=rngs, encoded=encoded, change=forced)
@@ -180,13 +173,6 @@ def taught(
             if seen:
                 terms = compare(seen, known, batch, distillation, settings.losses)
                 yield Lesson(terms, terms.weighted(distillation), segment.share)
-
-
-@torch.no_grad()
-def _encoded(model: SAM2, batch: ClipBatch) -> list[StackedFeatures]:
-    clips, times = batch.images.shape[:2]
-    flat = model.encode_image(batch.images.flatten(0, 1), range(clips * times))
-    return [StackedFeatures.of(flat[t::times], t) for t in range(times)]
 
 
 def _by_frame(sightings: Sequence[Sighting]) -> dict[int, Sighting]:
@@ -284,9 +270,9 @@ def compare(
     size = theirs.conditioned.float().square().mean()
     return DistillationTerms(
         features=((apart * cells).sum(1) / cells.sum(1)).mean() / size,
-        mask=_mean(((entropy - least) * pixels).sum((1, 2)) / pixels.sum((1, 2)), present),
-        dice=_mean(dice_loss(student, target), present),
-        iou=_mean((mine.iou - theirs.iou).abs().mean(1), present),
+        mask=mean_where(((entropy - least) * pixels).sum((1, 2)) / pixels.sum((1, 2)), present),
+        dice=mean_where(dice_loss(student, target), present),
+        iou=mean_where((mine.iou - theirs.iou).abs().mean(1), present),
         objectness=F.binary_cross_entropy_with_logits(mine.objectness.float(), theirs.objectness.float().sigmoid()),
         truth=_against_truth(sightings, batch, losses) if settings.truth else best.new_zeros((), dtype=torch.float32),
     )
@@ -316,11 +302,6 @@ def emphasis(probability: Tensor, settings: Distillation) -> Tensor:
     grown = F.max_pool2d(probability[:, None], 3, 1, 1)[:, 0]
     shrunk = -F.max_pool2d(-probability[:, None], 3, 1, 1)[:, 0]
     return 1 + settings.foreground * probability + settings.boundary * (grown - shrunk)
-
-
-def _mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Mean where ``weight`` (R); 0 if nowhere."""
-    return (values * weight).sum() / weight.sum().clamp(min=1)
 
 
 def _against_truth(sightings: Sequence[Sighting], batch: ClipBatch, losses: LossSettings) -> Tensor:

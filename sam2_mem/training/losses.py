@@ -102,9 +102,9 @@ def judge(prediction: Prediction, truth: Tensor, settings: LossSettings) -> Loss
     wrong = (prediction.iou - true_iou(masks.detach(), shared)).abs()
     wrong = wrong.mean(1) if settings.all_iou else wrong.gather(1, best)[:, 0]
     return LossTerms(
-        focal=_mean_where(focal.gather(1, best)[:, 0], present),
-        dice=_mean_where(dice.gather(1, best)[:, 0], present),
-        iou=_mean_where(wrong, present),
+        focal=mean_where(focal.gather(1, best)[:, 0], present),
+        dice=mean_where(dice.gather(1, best)[:, 0], present),
+        iou=mean_where(wrong, present),
         objectness=F.binary_cross_entropy_with_logits(prediction.objectness, present.to(prediction.objectness.dtype)),
         occupancy=_occupancy(prediction.occupancy, truth),
     )
@@ -123,7 +123,7 @@ def enlarge(masks: Tensor, size: tuple[int, ...]) -> Tensor:
     return F.interpolate(masks, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-def _mean_where(values: Tensor, wanted: Tensor) -> Tensor:
+def mean_where(values: Tensor, wanted: Tensor) -> Tensor:
     """Mean of ``values`` (R) where ``wanted`` (R); 0 if nowhere."""
     weight = wanted.to(values.dtype)
     return (values * weight).sum() / weight.sum().clamp(min=1)

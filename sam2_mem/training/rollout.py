@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,6 +44,15 @@ class Segment(NamedTuple):
     """What the network said between two cuts of the graph, and the segment's share of the clip's frames."""
 
     sightings: list[Sighting]
+    share: float
+
+
+class Lesson(NamedTuple):
+    """What a segment is learnt from: unweighted losses (a tuple with a name for each), their weighted sum, and the
+    segment's share of the clip's frames."""
+
+    terms: Any
+    total: Tensor
     share: float
 
 
@@ -107,13 +116,10 @@ class Rollout:
         self._tracker.commit(features)
 
     def _encode(self, start: int, stop: int) -> list[StackedFeatures]:
-        """Some frames of all clips through the image encoder at once."""
+        """Some frames of all clips."""
         if self._encoded is not None:
             return list(self._encoded[start:stop])
-        images = self._batch.images[:, start:stop]
-        clips, times = images.shape[:2]
-        flat = self._model.encode_image(images.flatten(0, 1), range(clips * times))
-        return [StackedFeatures.of(flat[t::times], start + t) for t in range(times)]
+        return encode_frames(self._model, self._batch.images[:, start:stop], start)
 
     def _draw_corrections(self, times: int) -> dict[int, list[int]]:
         """Frame -> objects that get a click there."""
@@ -165,6 +171,13 @@ class Rollout:
 
     def _truth(self, obj_id: int, frame: int) -> np.ndarray:
         return self._batch.truth[obj_id, frame].cpu().numpy() > 0.5
+
+
+def encode_frames(model: SAM2, images: Tensor, first: int = 0) -> list[StackedFeatures]:
+    """``images`` (B, T, 3, S, S) of all clips through the image encoder at once: T frames, numbered from ``first``."""
+    clips, times = images.shape[:2]
+    flat = model.encode_image(images.flatten(0, 1), range(clips * times))
+    return [StackedFeatures.of(flat[t::times], first + t) for t in range(times)]
 
 
 class Judgement(NamedTuple):

@@ -23,11 +23,11 @@ from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.training.clips import Clip, ClipBatch, collate
 from sam2_mem.training.curves import append_row, cut_rows, draw_curves, read_rows
-from sam2_mem.training.distillation import DistillationTerms, Lesson, Teacher, taught
+from sam2_mem.training.distillation import DistillationTerms, Teacher, taught
 from sam2_mem.training.losses import LossTerms
 from sam2_mem.training.parallel import Team, average_gradients
 from sam2_mem.training.plan import Optimisation, Stage, TrainingPlan
-from sam2_mem.training.rollout import Rollout, assess
+from sam2_mem.training.rollout import Lesson, Rollout, assess
 from sam2_mem.training.start import OccupancyHead, prepare
 
 logger = logging.getLogger(__name__)
@@ -46,14 +46,6 @@ class StepReport(NamedTuple):
     norm: float
     rate: float
     seconds: float
-
-
-class LabelledLesson(NamedTuple):
-    """Losses against labels, as :class:`~sam2_mem.training.distillation.Lesson` those against a teacher."""
-
-    terms: LossTerms
-    total: Tensor
-    share: float
 
 
 class Trainer:
@@ -166,7 +158,7 @@ class Trainer:
 
     def _lessons(
         self, stage: Stage, batch: ClipBatch, rngs: list[np.random.Generator]
-    ) -> Iterator[Lesson | LabelledLesson]:
+    ) -> Iterator[Lesson]:
         settings = stage.rollout
         if self.teacher is not None:
             kwargs = {"batch": batch, "rngs": rngs, "shared": self._shared}
@@ -175,7 +167,7 @@ class Trainer:
         for segment in Rollout(self.model, self.policy, settings, batch=batch, rngs=rngs).segments():
             if segment.sightings:
                 judgement = assess(segment.sightings, batch.truth, self.head, settings.losses)
-                yield LabelledLesson(*judgement, segment.share)
+                yield Lesson(*judgement, segment.share)
 
     def _precision(self):
         if self.plan.amp and self.model.device.type == "cuda":
