@@ -33,9 +33,9 @@ from sam2_mem.evaluation import charts
 from sam2_mem.evaluation.benchmark import Footage, Setting, take_census
 from sam2_mem.evaluation.compare import run_plan
 from sam2_mem.evaluation.compare_jobs import Contestant, Plan, Result, ResultFolder
-from sam2_mem.evaluation.compare_report import BINS, over_time, write_report
+from sam2_mem.evaluation.compare_report import BINS, over_time, part_tables, write_report
 from sam2_mem.evaluation.compare_statistics import bootstrap, make_row, object_values, read_comparison
-from sam2_mem.evaluation.compare_videos import BenchVideo, bench_videos
+from sam2_mem.evaluation.compare_videos import BenchVideo, bench_videos, parts_of
 from sam2_mem.evaluation.datasets import open_dataset
 from sam2_mem.evaluation.kept_masks import KeptMasks
 from sam2_mem.evaluation.passes import PassCost, PeakMemory, Stopwatch, counted, measured_pass
@@ -62,10 +62,10 @@ def contestant(name: str, policy: str | None = None) -> Contestant:
     return Contestant(name=name, settings=settings, build=lambda: micro_predictor(policy or name))
 
 
-def clips(*names: str, frames: int = 10) -> tuple[BenchVideo, ...]:
+def clips(*names: str, of: str = "dev-v1", frames: int = 10) -> tuple[BenchVideo, ...]:
     """Short, small clips in the manner of the benchmark."""
     made = []
-    for video in bench_videos("synthetic:dev-v1", names):
+    for video in bench_videos(f"synthetic:{of}", names):
         spec = replace(video.truth.spec, num_frames=frames, height=SIDE, width=SIDE)
         clip = replace(video.truth, spec=spec)
         made.append(replace(video, truth=clip, open=clip.source, plan=lambda source, clip=clip: clip.plan()))
@@ -549,7 +549,7 @@ def test_submitit(whole: Path, weights: Path, tmp_path: Path, monkeypatch: pytes
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for extra, told in (
         (["--data", "davis2016"], "expected synthetic:<set>"),
-        (["--data", "synthetic:v0"], "expected a synthetic set of long-v1, dev-v1"),
+        (["--data", "synthetic:v0"], "expected a synthetic set of long-v1, dev-v1, seeds-v1"),
         (["--data", "nodata:/tmp"], "expected a data set of davis2016"),
         (["--videos", "late_9"], "expected names of videos of synthetic:dev-v1, got late_9"),
         (["--baseline", "xmem"], "expected the baseline among the policies"),
@@ -686,7 +686,7 @@ def test_the_page_in_a_browser(done: ResultFolder, tmp_path: Path) -> None:
             chrome.run("return performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:'))") == []
         )
         cells = chrome.run("return [...document.querySelectorAll('tbody tr td:first-child')].map(c => c.textContent)")
-        assert cells[:6] == ["fifo", "keyframe"] * 3 and len(cells) == 6 + 10
+        assert cells[:10] == ["fifo", "keyframe"] * 5 and len(cells) == 10 + 10
         chrome.click("summary")
         assert chrome.run("return document.querySelector('details').open")
         assert chrome.run("return document.documentElement.scrollWidth <= window.innerWidth"), "nothing sticks out"
@@ -717,9 +717,31 @@ def test_tables(done: ResultFolder) -> None:
     assert float(summary[1]["low"]) <= float(summary[1]["difference"]) <= float(summary[1]["high"])
     markdown = (report / "report.md").read_text()
     blocks = re.findall(r"(?:^\|.*\n?)+", markdown, re.MULTILINE)
-    assert len(blocks) == 3
+    assert len(blocks) == 3 + 2
     for block in blocks:
         assert len({line.count("|") for line in block.splitlines()}) == 1 and len(block.splitlines()) == 4
+
+
+def test_tables_by_track(done: ResultFolder) -> None:
+    comparison = read_comparison(done)
+    tables = part_tables(comparison, "synthetic:dev-v1")
+    assert [table.title for table in tables] == ["J&F by track", "J-visible by track"], "one seed, so none by seed"
+    objects = list(csv.DictReader((done.root / "report" / "objects.csv").open()))
+    for column, table in zip(("J&F", "J-visible"), tables):
+        assert table.head == ["policy", "occlusion", "splitting", "late", "deviation"]
+        for policy, *cells in table.lines:
+            mine = [o for o in objects if o["policy"] == policy and o[column]]
+            means = [np.mean([100 * float(o[column]) for o in mine if o["video"] == f"{t}_1"]) for t in table.head[1:4]]
+            assert cells == [f"{value:.1f}" for value in (*means, np.std(means, ddof=1))]
+
+
+def test_tables_by_seed_of_the_clips(tmp_path: Path) -> None:
+    videos = clips("splitting_1", "splitting_3", of="seeds-v1", frames=5)
+    comparison = read_comparison(compared(tmp_path, small_plan(videos=videos)))
+    tables = part_tables(comparison, "synthetic:seeds-v1")
+    assert [table.title for table in tables] == ["J&F by seed", "J-visible by seed"], "one track, so none by track"
+    assert tables[0].head == ["policy", "33000001", "33000003", "deviation"]
+    assert parts_of("davis2016:folder") == {} and parts_of("synthetic:folder") == {}
 
 
 def test_two_data_sets_also_have_rows_over_both(tmp_path: Path) -> None:

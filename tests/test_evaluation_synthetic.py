@@ -60,6 +60,17 @@ LONG = {
 }
 """Of frames 0, 300 and 599 of the clips of long-v1."""
 
+SEEDS = {
+    "occlusion": ("f0ee18337f288262", "9d27e2aa6287de5a", "a70d623424d8d22a"),
+    "return": ("e27662425d3bb583", "74ffaa1245ac82be", "f09cb9ffdf2b7746"),
+    "long_absence": ("77965454710ac0e0", "cacb8183f5f4e6d2", "54f3ebf4231142f3"),
+    "lookalikes": ("8516ab0506759a7d", "c7f48f3db1075677", "ab00ba8e2aa8ddcc"),
+    "appearance": ("13cec79fd23e9f07", "85f00bcfd7c78e9a", "140da4c206c2dffa"),
+    "splitting": ("c2616dd198ee3a98", "2a4b9af6aac4f305", "5ddd68c9184484f9"),
+    "late": ("30d5ee15c89b4347", "4f0ec8614a3c9c35", "6fffb8b3f808708e"),
+}
+"""Of frames 0, 100 and 199 of the three clips of each track of seeds-v1."""
+
 SHORT = 24
 
 
@@ -89,6 +100,12 @@ def test_frames_of_the_long_set(name: str) -> None:
     assert fingerprint(clip, (0, 300, 599)) == LONG[name]
 
 
+@pytest.mark.parametrize("track", SEEDS)
+def test_frames_of_the_set_of_three_seeds(track: str) -> None:
+    clips = open_synthetic("seeds-v1")
+    assert tuple(fingerprint(clips[f"{track}_{n}"], (0, 100, 199)) for n in (1, 2, 3)) == SEEDS[track]
+
+
 @pytest.mark.parametrize(
     "environment",
     [
@@ -116,12 +133,13 @@ def test_control_another_seed_has_another_fingerprint(small: SyntheticSet) -> No
 
 
 def test_sizes() -> None:
-    long, dev = open_synthetic("long-v1"), open_synthetic("dev-v1")
-    assert SYNTHETIC_SETS == ("long-v1", "dev-v1")
+    long, dev, seeds = map(open_synthetic, SYNTHETIC_SETS)
+    assert SYNTHETIC_SETS == ("long-v1", "dev-v1", "seeds-v1")
     assert [clip.name for clip in dev] == list(WHOLE) and [clip.name for clip in long] == list(LONG)
     assert {(len(c), c.spec.height, c.spec.width) for c in long} == {(600, 256, 256)}
     assert {(len(c), c.spec.height, c.spec.width) for c in dev} == {(120, 128, 128)}
-    assert {c.track for c in long} == {c.track for c in dev} == {track.name for track in TRACKS}
+    assert {(len(c), c.spec.height, c.spec.width) for c in seeds} == {(200, 128, 128)}
+    assert {c.track for c in seeds} == {c.track for c in long} == {c.track for c in dev} == {track.name for track in TRACKS}
 
 
 def test_seeds_are_not_those_of_training_or_validation() -> None:
@@ -153,7 +171,7 @@ def test_objects_leave_and_come_back_in_the_long_set() -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected a synthetic set of long-v1, dev-v1, got 'long-v2'"):
+    with pytest.raises(ValueError, match="expected a synthetic set of long-v1, dev-v1, seeds-v1, got 'long-v2'"):
         open_synthetic("long-v2")
     with pytest.raises(ValueError, match="expected a clip of dev-v1, one of occlusion_1, .*, got 'occlusion_9'"):
         open_synthetic("dev-v1")["occlusion_9"]

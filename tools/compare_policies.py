@@ -48,7 +48,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=compare.DATA,
         metavar="DATA",
-        help="synthetic:long-v1, synthetic:dev-v1, or NAME:ROOT of a data set with ground truth, NAME as for "
+        help="synthetic:long-v1, :dev-v1 or :seeds-v1, or NAME:ROOT of a data set with ground truth, NAME as for "
         "tools/evaluate.py (default: synthetic:dev-v1)",
     )
     parser.add_argument("--videos", nargs="+", default=(), help="only these, by name")

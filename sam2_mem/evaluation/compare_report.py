@@ -9,8 +9,9 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from statistics import stdev
 
 import numpy as np
 
@@ -23,9 +24,11 @@ from sam2_mem.evaluation.compare_statistics import (
     Comparison,
     Row,
     object_values,
+    part_means,
     read_comparison,
     rows,
 )
+from sam2_mem.evaluation.compare_videos import parts_of
 
 BINS = 40
 """Points of a line over time."""
@@ -102,12 +105,35 @@ def object_table(comparison: Comparison, data: str) -> Table:
     return Table(f"{headline} of every object", ["object", *comparison.policies], lines, folded=True)
 
 
+def part_tables(comparison: Comparison, data: str) -> list[Table]:
+    """The numbers of a synthetic set by track and by seed, in percent, where there are several: the main number, and J
+    over the frames that show the object. The last column: the standard deviation between them."""
+    made = []
+    for kind, part_of in parts_of(data).items():
+        used = dict.fromkeys(part_of[r.video] for r in comparison.results if r.data == data)
+        for column in (comparison.headline(data), "J-visible") if len(used) > 1 else ():
+            means = {policy: part_means(comparison.of(policy, data), column, part_of) for policy in comparison.policies}
+            lines = [
+                [policy, *(_percent(own.get(part, math.nan)) for part in used), _percent(_deviation(own.values()))]
+                for policy, own in means.items()
+            ]
+            made.append(Table(f"{column} by {kind}", ["policy", *used, "deviation"], lines))
+    return made
+
+
+def _deviation(values: Iterable[float]) -> float:
+    known = list(values)
+    return stdev(known) if len(known) > 1 else math.nan
+
+
 def make_tables(comparison: Comparison, found: Sequence[Row]) -> list[tuple[str, list[Table]]]:
     """Those of every group of videos."""
     made = []
     for group in comparison.groups:
         tables = [score_table(comparison, group, found), memory_table(group, found), machine_table(group, found)]
-        made.append((group, tables if group == EVERYTHING else [*tables, object_table(comparison, group)]))
+        if group != EVERYTHING:
+            tables += [*part_tables(comparison, group), object_table(comparison, group)]
+        made.append((group, tables))
     return made
 
 

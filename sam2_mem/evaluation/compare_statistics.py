@@ -130,6 +130,14 @@ def object_values(results: Iterable[Result], column: str) -> dict[ObjectKey, flo
     return {key: float(np.mean(values)) for key, values in found.items()}
 
 
+def part_means(results: Iterable[Result], column: str, part_of: Mapping[str, str]) -> dict[str, float]:
+    """The mean over the objects of every part, by the part of each video; parts without such a number are left out."""
+    found: dict[str, list[float]] = {}
+    for (_, video, _), value in object_values(results, column).items():
+        found.setdefault(part_of[video], []).append(value)
+    return {part: _mean(values) for part, values in found.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One policy on one group of videos.

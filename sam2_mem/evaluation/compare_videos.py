@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,16 @@ def _synthetic(spec: str, name: str) -> list[BenchVideo]:
         )
         for clip in open_synthetic(name)
     ]
+
+
+def parts_of(spec: str) -> Mapping[str, Mapping[str, str]]:
+    """What videos of a synthetic set can be grouped by, "track" and "seed": the group of each video by its name. Nothing
+    for other data."""
+    kind, _, name = spec.partition(":")
+    if kind != "synthetic" or name not in SYNTHETIC_SETS:
+        return {}
+    clips = open_synthetic(name)
+    return {"track": {c.name: c.track for c in clips}, "seed": {c.name: str(c.spec.seed) for c in clips}}
 
 
 def _on_disk(spec: str, kind: str, root: str) -> list[BenchVideo]:

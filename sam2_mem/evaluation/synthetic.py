@@ -238,9 +238,11 @@ class _Recipe:
 _RECIPES = {
     "long-v1": _Recipe(seeds=(31_000_001, 31_000_002), num_frames=600, side=256),
     "dev-v1": _Recipe(seeds=(32_000_001,), num_frames=120, side=128),
+    "seeds-v1": _Recipe(seeds=(33_000_001, 33_000_002, 33_000_003), num_frames=200, side=128),
 }
 SYNTHETIC_SETS = tuple(_RECIPES)
-"""``long-v1``: 14 clips of 600 frames, 256 pixels. ``dev-v1``: 7 of 120 frames, 128 pixels, for tests and CPUs."""
+"""``long-v1``: 14 clips of 600 frames, 256 pixels. ``dev-v1``: 7 of 120 frames, 128 pixels, for tests and CPUs.
+``seeds-v1``: 21 of 200 frames, 128 pixels, each track with three seeds, to see how much a figure varies between clips."""
 
 
 def open_synthetic(name: str) -> SyntheticSet:
