@@ -136,7 +136,10 @@ def assert_finite(state: Any) -> None:
 
 # -- watching a policy at work ----------------------------------------------------------------------------------------
 
-VERBS = "prompt read wanted_usage choose write revise finish forget unprompt moved held can_resume capacity".split()
+VERBS = (
+    "prompt read wanted_usage choose write condense condensed revise finish forget unprompt moved held can_resume capacity "
+    "strip shrink notes explain"
+).split()
 
 
 def kept_outside_states(policy: Any) -> Snapshot:

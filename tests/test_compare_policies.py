@@ -38,7 +38,7 @@ from sam2_mem.evaluation.compare_statistics import bootstrap, make_row, object_v
 from sam2_mem.evaluation.compare_videos import BenchVideo, bench_videos, parts_of
 from sam2_mem.evaluation.datasets import open_dataset
 from sam2_mem.evaluation.kept_masks import KeptMasks
-from sam2_mem.evaluation.passes import PassCost, PeakMemory, Stopwatch, counted, measured_pass
+from sam2_mem.evaluation.passes import PassCost, Stopwatch, counted, measured_pass
 from sam2_mem.evaluation.run import evaluate
 from sam2_mem.evaluation.synthetic import SyntheticSet
 from sam2_mem.memory.policies.fifo import FIFO

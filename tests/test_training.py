@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sam2_mem.build_sam import build_policy, build_sam2, build_training, compose, compose_training
 from sam2_mem.cli import train as commands
+from sam2_mem.memory.policies.rmem import RMem
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.tracking.tracker import Tracker, TrackerSettings
 from sam2_mem.training import losses
@@ -625,6 +626,13 @@ def test_the_tool_takes_overrides_of_the_config_only_where_they_mean_something()
     wrong = [sys.executable, str(ROOT / "tools" / "train.py"), "export", "a.pt", "b.safetensors", "plan.seed=1"]
     done = subprocess.run(wrong, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "unrecognized arguments: plan.seed=1" in done.stderr
+
+
+@pytest.mark.parametrize("config", ["nano", "distil_nano"])
+def test_any_policy_can_be_chosen_in_a_training_config(config: str) -> None:
+    composed = compose_training(config, ["memory_policy=rmem", "memory_policy.bank_size=5"])
+    chosen, own = build_policy(composed.memory_policy), build_policy(compose_training(config).memory_policy)
+    assert isinstance(chosen, RMem) and chosen.bank_size == 5 and not isinstance(own, RMem)
 
 
 def test_unknown_training_configs_name_the_known_ones() -> None:

@@ -27,6 +27,7 @@ except ModuleNotFoundError:  # run from a checkout that is not installed
     import sam2_mem
 
 from sam2_mem.cli import benchmark
+from sam2_mem.cli.network import add_network_arguments, integers, names, take_network
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -36,17 +37,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=sam2_mem.__version__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    common.add_argument("--config", default="nano", help="a model config (default: nano)")
-    common.add_argument("--weights", help="a checkpoint, or random (default: those of the config)")
-    common.add_argument("--image_size", type=int, help="side of the network's input (default: that of the config)")
-    common.add_argument("--device", default="cpu")
-    common.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
-    common.add_argument("--policies", type=_names, default=(), help="names with commas between (default: every yaml)")
+    add_network_arguments(common)
+    common.add_argument("--policies", type=names, default=(), help="names with commas between (default: every yaml)")
     common.add_argument("--json", type=Path, help="write everything here")
     common.add_argument("--markdown", action="store_true", help="print a table for docs/policies.md")
     costs = verbs.add_parser("policies", parents=[common], help="time and memory beside fifo", allow_abbrev=False)
     costs.add_argument("--frames", type=int, default=100, help="the first 17 are left out of times")
-    costs.add_argument("--objects", type=_numbers, default=(1, 5), help="numbers with commas between (default: 1,5)")
+    costs.add_argument("--objects", type=integers, default=(1, 5), help="numbers with commas between (default: 1,5)")
     costs.add_argument("--rounds", type=int, default=1, help="how often the four blocks are run")
     costs.add_argument("--size", type=int, default=256, help="side of the synthetic clip in pixels")
     costs.add_argument("--video", type=Path, help="a video in place of the synthetic clip, with --masks")
@@ -68,14 +65,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     beside.add_argument("--size", type=int, default=256, help="side of the synthetic clip in pixels")
     beside.add_argument("--no_alone", action="store_true", help="leave out what needs a fresh process: memory, first mask")
     return parser.parse_args(argv)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.split(",") if name)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
 
 
 def _option(text: str) -> tuple[str, object]:
@@ -101,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = vars(parse_arguments(argv))
     name = given.pop("verb")
     verb = {"policies": benchmark.policies, "memory": benchmark.memory, "peer": benchmark.peer}[name]
-    network = benchmark.Network(**{k: given.pop(k) for k in ("config", "weights", "image_size", "device", "threads")})
+    network = take_network(given)
     report = benchmark.Report(json=given.pop("json"), markdown=given.pop("markdown"))
     try:
         given = _peer(given) if name == "peer" else {"names": given.pop("policies")} | given

@@ -25,7 +25,7 @@ except ModuleNotFoundError:  # run from a checkout that is not installed
     import sam2_mem
 
 from sam2_mem.cli import inspection
-from sam2_mem.cli.benchmark import Network
+from sam2_mem.cli.network import add_network_arguments, integers, names, take_network
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -35,11 +35,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=sam2_mem.__version__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    common.add_argument("--config", default="nano", help="a model config (default: nano)")
-    common.add_argument("--weights", help="a checkpoint, or random (default: those of the config)")
-    common.add_argument("--image_size", type=int, help="side of the network's input (default: that of the config)")
-    common.add_argument("--device", default="cpu")
-    common.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
+    add_network_arguments(common)
     common.add_argument("--out", type=Path, required=True, help="folder for the results")
     common.add_argument("--stop", type=int, help="first frame left out (default: the whole video)")
     show = verbs.add_parser("show", parents=[common], help="timeline, pictures and page", allow_abbrev=False)
@@ -47,27 +43,19 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     show.add_argument("--masks", type=Path, help="PNG of object ids of the first frame, or a folder of them")
     show.add_argument("--box", type=_floats, help="x0,y0,x1,y1 on the first frame")
     show.add_argument("--point", type=_floats, help="x,y on the first frame")
-    show.add_argument("--policies", type=_names, default=("fifo",), help="names with commas between (default: fifo)")
+    show.add_argument("--policies", type=names, default=("fifo",), help="names with commas between (default: fifo)")
     show.add_argument("--frame", type=int, help="frame whose memory the pictures show (default: the last)")
-    show.add_argument("--objects", type=_integers, default=(), help="ids with commas between (default: all)")
+    show.add_argument("--objects", type=integers, default=(), help="ids with commas between (default: all)")
     show.add_argument("--width", type=int, default=256, help="width of the pictures kept")
     show.add_argument("--no_read_mass", dest="read_mass", action="store_false", help="do not measure attention")
     study = verbs.add_parser("decipher", parents=[common], help="J against bank size and contents", allow_abbrev=False)
     study.add_argument("--video", type=Path, nargs="+", required=True, help="videos with ground truth")
     study.add_argument("--truth", type=Path, nargs="+", required=True, help="for each, its folder of PNGs of ids")
-    study.add_argument("--sizes", type=_integers, help="frames in the bank, with commas between")
-    study.add_argument("--contents", type=_names, help="recent, spread, random, best, worst (default: all)")
+    study.add_argument("--sizes", type=integers, help="frames in the bank, with commas between")
+    study.add_argument("--contents", type=names, help="recent, spread, random, best, worst (default: all)")
     study.add_argument("--targets", type=int, help="most frames decoded per object")
     study.add_argument("--seed", type=int)
     return parser.parse_args(argv)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.split(",") if name)
-
-
-def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
 
 
 def _floats(text: str) -> tuple[float, ...]:
@@ -77,7 +65,7 @@ def _floats(text: str) -> tuple[float, ...]:
 def main(argv: Sequence[str] | None = None) -> int:
     given = vars(parse_arguments(argv))
     verb = given.pop("verb")
-    network = Network(**{k: given.pop(k) for k in ("config", "weights", "image_size", "device", "threads")})
+    network = take_network(given)
     try:
         if verb == "show":
             prompts = inspection.Prompts(**{k: given.pop(k) for k in ("masks", "box", "point")})

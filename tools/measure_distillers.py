@@ -22,6 +22,7 @@ except ModuleNotFoundError:  # run from a checkout that is not installed
     import sam2_mem
 
 from sam2_mem.cli import distillers
+from sam2_mem.cli.network import add_network_arguments, integers
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -29,21 +30,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=sam2_mem.__version__)
-    parser.add_argument("--config", default="nano", help="a model config (default: nano)")
-    parser.add_argument("--weights", help="a checkpoint, or random (default: those of the config)")
-    parser.add_argument("--sizes", type=_numbers, default=(256,), help="sides of the network's input (default: 256)")
+    add_network_arguments(parser, image_size=False)
+    parser.add_argument("--sizes", type=integers, default=(256,), help="sides of the network's input (default: 256)")
     parser.add_argument("--setups", type=_setups, default=distillers.DEFAULT, help=f"(default: {distillers.DEFAULT})")
     parser.add_argument("--frames", type=int, default=6, help="frames timed per setup (default: 6)")
     parser.add_argument("--fill", type=int, default=40, help="frames remembered before (default: 40)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", dest="json_path", type=Path, help="write everything here")
     parser.add_argument("--markdown", action="store_true", help="print a table for docs/distiller.md")
     return parser.parse_args(argv)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
 
 
 def _setups(text: str) -> tuple[tuple[str, str], ...]:

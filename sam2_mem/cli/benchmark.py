@@ -17,32 +17,13 @@ import torch
 from tqdm import tqdm
 
 from sam2_mem.build_sam import RANDOM, build_policy, build_sam2_video_predictor, config_names, policy_names
+from sam2_mem.cli.network import Network
 from sam2_mem.evaluation.benchmark import BASELINE, Footage, Setting, compare, cost_table, stay_table, watch
 from sam2_mem.evaluation.peer import OURS, Agreement, Alone, Arm, Race, Stored, agreement, alone, lively, race, track
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.training.synthetic import make_clip
 from sam2_mem.types import Prompt
 from sam2_mem.video import open_video, read_mask_png
-
-
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """Which network: ``config`` and ``weights`` ("random" is allowed) as for ``build_sam2_video_predictor``."""
-
-    config: str = "nano"
-    weights: str | None = None
-    image_size: int | None = None
-    device: str = "cpu"
-    threads: int = 0
-
-    def setting(self) -> Setting:
-        if self.threads:
-            torch.set_num_threads(self.threads)
-        size = () if self.image_size is None else (f"model.image_size={self.image_size}",)
-        predictor = build_sam2_video_predictor(
-            self.config, self.weights, device=self.device, hydra_overrides_extra=size
-        )
-        return Setting(model=predictor.model, tracker=predictor.tracker_settings)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sam2_mem.build_sam import build_policy
-from sam2_mem.cli.benchmark import Network
+from sam2_mem.cli.network import Network
 from sam2_mem.evaluation.charts import Axes, Series, line_chart
 from sam2_mem.evaluation.inspection import Watched, watch
 from sam2_mem.evaluation.inspection.decipher import Deciphered, Study, decipher, means, table
