@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from yaml import YAMLError
 
-from sam2_mem.checkpoint import hub_checkpoint, load_checkpoint, load_part
+from sam2_mem.checkpoint import build_with_weights, hub_checkpoint, load_part
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.tracking.refine import Refiner
@@ -330,12 +330,12 @@ def _build_model(config: DictConfig, ckpt_path: Any, device: str, mode: str) -> 
     if config.get("model") is None:
         raise _without_model("the config")
     target = _usable(device)
-    with torch.device("meta" if target.type == "meta" else "cpu"):
-        model = _make(config.model, "the network")
     if ckpt_path is None:
         logger.warning("no checkpoint given: the weights are random")
+        with torch.device("meta" if target.type == "meta" else "cpu"):
+            model = _make(config.model, "the network")
     else:
-        load_checkpoint(model, ckpt_path, allow_missing=NEW_PARTS)
+        model = build_with_weights(lambda: _make(config.model, "the network"), ckpt_path, allow_missing=NEW_PARTS)
     distilled = _weights(None, config.get("distiller_checkpoint"))
     if distilled is not None:
         load_part(model.memory_encoder.distiller, DISTILLER, distilled)

@@ -11,7 +11,7 @@ import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -22,6 +22,7 @@ from iopath.common.file_io import HTTPURLHandler, PathManager
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 logger = logging.getLogger(__name__)
 
@@ -93,16 +94,56 @@ def load_checkpoint(
     Raises ``CheckpointError`` with every key that does not fit; the module is then as it was.
     """
     state = read_state_dict(local_path(path_or_url))
+    absent = _absent(module, state, path_or_url, allow_missing)
+    if any(value.is_meta for value in module.state_dict().values()):
+        raise CheckpointError("expected a module with storage, got one on the meta device; call .to_empty(device=...)")
+    module.load_state_dict(state, strict=False)
+    return absent
+
+
+def build_with_weights(
+    build: Callable[[], nn.Module], path_or_url: str | PathLike[str], *, allow_missing: tuple[str, ...] = ()
+) -> nn.Module:
+    """What ``build`` makes, on the CPU, with the weights of a file; arguments and errors of :func:`load_checkpoint`.
+
+    A file that lacks nothing leaves nothing to initialise, which is half the time of building a large network.
+    """
+    state = read_state_dict(local_path(path_or_url))
+    with torch.device("cpu"), _WithoutRandomness():
+        module = build()
+    if _absent(module, state, path_or_url, allow_missing):
+        with torch.device("cpu"):
+            module = build()
+    module.load_state_dict(state, strict=False)
+    return module
+
+
+class _WithoutRandomness(TorchFunctionMode):
+    """Leaves tensors as they are instead of drawing random numbers into them. (Modules without storage would do as well,
+    but the first tensor on the meta device costs a second of imports.)"""
+
+    DRAWS = (Tensor.uniform_, Tensor.normal_, nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if func in self.DRAWS:
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
+
+
+def _absent(
+    module: nn.Module, state: Mapping[str, Tensor], source: object, allow_missing: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The keys of a module that a file may lack and does; an error with all others that do not fit."""
     own = module.state_dict()
     mismatch = _compare(own, state, allow_missing)
     if mismatch:
-        raise CheckpointError(mismatch.report(path_or_url, own, state))
-    if any(value.is_meta for value in own.values()):
-        raise CheckpointError("expected a module with storage, got one on the meta device; call .to_empty(device=...)")
-    module.load_state_dict(state, strict=False)
+        raise CheckpointError(mismatch.report(source, own, state))
     absent = tuple(key for key in own if key not in state)
     if absent:
-        logger.info("%s lacks %d learned entries, left at their initial value: %s", path_or_url, len(absent), absent)
+        logger.info("%s lacks %d learned entries, left at their initial value: %s", source, len(absent), absent)
     return absent
 
 
@@ -240,12 +281,17 @@ def _shorten(keys: Iterable[Any], limit: int = 12) -> str:
 
 
 def _refuse_non_finite(state: Mapping[str, Tensor], path: Path) -> None:
-    bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    bad = [key for key, value in state.items() if value.is_floating_point() and not _finite(value)]
     if bad:
         raise CheckpointError(
             f"expected finite weights in '{path}', got NaN or Inf in {', '.join(bad)}; "
             "the file is damaged or its training diverged: use another one"
         )
+
+
+def _finite(value: Tensor) -> bool:
+    """A finite sum has finite terms and takes a quarter of the time; finite terms may still add up to too much."""
+    return bool(value.sum().isfinite()) or bool(value.isfinite().all())
 
 
 # Comparing

@@ -23,6 +23,7 @@ from make_golden_keys import CONFIGS, golden_path
 from sam2_mem.checkpoint import (
     OFFICIAL_MODELS,
     CheckpointError,
+    build_with_weights,
     hub_checkpoint,
     load_checkpoint,
     read_state_dict,
@@ -237,6 +238,51 @@ def test_an_allowed_part_may_not_be_there_by_half(tmp_path: Path) -> None:
 def test_meta_module_is_refused(official: Path) -> None:
     with pytest.raises(CheckpointError, match="meta device.*to_empty"):
         load_checkpoint(small_module().to("meta"), official)
+
+
+# Building
+
+
+def with_sensory() -> nn.Module:
+    module = small_module()
+    module.add_module("sensory", nn.Linear(2, 2))
+    return module
+
+
+def test_a_complete_file_leaves_nothing_to_draw(official: Path) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    module = build_with_weights(small_module, official)
+    assert torch.equal(torch.get_rng_state(), before), "no random numbers were drawn"
+    assert same(weights(module), read_state_dict(official))
+    assert all(p.requires_grad and p.is_leaf for p in module.parameters())
+    small_module()
+    assert not torch.equal(torch.get_rng_state(), before), "control: the constructor draws"
+
+
+def test_parts_that_a_file_lacks_are_initialised(official: Path) -> None:
+    torch.manual_seed(3)
+    expected = weights(with_sensory().sensory)
+    torch.manual_seed(3)
+    module = build_with_weights(with_sensory, official, allow_missing=("sensory.",))
+    assert same(weights(module.sensory), expected)
+    assert torch.equal(module[0].weight, read_state_dict(official)["0.weight"])
+    with pytest.raises(CheckpointError, match="2 missing in the file"):
+        build_with_weights(with_sensory, official)
+
+
+def test_a_built_module_does_not_hang_on_its_file(official: Path) -> None:
+    expected = {key: value.clone() for key, value in read_state_dict(official).items()}
+    module = build_with_weights(small_module, official)
+    official.write_bytes(b"\0" * official.stat().st_size)
+    assert same(weights(module), expected)
+
+
+def test_large_finite_weights_are_finite(tmp_path: Path) -> None:
+    module = small_module()
+    huge = {key: torch.full_like(value, 3e38) for key, value in weights(module).items()}
+    torch.save({"model": huge}, tmp_path / "w.pt")
+    assert all(value.isfinite().all() for value in read_state_dict(tmp_path / "w.pt").values())
 
 
 class Shaped(nn.Module):
