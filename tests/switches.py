@@ -10,7 +10,7 @@ from unittest.mock import patch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_mem.model import hiera
+from sam2_mem.model import fpn, hiera
 from sam2_mem.model.attention_operators import Auto, Exact
 from sam2_mem.model.memory_attention import MemoryAttention
 from sam2_mem.model.rope import Rotation
@@ -52,6 +52,11 @@ def position_map_made_anew() -> AbstractContextManager:
     return patch.object(hiera.Hiera, "_kept_position", lambda self, *size: self.position_map(*size))
 
 
+def fine_maps_at_full_width() -> AbstractContextManager:
+    """Lateral convolutions of the pyramid and those of the decoder one after the other."""
+    return patch.object(fpn, "_through", lambda lateral, head, stage: head(lateral(stage)))
+
+
 def all_rows_together() -> AbstractContextManager:
     """Batches of any size on a CPU."""
     return patch.object(tracker, "CPU_BATCH", 1 << 40)
@@ -65,6 +70,7 @@ SWITCHES: dict[str, Callable[[], AbstractContextManager]] = {
         values_at_full_width,
         windows_filled_up_first,
         position_map_made_anew,
+        fine_maps_at_full_width,
         all_rows_together,
     )
 }
@@ -74,5 +80,5 @@ SWITCHES: dict[str, Callable[[], AbstractContextManager]] = {
 def all_undone() -> Iterator[None]:
     """None of the speed-ups."""
     with rotary_by_parts(), a_first_layer_for_each_row(), values_at_full_width(), windows_filled_up_first():
-        with position_map_made_anew(), all_rows_together():
+        with position_map_made_anew(), fine_maps_at_full_width(), all_rows_together():
             yield

@@ -375,7 +375,8 @@ class DecoderInput:
     fine: tuple[Tensor, Tensor]
 
     def ours(self, decoder: MaskDecoder, multimask: bool) -> DecodedMasks:
-        high_res = decoder.project_high_res(*self.fine) if decoder.use_high_res_features else None
+        heads = decoder.high_res_heads()
+        high_res = (heads[0](self.fine[0]), heads[1](self.fine[1])) if heads else None
         return decoder(self.image, self.image_pe, self.sparse, self.dense, high_res, multimask)
 
     def reference(self, decoder: nn.Module, multimask: bool) -> DecodedMasks:
@@ -505,10 +506,9 @@ def test_mask_decoder_shares_one_image():
 def test_mask_decoder_refuses_missing_or_needless_maps():
     inputs = decoder_input(dim=64)
     arguments = (inputs.image, inputs.image_pe, inputs.sparse, inputs.dense)
-    with pytest.raises(ValueError, match="project_high_res"):
+    with pytest.raises(ValueError, match="high_res_heads"):
         MaskDecoder(transformer_dim=64)(*arguments, None, False)
-    with pytest.raises(ValueError, match="use_high_res_features"):
-        MaskDecoder(transformer_dim=64, use_high_res_features=False).project_high_res(*inputs.fine)
+    assert MaskDecoder(transformer_dim=64, use_high_res_features=False).high_res_heads() == {}
     with pytest.raises(ValueError, match="one batch size"):
         MaskDecoder(transformer_dim=64, use_high_res_features=False)(
             inputs.image, inputs.image_pe, inputs.sparse[:2], inputs.dense, None, False

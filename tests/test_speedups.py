@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from micro import SCORE_BIAS, mask_prompt, micro_config, new_model, one_thread, pictures  # noqa: F401
 from sam2_mem.build_sam import build_policy, build_sam2
 from sam2_mem.memory.policies.fifo import FIFO
-from sam2_mem.model import constants
+from sam2_mem.model import constants, fpn
 from sam2_mem.model.attention_operators import LowDim
 from sam2_mem.model.constants import kept
 from sam2_mem.model.hiera import Hiera, PooledAttention
@@ -201,6 +201,53 @@ def test_values_are_attended_to_as_they_are_stored(
     with SWITCHES["values_at_full_width"]():
         shown(model, count=3)
     assert not seen
+
+
+def test_fine_maps_are_made_at_the_width_of_the_decoder(model: SAM2, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = calls(monkeypatch, nn.Conv2d, "forward")
+    heads = model.sam_mask_decoder.high_res_heads()
+    neck = model.image_encoder.neck
+    with torch.no_grad():
+        maps = model.image_encoder.trunk(torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)))
+        plain = neck(maps)
+        seen.clear()
+        fast = neck(maps, heads)
+        assert len(seen) == 2, "the two coarse levels alone"
+        with SWITCHES["fine_maps_at_full_width"]():
+            slow = neck(maps, heads)
+    assert len(seen) == 2 + 6
+    for level in (0, 1):
+        assert fast[level].shape == slow[level].shape == (1, heads[level].out_channels, *maps[level].shape[2:])
+        assert (fast[level] - heads[level](plain[level])).abs().max() <= 1e-5 * slow[level].abs().max()
+        assert torch.equal(slow[level], heads[level](plain[level]))
+    assert all(torch.equal(fast[level], plain[level]) for level in (2, 3))
+
+
+def test_folded_convolutions_follow_their_weights_and_carry_gradients(model: SAM2) -> None:
+    neck, head = model.image_encoder.neck, nn.Conv2d(model.width, 8, 1)
+    stage = torch.randn(1, neck.convs[-1].conv.in_channels, 4, 4, generator=torch.Generator().manual_seed(0))
+    lateral = neck.convs[-1].conv
+    weights = (lateral.weight, head.weight, head.bias)
+    for weight in weights:
+        with torch.no_grad():
+            before = fpn._through(lateral, head, stage)
+            weight.mul_(1.5)
+            after = fpn._through(lateral, head, stage)
+            assert (after - head(lateral(stage))).abs().max() < 1e-5 < (after - before).abs().max()
+            weight.div_(1.5)
+    lateral.requires_grad_(True)
+    found = torch.autograd.grad(fpn._through(lateral, head, stage).square().sum(), weights)
+    wanted = torch.autograd.grad(head(lateral(stage)).square().sum(), weights)
+    lateral.requires_grad_(False)
+    for one, other in zip(found, wanted):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-4) and other.abs().max() > 0
+
+
+@pytest.mark.parametrize("level", [2, 3, 9])
+def test_heads_of_levels_that_others_need_are_refused(model: SAM2, level: int) -> None:
+    maps = [torch.zeros(1, c, 2, 2) for c in reversed(model.image_encoder.neck.backbone_channel_list)]
+    with pytest.raises(ValueError, match="expected heads of levels that take no part"):
+        model.image_encoder.neck(maps, {level: nn.Conv2d(model.width, 8, 1)})
 
 
 # -- what is kept -----------------------------------------------------------------------------------------------------

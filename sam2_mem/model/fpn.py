@@ -1,12 +1,16 @@
 """The image encoder: a trunk and the feature pyramid that brings its stages to one width."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam2_mem.model.constants import kept
 from sam2_mem.model.hiera import Hiera
+
+NO_HEADS: Mapping[int, nn.Conv2d] = {}
 
 
 class FpnNeck(nn.Module):
@@ -34,13 +38,20 @@ class FpnNeck(nn.Module):
         if unknown:
             raise ValueError(f"expected top-down levels in 0..{len(self.convs) - 1}, got {sorted(unknown)}; drop them")
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps fine to coarse, (B, C_i, H_i, W_i) -> as many maps fine to coarse, (B, d_model, H_i, W_i)."""
+    def forward(self, maps: Sequence[Tensor], heads: Mapping[int, nn.Conv2d] = NO_HEADS) -> list[Tensor]:
+        """Maps fine to coarse, (B, C_i, H_i, W_i) -> as many maps fine to coarse, (B, d_model, H_i, W_i).
+
+        `heads`: 1 x 1 convolutions of which alone a level is of use, by level: what they make of it is returned in its
+        place.
+        """
         if len(maps) != len(self.convs):
             raise ValueError(f"expected {len(self.convs)} maps, got {len(maps)}; give every stage of the trunk")
         merged: list[Tensor] = []
+        unused = set(heads) & (self.top_down_levels | {level + 1 for level in self.top_down_levels})
+        if unused or not set(heads) <= set(range(len(maps))):
+            raise ValueError(f"expected heads of levels that take no part in the top-down path, got {sorted(heads)}")
         for level, conv, stage in zip(reversed(range(len(maps))), self.convs, reversed(maps)):
-            lateral = conv(stage)
+            lateral = _through(conv.conv, heads[level], stage) if level in heads else conv(stage)
             add_coarser = merged and level in self.top_down_levels
             merged.append(lateral + self._upsample(merged[-1]) if add_coarser else lateral)
         return merged[::-1]
@@ -49,6 +60,20 @@ class FpnNeck(nn.Module):
         """Nearest neighbour to twice the size; the sum runs in the precision of the weights, also under autocast."""
         precise = coarse.to(self.convs[0].conv.weight.dtype)
         return F.interpolate(precise, scale_factor=2.0, mode="nearest")
+
+
+def _through(lateral: nn.Conv2d, head: nn.Conv2d, stage: Tensor) -> Tensor:
+    """``head(lateral(stage))`` as one convolution, which is an eighth of the work."""
+    weights = (lateral.weight, lateral.bias, head.weight, head.bias)
+    both = kept(weights, (), lambda: _product(*weights))
+    return F.conv2d(stage, both[:, :-1, None, None], both[:, -1])
+
+
+def _product(weight: Tensor, bias: Tensor, head_weight: Tensor, head_bias: Tensor) -> Tensor:
+    """Weights and, in the last column, biases of both."""
+    with torch.autocast(weight.device.type, enabled=False):
+        inner = torch.cat([weight.flatten(1), bias[:, None]], dim=1)
+        return head_weight.flatten(1) @ inner + F.pad(head_bias[:, None], (inner.shape[1] - 1, 0))
 
 
 class ImageEncoder(nn.Module):
@@ -67,10 +92,12 @@ class ImageEncoder(nn.Module):
         self.neck = neck
         self.scalp = scalp
 
-    def forward(self, images: Tensor, *, position: Tensor | None = None) -> list[Tensor]:
+    def forward(
+        self, images: Tensor, *, position: Tensor | None = None, heads: Mapping[int, nn.Conv2d] = NO_HEADS
+    ) -> list[Tensor]:
         """(B, 3, H, W) -> maps fine to coarse, (B, d_model, H/4, W/4), (.., H/8, W/8), (.., H/16, W/16) for scalp 1.
 
-        `position` is a kept `trunk.position_map(H/4, W/4)`.
+        `position` is a kept `trunk.position_map(H/4, W/4)`; `heads` as in `FpnNeck`.
         """
-        maps = self.neck(self.trunk(images, position=position))
+        maps = self.neck(self.trunk(images, position=position), heads)
         return maps[: len(maps) - self.scalp]

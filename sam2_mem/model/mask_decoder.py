@@ -88,11 +88,10 @@ class MaskDecoder(nn.Module):
             self.obj_score_token = nn.Embedding(1, dim)
             self.pred_obj_score_head = MLP(dim, dim, 1, 3) if pred_obj_scores_mlp else nn.Linear(dim, 1)
 
-    def project_high_res(self, level0: Tensor, level1: Tensor) -> HighRes:
-        """Fine maps (B, C, 4h, 4w), (B, C, 2h, 2w) -> what `forward` takes; once per frame, shared by all objects."""
-        if not self.use_high_res_features:
-            raise ValueError("expected a decoder with high-resolution features; set use_high_res_features=True")
-        return HighRes(self.conv_s0(level0), self.conv_s1(level1))
+    def high_res_heads(self) -> dict[int, nn.Conv2d]:
+        """What projects the fine maps of the image encoder, by level, for `ImageEncoder.forward`: once per frame, shared by
+        all objects. The projected maps are a :class:`HighRes`."""
+        return {0: self.conv_s0, 1: self.conv_s1} if self.use_high_res_features else {}
 
     def forward(
         self,
@@ -105,8 +104,8 @@ class MaskDecoder(nn.Module):
     ) -> DecodedMasks:
         """Decode B objects.
 
-        `image` (B or 1, C, h, w), `image_pe` (1, C, h, w), `sparse` (B, N, C), `dense` (B, C, h, w), `high_res` from
-        `project_high_res` with batch B or 1. `multimask` returns the alternatives, otherwise M = 1.
+        `image` (B or 1, C, h, w), `image_pe` (1, C, h, w), `sparse` (B, N, C), `dense` (B, C, h, w), `high_res` as
+        `high_res_heads` make it, with batch B or 1. `multimask` returns the alternatives, otherwise M = 1.
         """
         return self.with_maps(image, image_pe, sparse, dense, high_res, multimask)[0]
 
@@ -138,7 +137,7 @@ class MaskDecoder(nn.Module):
         if (high_res is not None) != self.use_high_res_features:
             raise ValueError(
                 f"expected high-resolution maps exactly if use_high_res_features (here {self.use_high_res_features}), "
-                f"got {'none' if high_res is None else 'some'}; pass what project_high_res returns, or None"
+                f"got {'none' if high_res is None else 'some'}; pass the maps that high_res_heads make, or None"
             )
         if len(sparse) != len(dense) or len(image) not in (1, len(sparse)):
             raise ValueError(

@@ -168,8 +168,8 @@ class SAM2(nn.Module):
         expected = (len(indices), 3, self.image_size, self.image_size)
         if tuple(images.shape) != expected:
             raise ValueError(f"expected normalised images of shape {expected}, got {tuple(images.shape)}")
-        fine, middle, coarse = self.image_encoder(images.to(self.no_mem_embed.dtype))
-        fine, middle = self.sam_mask_decoder.project_high_res(fine, middle)
+        heads = self.sam_mask_decoder.high_res_heads()
+        fine, middle, coarse = self.image_encoder(images.to(self.no_mem_embed.dtype), heads=heads)
         height, width = coarse.shape[-2:]
         pos = sine_tokens(height, width, self.width, coarse.device).to(coarse.dtype)
         low = coarse.flatten(2).transpose(1, 2)
