@@ -27,6 +27,7 @@ from yaml import YAMLError
 
 from sam2_mem.checkpoint import build_with_weights, hub_checkpoint, load_part
 from sam2_mem.memory.policy import MemoryPolicy
+from sam2_mem.model.distiller import TokenDistiller
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.tracking.refine import Refiner
 from sam2_mem.tracking.tracker import TrackerSettings
@@ -41,7 +42,10 @@ NEW_PARTS = (DISTILLER, "bank_time.", "sensory.")
 """Prefixes of learned parts that official checkpoints lack."""
 
 RANDOM = "random"
-"""What to give as weights, or to write as a config's ``checkpoint``, for random ones."""
+"""What to give as weights, or to write as a config's ``checkpoint``, for random ones; for a distiller, untrained ones."""
+
+AUTO = "auto"
+"""A config's ``distiller_checkpoint`` that is taken from its ``trained_distillers``."""
 
 _CHOICES = {
     "memory_policy": "a memory policy",
@@ -336,10 +340,29 @@ def _build_model(config: DictConfig, ckpt_path: Any, device: str, mode: str) -> 
             model = _make(config.model, "the network")
     else:
         model = build_with_weights(lambda: _make(config.model, "the network"), ckpt_path, allow_missing=NEW_PARTS)
-    distilled = _weights(None, config.get("distiller_checkpoint"))
+    distilled = _distiller_weights(config, model.memory_encoder.distiller, ckpt_path)
     if distilled is not None:
         load_part(model.memory_encoder.distiller, DISTILLER, distilled)
     return model.to(target).train(mode == "train")
+
+
+def _distiller_weights(config: DictConfig, distiller: TokenDistiller, weights: Any) -> Any:
+    """The file of a learned distiller; "auto" is one that the config names for this distiller and its own checkpoint."""
+    given = config.get("distiller_checkpoint", AUTO)
+    if given != AUTO:
+        return _weights(None, given)
+    own = _weights(None, config.get("checkpoint"))
+    known = config.get("trained_distillers") or {}
+    if own is None or weights is None or not distiller.trained_as or not _same_file(own, weights):
+        return None
+    if distiller.trained_as not in known:
+        logger.warning("no weights for a distiller %s; it takes means until it is trained", distiller.trained_as)
+        return None
+    return _weights(None, known[distiller.trained_as])
+
+
+def _same_file(one: str | PathLike[str], other: str | PathLike[str]) -> bool:
+    return Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def _usable(device: str | torch.device) -> torch.device:
@@ -494,9 +517,12 @@ def build_training(config: DictConfig, *, init: str | PathLike[str] | None = Non
     """What a composed training config describes.
 
     ``init``: weights to start from, an official checkpoint for example; None for the config's own ``init``, which may be
-    ``own`` for the weights that the network's config names, and else random ones.
+    ``own`` for the weights that the network's config names, and else random ones. A distiller starts untrained unless
+    ``model_overrides`` name its ``distiller_checkpoint``.
     """
     network = compose(config.model, list(config.model_overrides))
+    if network.get("distiller_checkpoint") == AUTO:
+        network.distiller_checkpoint = RANDOM
     plan = _make(config.plan, "the training plan")
     torch.manual_seed(plan.seed)
     weights = _initial(network, init, config.get("init"))

@@ -24,10 +24,11 @@ from sam2_mem.build_sam import (
     build_policy,
     build_sam2,
     build_sam2_video_predictor,
+    checkpoint_dir,
     compose,
     config_dir,
 )
-from sam2_mem.checkpoint import CheckpointError, save_part
+from sam2_mem.checkpoint import CheckpointError, read_state_dict, save_part
 from sam2_mem.cli.distillers import measure_size, operations, table
 from sam2_mem.memory import rows
 from sam2_mem.memory.policy import MemoryPolicy
@@ -372,6 +373,44 @@ def test_a_distillers_own_checkpoint(tmp_path: Path) -> None:
         built(f"distiller_checkpoint={path}")
     with pytest.raises(CheckpointError, match="expected a checkpoint file"):
         built("distiller=temporal", f"distiller_checkpoint={tmp_path / 'none.safetensors'}")
+
+
+PACKAGED = dict(compose("nano").trained_distillers)
+
+
+def small(*overrides: str, weights: Path | None = None) -> SAM2:
+    return build_sam2("nano", weights, device="cpu", hydra_overrides_extra=overrides)
+
+
+@pytest.mark.parametrize("kind", PACKAGED)
+def test_the_small_model_brings_trained_distillers(kind: str, tmp_path: Path) -> None:
+    choice = [f"distiller={kind.rstrip('0123456789')}", f"distiller.factor={kind[-1]}"]
+    trained, untrained = small(*choice), small(*choice, "distiller_checkpoint=random")
+    found = trained.memory_encoder.distiller
+    assert found.trained_as == kind
+    expected = read_state_dict(checkpoint_dir() / PACKAGED[kind])
+    assert all(torch.equal(value, expected[DISTILLER + key].float()) for key, value in found.state_dict().items())
+    maps = torch.randn(2, trained.memory_width, 8, 8, generator=torch.Generator().manual_seed(0))
+    factor = found.factor
+    with torch.no_grad():
+        means = PooledTokens(factor=factor)(maps)
+        own = [model.memory_encoder.distiller(maps) for model in (trained, untrained)]
+        far, near = (max((a.feat - b.feat).abs().max() for a, b in zip(one, means)) for one in own)
+    assert near < 1e-5 and far > 0.01
+    copy = tmp_path / "other.safetensors"
+    copy.write_bytes((checkpoint_dir() / "sam2_mem_nano.safetensors").read_bytes())
+    other = small(*choice, weights=copy).memory_encoder.distiller(maps)[0]
+    assert (other.feat - means[0].feat).abs().max() < 1e-5, "weights of one's own get no distiller of another network"
+
+
+def test_a_distiller_that_was_not_trained_is_said_to_be(caplog: pytest.LogCaptureFixture) -> None:
+    small("distiller=temporal", "distiller.factor=4")
+    assert "no weights for a distiller temporal4" in caplog.text
+    caplog.clear()
+    small("distiller=pool2")
+    small("distiller=temporal", "distiller.factor=4", "distiller_checkpoint=random")
+    small("distiller=temporal", "distiller.factor=4", weights="random")
+    assert "no weights for a distiller" not in caplog.text
 
 
 @pytest.mark.parametrize(

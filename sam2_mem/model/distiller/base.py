@@ -30,6 +30,12 @@ class TokenDistiller(nn.Module):
             raise ValueError(f"expected a distiller with factor >= 1, got {factor}")
         self.factor = factor
 
+    @property
+    def trained_as(self) -> str:
+        """What weights of it are for, kind and factor; empty for one that learns nothing. A model's config may name files by
+        it (``trained_distillers``)."""
+        return ""
+
     def tokens_per_map(self, grid: tuple[int, int]) -> int:
         """Tokens that :meth:`forward` gives for a map of ``grid`` cells."""
         return -(-grid[0] // self.factor) * -(-grid[1] // self.factor)

@@ -52,6 +52,10 @@ class SpatialDistiller(TokenDistiller):
                 width=memory_width, count=global_latents, key_width=key_width, share=global_share
             )
 
+    @property
+    def trained_as(self) -> str:
+        return f"spatial{self.factor}" if self.globals is None else f"spatial{self.factor}_global{self.globals.count}"
+
     def tokens_per_map(self, grid: tuple[int, int]) -> int:
         extra = 0 if self.globals is None else self.globals.count
         return super().tokens_per_map(grid) + extra

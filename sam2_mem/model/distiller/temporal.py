@@ -51,6 +51,10 @@ class TemporalDistiller(TokenDistiller):
         self.refinement = Refinement(width=memory_width, hidden=hidden, num_heads=num_heads)
         self.merged_time = nn.Parameter(torch.zeros(memory_width))
 
+    @property
+    def trained_as(self) -> str:
+        return f"{'temporal' if self.recurrence is None else 'temporal_gru'}{self.factor}"
+
     def forward(self, maps: Tensor) -> list[MemoryTokens]:
         return self.frame(maps)
 
