@@ -215,13 +215,13 @@ BESIDE = ("peer", *SMALL, "--peer", OURSELVES, "--frames", "27", "--block", "5",
 def test_tool_peer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Ours beside ours: the masks are the same, everything is reported for both."""
     out = tmp_path / "out.json"
-    assert tool(monkeypatch, *BESIDE, "--json", str(out)) == 0
+    assert tool(monkeypatch, *BESIDE, "--alone_frames", "30", "--json", str(out)) == 0
     said = capsys.readouterr().out
     assert "mean IoU 1.00000" in said and "ratio" in said and said.count("alone: first prompt") == 2
     found = json.loads(out.read_text())["results"]
     assert len(found["race"]["pairs"]) == 2 and found["agreement"]["logit"] == 0.0
     for side in ("ours", "peer"):
-        assert found[side]["first_prompt"] > 0 and found[side]["first_mask"] > 0
+        assert found[side]["first_prompt"] > 0 and found[side]["first_mask"] > 0 and found[side]["frames"] == 30
 
 
 def test_no_ratio_where_masks_differ(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,6 +63,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     beside.add_argument("--block", type=int, default=15, help="frames before the other side's turn")
     beside.add_argument("--objects", type=int, default=1)
     beside.add_argument("--size", type=int, default=256, help="side of the synthetic clip in pixels")
+    beside.add_argument("--alone_frames", type=int, help="frames for memory and the first mask (default: --frames)")
     beside.add_argument("--no_alone", action="store_true", help="leave out what needs a fresh process: memory, first mask")
     return parser.parse_args(argv)
 

@@ -137,8 +137,12 @@ def peer(
     block: int = 15,
     size: int = 256,
     alone_too: bool = True,
+    alone_frames: int | None = None,
 ) -> int:
-    """Ours beside another predictor on a synthetic clip. Status 1 where the masks do not agree."""
+    """Ours beside another predictor on a synthetic clip. Status 1 where the masks do not agree.
+
+    ``alone_frames``: length of the clip for what needs a fresh process, ``frames`` if None.
+    """
     if network.threads:
         torch.set_num_threads(network.threads)
     with TemporaryDirectory() as folder:
@@ -149,11 +153,20 @@ def peer(
         agrees = found.telling() and found.mean_iou >= beside.least_iou
         raced = race(*arms, clip, predictors, block) if agrees else None
         del predictors
+        if agrees and alone_too and alone_frames is not None:
+            clip = Stored.of(synthetic(alone_frames, size, objects), Path(folder) / "longer")
         lonely = [alone(arm, clip) if agrees and alone_too else None for arm in arms]
     result = Comparison(found, raced, *lonely)
     print(peer_table(result, beside.builder))
     report.note(
-        {"network": asdict(network), "beside": asdict(beside), "objects": objects, "frames": frames}, asdict(result)
+        {
+            "network": asdict(network),
+            "beside": asdict(beside),
+            "objects": objects,
+            "frames": frames,
+            "alone_frames": alone_frames or frames,
+        },
+        asdict(result),
     )
     return 0 if agrees else 1
 
@@ -202,7 +215,7 @@ def peer_table(found: Comparison, name: str) -> str:
                 "unknown" if one.slope is None else f"{one.slope / 1e6:.3f} MB a frame, at most {one.most / 1e6:.0f} MB"
             )
             lines.append(f"{side} alone: first prompt answered after {one.first_prompt:.2f} s, first tracked mask after "
-                         f"{one.first_mask:.2f} s; process grows by {growth}")  # fmt: skip
+                         f"{one.first_mask:.2f} s; over {one.frames} frames the process grows by {growth}")  # fmt: skip
     return "\n".join(lines)
 
 

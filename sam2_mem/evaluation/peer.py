@@ -212,12 +212,13 @@ def _advance(arm: Arm, run: Iterator[Tensor], frames: int) -> Spent:
 class Alone:
     """One side by itself: seconds from ``init_state`` to the answer to the first prompt and to the first tracked mask;
     bytes by which the process grows per frame after the warm-up, None where the system does not say; most bytes
-    held."""
+    held; how many ``frames`` were tracked."""
 
     first_prompt: float
     first_mask: float
     slope: float | None
     most: int | None
+    frames: int
 
 
 def alone(arm: Arm, clip: Stored) -> Alone:
@@ -257,7 +258,7 @@ def _by_itself(arm: Arm, predictor: Any, clip: Stored) -> Alone:
             held.append((index, resident_bytes()))
     known = len(held) > 1 and held[0][1] is not None
     slope = float(np.polyfit(*zip(*held), 1)[0]) if known else None
-    return Alone(prompted, first, slope, max(b for _, b in held) if known else None)
+    return Alone(prompted, first, slope, max(b for _, b in held) if known else None, index + 1)
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------
