@@ -143,7 +143,9 @@ def _absent(
         raise CheckpointError(mismatch.report(source, own, state))
     absent = tuple(key for key in own if key not in state)
     if absent:
-        logger.info("%s lacks %d learned entries, left at their initial value: %s", source, len(absent), absent)
+        logger.info(
+            "%s lacks %d learned entries, left at their initial value: %s", source, len(absent), _shorten(absent, limit=4)
+        )
     return absent
 
 
