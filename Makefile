@@ -7,14 +7,14 @@
 # VENV=DIR         another place for the virtual environment (also as an environment variable)
 # PIP_FLAGS=...    more flags for pip, for example the CPU build of torch:
 #                  make test PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
-# WORKERS=N        processes that share the test files, one thread each; default 0: one after the other
+# WORKERS=N        processes that share the test files, one thread each; default 2; 0: one after the other in this process
 # PYTEST_FLAGS=... more flags for pytest
 
 PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
-WORKERS ?= 0
+WORKERS ?= 2
 DEMO_CFG ?= configs/nano.yaml
 DEMO_CKPT ?=
 DEMO_POLICY ?= samurai
