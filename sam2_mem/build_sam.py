@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from yaml import YAMLError
 
-from sam2_mem.checkpoint import build_with_weights, hub_checkpoint, load_part
+from sam2_mem.checkpoint import build_with_weights, hub_checkpoint, load_part, part_fits
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.model.distiller import TokenDistiller
 from sam2_mem.model.sam2 import SAM2
@@ -355,10 +355,11 @@ def _distiller_weights(config: DictConfig, distiller: TokenDistiller, weights: A
     known = config.get("trained_distillers") or {}
     if own is None or weights is None or not distiller.trained_as or not _same_file(own, weights):
         return None
-    if distiller.trained_as not in known:
+    file = _weights(None, known.get(distiller.trained_as))
+    if file is None or not part_fits(distiller, DISTILLER, file):
         logger.warning("no weights for a distiller %s; it takes means until it is trained", distiller.trained_as)
         return None
-    return _weights(None, known[distiller.trained_as])
+    return file
 
 
 def _same_file(one: str | PathLike[str], other: str | PathLike[str]) -> bool:

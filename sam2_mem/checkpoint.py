@@ -149,6 +149,12 @@ def _absent(
     return absent
 
 
+def part_fits(part: nn.Module, name: str, path: str | PathLike[str]) -> bool:
+    """Whether :func:`load_part` would find all keys of ``part`` in a file, in their shapes, and no others."""
+    own = {f"{name}{key}": value for key, value in part.state_dict().items()}
+    return not _compare(own, read_state_dict(path), ())
+
+
 def load_part(part: nn.Module, name: str, path_or_url: str | PathLike[str]) -> None:
     """Copy weights of one part of a network from a file of its own, strictly. ``name``: prefix of the part's keys in the
     network's state dict; keys of the file carry it.

@@ -406,7 +406,12 @@ def test_the_small_model_brings_trained_distillers(kind: str, tmp_path: Path) ->
 def test_a_distiller_that_was_not_trained_is_said_to_be(caplog: pytest.LogCaptureFixture) -> None:
     small("distiller=temporal", "distiller.factor=4")
     assert "no weights for a distiller temporal4" in caplog.text
+    for change in ("distiller.frame=pool", "distiller.hidden=64"):
+        caplog.clear()
+        small("distiller=temporal", change)
+        assert "no weights for a distiller temporal2" in caplog.text
     caplog.clear()
+    small("distiller=temporal")
     small("distiller=pool2")
     small("distiller=temporal", "distiller.factor=4", "distiller_checkpoint=random")
     small("distiller=temporal", "distiller.factor=4", weights="random")
