@@ -240,6 +240,7 @@ def test_no_ratio_where_masks_differ(monkeypatch: pytest.MonkeyPatch, capsys: py
         (("--peer", "nowhere:build"), "expected a peer as module:function"),
         (("--peer", "json"), "expected a peer as module:function"),
         (("--frames", "26"), "at least 27 frames"),
+        (("--alone_frames", "0"), "expected alone_frames of at least 1"),
         (("--policies", "xmem"), "--override memory_policy=NAME"),
         (("--weights", "none.pt"), "none.pt"),
     ],

@@ -143,6 +143,8 @@ def peer(
 
     ``alone_frames``: length of the clip for what needs a fresh process, ``frames`` if None.
     """
+    if alone_frames is not None and alone_frames < 1:
+        raise ValueError(f"expected alone_frames of at least 1, got {alone_frames}")
     if network.threads:
         torch.set_num_threads(network.threads)
     with TemporaryDirectory() as folder:
@@ -159,14 +161,7 @@ def peer(
     result = Comparison(found, raced, *lonely)
     print(peer_table(result, beside.builder))
     report.note(
-        {
-            "network": asdict(network),
-            "beside": asdict(beside),
-            "objects": objects,
-            "frames": frames,
-            "alone_frames": alone_frames or frames,
-        },
-        asdict(result),
+        {"network": asdict(network), "beside": asdict(beside), "objects": objects, "frames": frames}, asdict(result)
     )
     return 0 if agrees else 1
 

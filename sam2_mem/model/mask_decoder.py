@@ -28,13 +28,6 @@ class DecodedMasks(NamedTuple):
     object_logit: Tensor  # (B, 1), above 0: the object is in the image
 
 
-class HighRes(NamedTuple):
-    """The two fine maps, projected for the decoder: `level0` (B, C/8, 4h, 4w), `level1` (B, C/4, 2h, 2w)."""
-
-    level0: Tensor
-    level1: Tensor
-
-
 class MaskDecoder(nn.Module):
     """SAM 2's mask decoder. Mask token 0 is the single answer, the others are alternatives for ambiguous prompts.
 
@@ -89,8 +82,8 @@ class MaskDecoder(nn.Module):
             self.pred_obj_score_head = MLP(dim, dim, 1, 3) if pred_obj_scores_mlp else nn.Linear(dim, 1)
 
     def high_res_heads(self) -> dict[int, nn.Conv2d]:
-        """What projects the fine maps of the image encoder, by level, for `ImageEncoder.forward`: once per frame, shared by
-        all objects. The projected maps are a :class:`HighRes`."""
+        """What projects the fine maps of the image encoder, by level, for `ImageEncoder.forward`, to (B, C/8, 4h, 4w) and
+        (B, C/4, 2h, 2w): once per frame, shared by all objects."""
         return {0: self.conv_s0, 1: self.conv_s1} if self.use_high_res_features else {}
 
     def forward(

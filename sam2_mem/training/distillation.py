@@ -100,7 +100,7 @@ class Teacher:
         if not any(p.requires_grad for p in student.parameters()):
             raise ValueError(
                 "expected a student with something to learn, got none; choose a distiller that learns, for example "
-                "model_overrides=[\"distiller=temporal\"], and see plan.optimisation.rates"
+                'model_overrides=["distiller=temporal"], and see plan.optimisation.rates'
             )
 
     def sees_alike(self, student: SAM2) -> bool:
