@@ -334,6 +334,8 @@ def _build_model(config: DictConfig, ckpt_path: Any, device: str, mode: str) -> 
     if config.get("model") is None:
         raise _without_model("the config")
     target = _usable(device)
+    if ckpt_path is not None and target.type == "meta":
+        raise ConfigError(f"expected a device that can hold weights, got meta with '{ckpt_path}'; give 'random' weights there")
     if ckpt_path is None:
         logger.warning("no checkpoint given: the weights are random")
         with torch.device("meta" if target.type == "meta" else "cpu"):

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from make_golden_keys import CONFIGS, golden_path
+from sam2_mem.build_sam import build_sam2
 from sam2_mem.checkpoint import (
     OFFICIAL_MODELS,
     CheckpointError,
@@ -241,6 +242,12 @@ def test_meta_module_is_refused(official: Path) -> None:
 
 
 # Building
+
+
+def test_weights_are_not_loaded_where_they_cannot_be_held() -> None:
+    with pytest.raises(ValueError, match="expected a device that can hold weights, got meta"):
+        build_sam2("nano", device="meta")
+    assert build_sam2("nano", "random", device="meta").device.type == "meta"
 
 
 def with_sensory() -> nn.Module:
