@@ -28,6 +28,7 @@ from yaml import YAMLError
 from sam2_mem.checkpoint import build_with_weights, hub_checkpoint, load_part, part_fits
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.model.distiller import TokenDistiller
+from sam2_mem.model.optimized import optimize
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.tracking.refine import Refiner
 from sam2_mem.tracking.tracker import TrackerSettings
@@ -425,7 +426,8 @@ def build_sam2_video_predictor(
         device: "cuda", "cpu", "mps" or "auto". mode: "eval" or "train".
         hydra_overrides_extra: see :func:`compose`. apply_postprocessing: fill small holes, choose single masks by stability,
             binarise prompted masks for memory, as SAM 2 does by default.
-        vos_optimized: compile the network with ``torch.compile``; the first frames are slow.
+        vos_optimized: on a CUDA device, half precision and CUDA graphs, see :mod:`sam2_mem.model.optimized`; on others the
+            network is compiled with ``torch.compile`` and the first frames are slow.
         memory_policy: a name (``"fifo"``), a config or an instance; None for the one in the config.
 
     Raises:
@@ -448,7 +450,7 @@ def build_sam2_video_predictor(
     if isinstance(embedder, nn.Module):
         embedder.to(model.device)
     if vos_optimized:
-        _compile(model)
+        _optimize(model)
     return SAM2VideoPredictor(
         model,
         policy,
@@ -476,7 +478,10 @@ def _note_unused(policy: MemoryPolicy, model: SAM2) -> None:
         logger.warning("%s never merges frames: %s hands none over; memory_policy=distilled does", own, name)
 
 
-def _compile(model: SAM2) -> None:
+def _optimize(model: SAM2) -> None:
+    if model.device.type == "cuda":
+        optimize(model)
+        return
     model.image_encoder.compile()
     model.memory_encoder.compile()
     model.memory_attention.compile(dynamic=True)

@@ -197,7 +197,7 @@ class RowBatch:
     ``feat`` (R, L, Cm) values; ``pos`` (R, L, Cm) spatial + temporal part of the keys; ``xy`` (R, L, 2); ``gain`` (R, L)
     factor on the keys or None; ``bias`` (R, L) added to the attention logits (log-counts, -inf for padding) or None;
     ``item`` (R, L) index of the read item each token belongs to, ``num_items`` for pointers and padding; ``lengths`` (R)
-    tokens before padding; ``sensory`` (R, Ch, H, W) or None.
+    tokens before padding; ``sensory`` (R, Ch, H, W) or None; ``counted``: ``bias`` may hold more than padding.
     """
 
     feat: Tensor
@@ -209,6 +209,7 @@ class RowBatch:
     num_items: int
     lengths: tuple[int, ...]
     sensory: Tensor | None = None
+    counted: bool = True
 
     @property
     def rows(self) -> int:

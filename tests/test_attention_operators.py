@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hydra.utils import instantiate
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -29,12 +30,14 @@ from micro import (
 from sam2_mem.build_sam import build_sam2, compose, config_dir
 from sam2_mem.memory.rows import assemble
 from sam2_mem.memory.tokens import pool_grid
+from sam2_mem.model import attention_operators
 from sam2_mem.model.attention_operators import (
     Auto,
     BlockTopK,
     Exact,
     LowDim,
     Memory,
+    Packed,
     Pooled,
     ReadOperator,
     ReadSize,
@@ -55,6 +58,7 @@ ALL = 10_000
 
 EXACT = (
     LowDim(),
+    Packed(),
     Auto(),
     Auto(least=1),
     TopK(k=ALL),
@@ -167,7 +171,7 @@ def test_the_bias_of_values_is_projected_once(network: MemoryAttention) -> None:
 
 
 @pytest.mark.parametrize(
-    "operator", [LowDim(), TopK(k=ALL), BlockTopK(k=ALL), SparsePointers(keep=99), Pooled(factor=1)], ids=str
+    "operator", [LowDim(), Packed(), TopK(k=ALL), BlockTopK(k=ALL), SparsePointers(keep=99), Pooled(factor=1)], ids=str
 )
 def test_with_gradient_too(network: MemoryAttention, operator: ReadOperator) -> None:
     """Where tiles cannot be used; the gradient is that of exact attention."""
@@ -307,6 +311,45 @@ def test_pointers_are_kept_by_score(network: MemoryAttention) -> None:
     assert left.pointer.sum() == split and (~left.pointer).sum() == (~memory.pointer).sum()
 
 
+# -- rows end to end --------------------------------------------------------------------------------------------------
+
+
+def varlen(q: Tensor, k: Tensor, v: Tensor, ends_q: Tensor, ends_k: Tensor, max_q: int, max_k: int, *, scale: float) -> Tensor:
+    """What the kernel of the same arguments gives on a CUDA device."""
+    assert ends_q.dtype is ends_k.dtype is torch.int32 and (ends_q[0], ends_k[0]) == (0, 0)
+    assert (len(q), len(k)) == (ends_q[-1], ends_k[-1])
+    assert (max_q, max_k) == (ends_q.diff().max(), ends_k.diff().max())
+    rows = zip(ends_q.tolist(), ends_q[1:].tolist(), ends_k.tolist(), ends_k[1:].tolist())
+    return torch.cat([
+        F.scaled_dot_product_attention(*(x.transpose(0, 1) for x in (q[a:b], k[c:d], v[c:d])), scale=scale).transpose(0, 1)
+        for a, b, c, d in rows
+    ])  # fmt: skip
+
+
+def plain_reads() -> list[MemoryRead]:
+    """Of three lengths, without counts."""
+    return [MemoryRead((ReadItem(frame(21 + i), -1),) * (3 - i), pointers(1 + i)) for i in range(3)]
+
+
+def test_packed_rows_lie_end_to_end(network: MemoryAttention, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = batch(*plain_reads())
+    assert len(set(rows.lengths)) == 3 and not rows.counted
+    expected, calls = read_with(network, Exact(), rows), []
+    monkeypatch.setattr(attention_operators, "varlen_attn", lambda *a, **k: calls.append(1) or varlen(*a, **k))
+    monkeypatch.setattr(attention_operators, "_takes_unequal", lambda q, memory: not memory.counted)
+    assert gap(read_with(network, Packed(), rows), expected) <= CLOSE
+    assert len(calls) == len(network.layers)
+    longer = replace(rows, lengths=(max(rows.lengths),) * 3)
+    assert gap(read_with(network, Packed(), longer), expected) > 100 * CLOSE, "padding is read where lengths are wrong"
+    assert batch(*reads()).counted, "counts cannot be given to the kernel"
+
+
+def test_packed_on_a_cpu_takes_row_by_row(network: MemoryAttention, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_operators, "varlen_attn", None)
+    rows = batch(*plain_reads())
+    assert gap(read_with(network, Packed(), rows), read_with(network, Exact(), rows)) <= CLOSE
+
+
 # -- company and statistics -------------------------------------------------------------------------------------------
 
 
@@ -383,7 +426,7 @@ IN_PLACE = {torch.ops.aten.addmm_: added_product}
 
 @pytest.mark.parametrize(
     "operator",
-    [Exact(), LowDim(), Auto(least=1), Auto(least=1 << 30), Pooled(then=LowDim()), Pooled(factor=4, then=Exact()), TopK(k=9),
+    [Exact(), LowDim(), Packed(), Auto(least=1), Auto(least=1 << 30), Pooled(then=LowDim()), Pooled(factor=4, then=Exact()), TopK(k=9),
      BlockTopK(k=9, side=4), BlockTopK(k=ALL, side=2), SparsePointers(keep=2, then=LowDim()),
      SparsePointers(keep=2, then=Pooled(then=BlockTopK(k=9, side=2))), SparsePointers(keep=9, then=Exact())],
     ids=str,
@@ -416,6 +459,7 @@ BY_NAME = {
     "auto": Auto(),
     "exact": Exact(),
     "lowdim": LowDim(),
+    "packed": Packed(),
     "pooled": Pooled(),
     "topk": TopK(),
     "block_topk": BlockTopK(),

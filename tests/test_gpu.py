@@ -12,8 +12,10 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,9 @@ import pytest
 import torch
 
 from sam2_mem.build_sam import build_policy, build_sam2, build_sam2_video_predictor, policy_names
+from sam2_mem.model.attention_operators import Exact, Memory, Packed
+from sam2_mem.model.rope import rotation
+from sam2_mem.model.rotary_attention import RotaryAttention
 from sam2_mem.tracking.masks import fill_holes
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.training.clips import Clip, ClipWish
@@ -30,6 +35,7 @@ from sam2_mem.training.rollout import RolloutSettings
 from sam2_mem.training.trainer import Trainer
 from sam2_mem.training.validation import first_masks, held_out
 from sam2_mem.types import Prompt
+from sam2_mem.video import Frame
 
 pytestmark = pytest.mark.gpu
 
@@ -150,11 +156,95 @@ def test_holes_are_filled_alike() -> None:
     assert torch.equal(fill_holes(logits.to(DEVICE), 8).cpu(), there)
 
 
-def test_compiled(clip: Clip) -> None:
+# -- vos_optimized ----------------------------------------------------------------------------------------------------
+
+
+def optimized(policy: str = "fifo", *overrides: str) -> SAM2VideoPredictor:
     if DEVICE == "cpu":
-        pytest.skip("tests/test_vos_optimized.py does this on the CPU")
-    predictor = build_sam2_video_predictor("nano", device=DEVICE, vos_optimized=True)
-    assert iou(track(predictor, clip), track(nano(DEVICE), clip)) > SAME
+        pytest.skip("tests/test_optimized.py does this on the CPU")
+    overrides = list(overrides)
+    return build_sam2_video_predictor(
+        "nano", device=DEVICE, vos_optimized=True, memory_policy=policy, hydra_overrides_extra=overrides
+    )
+
+
+@pytest.mark.parametrize("policy", ["fifo", "sam2long", "xmem", "distilled"])
+def test_optimized(policy: str, clip: Clip) -> None:
+    """Graphs and weights cast once give what autocast gives."""
+    fast = optimized(policy)
+    shown = track(fast, clip)
+    assert iou(shown, track(nano(DEVICE, policy), clip, within=half)) > SAME
+    assert iou(shown, track(nano(DEVICE, policy), clip)) > 0.9
+    runner = fast.model.runner
+    assert not runner.refused and {"encode_image", "decode", "encode_memory"} <= {key[0] for key in runner.recordings}
+
+
+def test_optimized_a_second_video_is_not_the_first(clip: Clip) -> None:
+    """Recordings made on one video serve another one, backwards."""
+    fast, other = optimized(), Clip(frames=clip.frames[::-1].copy(), ids=clip.ids[::-1].copy())
+    track(fast, clip)
+    assert iou(track(fast, other), track(nano(DEVICE), other, within=half)) > SAME
+
+
+def test_optimized_memory_is_flat(clip: Clip) -> None:
+    predictor, sizes = optimized(), []
+    for _ in range(4):
+        track(predictor, clip, repeat=3)
+        gc.collect()
+        sizes.append(torch.cuda.memory_allocated())
+    assert sizes[-1] <= sizes[1] + 2**16, sizes
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=["as is", "optimized"])
+def test_one_wait_a_frame(fast: bool, clip: Clip) -> None:
+    """The host waits for the device once a frame, for the scores; and where masks are fetched."""
+    predictor = optimized() if fast else nano(DEVICE)
+    if DEVICE == "cpu":
+        pytest.skip("nothing to wait for")
+    _, first = first_masks(clip)
+    tracker = predictor.init_state().tracker
+    with torch.inference_mode():
+        for t in range(FRAMES):
+            features = predictor.encode(Frame(t, str(t), clip.frames[t]))
+            tracker.step(features, [Prompt(i, mask=mask) for i, mask in enumerate(first)] if t == 0 else ())
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as waits:
+                warnings.simplefilter("always")
+                tracker.step(predictor.encode(Frame(FRAMES, "next", clip.frames[0])))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    said = [str(w.message) for w in waits if "synchroniz" in str(w.message)]
+    assert len(said) == 1, said
+
+
+def test_the_kernel_is_chosen_by_measurement(clip: Clip) -> None:
+    fast = optimized()
+    track(fast, clip)
+    kernel = fast.model.memory_attention.layers[0].cross_attn_image.kernel
+    assert kernel.chosen and set(kernel.chosen.values()) <= {*kernel.backends, None}
+
+
+def test_rows_of_unequal_length_end_to_end() -> None:
+    """The kernel for rows of unequal length, beside exact attention with padding."""
+    if DEVICE == "cpu":
+        pytest.skip("tests/test_attention_operators.py does this on the CPU")
+    torch.manual_seed(0)
+    attention = RotaryAttention(width=256, key_width=64).to(DEVICE, torch.bfloat16).eval()
+    lengths, longest = (700, 300, 44), 700
+    place = rotation(torch.rand(1, 1, longest, 2, device=DEVICE) * 16, 256)
+    here = rotation(torch.rand(1, 1, 128, 2, device=DEVICE) * 16, 256)
+    key, q = (torch.randn(n, m, w, device=DEVICE, dtype=torch.bfloat16) for n, m, w in ((3, longest, 64), (1, 128, 256)))
+    ends = torch.tensor(lengths, device=DEVICE)[:, None]
+    bias = torch.zeros(3, longest, device=DEVICE).masked_fill(torch.arange(longest, device=DEVICE) >= ends, float("-inf"))
+    pointer = torch.zeros(3, longest, dtype=torch.bool, device=DEVICE)
+    memory = Memory(key, key, place, bias, pointer, lengths=lengths, counted=False)
+    with torch.inference_mode():
+        asked = attention.queries(q, here)
+        packed, exact = (operator(attention, asked, memory).float() for operator in (Packed(), Exact()))
+        wrong = Packed()(attention, asked, replace(memory, lengths=(longest,) * 3)).float()
+    assert (packed - exact).abs().max() < CLOSE
+    assert (wrong - exact).abs().max() > CLOSE
 
 
 # -- training ---------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2_mem.transfer import sent
 from sam2_mem.types import MemoryRead, ReadItem, ReadPointer, RowBatch
 
 
@@ -113,7 +114,7 @@ def _row(read: MemoryRead, codes: TimeCodes) -> _Row:
         xy_key=tuple(id(item.tokens.xy) if item.tokens.xy is not None else -len(item.tokens) for item in read.items),
         gain=_gains(read, sizes, reference),
         log_count=_log_counts(read.items, sizes, reference),
-        item=torch.repeat_interleave(torch.tensor(names), torch.tensor(sizes)).to(reference.device),
+        item=sent(torch.repeat_interleave(torch.tensor(names), torch.tensor(sizes)), reference.device),
         num_items=len(read.items),
         sensory=read.sensory,
     )
@@ -142,7 +143,7 @@ def _origin(length: int, device: torch.device) -> Tensor:
 def _pointer_tokens(pointers: Sequence[ReadPointer], codes: TimeCodes, like: Tensor) -> tuple[Tensor, Tensor]:
     """Each pointer (C) is C / Cm tokens; all of them carry the same code of time."""
     stacked = torch.stack([p.pointer.to(like.device, like.dtype) for p in pointers])
-    offsets = torch.tensor([p.offset for p in pointers], device=like.device)
+    offsets = sent([p.offset for p in pointers], like.device, torch.get_default_dtype())
     split = stacked.shape[1] // codes.memory_width
     code = codes.pointer_code(offsets).to(like.dtype).repeat_interleave(split, dim=0)
     return stacked.reshape(-1, codes.memory_width), code
@@ -181,6 +182,7 @@ def _batch(rows: Sequence[_Row]) -> RowBatch:
         num_items=most,
         lengths=tuple(len(row) for row in rows),
         sensory=_stack_sensory(rows),
+        counted=any(row.log_count is not None for row in rows),
     )
 
 

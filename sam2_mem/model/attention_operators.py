@@ -14,7 +14,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -23,7 +25,13 @@ from torch import Tensor
 
 from sam2_mem.model.rope import Rotation
 from sam2_mem.model.rotary_attention import RotaryAttention, attend_in_tiles
+from sam2_mem.transfer import sent
 from sam2_mem.types import RowBatch
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # torch before 2.10
+    varlen_attn = None
 
 Place = Callable[[Tensor], Rotation]
 """Coordinates (..., N, 2) -> the rotation of tokens there."""
@@ -34,7 +42,9 @@ class Memory:
     """What the cross-attention of every layer reads: R rows of L tokens.
 
     ``key`` (R, L, Cm) what key projections see; ``value`` (R, L, Cm); ``turn`` rotations, (R or 1, 1, L, d / 2) each;
-    ``bias`` (R, L) added to logits, -inf for padding, or None; ``pointer`` (R, L) bool, tokens of object pointers.
+    ``bias`` (R, L) added to logits, -inf for padding, or None; ``pointer`` (R, L) bool, tokens of object pointers;
+    ``lengths`` (R) tokens before padding, None where that is only known on the device; ``counted``: ``bias`` may hold
+    more than padding.
     """
 
     key: Tensor
@@ -42,6 +52,8 @@ class Memory:
     turn: Rotation
     bias: Tensor | None
     pointer: Tensor
+    lengths: tuple[int, ...] | None = None
+    counted: bool = True
 
     @classmethod
     def of(cls, rows: RowBatch, place: Place) -> Memory:
@@ -50,7 +62,13 @@ class Memory:
         if rows.bias is not None:
             pointer = pointer & rows.bias.isfinite()
         return cls(
-            key=key_input(rows), value=rows.feat, turn=place(rows.xy.unsqueeze(1)), bias=rows.bias, pointer=pointer
+            key=key_input(rows),
+            value=rows.feat,
+            turn=place(rows.xy.unsqueeze(1)),
+            bias=rows.bias,
+            pointer=pointer,
+            lengths=rows.lengths,
+            counted=rows.counted,
         )
 
     @property
@@ -70,7 +88,7 @@ class Memory:
         row = torch.arange(self.rows, device=index.device)[:, None]
         turn = self.turn.map(lambda t: t.expand(self.rows, -1, -1, -1)[row, 0, index].unsqueeze(1))
         key, value, pointer = (x[row, index] for x in (self.key, self.value, self.pointer))
-        return replace(self, key=key, value=value, turn=turn, bias=bias, pointer=pointer)
+        return replace(self, key=key, value=value, turn=turn, bias=bias, pointer=pointer, lengths=None, counted=True)
 
 
 def key_input(rows: RowBatch) -> Tensor:
@@ -97,7 +115,12 @@ class ReadSize(NamedTuple):
 
 
 class ReadOperator(ABC):
-    """One way to read memory. Frozen; nothing of a video stays on it."""
+    """One way to read memory. Frozen; nothing of a video stays on it. ``steady``: what it runs depends on shapes alone,
+    so that it can be recorded (:mod:`sam2_mem.model.optimized`)."""
+
+    @property
+    def steady(self) -> bool:
+        return False
 
     def prepare(self, rows: RowBatch, place: Place, grid: tuple[int, int]) -> Memory:
         """What all layers of one frame read; ``grid`` (H, W) of the queries."""
@@ -118,6 +141,10 @@ class ReadOperator(ABC):
 @dataclass(frozen=True)
 class Exact(ReadOperator):
     """SAM 2's: values are projected to the width of the model, then attended to."""
+
+    @property
+    def steady(self) -> bool:
+        return True
 
     def __call__(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
         k = attention.keys(memory.key, memory.turn)
@@ -140,6 +167,10 @@ class LowDim(ReadOperator):
     it.
     Dropout of attention weights, in training, is left to :class:`Exact`.
     """
+
+    @property
+    def steady(self) -> bool:
+        return True
 
     def __call__(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
         if attention.training and attention.dropout:
@@ -182,7 +213,7 @@ def _read_fused(attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor
     heads = attention.num_heads
     value = memory.value.to(k.dtype).unsqueeze(1).expand(-1, heads, -1, -1)
     mask = None if memory.bias is None else memory.bias[:, None, None, :].to(k.dtype)
-    return F.scaled_dot_product_attention(q.expand(memory.rows, -1, -1, -1), k, value, attn_mask=mask)
+    return attention.kernel(q.expand(memory.rows, -1, -1, -1), k, value, attn_mask=mask)
 
 
 @dataclass(frozen=True)
@@ -191,6 +222,10 @@ class Auto(ReadOperator):
     least ``least`` scores whose memory is at most half as wide as the model."""
 
     least: int = 1 << 16
+
+    @property
+    def steady(self) -> bool:
+        return True
 
     def _choose(self, wide: int, narrow: int, scores: int) -> ReadOperator:
         return LowDim() if 2 * narrow <= wide and scores >= self.least else Exact()
@@ -205,6 +240,66 @@ class Auto(ReadOperator):
     def flops(self, size: ReadSize) -> int:
         """On a CPU."""
         return self._choose(size.width, size.memory_width, size.queries * size.length).flops(size)
+
+
+@dataclass(frozen=True)
+class Packed(ReadOperator):
+    """Exact attention that leaves padding out: rows of unequal length (``tracker.max_padding``), as when objects appear
+    later than others, cost what they hold. On a CUDA device in half precision one kernel takes all rows, end to end
+    (``torch.nn.attention.varlen``); elsewhere, and where tokens have counts, which that kernel cannot add, row follows row.
+    """
+
+    @property
+    def steady(self) -> bool:
+        return True
+
+    def __call__(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
+        if memory.lengths is None or (attention.training and attention.dropout):
+            return Exact()(attention, q, memory)
+        k = attention.keys(memory.key, memory.turn)
+        v = attention.heads(attention.v_proj(memory.value))
+        q = q.expand(memory.rows, -1, -1, -1)
+        read = _end_to_end if _takes_unequal(q, memory) else _row_by_row
+        return attention.out_proj(read(attention, q, k, v, memory).transpose(1, 2).flatten(2))
+
+    def flops(self, size: ReadSize) -> int:
+        """For rows of equal length."""
+        return Exact().flops(size)
+
+
+def _takes_unequal(q: Tensor, memory: Memory) -> bool:
+    half = q.dtype in (torch.float16, torch.bfloat16)
+    plain = half and not memory.counted and not torch.is_grad_enabled()
+    return varlen_attn is not None and q.device.type == "cuda" and plain
+
+
+def _row_by_row(attention: RotaryAttention, q: Tensor, k: Tensor, v: Tensor, memory: Memory) -> Tensor:
+    """(R, heads, Q, d)."""
+    read = []
+    for r, length in enumerate(memory.lengths):
+        counted = memory.counted and memory.bias is not None
+        mask = memory.bias[r, None, None, None, :length].to(q.dtype) if counted else None
+        read.append(attention.kernel(q[r : r + 1], k[r : r + 1, :, :length], v[r : r + 1, :, :length], attn_mask=mask))
+    return torch.cat(read)
+
+
+def _end_to_end(attention: RotaryAttention, q: Tensor, k: Tensor, v: Tensor, memory: Memory) -> Tensor:
+    """(R, heads, Q, d)."""
+    rows, queries, lengths = len(q), q.shape[2], memory.lengths
+    ends_q, ends_k = _ends((queries,) * rows, q.device), _ends(lengths, q.device)
+    packed_k, packed_v = (
+        torch.cat([x[r, :, :length].transpose(0, 1) for r, length in enumerate(lengths)]).contiguous() for x in (k, v)
+    )
+    packed_q = q.transpose(1, 2).flatten(0, 1).contiguous()
+    read = varlen_attn(packed_q, packed_k, packed_v, ends_q, ends_k, queries, max(lengths), scale=attention.scale)
+    return read.unflatten(0, (rows, queries)).transpose(1, 2)
+
+
+@lru_cache(maxsize=64)
+def _ends(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """Where rows end that lie end to end, from 0 on."""
+    with torch.inference_mode(False):
+        return sent([0, *accumulate(lengths)], device, torch.int32)
 
 
 # -- approximate ------------------------------------------------------------------------------------------------------
@@ -268,7 +363,7 @@ def merge(memory: Memory, group: Tensor) -> Memory:
     rows = [row.padded(longest) for row in merged]
     key, value, cos, sin, log_count, pointer = (torch.stack(parts) for parts in zip(*rows))
     turn = Rotation.of(cos.unsqueeze(1), sin.unsqueeze(1))
-    return replace(memory, key=key, value=value, turn=turn, bias=log_count, pointer=pointer)
+    return replace(memory, key=key, value=value, turn=turn, bias=log_count, pointer=pointer, lengths=None, counted=True)
 
 
 class _Merged(NamedTuple):
@@ -410,7 +505,7 @@ class _Blocked(Memory):
     @classmethod
     def around(cls, memory: Memory, grid: tuple[int, int], side: int) -> _Blocked:
         side = math.gcd(side, *grid)
-        return cls(memory.key, memory.value, memory.turn, memory.bias, memory.pointer, grid, side)
+        return cls(**{f.name: getattr(memory, f.name) for f in fields(memory)}, grid=grid, side=side)
 
     def split(self, q: Tensor) -> Tensor:
         """(R, heads, Q, d) -> (R, heads, blocks, side * side, d)."""

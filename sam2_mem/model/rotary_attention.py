@@ -18,6 +18,8 @@ class RotaryAttention(nn.Module):
     Args:
         width: channels C of the queries. key_width: channels of keys and values (C or Cm). num_heads: heads of width /
         heads.
+
+    ``kernel`` attends, with the arguments of torch's ``scaled_dot_product_attention``.
     """
 
     def __init__(self, *, width: int, key_width: int | None = None, num_heads: int = 1, dropout: float = 0.0) -> None:
@@ -27,6 +29,7 @@ class RotaryAttention(nn.Module):
         key_width = width if key_width is None else key_width
         self.num_heads = num_heads
         self.dropout = dropout
+        self.kernel = F.scaled_dot_product_attention
         self.q_proj = nn.Linear(width, width)
         self.k_proj = nn.Linear(key_width, width)
         self.v_proj = nn.Linear(key_width, width)
@@ -40,23 +43,24 @@ class RotaryAttention(nn.Module):
     def scale(self) -> float:
         return self.head_width**-0.5
 
-    def _heads(self, x: Tensor) -> Tensor:
+    def heads(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, heads, N, head width)."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def queries(self, x: Tensor, place: Rotation) -> Tensor:
         """(B, Q, C) -> (B, heads, Q, head width), rotated."""
-        return rotate(self._heads(self.q_proj(x)), place)
+        return rotate(self.heads(self.q_proj(x)), place)
 
     def keys(self, x: Tensor, place: Rotation) -> Tensor:
         """(B, L, key width) -> (B, heads, L, head width), rotated."""
-        return rotate(self._heads(self.k_proj(x)), place)
+        return rotate(self.heads(self.k_proj(x)), place)
 
     def forward(self, q: Tensor, k: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
         """Attend. ``q``, ``k`` from :meth:`queries` and :meth:`keys`; ``values`` (B, L, key width); ``bias`` (B, L)."""
-        v = self._heads(self.v_proj(values))
+        v = self.heads(self.v_proj(values))
         mask = None if bias is None else bias[:, None, None, :].to(q.dtype)
         drop = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
+        out = self.kernel(q, k, v, attn_mask=mask, dropout_p=drop)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
     def project_read(self, read: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from sam2_mem.model.layers import MLP
 from sam2_mem.model.mask_decoder import DecoderMaps, MaskDecoder
 from sam2_mem.model.memory_attention import Attended, MemoryAttention
 from sam2_mem.model.memory_encoder import MemoryEncoder
+from sam2_mem.model.optimized import direct
 from sam2_mem.model.prompt_encoder import PromptEncoder
 from sam2_mem.model.sensory import SensoryMemory
 from sam2_mem.model.temporal_encoding import BankTime, NoPointerTime, SinePointerTime, slot_rows
@@ -70,6 +71,8 @@ class SAM2(nn.Module):
         binarize_prompted_masks: binarise the mask of a prompted frame before memory encoding.
         multimask_*: see :class:`CandidateRule`.
         decoder_*: widths of the mask decoder; stability_*: its optional stability-based choice for single masks.
+
+    ``runner`` calls the parts of a frame, see :mod:`sam2_mem.model.optimized`.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class SAM2(nn.Module):
         dynamic_multimask_stability_thresh: float = 0.98,
     ) -> None:
         super().__init__()
+        self.runner = direct
         check_image_size(image_size)
         if num_maskmem < 1:
             raise ValueError(f"expected num_maskmem >= 1, got {num_maskmem}")
@@ -168,8 +172,7 @@ class SAM2(nn.Module):
         expected = (len(indices), 3, self.image_size, self.image_size)
         if tuple(images.shape) != expected:
             raise ValueError(f"expected normalised images of shape {expected}, got {tuple(images.shape)}")
-        heads = self.sam_mask_decoder.high_res_heads()
-        fine, middle, coarse = self.image_encoder(images.to(self.no_mem_embed.dtype), heads=heads)
+        fine, middle, coarse = self.runner("encode_image", self._encode, images.to(self.no_mem_embed.dtype))
         height, width = coarse.shape[-2:]
         pos = sine_tokens(height, width, self.width, coarse.device).to(coarse.dtype)
         low = coarse.flatten(2).transpose(1, 2)
@@ -178,6 +181,9 @@ class SAM2(nn.Module):
             for b, i in enumerate(indices)
         ]
 
+    def _encode(self, images: Tensor) -> list[Tensor]:
+        return self.image_encoder(images, heads=self.sam_mask_decoder.high_res_heads())
+
     def without_memory(self, features: FrameFeatures, rows: int = 1) -> Tensor:
         """Features of a frame that is seen without memory, (rows, Q, C)."""
         return (features.low + self.no_mem_embed[0]).expand(rows, -1, -1)
@@ -185,7 +191,9 @@ class SAM2(nn.Module):
     def attend(self, features: FrameFeatures, rows: RowBatch, usage: Usage = Usage.NONE) -> Attended:
         """Condition a frame on R rows of memory: (R, Q, C), and attention usage if asked for."""
         now = None if self.bank_time is None else self.bank_time.query
-        attended = self.memory_attention(features.low, features.low_pos, features.grid, rows, usage, now)
+        steady = usage is Usage.NONE and self.memory_attention.operator.steady
+        read = (features.low, features.low_pos, features.grid, rows, usage, now)
+        attended = self.runner("attend", self.memory_attention, *read, steady=steady)
         if rows.sensory is None:
             return attended
         if self.sensory is None:
@@ -210,8 +218,22 @@ class SAM2(nn.Module):
             points, labels: (R, N, 2) in input pixels and (R, N), 2 and 3 being box corners. mask_logits: (R, 1, h, w).
             candidates: three masks instead of one. keep_maps: also give the maps that sensory memory is updated from.
         """
+        given = (conditioned, features.high, features.grid, points, labels, mask_logits, candidates, keep_maps)
+        return self.runner("decode", self._decode, *given, steady=points is None and mask_logits is None)
+
+    def _decode(
+        self,
+        conditioned: Tensor,
+        high: tuple[Tensor, Tensor],
+        grid: tuple[int, int],
+        points: Tensor | None,
+        labels: Tensor | None,
+        mask_logits: Tensor | None,
+        candidates: bool,
+        keep_maps: bool,
+    ) -> Decoded:
         rows = conditioned.shape[0]
-        image = conditioned.transpose(1, 2).unflatten(-1, features.grid)
+        image = conditioned.transpose(1, 2).unflatten(-1, grid)
         sparse, dense = self.sam_prompt_encoder(points, labels, mask_logits)
         decoder = self.sam_mask_decoder.with_maps if keep_maps else self.sam_mask_decoder
         out = decoder(
@@ -219,7 +241,7 @@ class SAM2(nn.Module):
             image_pe=self.sam_prompt_encoder.dense_position().to(image.dtype),
             sparse=sparse.expand(rows, -1, -1),
             dense=dense.expand(rows, -1, -1, -1),
-            high_res=tuple(m.expand(rows, -1, -1, -1) for m in features.high),
+            high_res=tuple(m.expand(rows, -1, -1, -1) for m in high),
             multimask=candidates,
         )
         out, maps = out if keep_maps else (out, None)
@@ -263,11 +285,16 @@ class SAM2(nn.Module):
             logits: (R, h, w) after the absent-object gate. binarize: (R) bool, masks to enter as 0 and 1 and not as
                 probabilities. present: (R) bool, by the object score.
         """
+        return self.runner("encode_memory", self._memory_maps, features.low, features.grid, logits, binarize, present)
+
+    def _memory_maps(
+        self, low: Tensor, grid: tuple[int, int], logits: Tensor, binarize: Tensor, present: Tensor
+    ) -> Tensor:
         dtype = self.no_mem_embed.dtype
         large = F.interpolate(logits.unsqueeze(1).float(), size=(self.image_size,) * 2, mode="bilinear")
         mask = torch.where(binarize[:, None, None, None], (large > 0).float(), large.sigmoid())
         mask = (mask * self.mem_enc_scale + self.mem_enc_bias).to(dtype)
-        image = features.low.transpose(-1, -2).reshape(-1, self.width, *features.grid)
+        image = low.transpose(-1, -2).reshape(-1, self.width, *grid)
         maps = self.memory_encoder(image, mask)
         absent = (~present).to(maps.dtype)[:, None, None, None]
         return maps + absent * self.no_obj_embed_spatial[..., None, None]

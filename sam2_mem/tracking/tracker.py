@@ -23,6 +23,7 @@ from sam2_mem.tracking import sense
 from sam2_mem.tracking.masks import fill_holes, remove_regions, suppress_overlap
 from sam2_mem.tracking.refine import Refiner, first_look, refine
 from sam2_mem.tracking.track import Output, Track
+from sam2_mem.transfer import sent
 from sam2_mem.types import (
     ABSENT_LOGIT,
     Choice,
@@ -464,7 +465,7 @@ class Tracker:
     def _output(self, frame: int, chosen: _Candidate, threshold: float, *, prompted: bool = False) -> Output:
         """Gate a candidate: an absent object has an empty mask and the learned "no object" pointer."""
         present = chosen.objectness > threshold
-        flag = torch.tensor([present], device=chosen.pointer.device)
+        flag = sent([present], chosen.pointer.device)
         return Output(
             frame=frame,
             logits=chosen.logits.clone() if present else torch.full_like(chosen.logits, ABSENT_LOGIT),
@@ -552,8 +553,8 @@ class Tracker:
         return self.model.memory_maps(
             features,
             logits,
-            binarize=torch.tensor([o.binarize or (o.prompted and hard) for o in outputs], device=logits.device),
-            present=torch.tensor([o.objectness > 0 for o in outputs], device=logits.device),
+            binarize=sent([o.binarize or (o.prompted and hard) for o in outputs], logits.device),
+            present=sent([o.objectness > 0 for o in outputs], logits.device),
         )
 
     def _store(self, tokens: MemoryTokens) -> MemoryTokens:

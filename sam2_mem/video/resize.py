@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from sam2_mem.transfer import sent
+
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
@@ -30,5 +32,5 @@ def normalize(frames_u8: torch.Tensor, device: torch.device | str, dtype: torch.
         raise ValueError(f"expected uint8 (..., 3, S, S), got {frames_u8.dtype} {tuple(frames_u8.shape)}; "
                          "see to_model_input")
     # The divisor is a tensor: CUDA replaces division by a Python number with a multiplication that rounds differently.
-    scale, mean, std = (torch.tensor(v, device=device).reshape(-1, 1, 1) for v in ((255.0,), MEAN, STD))
-    return frames_u8.to(device).float().div_(scale).sub_(mean).div_(std).to(dtype)
+    scale, mean, std = (sent(v, device).reshape(-1, 1, 1) for v in ((255.0,), MEAN, STD))
+    return sent(frames_u8, device).float().div_(scale).sub_(mean).div_(std).to(dtype)
