@@ -17,7 +17,8 @@ import torch
 
 from micro import SIDE, TOKENS, blob, micro_model, one_thread, picture  # noqa: F401
 from sam2_mem.build_sam import build_policy
-from sam2_mem.cli.benchmark import filmed, prompts_of, synthetic
+from sam2_mem.cli.benchmark import filmed, policy_named, prompts_of, synthetic
+from sam2_mem.cli.network import names
 from sam2_mem.evaluation.benchmark import (
     WARM_UP,
     Block,
@@ -36,7 +37,9 @@ from sam2_mem.evaluation.benchmark import (
     watch,
 )
 from sam2_mem.evaluation import peer
+from sam2_mem.evaluation import profile as profiling
 from sam2_mem.evaluation.peer import Arm, Spent, Stored, agreement, race
+from sam2_mem.evaluation.suite import Case, cases_of, run_suite, suite_table
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.types import Prompt
 
@@ -204,6 +207,144 @@ def test_tool_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert tool(monkeypatch, *arguments) == 0
     head, row = capsys.readouterr().out.splitlines()
     assert "MB at 2" in head and "MB at 4" in head and row.startswith("fifo")
+
+
+def test_policies_with_fields(setting: Setting) -> None:
+    assert names("fifo,rmem:bank_size=8,gap=3,xmem") == ("fifo", "rmem:bank_size=8,gap=3", "xmem")
+    assert policy_named("fifo:num_maskmem=3") == FIFO(num_maskmem=3) and policy_named("fifo") == FIFO()
+    with pytest.raises(ValueError, match="name or name:field=value"):
+        policy_named("fifo+attention=pooled")
+
+
+def test_equal_pathways_are_one_row(setting: Setting) -> None:
+    """The setting in which the cost of a tree is measured while its pathways are equal."""
+    certain, sure = footage(30), policy_named("sam2long:uncertainty=0")
+    assert max(take_census(setting, sure, certain).read) <= 7 * TOKENS
+    assert max(take_census(setting, build_policy("sam2long"), certain).read) > 7 * TOKENS
+
+
+# -- where time goes --------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Of a part in seconds; the network takes no time at all."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
+        self.now, self.seconds = 0.0, seconds
+        monkeypatch.setattr(profiling.time, "perf_counter", lambda: self.now)
+
+    def run(self, part: str, function: Any, *args: Any, steady: bool = True) -> Any:
+        self.now += self.seconds[part]
+        return function(*args)
+
+
+def test_profile(setting: Setting, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    learns = [p.requires_grad for p in setting.model.parameters()]
+    clock = Clock(monkeypatch, encode_image=0.5, attend=0.2, decode=0.1, encode_memory=0.3)
+    monkeypatch.setattr(setting.model, "runner", clock.run)
+    shown = footage(WARM_UP + 4, objects=2)
+    slow = replace(shown, picture=lambda t: (setattr(clock, "now", clock.now + 0.05), picture(t))[1])
+    found = {p.name: p for p in profiling.profile(setting, FIFO(), slow, trace=tmp_path / "trace.json")}
+    assert list(found) == ["frame", "encode_image", "attend", "decode", "encode_memory", "the rest"]
+    ms = {name: round(p.milliseconds) for name, p in found.items()}
+    assert ms == {"frame": 1150, "encode_image": 500, "attend": 200, "decode": 100, "encode_memory": 300, "the rest": 50}
+    assert found["the rest"].gflop is None and found["the rest"].rate is None
+    parts = [found[name].gflop for name in ("encode_image", "attend", "decode", "encode_memory")]
+    assert min(parts) > 0 and found["frame"].gflop == pytest.approx(sum(parts))
+    assert found["attend"].rate == pytest.approx(found["attend"].gflop / 0.2)
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert [p.requires_grad for p in setting.model.parameters()] == learns
+    assert len(profiling.profile_table(list(found.values())).splitlines()) == 7
+
+
+def test_operations_grow_with_objects(setting: Setting) -> None:
+    one, two = (
+        {p.name: p.gflop for p in profiling.profile(setting, FIFO(), footage(WARM_UP + 3, n))} for n in (1, 2)
+    )
+    assert two["encode_image"] == one["encode_image"] and two["decode"] == pytest.approx(2 * one["decode"], rel=0.01)
+    assert one["attend"] < two["attend"] < 2 * one["attend"], "the first self-attention is shared"
+
+
+def test_tool_profile(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    wide = ("--image_size", "64", "--size", "96x64", "--weights", "random")
+    rows = ("--objects", "3", "--override", "tracker.max_rows=2", "--policies", "fifo:num_maskmem=2")
+    assert tool(monkeypatch, "profile", *wide, "--frames", "20", *rows, "--json", str(out)) == 0
+    assert capsys.readouterr().out.startswith("part")
+    calls = {p["name"]: p["calls"] for p in json.loads(out.read_text())["results"]}
+    assert calls["encode_image"] == 1 and calls["decode"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--frames", "19"), "at least 20 frames"),
+        (("--policies", "fifo,xmem"), "one policy to profile, got fifo, xmem"),
+        (("--override", "tracker.most_rows=2"), "most_rows"),
+    ],
+)
+def test_profile_mistakes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: tuple[str, ...], message: str
+) -> None:
+    assert tool(monkeypatch, "profile", *SMALL, "--frames", "20", *change) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["0", "3x", "1x2x3"])
+def test_sizes_that_are_none(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], size: str) -> None:
+    assert tool(monkeypatch, "profile", "--size", size) == 2
+    assert "--size" in capsys.readouterr().err
+
+
+# -- every case -------------------------------------------------------------------------------------------------------
+
+
+def result(path: Path, ratio: float) -> None:
+    pairs = [{"ours": {"wall": 1.0}, "peer": {"wall": ratio}}] * 2
+    alone = {"first_mask": 0.5, "slope": 2e3}
+    about = {"agreement": {"mean_iou": 1.0}, "race": {"pairs": pairs}, "ours": alone, "peer": alone | {"slope": None}}
+    path.write_text(json.dumps({"results": about}))
+
+
+def test_a_suite_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
+    cases = [Case("a", "peer", ("--objects=1",)), Case("b", "policies", ()), Case("c", "peer", ())]
+    result(tmp_path / "a.json", 3.0)
+    ran: list[list[str]] = []
+
+    def run(command: list[str], **streams: Any) -> None:
+        ran.append(command[2:])
+        if command[2] == "peer":
+            result(Path(command[-1]), 2.0)
+
+    found = list(run_suite(cases, TOOL, tmp_path, ("--device=cpu",), ("--peer=x:y",), run))
+    assert ran == [["policies", "--device=cpu", "--json", f"{tmp_path}/b.json"],
+                   ["peer", "--device=cpu", "--peer=x:y", "--json", f"{tmp_path}/c.json"]]  # fmt: skip
+    assert [case.name for case, _ in found] == ["a", "c"], "b failed"
+    lines = suite_table(found).splitlines()
+    assert [re.split(r"  +", line)[:5] for line in lines[1:]] == [["a", "1.00000", "1000", "3000", "3.00"],
+                                                                 ["c", "1.00000", "1000", "2000", "2.00"]]  # fmt: skip
+    assert "0.002" in lines[1] and "--objects=1" not in (tmp_path / "c.txt").read_text()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_case_is_a_command_that_the_tool_takes(device: str) -> None:
+    parse = runpy.run_path(str(TOOL))["parse_arguments"]
+    cases = cases_of(device)
+    assert len({case.name for case in cases}) == len(cases) > 10
+    for case in cases:
+        beside = ("--peer=x:y",) if case.verb == "peer" else ()
+        common = ("--weights=random", f"--device={device}", "--threads=0", *beside)
+        assert parse(case.command(TOOL, common, Path("x.json"))[2:]).verb == case.verb
+
+
+def test_tool_suite(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A small case, for real: ours beside ours, the peer told apart by its memory."""
+    small = ("--config=nano", "--image_size=64", "--size=64", "--frames=27", "--block=5", "--no_alone")
+    cases = (Case("same", "peer", small), Case("other", "peer", (*small, "--peer_override=memory_policy.num_maskmem=1")))
+    monkeypatch.setattr("sam2_mem.evaluation.suite.CPU_CASES", cases)
+    assert tool(monkeypatch, "suite", "--peer", OURSELVES, "--out", str(tmp_path), "--threads", "1") == 0
+    head, same, other = capsys.readouterr().out.splitlines()
+    assert "ratio" in head and same.startswith("same   1.00000") and not other.startswith("other  1.00000")
 
 
 # -- beside a peer ----------------------------------------------------------------------------------------------------

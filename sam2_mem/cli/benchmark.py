@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -16,14 +16,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from sam2_mem.build_sam import RANDOM, build_policy, build_sam2_video_predictor, config_names, policy_names
+from sam2_mem.build_sam import RANDOM, build_policy, build_sam2_video_predictor, compose, config_names, policy_names
+from sam2_mem.cli.compare import overrides_of
 from sam2_mem.cli.network import Network
 from sam2_mem.evaluation.benchmark import BASELINE, Footage, Setting, compare, cost_table, stay_table, watch
 from sam2_mem.evaluation.peer import OURS, Agreement, Alone, Arm, Race, Stored, agreement, alone, lively, race, track
+from sam2_mem.evaluation.profile import profile as profiled
+from sam2_mem.evaluation.profile import profile_table
+from sam2_mem.evaluation.suite import cases_of, run_suite, suite_table
 from sam2_mem.memory.policy import MemoryPolicy
-from sam2_mem.training.synthetic import make_clip
+from sam2_mem.training.synthetic import SyntheticVideo, make_clip
 from sam2_mem.types import Prompt
 from sam2_mem.video import open_video, read_mask_png
+
+
+Size = int | tuple[int, int]
+"""Of a synthetic clip in pixels: its side, or (width, height)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +72,7 @@ def policies(
     frames: int = 100,
     objects: Sequence[int] = (1, 5),
     rounds: int = 1,
-    size: int = 256,
+    size: Size = 256,
     video: Path | None = None,
     masks: Path | None = None,
 ) -> int:
@@ -90,14 +98,14 @@ def memory(
     frames: int = 1000,
     objects: int = 1,
     every: int = 100,
-    size: int = 128,
+    size: Size = 128,
 ) -> int:
     """What policies hold on a long synthetic stream. Status 1 where one held more than its bound."""
     setting = network.setting()
-    clip = make_clip(0, num_frames=frames, height=size, width=size, num_objects=objects, late_objects=0)
+    clip = _clip(frames, size, objects)
     prompts = prompts_of(clip.masks(0), objects)
     footage = Footage(picture=lambda t: clip.frame(t).image, num_frames=frames, prompts=prompts)
-    chosen = {name: build_policy(name) for name in names or policy_names()}
+    chosen = {name: policy_named(name) for name in names or policy_names()}
     steps = (watch(setting, name, policy, footage, every=every) for name, policy in chosen.items())
     found = list(tqdm(steps, total=len(chosen), unit="policy", disable=None, leave=False))
     print(stay_table(found, markdown=report.markdown))
@@ -105,14 +113,47 @@ def memory(
     return 0 if all(stay.bounded for stay in found) else 1
 
 
+def profile(
+    *,
+    network: Network,
+    report: Report,
+    names: Sequence[str] = (),
+    frames: int = 40,
+    objects: int = 1,
+    size: Size = 256,
+    trace: Path | None = None,
+) -> int:
+    """Where the time of a frame goes, under one policy; ``trace``: a file for torch's profiler."""
+    if len(names) > 1:
+        raise ValueError(f"expected one policy to profile, got {', '.join(names)}")
+    setting = network.setting()
+    policy = policy_named(names[0] if names else BASELINE)
+    found = profiled(setting, policy, synthetic(frames, size, objects), trace=trace)
+    print(profile_table(found, markdown=report.markdown))
+    report.write(network, setting, found)
+    return 0
+
+
+def suite(*, network: Network, report: Report, beside: Beside, tool: Path, out: Path) -> int:
+    """Every case of docs/performance.md for the device of ``network``, results in the folder ``out``. Status 1 where one
+    has none."""
+    cases = cases_of(network.device)
+    common = (f"--weights={network.weights or RANDOM}", f"--device={network.device}", f"--threads={network.threads}")
+    found = list(run_suite(cases, tool, out, common, (f"--peer={beside.builder}",)))
+    print(suite_table(found, markdown=report.markdown))
+    return 0 if len(found) == len(cases) else 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Beside:
-    """Who is compared with and how closely: ``builder`` "module:function"; ``options`` further keywords of it;
-    ``overrides`` of our config alone; ``least_iou``: mean IoU without which nothing is said about speed."""
+    """Who is compared with and how closely: ``builder`` "module:function"; ``options`` further keywords of it,
+    ``overrides`` of its config and ``init`` keywords of its ``init_state``; ``least_iou``: mean IoU without which nothing
+    is said about speed."""
 
     builder: str
     options: dict[str, Any]
     overrides: tuple[str, ...] = ()
+    init: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
     least_iou: float = 0.999
 
@@ -135,7 +176,7 @@ def peer(
     frames: int = 77,
     objects: int = 1,
     block: int = 15,
-    size: int = 256,
+    size: Size = 256,
     alone_too: bool = True,
     alone_frames: int | None = None,
 ) -> int:
@@ -186,8 +227,10 @@ def _arms(network: Network, beside: Beside, folder: Path) -> tuple[Arm, Arm]:
         "dtype": beside.dtype,
         "threads": network.threads,
     }
-    ours = Arm(builder=OURS, overrides=(*size, *beside.overrides), **common)
-    return ours, Arm(builder=beside.builder, overrides=size, options=beside.options, **common)
+    fast = {"vos_optimized": True} if network.vos_optimized else {}
+    ours = Arm(builder=OURS, overrides=(*size, *network.overrides), options=fast, **common)
+    theirs = {"overrides": (*size, *beside.overrides), "options": beside.options, "init": beside.init}
+    return ours, Arm(builder=beside.builder, **theirs, **common)
 
 
 def peer_table(found: Comparison, name: str) -> str:
@@ -217,16 +260,32 @@ def peer_table(found: Comparison, name: str) -> str:
 def _policies(names: Sequence[str]) -> dict[str, MemoryPolicy]:
     """Policies by name, all if none is named, FIFO first."""
     wanted = dict.fromkeys((BASELINE, *(names or policy_names())))
-    return {name: build_policy(name) for name in wanted}
+    return {name: policy_named(name) for name in wanted}
+
+
+def policy_named(text: str) -> MemoryPolicy:
+    """A policy by its name, with changes to its fields after a colon: ``sam2long:uncertainty=0``."""
+    if ":" not in text and "+" not in text:
+        return build_policy(text)
+    overrides = overrides_of(text)
+    others = [o for o in overrides if not o.startswith("memory_policy")]
+    if others:
+        raise ValueError(f"expected a policy as name or name:field=value, got {text!r}; {others[0]} goes to --override")
+    return build_policy(compose("nano", overrides).memory_policy)
 
 
 # -- footage ----------------------------------------------------------------------------------------------------------
 
 
-def synthetic(frames: int, size: int, objects: int) -> Footage:
+def synthetic(frames: int, size: Size, objects: int) -> Footage:
     """A procedural clip, rendered ahead."""
-    clip = make_clip(0, num_frames=frames, height=size, width=size, num_objects=objects, late_objects=0)
+    clip = _clip(frames, size, objects)
     return _decoded((frame.image for frame in clip), prompts_of(clip.masks(0), objects))
+
+
+def _clip(frames: int, size: Size, objects: int) -> SyntheticVideo:
+    width, height = (size, size) if isinstance(size, int) else size
+    return make_clip(0, num_frames=frames, height=height, width=width, num_objects=objects, late_objects=0)
 
 
 def filmed(video: Path, masks: Path, frames: int) -> Footage:

@@ -14,20 +14,27 @@ from sam2_mem.evaluation.benchmark import Setting
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """Which network: ``config`` and ``weights`` ("random" is allowed) as for ``build_sam2_video_predictor``."""
+    """Which network: ``config``, ``weights`` ("random" is allowed), ``overrides`` and ``vos_optimized`` as for
+    ``build_sam2_video_predictor``."""
 
     config: str = "nano"
     weights: str | None = None
     image_size: int | None = None
     device: str = "cpu"
     threads: int = 0
+    overrides: tuple[str, ...] = ()
+    vos_optimized: bool = False
 
     def setting(self) -> Setting:
         if self.threads:
             torch.set_num_threads(self.threads)
         size = () if self.image_size is None else (f"model.image_size={self.image_size}",)
         predictor = build_sam2_video_predictor(
-            self.config, self.weights, device=self.device, hydra_overrides_extra=size
+            self.config,
+            self.weights,
+            device=self.device,
+            hydra_overrides_extra=[*size, *self.overrides],
+            vos_optimized=self.vos_optimized,
         )
         return Setting(model=predictor.model, tracker=predictor.tracker_settings)
 
@@ -44,12 +51,19 @@ def add_network_arguments(parser: ArgumentParser, *, image_size: bool = True) ->
 
 def take_network(given: dict[str, Any]) -> Network:
     """The network that parsed arguments ask for; its arguments are removed from them."""
-    return Network(**{field.name: given.pop(field.name) for field in fields(Network)})
+    taken = {field.name: given.pop(field.name) for field in fields(Network) if field.name in given}
+    return Network(**taken | {"overrides": tuple(taken.get("overrides", ()))})
 
 
 def names(text: str) -> tuple[str, ...]:
-    """``a,b``"""
-    return tuple(name for name in text.split(",") if name)
+    """``a,b``; a field after another one stays with its name: ``a:x=1,y=2,b`` is two."""
+    found: list[str] = []
+    for part in text.split(","):
+        if found and "=" in part and ":" not in part:
+            found[-1] += f",{part}"
+        elif part:
+            found.append(part)
+    return tuple(found)
 
 
 def integers(text: str) -> tuple[int, ...]:

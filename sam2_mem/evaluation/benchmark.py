@@ -339,7 +339,7 @@ def cost_table(costs: Sequence[Cost], *, markdown: bool = False) -> str:
         for c in costs
     ]
     note = "" if all(c.repeatable for c in costs) else "\n(!) its masks, or fifo's, differed between blocks"
-    return _table(head, rows, markdown) + note
+    return table(head, rows, markdown) + note
 
 
 def stay_table(stays: Sequence[Stay], *, markdown: bool = False) -> str:
@@ -358,14 +358,15 @@ def stay_table(stays: Sequence[Stay], *, markdown: bool = False) -> str:
         for s in stays
     ]
     note = "" if all(s.bounded for s in stays) else "\n(!) held more than its bound"
-    return _table(head, rows, markdown) + note
+    return table(head, rows, markdown) + note
 
 
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:.3f}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool) -> str:
+    """Aligned columns, or a table to paste into a page."""
     if markdown:
         lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -35,7 +35,8 @@ class Arm:
     """One side: who builds the predictor and from what.
 
     ``builder`` "module:function", called as SAM 2's ``build_sam2_video_predictor`` with ``options`` as further
-    keywords; ``weights`` a checkpoint both sides can read; ``dtype`` "float32", or "bfloat16" for autocast.
+    keywords; ``weights`` a checkpoint both sides can read; ``dtype`` "float32", or "bfloat16" for autocast; ``init``
+    keywords of its ``init_state``.
     """
 
     builder: str
@@ -46,6 +47,7 @@ class Arm:
     threads: int = 0
     overrides: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    init: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self) -> Any:
         """The predictor, without post-processing, which SAM 2 leaves out where its extension is missing."""
@@ -97,7 +99,7 @@ class Stored:
 def track(arm: Arm, predictor: Any, clip: Stored) -> Iterator[Tensor]:
     """Mask logits (N, H, W) of every frame, on the host."""
     with arm.precision():
-        state = predictor.init_state(str(clip.place / "frames"))
+        state = predictor.init_state(str(clip.place / "frames"), **arm.init)
         for i, mask in enumerate(clip.prompts()):
             predictor.add_new_mask(state, 0, i + 1, mask)
         passes = predictor.propagate_in_video(state)
@@ -244,7 +246,7 @@ def _alone(job: str) -> None:
 def _by_itself(arm: Arm, predictor: Any, clip: Stored) -> Alone:
     began = time.perf_counter()
     with arm.precision():
-        state = predictor.init_state(str(clip.place / "frames"))
+        state = predictor.init_state(str(clip.place / "frames"), **arm.init)
         for i, mask in enumerate(clip.prompts()):
             predictor.add_new_mask(state, 0, i + 1, mask)[2].cpu()
     prompted = time.perf_counter() - began
