@@ -17,7 +17,7 @@ import torch
 
 from micro import SIDE, TOKENS, blob, micro_model, one_thread, picture  # noqa: F401
 from sam2_mem.build_sam import build_policy
-from sam2_mem.cli.benchmark import filmed, policy_named, prompts_of, synthetic
+from sam2_mem.cli.benchmark import filmed, policy_named, prompts_of, synthetic, to_and_fro
 from sam2_mem.cli.network import names
 from sam2_mem.evaluation.benchmark import (
     WARM_UP,
@@ -345,6 +345,17 @@ def test_tool_suite(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     assert tool(monkeypatch, "suite", "--peer", OURSELVES, "--out", str(tmp_path), "--threads", "1") == 0
     head, same, other = capsys.readouterr().out.splitlines()
     assert "ratio" in head and same.startswith("same   1.00000") and not other.startswith("other  1.00000")
+
+
+def test_tool_memory_of_a_clip_played_to_and_fro(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert [to_and_fro(t, 3) for t in range(9)] == [0, 1, 2, 1, 0, 1, 2, 1, 0] and to_and_fro(5, 2) == 1
+    arguments = ("memory", *SMALL, "--frames", "9", "--every", "3", "--policies", "fifo", "--loop")
+    assert tool(monkeypatch, *arguments, "3") == 0
+    assert "process MB" in capsys.readouterr().out
+    assert tool(monkeypatch, *arguments, "1") == 2
+    assert "at least 2 frames" in capsys.readouterr().err
 
 
 # -- beside a peer ----------------------------------------------------------------------------------------------------

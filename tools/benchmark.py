@@ -56,6 +56,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     stays = verbs.add_parser("memory", parents=[common], help="what is held on a long stream", allow_abbrev=False)
     stays.add_argument("--frames", type=int, default=1000)
     stays.add_argument("--objects", type=int, default=1)
+    stays.add_argument("--loop", type=int, help="this many frames, rendered ahead, to and fro (default: all are rendered)")
     stays.add_argument("--every", type=int, default=100, help="frames between two looks")
     stays.add_argument("--size", type=_size, default=128, help="of the synthetic clip: its side, or 960x540")
     beside = verbs.add_parser("peer", parents=[common], help="beside another predictor", allow_abbrev=False)

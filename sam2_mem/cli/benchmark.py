@@ -99,12 +99,18 @@ def memory(
     objects: int = 1,
     every: int = 100,
     size: Size = 128,
+    loop: int | None = None,
 ) -> int:
-    """What policies hold on a long synthetic stream. Status 1 where one held more than its bound."""
+    """What policies hold on a long synthetic stream, or on ``loop`` frames of one played to and fro, which are rendered
+    ahead. Status 1 where one held more than its bound."""
+    if loop is not None and loop < 2:
+        raise ValueError(f"expected loop of at least 2 frames, got {loop}")
     setting = network.setting()
-    clip = _clip(frames, size, objects)
+    clip = _clip(loop or frames, size, objects)
     prompts = prompts_of(clip.masks(0), objects)
-    footage = Footage(picture=lambda t: clip.frame(t).image, num_frames=frames, prompts=prompts)
+    ahead = [clip.frame(t).image for t in range(loop or 0)]
+    picture = (lambda t: ahead[to_and_fro(t, loop)]) if loop else (lambda t: clip.frame(t).image)
+    footage = Footage(picture=picture, num_frames=frames, prompts=prompts)
     chosen = {name: policy_named(name) for name in names or policy_names()}
     steps = (watch(setting, name, policy, footage, every=every) for name, policy in chosen.items())
     found = list(tqdm(steps, total=len(chosen), unit="policy", disable=None, leave=False))
@@ -142,6 +148,12 @@ def suite(*, network: Network, report: Report, beside: Beside, tool: Path, out: 
     found = list(run_suite(cases, tool, out, common, (f"--peer={beside.builder}",)))
     print(suite_table(found, markdown=report.markdown))
     return 0 if len(found) == len(cases) else 1
+
+
+def to_and_fro(t: int, count: int) -> int:
+    """0, 1, ... count - 1, count - 2, ... 0, 1, ..."""
+    t %= 2 * count - 2
+    return min(t, 2 * count - 2 - t)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -271,6 +271,12 @@ class Stay:
     slope: float | None
 
     @property
+    def most_resident(self) -> int | None:
+        """Bytes of the process at the mark where it held most."""
+        known = [m.resident for m in self.marks if m.resident is not None]
+        return max(known) if known else None
+
+    @property
     def bounded(self) -> bool:
         """Never more than the policy's own bound."""
         return self.capacity is None or self.most_tokens <= self.capacity
@@ -345,7 +351,7 @@ def cost_table(costs: Sequence[Cost], *, markdown: bool = False) -> str:
 def stay_table(stays: Sequence[Stay], *, markdown: bool = False) -> str:
     """One row per policy; a column for each frame looked at."""
     frames = [m.frame for m in stays[0].marks] if stays else []
-    head = ("policy", "objects", *(f"MB at {f}" for f in frames), "most tokens", "bound", "process grows, bytes/frame")
+    head = ("policy", "objects", *(f"MB at {f}" for f in frames), "most tokens", "bound", "process MB", "grows, bytes/frame")
     rows = [
         (
             s.policy + ("" if s.bounded else " (!)"),
@@ -353,6 +359,7 @@ def stay_table(stays: Sequence[Stay], *, markdown: bool = False) -> str:
             *(_megabytes(m.bytes) for m in s.marks),
             str(s.most_tokens),
             "none" if s.capacity is None else str(s.capacity),
+            "unknown" if s.most_resident is None else f"{s.most_resident / 1e6:.0f}",
             "unknown" if s.slope is None else f"{s.slope:.0f}",
         )
         for s in stays
