@@ -351,7 +351,8 @@ def cost_table(costs: Sequence[Cost], *, markdown: bool = False) -> str:
 def stay_table(stays: Sequence[Stay], *, markdown: bool = False) -> str:
     """One row per policy; a column for each frame looked at."""
     frames = [m.frame for m in stays[0].marks] if stays else []
-    head = ("policy", "objects", *(f"MB at {f}" for f in frames), "most tokens", "bound", "process MB", "grows, bytes/frame")
+    process = ("process MB", "grows, bytes/frame")
+    head = ("policy", "objects", *(f"MB at {f}" for f in frames), "most tokens", "bound", *process)
     rows = [
         (
             s.policy + ("" if s.bounded else " (!)"),
