@@ -33,7 +33,7 @@ from sam2_mem.model.optimized import (
 )
 from sam2_mem.model.sdpa import FastestKernel
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
-from sam2_mem.transfer import sent
+from sam2_mem.model.transfer import sent
 from sam2_mem.types import Prompt, Usage
 
 

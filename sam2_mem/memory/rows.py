@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_mem.transfer import sent
+from sam2_mem.model.transfer import sent
 from sam2_mem.types import MemoryRead, ReadItem, ReadPointer, RowBatch
 
 

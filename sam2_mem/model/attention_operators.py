@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sam2_mem.model.rope import Rotation
 from sam2_mem.model.rotary_attention import RotaryAttention, attend_in_tiles
-from sam2_mem.transfer import sent
+from sam2_mem.model.transfer import sent
 from sam2_mem.types import RowBatch
 
 try:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sam2_mem.model.position_encoding import sine_1d
-from sam2_mem.transfer import sent
+from sam2_mem.model.transfer import sent
 
 
 class NoPointerTime(nn.Module):

@@ -23,7 +23,7 @@ from sam2_mem.tracking import sense
 from sam2_mem.tracking.masks import fill_holes, remove_regions, suppress_overlap
 from sam2_mem.tracking.refine import Refiner, first_look, refine
 from sam2_mem.tracking.track import Output, Track
-from sam2_mem.transfer import sent
+from sam2_mem.model.transfer import sent
 from sam2_mem.types import (
     ABSENT_LOGIT,
     Choice,

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sam2_mem.transfer import sent
+from sam2_mem.model.transfer import sent
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
