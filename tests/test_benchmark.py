@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -417,6 +418,22 @@ def test_agreement_by_hand() -> None:
     assert not agreement([one[:1].abs()], [one[:1].abs()]).telling(), "all object"
 
 
+def test_race_compares_the_masks_it_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frame by frame; what is left of the clip after the last block is not asked for."""
+    given = {"ours": 1.0, "peer": -1.0}
+    frames = WARM_UP + 2 * 3 + 2
+
+    def track(arm: Arm, predictor: Any, clip: Stored) -> Iterator[torch.Tensor]:
+        yield from (torch.full((1, 2, 2), given[arm.builder] * (t + 1)) for t in range(frames))
+
+    monkeypatch.setattr(peer, "track", track)
+    ours, other = (Arm(builder=name, config="", weights="") for name in ("ours", "peer"))
+    _, found = race(ours, other, Stored(place=Path(), num_frames=frames), (None, None), 3)
+    assert found.frames == frames - 2 and found.mean_iou == 0.0
+    _, same = race(ours, ours, Stored(place=Path(), num_frames=frames), (None, None), 3)
+    assert same.mean_iou == 1.0 and same.logit == 0.0
+
+
 def test_race_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours, peer, peer, ours; what is left of the clip is not timed, and the ratio is the peer's time over ours."""
     turns: list[tuple[str, int]] = []
@@ -427,9 +444,11 @@ def test_race_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         return Spent(seconds, 2 * seconds)
 
     monkeypatch.setattr(peer, "_advance", advance)
+    monkeypatch.setattr(peer, "_noted", lambda run, into: run)
     monkeypatch.setattr(peer, "track", lambda arm, predictor, clip: arm.builder)
+    monkeypatch.setattr(peer, "agreement", lambda a, b: (a, b))
     ours, other = (Arm(builder=name, config="", weights="") for name in ("ours", "peer"))
-    found = race(ours, other, Stored(place=Path(), num_frames=WARM_UP + 19), (None, None), 5)
+    found, _ = race(ours, other, Stored(place=Path(), num_frames=WARM_UP + 19), (None, None), 5)
     assert turns == [("ours", WARM_UP), ("peer", WARM_UP), ("ours", 5), ("peer", 5), ("peer", 5), ("ours", 5)]
     assert found.ratios("wall") == [1.5, 1.5] and found.milliseconds("ours", "cpu") == 4000
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 
-from micro import blob, micro_model, one_thread, pictures  # noqa: F401
-from sam2_mem.build_sam import build_policy
+from micro import blob, micro_config, micro_model, one_thread, pictures  # noqa: F401
+from sam2_mem.build_sam import build_policy, build_sam2_video_predictor, policy_names
 from sam2_mem.model import sdpa
 from sam2_mem.model.optimized import (
     CAST,
@@ -296,6 +296,31 @@ def test_cast_weights_are_what_autocast_makes_of_them() -> None:
 def _within(context, function, args):
     with context():
         return function(*args)
+
+
+@pytest.mark.parametrize("policy", policy_names())
+def test_every_policy_on_half_weights(policy: str) -> None:
+    """As on a device: nothing outside of the recorded parts runs under autocast, so everything there must take what they
+    give."""
+    fast = fresh(policy)
+    cast_weights(fast.model)
+    fast.model.runner = GraphRunner(Tape(), precision=half_autocast(torch.device("cpu")))
+    shown, exact = (torch.stack([m[0] for m in masks(p, 14)]) for p in (fast, fresh(policy)))
+    assert shown.dtype is torch.float32 and shown.isfinite().all()
+    assert not torch.equal(shown, exact)
+    assert not fast.model.runner.refused
+
+
+def test_sensory_memory_on_half_weights() -> None:
+    config = micro_config()
+    config.model.sensory_channels = 8
+    fast = build_sam2_video_predictor(config, None, device="cpu", memory_policy="xmem")
+    with torch.no_grad():
+        fast.model.sensory.injection.weight.normal_()
+    cast_weights(fast.model)
+    fast.model.runner = GraphRunner(Tape(), precision=half_autocast(torch.device("cpu")))
+    assert fast.init_state().tracker.sensory is fast.model.sensory
+    assert torch.stack([m[0] for m in masks(fast, 10)]).isfinite().all()
 
 
 def test_what_is_cast() -> None:

@@ -20,7 +20,7 @@ from sam2_mem.build_sam import RANDOM, build_policy, build_sam2_video_predictor,
 from sam2_mem.cli.compare import overrides_of
 from sam2_mem.cli.network import Network
 from sam2_mem.evaluation.benchmark import BASELINE, Footage, Setting, compare, cost_table, stay_table, watch
-from sam2_mem.evaluation.peer import OURS, Agreement, Alone, Arm, Race, Stored, agreement, alone, lively, race, track
+from sam2_mem.evaluation.peer import OURS, Agreement, Alone, Arm, Race, Stored, alone, lively, race
 from sam2_mem.evaluation.profile import profile as profiled
 from sam2_mem.evaluation.profile import profile_table
 from sam2_mem.evaluation.suite import cases_of, run_suite, suite_table
@@ -204,14 +204,13 @@ def peer(
         clip = Stored.of(synthetic(frames, size, objects), Path(folder) / "clip")
         arms = _arms(network, beside, Path(folder))
         predictors = (arms[0].build(), arms[1].build())
-        found = agreement(*(list(track(arm, made, clip)) for arm, made in zip(arms, predictors)))
+        raced, found = race(*arms, clip, predictors, block)
         agrees = found.telling() and found.mean_iou >= beside.least_iou
-        raced = race(*arms, clip, predictors, block) if agrees else None
         del predictors
         if agrees and alone_too and alone_frames is not None:
             clip = Stored.of(synthetic(alone_frames, size, objects), Path(folder) / "longer")
         lonely = [alone(arm, clip) if agrees and alone_too else None for arm in arms]
-    result = Comparison(found, raced, *lonely)
+    result = Comparison(found, raced if agrees else None, *lonely)
     print(peer_table(result, beside.builder))
     report.note(
         {"network": asdict(network), "beside": asdict(beside), "objects": objects, "frames": frames}, asdict(result)

@@ -1,8 +1,8 @@
 """Ours beside another predictor with SAM 2's API, in one run: the same picture files, weights, prompts, precision and
 threads.
 
-Masks are compared first, and nothing is said about speed unless they agree. Then both track the clip in turns, block by
-block, ours first and last (A/B/B/A), each frame's masks being brought to the host. Memory and the time to the first
+Both track the clip in turns, block by block, ours first and last (A/B/B/A), each frame's masks being brought to the host.
+Masks of the same pass are compared, and nothing is said about speed unless they agree. Memory and the time to the first
 mask are measured in a fresh process for each.
 """
 
@@ -182,20 +182,27 @@ class Race:
         return 1000 * median(getattr(getattr(p, side), clock) for p in self.pairs)
 
 
-def race(ours: Arm, peer: Arm, clip: Stored, predictors: tuple[Any, Any], block: int) -> Race:
-    """Both sides through the clip in turns."""
+def race(ours: Arm, peer: Arm, clip: Stored, predictors: tuple[Any, Any], block: int) -> tuple[Race, Agreement]:
+    """Both sides through the clip in turns, and how far their masks agree."""
     count = (clip.num_frames - WARM_UP) // block
     if count < 2:
         raise ValueError(f"expected at least {WARM_UP + 2 * block} frames: {WARM_UP} to warm up and two blocks of {block}, "
                          f"got {clip.num_frames}")  # fmt: skip
     arms = (ours, peer)
-    runs = [track(arm, predictor, clip) for arm, predictor in zip(arms, predictors)]
+    masks: tuple[list[Tensor], list[Tensor]] = ([], [])
+    runs = [_noted(track(arm, predictor, clip), into) for arm, predictor, into in zip(arms, predictors, masks)]
     warm_up = tuple(_advance(arm, run, WARM_UP).wall * WARM_UP for arm, run in zip(arms, runs))
     pairs = []
     for number in range(count - count % 2):
         spent = {side: _advance(arms[side], runs[side], block) for side in ((0, 1) if number % 2 == 0 else (1, 0))}
         pairs.append(Pair(spent[0], spent[1]))
-    return Race(tuple(pairs), (warm_up[0], warm_up[1]))
+    return Race(tuple(pairs), (warm_up[0], warm_up[1])), agreement(*masks)
+
+
+def _noted(run: Iterator[Tensor], into: list[Tensor]) -> Iterator[Tensor]:
+    for masks in run:
+        into.append(masks)
+        yield masks
 
 
 def _advance(arm: Arm, run: Iterator[Tensor], frames: int) -> Spent:
