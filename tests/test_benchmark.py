@@ -373,8 +373,20 @@ def test_tool_peer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert "mean IoU 1.00000" in said and "ratio" in said and said.count("alone: first prompt") == 2
     found = json.loads(out.read_text())["results"]
     assert len(found["race"]["pairs"]) == 2 and found["agreement"]["logit"] == 0.0
+    assert found["race"]["gflop"] is None and "operations of" not in said, "no frame is left to count"
     for side in ("ours", "peer"):
         assert found[side]["first_prompt"] > 0 and found[side]["first_mask"] > 0 and found[side]["frames"] == 30
+
+
+def test_operations_beside_a_peer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Of the same network equal, of one that reads less memory fewer; counting needs a frame of its own."""
+    out = tmp_path / "out.json"
+    less = ("--peer_override", "memory_policy.num_maskmem=1", "--least_iou", "0")
+    for more, ratio in ((), 1.0), (less, 0.8):
+        assert tool(monkeypatch, *BESIDE, "--frames", "28", "--no_alone", *more, "--json", str(out)) == 0
+        ours, theirs = json.loads(out.read_text())["results"]["race"]["gflop"]
+        assert 0.01 < ours < 1 and (theirs == ours if ratio == 1.0 else theirs < 0.95 * ours)
+        assert f"ratio {theirs / ours:.3f}" in capsys.readouterr().out
 
 
 def test_no_ratio_where_masks_differ(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -428,9 +440,10 @@ def test_race_compares_the_masks_it_timed(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(peer, "track", track)
     ours, other = (Arm(builder=name, config="", weights="") for name in ("ours", "peer"))
-    _, found = race(ours, other, Stored(place=Path(), num_frames=frames), (None, None), 3)
-    assert found.frames == frames - 2 and found.mean_iou == 0.0
-    _, same = race(ours, ours, Stored(place=Path(), num_frames=frames), (None, None), 3)
+    nets = (torch.nn.Identity(), torch.nn.Identity())
+    _, found = race(ours, other, Stored(place=Path(), num_frames=frames), nets, 3)
+    assert found.frames == frames - 1 and found.mean_iou == 0.0, "one more for counting operations"
+    _, same = race(ours, ours, Stored(place=Path(), num_frames=frames), nets, 3)
     assert same.mean_iou == 1.0 and same.logit == 0.0
 
 
@@ -447,10 +460,12 @@ def test_race_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer, "_noted", lambda run, into: run)
     monkeypatch.setattr(peer, "track", lambda arm, predictor, clip: arm.builder)
     monkeypatch.setattr(peer, "agreement", lambda a, b: (a, b))
+    monkeypatch.setattr(peer, "_gflop", lambda predictor, run: {"ours": 1.0, "peer": 1.5}[run])
     ours, other = (Arm(builder=name, config="", weights="") for name in ("ours", "peer"))
     found, _ = race(ours, other, Stored(place=Path(), num_frames=WARM_UP + 19), (None, None), 5)
     assert turns == [("ours", WARM_UP), ("peer", WARM_UP), ("ours", 5), ("peer", 5), ("peer", 5), ("ours", 5)]
     assert found.ratios("wall") == [1.5, 1.5] and found.milliseconds("ours", "cpu") == 4000
+    assert found.gflop == (1.0, 1.5)
 
 
 def test_tool_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

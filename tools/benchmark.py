@@ -66,7 +66,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     beside.add_argument("--peer_init", action="append", default=[], type=_option, help="a keyword of its init_state")
     beside.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast on both sides")
     beside.add_argument("--least_iou", type=float, default=0.999, help="mean IoU below which nothing is timed")
-    beside.add_argument("--frames", type=int, default=77, help="the first 17 are left out of times")
+    beside.add_argument("--frames", type=int, default=78, help="the first 17 are left out of times; one that is left after the blocks is for counting")
     beside.add_argument("--block", type=int, default=15, help="frames before the other side's turn")
     beside.add_argument("--objects", type=int, default=1)
     beside.add_argument("--size", type=_size, default=256, help="of the synthetic clip: its side, or 960x540")

@@ -185,7 +185,7 @@ def peer(
     network: Network,
     report: Report,
     beside: Beside,
-    frames: int = 77,
+    frames: int = 78,
     objects: int = 1,
     block: int = 15,
     size: Size = 256,
@@ -257,6 +257,9 @@ def peer_table(found: Comparison, name: str) -> str:
             f"{clock:4s}: ours {times[0]:.1f} ms, {name} {times[1]:.1f} ms a frame; "
             f"ratio {median(ratios):.3f} ({min(ratios):.3f}-{max(ratios):.3f}, {len(ratios)} blocks)"
         )
+    if found.race.gflop is not None:
+        ours, theirs = found.race.gflop
+        lines.append(f"operations of a frame: ours {ours:.1f} GFLOP, {name} {theirs:.1f}; ratio {theirs / ours:.3f}")
     lines.append("first 17 frames: ours {:.2f} s, peer {:.2f} s".format(*found.race.warm_up))
     for side, one in (("ours", found.ours), ("peer", found.peer)):
         if one is not None:

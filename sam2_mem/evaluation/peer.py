@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from sam2_mem.evaluation.benchmark import WARM_UP, Footage, resident_bytes
+from sam2_mem.evaluation.profile import counting, frozen
 
 OURS = "sam2_mem.build_sam:build_sam2_video_predictor"
 
@@ -169,10 +170,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Race:
-    """Blocks in order; ``warm_up``: seconds of the first frames, as (ours, peer), building not included."""
+    """Blocks in order; ``warm_up``: seconds of the first frames, as (ours, peer), building not included. ``gflop`` of the
+    frame after the last block, as (ours, peer); None where there is none, or on another device than a CPU."""
 
     pairs: tuple[Pair, ...]
     warm_up: tuple[float, float]
+    gflop: tuple[float, float] | None = None
 
     def ratios(self, clock: str) -> list[float]:
         """Peer's time over ours, block by block; ``clock`` "wall" or "cpu"."""
@@ -196,7 +199,17 @@ def race(ours: Arm, peer: Arm, clip: Stored, predictors: tuple[Any, Any], block:
     for number in range(count - count % 2):
         spent = {side: _advance(arms[side], runs[side], block) for side in ((0, 1) if number % 2 == 0 else (1, 0))}
         pairs.append(Pair(spent[0], spent[1]))
-    return Race(tuple(pairs), (warm_up[0], warm_up[1])), agreement(*masks)
+    gflop = None
+    if clip.num_frames > WARM_UP + block * len(pairs) and torch.device(ours.device).type == "cpu":
+        gflop = (_gflop(predictors[0], runs[0]), _gflop(predictors[1], runs[1]))
+    return Race(tuple(pairs), (warm_up[0], warm_up[1]), gflop), agreement(*masks)
+
+
+def _gflop(predictor: Any, run: Iterator[Tensor]) -> float:
+    """Of matrix products, attention and convolutions of the next frame."""
+    with frozen(getattr(predictor, "model", predictor)), counting() as counter:
+        next(run)
+    return counter.get_total_flops() / 1e9
 
 
 def _noted(run: Iterator[Tensor], into: list[Tensor]) -> Iterator[Tensor]:

@@ -69,10 +69,17 @@ class Counter:
         self.operations: dict[str, int] = defaultdict(int)
 
     def __call__(self, part: str, function: Callable, *args: Any, steady: bool = True) -> Any:
-        with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter, sdpa_kernel(SDPBackend.MATH):
+        with counting() as counter:
             result = function(*args)
         self.operations[part] += counter.get_total_flops()
         return result
+
+
+@contextmanager
+def counting() -> Iterator[FlopCounterMode]:
+    """torch's counter, with attention written out."""
+    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter, sdpa_kernel(SDPBackend.MATH):
+        yield counter
 
 
 def added_product(total: Sequence[int], one: Sequence[int], other: Sequence[int], *args: Any, **kwargs: Any) -> int:
@@ -111,7 +118,7 @@ def profile(setting: Setting, policy: MemoryPolicy, footage: Footage, *, trace: 
     with _traced(trace):
         run.frame(footage.num_frames - 2)
     counter = Counter()
-    with _runner(setting, counter), _frozen(setting.model):
+    with _runner(setting, counter), frozen(setting.model):
         run.frame(footage.num_frames - 1)
     return _summed(frames, parts, counter.operations)
 
@@ -139,7 +146,7 @@ def _runner(setting: Setting, runner: Callable) -> Iterator[None]:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """Weights without gradient, which torch's counter would look for."""
     learned = [p for p in model.parameters() if p.requires_grad]
     for parameter in learned:
