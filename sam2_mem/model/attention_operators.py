@@ -180,7 +180,7 @@ class LowDim(ReadOperator):
 
     def flops(self, size: ReadSize) -> int:
         scores = size.queries * size.length * size.width
-        values = size.heads * size.queries * size.length * (size.memory_width + 1)  # one column adds the weights up
+        values = size.heads * size.queries * size.length * size.memory_width
         return narrow_flops(size, scores + values)
 
 

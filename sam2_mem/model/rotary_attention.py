@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_mem.model.rope import Rotation, rotate
 
-TILE_QUERIES, TILE_KEYS = 1024, 512
-"""Scores made at a time on a CPU, two megabytes of them: few enough for the cache, enough for several threads."""
+TILE_QUERIES, TILE_KEYS = 1024, 1024
+"""Scores made at a time on a CPU, four megabytes of them: few enough for the cache, enough for several threads."""
+LOG2_E = math.log2(math.e)
+"""Scores are made to the base of two, whose powers torch makes three times as fast on a CPU."""
 
 
 class RotaryAttention(nn.Module):
@@ -80,19 +84,17 @@ def attend_in_tiles(q: Tensor, k: Tensor, value: Tensor, bias: Tensor | None = N
     (Q, n).
 
     A tile of scores is used up before the next one is made, so that it never leaves the processor's cache. The largest
-    score so far is taken off before the exponential, and a column of ones adds the weights up (Milakov and Gimelshein
-    2018).
+    score so far is taken off before the exponential (Milakov and Gimelshein 2018).
     """
-    counted = torch.cat([value, value.new_ones(len(value), 1)], dim=1)
     room = q.new_empty(min(TILE_QUERIES, len(q)) * min(TILE_KEYS, len(k)))
-    parts = (q * q.shape[-1] ** -0.5).split(TILE_QUERIES)
-    totals = torch.cat([_add_up(part, k, counted, bias, room) for part in parts])
-    return totals[:, :-1] / totals[:, -1:]
+    parts = (q * (LOG2_E * q.shape[-1] ** -0.5)).split(TILE_QUERIES)
+    bias = None if bias is None else bias * LOG2_E
+    return torch.cat([_mean(part, k, value, bias, room) for part in parts])
 
 
-def _add_up(q: Tensor, k: Tensor, value: Tensor, bias: Tensor | None, room: Tensor) -> Tensor:
-    """Exponential scores times ``value``, (Q, n), of one part of the queries, up to a factor per query."""
-    total = q.new_zeros(len(q), value.shape[1])
+def _mean(q: Tensor, k: Tensor, value: Tensor, bias: Tensor | None, room: Tensor) -> Tensor:
+    """``value`` weighted by powers of two of the scores, (Q, n), for one part of the queries."""
+    total, weight = q.new_zeros(len(q), value.shape[1]), q.new_zeros(len(q), 1)
     top = q.new_full((len(q), 1), torch.finfo(q.dtype).min)
     for start in range(0, len(k), TILE_KEYS):
         here = slice(start, start + TILE_KEYS)
@@ -101,7 +103,9 @@ def _add_up(q: Tensor, k: Tensor, value: Tensor, bias: Tensor | None, room: Tens
         if bias is not None:
             scores.add_(bias[here])
         higher = torch.maximum(top, scores.amax(-1, keepdim=True))
-        scores.sub_(higher).exp_()
-        total.mul_((top - higher).exp_()).addmm_(scores, value[here])
+        scores.sub_(higher).exp2_()
+        fewer = (top - higher).exp2_()
+        total.mul_(fewer).addmm_(scores, value[here])
+        weight.mul_(fewer).add_(scores.sum(-1, keepdim=True))
         top = higher
-    return total
+    return total.div_(weight)
