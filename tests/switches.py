@@ -10,7 +10,7 @@ from unittest.mock import patch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_mem.model import fpn, hiera
+from sam2_mem.model import fpn, hiera, rotary_attention
 from sam2_mem.model.attention_operators import Auto, Exact
 from sam2_mem.model.memory_attention import MemoryAttention
 from sam2_mem.model.rope import Rotation
@@ -30,6 +30,13 @@ def a_first_layer_for_each_row() -> AbstractContextManager:
 def values_at_full_width() -> AbstractContextManager:
     """SAM 2's attention, by torch's own kernel."""
     return patch.object(Auto, "_choose", lambda self, *sizes: Exact())
+
+
+@contextmanager
+def scores_to_the_base_of_e() -> Iterator[None]:
+    """Powers of e, not of two."""
+    with patch.object(rotary_attention, "LOG_E", 1.0), patch.object(rotary_attention, "power_", Tensor.exp_):
+        yield
 
 
 def windows_filled_up_first() -> AbstractContextManager:
@@ -68,6 +75,7 @@ SWITCHES: dict[str, Callable[[], AbstractContextManager]] = {
         rotary_by_parts,
         a_first_layer_for_each_row,
         values_at_full_width,
+        scores_to_the_base_of_e,
         windows_filled_up_first,
         position_map_made_anew,
         fine_maps_at_full_width,
@@ -80,5 +88,5 @@ SWITCHES: dict[str, Callable[[], AbstractContextManager]] = {
 def all_undone() -> Iterator[None]:
     """None of the speed-ups."""
     with rotary_by_parts(), a_first_layer_for_each_row(), values_at_full_width(), windows_filled_up_first():
-        with position_map_made_anew(), fine_maps_at_full_width(), all_rows_together():
+        with position_map_made_anew(), fine_maps_at_full_width(), all_rows_together(), scores_to_the_base_of_e():
             yield

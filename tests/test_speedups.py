@@ -9,18 +9,19 @@ from contextlib import AbstractContextManager
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from micro import SCORE_BIAS, mask_prompt, micro_config, new_model, one_thread, pictures  # noqa: F401
 from sam2_mem.build_sam import build_policy, build_sam2
 from sam2_mem.memory.policies.fifo import FIFO
-from sam2_mem.model import constants, fpn
+from sam2_mem.model import constants, fpn, rotary_attention
 from sam2_mem.model.attention_operators import LowDim
 from sam2_mem.model.constants import kept
 from sam2_mem.model.hiera import Hiera, PooledAttention
 from sam2_mem.model.memory_attention import MemoryAttentionLayer
 from sam2_mem.model.rope import grid_coordinates, rotate, rotation
-from sam2_mem.model.rotary_attention import RotaryAttention
+from sam2_mem.model.rotary_attention import RotaryAttention, attend_in_tiles
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.tracking import tracker
 from sam2_mem.tracking.tracker import TrackerSettings
@@ -189,6 +190,18 @@ def test_one_complex_product_turns_as_cosines_and_sines_do(dtype: torch.dtype) -
         apart = rotate(x, rotation(xy, 8))
     assert turned.dtype is dtype and (turned - apart).abs().max() <= (1e-6 if dtype is torch.float32 else 0.05)
     assert (turned - x).abs().max() > 0.5
+
+
+def test_scores_are_made_to_the_base_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    q, k, value = torch.randn(5, 8), 4 * torch.randn(3000, 8), torch.randn(3000, 3)
+    bias = torch.randn(3000).masked_fill(torch.arange(3000) % 7 == 0, float("-inf"))
+    exact = F.scaled_dot_product_attention(*(x[None].double() for x in (q, k, value)), attn_mask=bias[None].double())[0]
+    assert (attend_in_tiles(q, k, value, bias) - exact).abs().max() <= 1e-5
+    with SWITCHES["scores_to_the_base_of_e"]():
+        assert (attend_in_tiles(q, k, value, bias) - exact).abs().max() <= 1e-5
+    monkeypatch.setattr(rotary_attention, "LOG_E", 1.0)
+    assert (attend_in_tiles(q, k, value, bias) - exact).abs().max() > 1e-2, "the base matters"
 
 
 def test_values_are_attended_to_as_they_are_stored(
