@@ -4,8 +4,8 @@
     tools/measure_distillers.py --sizes 256,1024 --threads 1 --json out.json
     tools/measure_distillers.py --config sam2.1_hiera_t --weights random --setups none:fifo,temporal:distilled
 
-One object, a full bank. A setup is distiller:policy; all setups of a size take turns on the same frames. Distillers are
-untrained here: training changes what they keep, not what it costs.
+One object, a full bank. A setup is distiller:policy; all setups of a size take turns on the same frames. Distillers
+have the weights that come with the config, and are untrained where it has none.
 """
 
 from __future__ import annotations
