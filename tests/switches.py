@@ -35,7 +35,7 @@ def values_at_full_width() -> AbstractContextManager:
 @contextmanager
 def scores_to_the_base_of_e() -> Iterator[None]:
     """Powers of e, not of two."""
-    with patch.object(rotary_attention, "LOG_E", 1.0), patch.object(rotary_attention, "power_", Tensor.exp_):
+    with patch.object(rotary_attention, "LOG2_E", 1.0), patch.object(rotary_attention, "power_", Tensor.exp_):
         yield
 
 

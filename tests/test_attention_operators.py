@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from micro import (
     SCORE_BIAS,
@@ -28,6 +26,7 @@ from micro import (
     run,
 )  # noqa: F401
 from sam2_mem.build_sam import build_sam2, compose, config_dir
+from sam2_mem.evaluation.profile import counting
 from sam2_mem.memory.rows import assemble
 from sam2_mem.memory.tokens import pool_grid
 from sam2_mem.model import attention_operators
@@ -416,14 +415,6 @@ def tracked(model: SAM2, policy: str, operator: ReadOperator) -> Tensor:
 # -- counting ---------------------------------------------------------------------------------------------------------
 
 
-def added_product(total: Any, left: tuple[int, int], right: tuple[int, int], **_: Any) -> int:
-    return 2 * left[0] * left[1] * right[1]
-
-
-IN_PLACE = {torch.ops.aten.addmm_: added_product}
-"""What torch's counter does not count by itself."""
-
-
 @pytest.mark.parametrize(
     "operator",
     [Exact(), LowDim(), Packed(), Auto(least=1), Auto(least=1 << 30), Pooled(then=LowDim()), Pooled(factor=4, then=Exact()), TopK(k=9),
@@ -437,7 +428,7 @@ def test_operations(network: MemoryAttention, operator: ReadOperator) -> None:
     q = noise(2, attention.num_heads, CELLS, attention.head_width, seed=5)
     with torch.no_grad():
         memory = operator.prepare(rows, lambda xy: rotation(xy, attention.head_width), GRID)
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
+        with counting() as counter:
             operator(attention, q, memory)
     split = WIDTH // NARROW
     size = ReadSize(2, CELLS, 2 * CELLS, 3 * split, WIDTH, NARROW, attention.num_heads)

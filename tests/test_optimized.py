@@ -17,6 +17,8 @@ from torch.nn.attention import SDPBackend
 
 from micro import blob, micro_config, micro_model, one_thread, pictures  # noqa: F401
 from sam2_mem.build_sam import build_policy, build_sam2_video_predictor, policy_names
+from sam2_mem.evaluation.benchmark import Footage, Setting
+from sam2_mem.evaluation.profile import profile
 from sam2_mem.model import sdpa
 from sam2_mem.model.optimized import (
     CAST,
@@ -309,6 +311,17 @@ def test_every_policy_on_half_weights(policy: str) -> None:
     assert shown.dtype is torch.float32 and shown.isfinite().all()
     assert not torch.equal(shown, exact)
     assert not fast.model.runner.refused
+
+
+def test_a_profile_of_half_weights() -> None:
+    """Operations are counted under the precision that cast weights need, and past the recordings."""
+    plain, fast = fresh().model, fresh().model
+    cast_weights(fast)
+    fast.runner = GraphRunner(Tape(), precision=half_autocast(torch.device("cpu")))
+    footage = Footage(picture=pictures(25).__getitem__, num_frames=25, prompts=(Prompt(1, mask=blob(0)),))
+    exact, found = ({p.name: p.gflop for p in profile(Setting(model=m), build_policy("fifo"), footage)} for m in (plain, fast))
+    assert fast.runner.recordings and min(g for g in found.values() if g is not None) > 0
+    assert found["encode_image"] == exact["encode_image"] and found["decode"] == exact["decode"]
 
 
 def test_sensory_memory_on_half_weights() -> None:

@@ -200,7 +200,7 @@ def test_scores_are_made_to_the_base_of_two(monkeypatch: pytest.MonkeyPatch) -> 
     assert (attend_in_tiles(q, k, value, bias) - exact).abs().max() <= 1e-5
     with SWITCHES["scores_to_the_base_of_e"]():
         assert (attend_in_tiles(q, k, value, bias) - exact).abs().max() <= 1e-5
-    monkeypatch.setattr(rotary_attention, "LOG_E", 1.0)
+    monkeypatch.setattr(rotary_attention, "LOG2_E", 1.0)
     assert (attend_in_tiles(q, k, value, bias) - exact).abs().max() > 1e-2, "the base matters"
 
 

@@ -114,16 +114,13 @@ def _peer(given: dict) -> dict:
     return given | {"beside": beside, "alone_too": not given.pop("no_alone")}
 
 
-def _suite(given: dict) -> dict:
-    beside = benchmark.Beside(builder=given.pop("peer"), options={})
-    return given | {"beside": beside, "tool": Path(__file__).resolve()}
-
-
 def _arguments(verb: str, given: dict) -> dict:
     """Of a verb as its function takes them."""
     if verb == "peer":
         return _peer(given)
-    return _suite(given) if verb == "suite" else {"names": given.pop("policies")} | given
+    if verb == "suite":
+        return given | {"tool": Path(__file__).resolve()}
+    return {"names": given.pop("policies")} | given
 
 
 def main(argv: Sequence[str] | None = None) -> int:

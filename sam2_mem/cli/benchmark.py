@@ -140,12 +140,12 @@ def profile(
     return 0
 
 
-def suite(*, network: Network, report: Report, beside: Beside, tool: Path, out: Path) -> int:
-    """Every case of docs/performance.md for the device of ``network``, results in the folder ``out``. Status 1 where one
-    has none."""
+def suite(*, network: Network, report: Report, peer: str, tool: Path, out: Path) -> int:
+    """Every case of docs/performance.md for the device of ``network`` beside ``peer``, "module:function"; results in the
+    folder ``out``. Status 1 where one has none."""
     cases = cases_of(network.device)
     common = (f"--weights={network.weights or RANDOM}", f"--device={network.device}", f"--threads={network.threads}")
-    found = list(run_suite(cases, tool, out, common, (f"--peer={beside.builder}",)))
+    found = list(run_suite(cases, tool, out, common, (f"--peer={peer}",)))
     print(suite_table(found, markdown=report.markdown))
     return 0 if len(found) == len(cases) else 1
 

@@ -63,14 +63,16 @@ class Stopwatch:
 
 
 class Counter:
-    """A runner that counts the operations of every part."""
+    """A runner that counts the operations of every part, which the one that was there runs without a recording: replayed
+    operations are not seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, around: Callable) -> None:
+        self.around = around
         self.operations: dict[str, int] = defaultdict(int)
 
     def __call__(self, part: str, function: Callable, *args: Any, steady: bool = True) -> Any:
         with counting() as counter:
-            result = function(*args)
+            result = self.around(part, function, *args, steady=False)
         self.operations[part] += counter.get_total_flops()
         return result
 
@@ -117,7 +119,7 @@ def profile(setting: Setting, policy: MemoryPolicy, footage: Footage, *, trace: 
             parts[REST].append((whole - sum(map(sum, watch.spent.values())), 1))
     with _traced(trace):
         run.frame(footage.num_frames - 2)
-    counter = Counter()
+    counter = Counter(setting.model.runner)
     with _runner(setting, counter), frozen(setting.model):
         run.frame(footage.num_frames - 1)
     return _summed(frames, parts, counter.operations)

@@ -12,7 +12,7 @@ from sam2_mem.model.rope import Rotation, rotate
 
 TILE_QUERIES, TILE_KEYS = 1024, 1024
 """Scores made at a time on a CPU, four megabytes of them: few enough for the cache, enough for several threads."""
-LOG_E = math.log2(math.e)
+LOG2_E = math.log2(math.e)
 power_ = Tensor.exp2_
 """Scores are made to the base of two, whose powers torch makes three times as fast on a CPU as those of e."""
 
@@ -88,8 +88,8 @@ def attend_in_tiles(q: Tensor, k: Tensor, value: Tensor, bias: Tensor | None = N
     score so far is taken off before the exponential (Milakov and Gimelshein 2018).
     """
     room = q.new_empty(min(TILE_QUERIES, len(q)) * min(TILE_KEYS, len(k)))
-    parts = (q * (LOG_E * q.shape[-1] ** -0.5)).split(TILE_QUERIES)
-    bias = None if bias is None else bias * LOG_E
+    parts = (q * (LOG2_E * q.shape[-1] ** -0.5)).split(TILE_QUERIES)
+    bias = None if bias is None else bias * LOG2_E
     return torch.cat([_mean(part, k, value, bias, room) for part in parts])
 
 

@@ -19,11 +19,11 @@ from sam2_mem.memory.tokens import foreground_weights, map_tokens, masked_mean
 from sam2_mem.memory.trace import Cause, Change, Listener, moment
 from sam2_mem.model.mask_decoder import DecoderMaps
 from sam2_mem.model.sam2 import SAM2, Decoded
+from sam2_mem.model.transfer import sent
 from sam2_mem.tracking import sense
 from sam2_mem.tracking.masks import fill_holes, remove_regions, suppress_overlap
 from sam2_mem.tracking.refine import Refiner, first_look, refine
 from sam2_mem.tracking.track import Output, Track
-from sam2_mem.model.transfer import sent
 from sam2_mem.types import (
     ABSENT_LOGIT,
     Choice,
