@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
+from switches import scores_to_the_base_of_e  # noqa: E402
 from sam2_mem.model.prompt_encoder import PromptEncoder  # noqa: E402
 from sam2_mem.model.rope import Rotation, grid_coordinates, rotate, rotation  # noqa: E402
 from sam2_mem.model.rotary_attention import RotaryAttention, attend_in_tiles  # noqa: E402
@@ -93,6 +94,16 @@ def bare_exponentials() -> None:
     beside("1024 queries read memory, with | without the largest score", lambda: attend_in_tiles(q, k, value), bare)
 
 
+def powers_of_e() -> None:
+    q, k, value = torch.randn(1024, WIDTH), torch.randn(KEYS_1024, WIDTH), torch.randn(KEYS_1024, NARROW)
+
+    def tried() -> Tensor:
+        with scores_to_the_base_of_e():
+            return attend_in_tiles(q, k, value)
+
+    beside("1024 queries read memory, powers of two | of e", lambda: attend_in_tiles(q, k, value), tried)
+
+
 def constants_of_the_decoder() -> None:
     for size in (256, 1024):
         encoder = PromptEncoder(image_embedding_size=size // 16, image_size=size)
@@ -143,7 +154,8 @@ def main() -> None:
     torch.manual_seed(0)
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     for measure in (
-        real_rotation, kept_keys, tiled_self_attention, bare_exponentials, constants_of_the_decoder, narrow_keys
+        real_rotation, kept_keys, tiled_self_attention, bare_exponentials, powers_of_e,
+        constants_of_the_decoder, narrow_keys,
     ):  # fmt: skip
         measure()
 

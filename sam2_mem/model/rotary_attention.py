@@ -14,7 +14,7 @@ TILE_QUERIES, TILE_KEYS = 1024, 1024
 """Scores made at a time on a CPU, four megabytes of them: few enough for the cache, enough for several threads."""
 LOG2_E = math.log2(math.e)
 power_ = Tensor.exp2_
-"""Scores are made to the base of two, whose powers torch makes three times as fast on a CPU as those of e."""
+"""Scores are made to the base of two, whose powers torch makes faster on a CPU than those of e."""
 
 
 class RotaryAttention(nn.Module):
