@@ -4,13 +4,13 @@ for ``measure_speedups.py``."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from unittest.mock import patch
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_mem.model import fpn, hiera, rotary_attention
+from sam2_mem.model import fpn, hiera, linear, rotary_attention
 from sam2_mem.model.attention_operators import Auto, Exact
 from sam2_mem.model.memory_attention import MemoryAttention
 from sam2_mem.model.rope import Rotation
@@ -54,6 +54,16 @@ def windows_filled_up_first() -> AbstractContextManager:
     return patch.object(hiera.PooledAttention, "forward", forward)
 
 
+def linear_maps_by_torch() -> AbstractContextManager:
+    """And not by oneDNN."""
+    return patch.object(linear, "_one_dnn", lambda: False)
+
+
+def whole_maps_through_blocks() -> AbstractContextManager:
+    """Blocks of the image encoder take maps of any size at once."""
+    return patch.object(hiera, "STRIP_CELLS", 1 << 40)
+
+
 def position_map_made_anew() -> AbstractContextManager:
     """For every picture."""
     return patch.object(hiera.Hiera, "_kept_position", lambda self, *size: self.position_map(*size))
@@ -76,6 +86,8 @@ SWITCHES: dict[str, Callable[[], AbstractContextManager]] = {
         a_first_layer_for_each_row,
         values_at_full_width,
         scores_to_the_base_of_e,
+        linear_maps_by_torch,
+        whole_maps_through_blocks,
         windows_filled_up_first,
         position_map_made_anew,
         fine_maps_at_full_width,
@@ -87,6 +99,7 @@ SWITCHES: dict[str, Callable[[], AbstractContextManager]] = {
 @contextmanager
 def all_undone() -> Iterator[None]:
     """None of the speed-ups."""
-    with rotary_by_parts(), a_first_layer_for_each_row(), values_at_full_width(), windows_filled_up_first():
-        with position_map_made_anew(), fine_maps_at_full_width(), all_rows_together(), scores_to_the_base_of_e():
-            yield
+    with ExitStack() as undone:
+        for switch in SWITCHES.values():
+            undone.enter_context(switch())
+        yield

@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 import policy_contract
 from micro import TOKENS, mask_prompt, micro_config, micro_model, micro_tracker, micro_weights, one_thread  # noqa: F401
@@ -30,6 +28,7 @@ from sam2_mem.build_sam import (
 )
 from sam2_mem.checkpoint import CheckpointError, read_state_dict, save_part
 from sam2_mem.cli.distillers import measure_size, operations, table
+from sam2_mem.evaluation.profile import counting
 from sam2_mem.memory import rows
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.memory.prototypes import join_tokens
@@ -474,7 +473,7 @@ def test_the_measuring_tool_counts_the_operations_that_are_done() -> None:
     exact = copy.copy(model.memory_attention.operator)
     try:
         model.memory_attention.operator = Exact()
-        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        with counting() as counter, torch.no_grad():
             model.attend(frame, read)
         assert operations(model, read) == counter.get_total_flops()
     finally:

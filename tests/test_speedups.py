@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from micro import SCORE_BIAS, mask_prompt, micro_config, new_model, one_thread, pictures  # noqa: F401
 from sam2_mem.build_sam import build_policy, build_sam2
 from sam2_mem.memory.policies.fifo import FIFO
-from sam2_mem.model import constants, fpn, rotary_attention
+from sam2_mem.model import constants, fpn, hiera, rotary_attention
 from sam2_mem.model.attention_operators import LowDim
 from sam2_mem.model.constants import kept
-from sam2_mem.model.hiera import Hiera, PooledAttention
+from sam2_mem.model.hiera import BlockPlan, Hiera, HieraBlock, PooledAttention
+from sam2_mem.model.linear import Linear
 from sam2_mem.model.memory_attention import MemoryAttentionLayer
 from sam2_mem.model.rope import grid_coordinates, rotate, rotation
 from sam2_mem.model.rotary_attention import RotaryAttention, attend_in_tiles
@@ -150,7 +151,7 @@ def test_rows_in_a_batch(given: int | None, image_size: int, rows: int) -> None:
 
 
 def test_windows_are_projected_before_they_are_filled_up(model: SAM2, monkeypatch: pytest.MonkeyPatch) -> None:
-    projected = calls(monkeypatch, nn.Linear, "forward")
+    projected = calls(monkeypatch, Linear, "forward")
     attention = PooledAttention(dim=8, dim_out=8, num_heads=1, pool=None)
     x = torch.randn(1, 6, 7, 8, generator=torch.Generator().manual_seed(0))
     attention.qkv.bias.data.normal_(generator=torch.Generator().manual_seed(1))
@@ -178,6 +179,38 @@ def test_windows_of_any_size(size: tuple[int, int], pool: tuple[int, int] | None
             assert (fast - attention(x, 4)).abs().max() <= 1e-6
     stride = 1 if pool is None else 2
     assert fast.shape == (2, size[0] // stride, size[1] // stride, 16)
+
+
+@pytest.mark.parametrize("pool", [None, (2, 2)])
+@pytest.mark.parametrize(("window", "strip"), [(4, 1), (4, 2 * 8 * 14), (0, 2 * 3 * 14), (0, 1)])
+def test_blocks_take_maps_in_strips(
+    window: int, strip: int, pool: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    block = HieraBlock(BlockPlan(8, 16, 2, window, pool), mlp_ratio=4.0, drop_path=0.0)
+    x = torch.randn(2, 10, 14, 8)
+    heights = calls(monkeypatch, HieraBlock, "_think")
+    with torch.no_grad():
+        monkeypatch.setattr(hiera, "STRIP_CELLS", strip)
+        fast = block(x)
+        shrink = 1 if pool is None else 2
+        rows = {(4, 1): [4, 4, 2], (4, 2 * 8 * 14): [8, 2], (0, 2 * 3 * 14): [3] * 3 + [1], (0, 1): [1] * 10}[window, strip]
+        if window:
+            assert [args[0].shape[1] for args in heights] == [r // shrink for r in rows]
+        else:
+            least = {1: 1, 2 * 3 * 14: 3}[strip]
+            assert sum(args[0].shape[1] for args in heights) == 10 // shrink and heights[0][0].shape[1] == least
+        heights.clear()
+        with SWITCHES["whole_maps_through_blocks"]():
+            whole = block(x)
+        assert [args[0].shape[1] for args in heights] == [10 // shrink]
+    assert fast.shape == whole.shape == (2, 10 // shrink, 14 // shrink, 16)
+    assert (fast - whole).abs().max() <= 1e-5 and whole.std() > 0.1
+    with torch.no_grad():
+        assert (block(x.flip(1)) - fast).abs().max() > 0.1
+    heights.clear()
+    block(x).sum().backward()
+    assert len(heights) == 1, "with gradient all at once"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

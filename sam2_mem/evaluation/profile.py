@@ -7,6 +7,7 @@ two per multiplication and addition.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -80,7 +81,7 @@ class Counter:
 @contextmanager
 def counting() -> Iterator[FlopCounterMode]:
     """torch's counter, with attention written out."""
-    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter, sdpa_kernel(SDPBackend.MATH):
+    with FlopCounterMode(display=False, custom_mapping=uncounted()) as counter, sdpa_kernel(SDPBackend.MATH):
         yield counter
 
 
@@ -89,8 +90,17 @@ def added_product(total: Sequence[int], one: Sequence[int], other: Sequence[int]
     return 2 * one[0] * one[1] * other[1]
 
 
-IN_PLACE = {torch.ops.aten.addmm_: added_product}
-"""What torch's counter does not count by itself."""
+def linear_map(x: Sequence[int], weight: Sequence[int], *args: Any, **kwargs: Any) -> int:
+    """Operations of oneDNN's linear map (:mod:`sam2_mem.model.linear`)."""
+    return 2 * math.prod(x) * weight[0]
+
+
+def uncounted() -> dict[Any, Callable]:
+    """What torch's counter does not count by itself."""
+    found = {torch.ops.aten.addmm_: added_product}
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        found[torch.ops.mkldnn._linear_pointwise] = linear_map
+    return found
 
 
 def profile(setting: Setting, policy: MemoryPolicy, footage: Footage, *, trace: Path | None = None) -> list[Part]:

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2_mem.model.linear import plain
 from sam2_mem.model.rope import Rotation
 from sam2_mem.model.rotary_attention import RotaryAttention, attend_in_tiles
 from sam2_mem.model.transfer import sent
@@ -175,7 +176,7 @@ class LowDim(ReadOperator):
     def __call__(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
         if attention.training and attention.dropout:
             return Exact()(attention, q, memory)
-        read = _read_in_tiles if _in_tiles(memory.key) else _read_fused
+        read = _read_in_tiles if plain(memory.key) else _read_fused
         return attention.project_read(read(attention, q, memory))
 
     def flops(self, size: ReadSize) -> int:
@@ -190,11 +191,6 @@ def narrow_flops(size: ReadSize, attend: int) -> int:
     out = size.heads * size.queries * size.memory_width * size.width
     join = size.width * size.width * (size.memory_width + 1)
     return 2 * (size.rows * (project + attend + out) + join)
-
-
-def _in_tiles(key: Tensor) -> bool:
-    plain = key.device.type == "cpu" and key.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")
-    return plain and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _read_in_tiles(attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
@@ -231,7 +227,7 @@ class Auto(ReadOperator):
         return LowDim() if 2 * narrow <= wide and scores >= self.least else Exact()
 
     def __call__(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
-        if not _in_tiles(memory.key):
+        if not plain(memory.key):
             return Exact()(attention, q, memory)
         length, narrow = memory.key.shape[1:]
         chosen = self._choose(attention.q_proj.out_features, narrow, q.shape[2] * length)

@@ -1,7 +1,7 @@
 """Hiera, the hierarchical vision transformer that SAM 2 uses as image trunk (arXiv:2306.00989, 2311.05613)."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from sam2_mem.model.constants import kept
 from sam2_mem.model.layers import MLP, DropPath
+from sam2_mem.model.linear import Linear, plain
 
 PATCH_STRIDE = 4
+STRIP_CELLS = 2048
+"""Of a map that go through a block together on a CPU."""
 
 
 class BlockPlan(NamedTuple):
@@ -43,8 +46,8 @@ class PooledAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.pool = pool
-        self.qkv = nn.Linear(dim, 3 * dim_out)
-        self.proj = nn.Linear(dim_out, dim_out)
+        self.qkv = Linear(dim, 3 * dim_out)
+        self.proj = Linear(dim_out, dim_out)
 
     def forward(self, x: Tensor, window: int = 0) -> Tensor:
         """(B, H, W, dim) -> (B, H', W', dim_out), H' = H / pool; in windows of `window` cells, 0 for one of all cells.
@@ -87,13 +90,27 @@ class HieraBlock(nn.Module):
         self.norm2 = nn.LayerNorm(plan.dim_out, eps=1e-6)
         self.mlp = MLP(plan.dim_out, int(plan.dim_out * mlp_ratio), plan.dim_out, 2, activation="gelu")
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.proj = nn.Linear(plan.dim, plan.dim_out) if plan.dim != plan.dim_out else None
+        self.proj = Linear(plan.dim, plan.dim_out) if plan.dim != plan.dim_out else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, dim) -> (B, H', W', dim_out)."""
+        """(B, H, W, dim) -> (B, H', W', dim_out).
+
+        On a CPU without gradient, a strip of windows goes through the whole block before the next one, so that what lies
+        between its layers stays in the processor's cache.
+        """
+        if x.shape[:3].numel() <= STRIP_CELLS or not plain(x):
+            return self._think(self._look(x))
+        rows = max(1, STRIP_CELLS // (x.shape[0] * x.shape[2]))
+        if not self.window:
+            return _in_strips(self._think, self._look(x), rows)
+        return _in_strips(lambda strip: self._think(self._look(strip)), x, max(1, rows // self.window) * self.window)
+
+    def _look(self, x: Tensor) -> Tensor:
         normed = self.norm1(x)
         skip = x if self.proj is None else self.proj(normed)
-        x = _max_pool(skip, self.pool) + self.drop_path(self.attn(normed, self.window))
+        return _max_pool(skip, self.pool) + self.drop_path(self.attn(normed, self.window))
+
+    def _think(self, x: Tensor) -> Tensor:
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -221,6 +238,20 @@ def _check_stages(stages: Sequence[int], windows: Sequence[int], q_pool: int, q_
                 f"expected windows that the pooling stride {tuple(q_stride)} divides, got {window}; "
                 "change window_spec or q_stride"
             )
+
+
+def _in_strips(block: Callable[[Tensor], Tensor], x: Tensor, rows: int) -> Tensor:
+    """``block`` of (B, H, W, C), ``rows`` of H at a time; it may shrink maps."""
+    first, *others = x.split(rows, dim=1)
+    made = block(first)
+    out = made.new_empty(x.shape[0], x.shape[1] * made.shape[1] // first.shape[1], *made.shape[2:])
+    out[:, : made.shape[1]] = made
+    at = made.shape[1]
+    for strip in others:
+        made = block(strip)
+        out[:, at : at + made.shape[1]] = made
+        at += made.shape[1]
+    return out
 
 
 def _max_pool(x: Tensor, stride: tuple[int, int] | None) -> Tensor:

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
+from sam2_mem.model.linear import Linear
+
+_ACTIVATIONS = ("gelu", "relu")
 
 
 class MLP(nn.Module):
@@ -27,18 +29,17 @@ class MLP(nn.Module):
         if num_layers < 1:
             raise ValueError(f"expected num_layers >= 1, got {num_layers}; use 1 for a single linear layer")
         if activation not in _ACTIVATIONS:
-            raise ValueError(f"expected activation in {sorted(_ACTIVATIONS)}, got {activation!r}; choose one of them")
+            raise ValueError(f"expected activation in {list(_ACTIVATIONS)}, got {activation!r}; choose one of them")
         widths = [input_dim, *[hidden_dim] * (num_layers - 1), output_dim]
-        self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in pairwise(widths))
+        self.layers = nn.ModuleList(Linear(n_in, n_out) for n_in, n_out in pairwise(widths))
         self.activation = activation
         self.sigmoid_output = sigmoid_output
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., input_dim) -> (..., output_dim)."""
-        activate = _ACTIVATIONS[self.activation]
         *hidden, last = self.layers
         for layer in hidden:
-            x = activate(layer(x))
+            x = layer(x, self.activation)
         x = last(x)
         return x.sigmoid() if self.sigmoid_output else x
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_mem.model.attention_operators import Auto, ReadOperator, key_input
+from sam2_mem.model.linear import Linear
 from sam2_mem.model.rope import Rotation, grid_coordinates, rotation
 from sam2_mem.model.rotary_attention import RotaryAttention
 from sam2_mem.types import ReadUsage, RowBatch, Usage
@@ -37,8 +38,8 @@ class MemoryAttentionLayer(nn.Module):
         self.cross_attn_image = RotaryAttention(
             width=width, key_width=memory_width, num_heads=num_heads, dropout=dropout
         )
-        self.linear1 = nn.Linear(width, feedforward)
-        self.linear2 = nn.Linear(feedforward, width)
+        self.linear1 = Linear(width, feedforward)
+        self.linear2 = Linear(feedforward, width)
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
         self.norm3 = nn.LayerNorm(width)
@@ -58,7 +59,7 @@ class MemoryAttentionLayer(nn.Module):
         return self.cross_attn_image.keys(key_input(rows), there)
 
     def think(self, x: Tensor) -> Tensor:
-        return x + self.drop(self.linear2(self.drop(self.linear1(self.norm3(x)).relu_())))
+        return x + self.drop(self.linear2(self.drop(self.linear1(self.norm3(x), "relu"))))
 
 
 class MemoryAttention(nn.Module):

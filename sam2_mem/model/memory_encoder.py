@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_mem.model.distiller import GridTokens, TokenDistiller
 from sam2_mem.model.layers import LayerNorm2d
+from sam2_mem.model.linear import Linear
 
 
 class MaskDownsampler(nn.Module):
@@ -45,13 +45,13 @@ class ConvNextBlock(nn.Module):
         super().__init__()
         self.dwconv = nn.Conv2d(width, width, kernel_size, padding=kernel_size // 2, groups=width)
         self.norm = LayerNorm2d(width)
-        self.pwconv1 = nn.Linear(width, 4 * width)
-        self.pwconv2 = nn.Linear(4 * width, width)
+        self.pwconv1 = Linear(width, 4 * width)
+        self.pwconv2 = Linear(4 * width, width)
         self.gamma = nn.Parameter(torch.full((width,), float(layer_scale)))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.dwconv(x)).movedim(1, -1)
-        y = self.gamma * self.pwconv2(F.gelu(self.pwconv1(y)))
+        y = self.gamma * self.pwconv2(self.pwconv1(y, "gelu"))
         return x + y.movedim(-1, 1)
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam2_mem.model.linear import Linear, linear
 from sam2_mem.model.rope import Rotation, rotate
 
 TILE_QUERIES, TILE_KEYS = 1024, 1024
@@ -31,14 +32,15 @@ class RotaryAttention(nn.Module):
         super().__init__()
         if width % num_heads:
             raise ValueError(f"expected a width that divides into {num_heads} heads, got {width}")
+        kind = Linear if key_width is None else nn.Linear  # there may be any number of keys that are not the queries
         key_width = width if key_width is None else key_width
         self.num_heads = num_heads
         self.dropout = dropout
         self.kernel = F.scaled_dot_product_attention
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(key_width, width)
-        self.v_proj = nn.Linear(key_width, width)
-        self.out_proj = nn.Linear(width, width)
+        self.q_proj = Linear(width, width)
+        self.k_proj = kind(key_width, width)
+        self.v_proj = kind(key_width, width)
+        self.out_proj = Linear(width, width)
 
     @property
     def head_width(self) -> int:
@@ -77,7 +79,7 @@ class RotaryAttention(nn.Module):
         out = self.out_proj.weight.unflatten(1, (self.num_heads, -1)).transpose(0, 1)
         joint = (out @ value).transpose(0, 1).flatten(1)
         bias = F.linear(self.v_proj.bias[None], self.out_proj.weight, self.out_proj.bias)[0]
-        return F.linear(read.transpose(1, 2).flatten(2), joint, bias)
+        return linear(read.transpose(1, 2).flatten(2), joint, bias)
 
 
 def attend_in_tiles(q: Tensor, k: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -99,14 +101,16 @@ def _mean(q: Tensor, k: Tensor, value: Tensor, bias: Tensor | None, room: Tensor
     top = q.new_full((len(q), 1), torch.finfo(q.dtype).min)
     for start in range(0, len(k), TILE_KEYS):
         here = slice(start, start + TILE_KEYS)
-        keys = k[here]
-        scores = torch.mm(q, keys.t(), out=room[: len(q) * len(keys)].view(len(q), -1))
+        keys, values = k[here], value[here].t()
+        fast = len(keys) == TILE_KEYS
+        scores = linear(q, keys) if fast else torch.mm(q, keys.t(), out=room[: len(q) * len(keys)].view(len(q), -1))
         if bias is not None:
             scores.add_(bias[here])
         higher = torch.maximum(top, scores.amax(-1, keepdim=True))
         power_(scores.sub_(higher))
         fewer = power_(top - higher)
-        total.mul_(fewer).addmm_(scores, value[here])
+        total.mul_(fewer)
+        total = total.add_(linear(scores, values)) if fast else total.addmm_(scores, values.t())
         weight.mul_(fewer).add_(scores.sum(-1, keepdim=True))
         top = higher
     return total.div_(weight)

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_mem.model.layers import MLP
+from sam2_mem.model.linear import Linear
 
 
 class Attention(nn.Module):
@@ -15,10 +16,10 @@ class Attention(nn.Module):
         if inner % num_heads:
             raise ValueError(f"expected heads to divide the width {inner}, got {num_heads}; change either")
         self.num_heads = num_heads
-        self.q_proj = nn.Linear(dim, inner)
-        self.k_proj = nn.Linear(dim, inner)
-        self.v_proj = nn.Linear(dim, inner)
-        self.out_proj = nn.Linear(inner, dim)
+        self.q_proj = Linear(dim, inner)
+        self.k_proj = Linear(dim, inner)
+        self.v_proj = Linear(dim, inner)
+        self.out_proj = Linear(inner, dim)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """(B, N, C), (B, M, C), (B, M, C) -> (B, N, C)."""
