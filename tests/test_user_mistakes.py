@@ -20,6 +20,7 @@ from sam2_mem.checkpoint import CheckpointError
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.tracking.inference_state import InferenceState
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
+from sam2_mem.types import FrameContext, Usage
 
 HEIGHT, WIDTH = 48, 64
 TINY = "configs/sam2.1/sam2.1_hiera_t.yaml"
@@ -633,3 +634,27 @@ def test_what_works(call: Callable[[Desk], Any], desk: Desk) -> None:
 
 def test_removing_an_unknown_object_without_strict_changes_nothing(desk: Desk) -> None:
     assert desk.started().predictor.remove_object(desk.video, 5) == ([1], [])
+
+
+# -- policies -------------------------------------------------------------------------------------------------------------
+
+
+class Undecided(FIFO):
+    """Objects prompted on even frames want to know what attention tokens got, others what items got."""
+
+    def wanted_usage(self, state: Any, frame: FrameContext) -> Usage:
+        return (Usage.TOKENS, Usage.ITEMS_BY_QUERY)[state.prompts[0].frame % 2]
+
+
+def test_objects_that_want_different_usage() -> None:
+    """The network measures one kind for a batch; which one would be chance."""
+    predictor = SAM2VideoPredictor(micro_model(), Undecided())
+    for frames in (0, 2), (0, 1):
+        state = predictor.init_state(pictures(4))
+        for obj_id, frame in enumerate(frames):
+            predictor.add_new_mask(state, frame, obj_id, blob(0, 0))
+        if frames == (0, 2):
+            assert len(list(predictor.propagate_in_video(state))) == 4
+            continue
+        with pytest.raises(RuntimeError, match=r"one kind of usage on frame 2, got \['items_by_query', 'tokens'\]; have wanted"):
+            list(predictor.propagate_in_video(state))

@@ -428,8 +428,13 @@ class Tracker:
         return decoded, attended.usage, attended.features
 
     def _usage(self, tracks: Sequence[Track], context: FrameContext) -> Usage:
-        """What any object needs; the network measures a batch as a whole."""
+        """What any object needs; the network measures a batch as a whole. RuntimeError where two need different things."""
         wanted = {self.policy.wanted_usage(t.state, self._shown_to(t, context)) for t in tracks} - {Usage.NONE}
+        if len(wanted) > 1:
+            raise RuntimeError(
+                f"expected all objects to want one kind of usage on frame {context.index}, got {sorted(u.value for u in wanted)}; "
+                f"have wanted_usage of {type(self.policy).__name__} return needs.usage or Usage.NONE"
+            )
         return wanted.pop() if wanted else Usage.NONE
 
     def _measured(self, wanted: Usage) -> Usage:
