@@ -3,7 +3,7 @@
 
     tests/measure_tried.py --threads 1
 
-Milliseconds on a CPU, the best of several, both ways in turns; sizes are those of SAM 2 at an image size of 1024 and, where it
+Some of what is used stands there too, for comparison. Milliseconds on a CPU, the best of several, both ways in turns; sizes are those of SAM 2 at an image size of 1024 and, where it
 says so, 256. What is tried is checked to give the same numbers first.
 """
 
@@ -21,7 +21,8 @@ from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
-from switches import scores_to_the_base_of_e  # noqa: E402
+from switches import linear_maps_by_torch, scores_to_the_base_of_e  # noqa: E402
+from sam2_mem.model.linear import linear  # noqa: E402
 from sam2_mem.model.prompt_encoder import PromptEncoder  # noqa: E402
 from sam2_mem.model.rope import Rotation, grid_coordinates, rotate, rotation  # noqa: E402
 from sam2_mem.model.rotary_attention import RotaryAttention, attend_in_tiles  # noqa: E402
@@ -104,6 +105,26 @@ def powers_of_e() -> None:
     beside("1024 queries read memory, powers of two | of e", lambda: attend_in_tiles(q, k, value), tried)
 
 
+def linear_maps() -> None:
+    for rows, wide, wider in (4096, 384, 1536), (256, 256, 2048):
+        x, up, down = torch.randn(rows, wide), torch.randn(wider, wide) / 20, torch.randn(wide, wider) / 40
+
+        def used() -> Tensor:
+            return linear(linear(x, up, activation="gelu"), down)
+
+        def by_torch() -> Tensor:
+            with linear_maps_by_torch():
+                return used()
+
+        beside(f"{rows} x {wide} to {wider}, GELU, and back, oneDNN | torch", used, by_torch)
+        rest = torch.randn(rows, wide)
+        beside(
+            f"{rows} x {wider} to {wide} and a sum, apart | in one product",
+            lambda: linear(linear(x, up), down) + rest,
+            lambda: torch.ops.mkldnn._linear_pointwise(linear(x, up), rest, down, None, "add"),
+        )
+
+
 def constants_of_the_decoder() -> None:
     for size in (256, 1024):
         encoder = PromptEncoder(image_embedding_size=size // 16, image_size=size)
@@ -155,7 +176,7 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     for measure in (
         real_rotation, kept_keys, tiled_self_attention, bare_exponentials, powers_of_e,
-        constants_of_the_decoder, narrow_keys,
+        linear_maps, constants_of_the_decoder, narrow_keys,
     ):  # fmt: skip
         measure()
 

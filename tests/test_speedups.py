@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from micro import SCORE_BIAS, mask_prompt, micro_config, new_model, one_thread, pictures  # noqa: F401
 from sam2_mem.build_sam import build_policy, build_sam2
 from sam2_mem.memory.policies.fifo import FIFO
-from sam2_mem.model import constants, fpn, hiera, rotary_attention
+from sam2_mem.model import constants, fpn, hiera, linear, rotary_attention
 from sam2_mem.model.attention_operators import LowDim
 from sam2_mem.model.constants import kept
 from sam2_mem.model.hiera import BlockPlan, Hiera, HieraBlock, PooledAttention
@@ -60,7 +60,8 @@ def fast(model: SAM2) -> Tensor:
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two rows at a time."""
+    """Two rows at a time, and every linear map by oneDNN."""
+    monkeypatch.setattr(linear, "LEAST_WORK", 1)
     monkeypatch.setattr(tracker, "CPU_BATCH", 2 * (SIDE // 16) ** 2)
     monkeypatch.setattr("sam2_mem.model.attention_operators.Auto._choose", lambda self, *sizes: LowDim())
 
