@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -125,6 +126,24 @@ def linear_maps() -> None:
         )
 
 
+def small_linear_maps() -> None:
+    for rows, wide, wider in (64, 64, 64), (256, 64, 256), (256, 256, 256):
+        x, weight = torch.randn(rows, wide), torch.randn(wider, wide)
+
+        def often() -> Tensor:
+            return [linear(x, weight) for _ in range(1000)][-1]
+
+        def by_torch() -> Tensor:
+            with linear_maps_by_torch():
+                return often()
+
+        def by_one_dnn() -> Tensor:
+            with patch("sam2_mem.model.linear.LEAST_WORK", 1):
+                return often()
+
+        beside(f"a thousand times {rows} x {wide} to {wider}, torch | oneDNN", by_torch, by_one_dnn)
+
+
 def constants_of_the_decoder() -> None:
     for size in (256, 1024):
         encoder = PromptEncoder(image_embedding_size=size // 16, image_size=size)
@@ -176,7 +195,7 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     for measure in (
         real_rotation, kept_keys, tiled_self_attention, bare_exponentials, powers_of_e,
-        linear_maps, constants_of_the_decoder, narrow_keys,
+        linear_maps, small_linear_maps, constants_of_the_decoder, narrow_keys,
     ):  # fmt: skip
         measure()
 

@@ -116,6 +116,29 @@ def test_control_it_is_taken_otherwise(taken: list) -> None:
     assert taken == [((LEAST_ROWS, IN), (OUT, IN))]
 
 
+@needs_one_dnn
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_nan_and_infinity_stay(activation: str, taken: list) -> None:
+    """They must not come out as numbers. oneDNN's own ReLU would do that."""
+    x, weight, bias = parts(ROWS)
+    x[3, 5], x[7, 0] = float("nan"), float("inf")
+    with torch.no_grad():
+        found = linear(x, weight, bias, activation)
+        with linear_maps_by_torch():
+            wanted = linear(x, weight, bias, activation)
+    assert taken and found[3].isnan().all() and not found[[0, 1, 2]].isnan().any()
+    torch.testing.assert_close(found, wanted, equal_nan=True)
+
+
+@needs_one_dnn
+def test_a_wrong_width_is_refused_in_torch_s_words(taken: list) -> None:
+    x, weight, bias = parts(ROWS)
+    for wrong in (x[:, 1:], torch.cat([x, x], dim=1)):
+        with torch.no_grad(), pytest.raises(RuntimeError, match=f"shapes cannot be multiplied .*{ROWS}x{wrong.shape[1]}"):
+            linear(wrong, weight, bias)
+    assert not taken
+
+
 def test_gradients_flow() -> None:
     x, _, _ = parts(ROWS)
     for activation in ACTIVATIONS:

@@ -242,16 +242,7 @@ def _check_stages(stages: Sequence[int], windows: Sequence[int], q_pool: int, q_
 
 def _in_strips(block: Callable[[Tensor], Tensor], x: Tensor, rows: int) -> Tensor:
     """``block`` of (B, H, W, C), ``rows`` of H at a time; it may shrink maps."""
-    first, *others = x.split(rows, dim=1)
-    made = block(first)
-    out = made.new_empty(x.shape[0], x.shape[1] * made.shape[1] // first.shape[1], *made.shape[2:])
-    out[:, : made.shape[1]] = made
-    at = made.shape[1]
-    for strip in others:
-        made = block(strip)
-        out[:, at : at + made.shape[1]] = made
-        at += made.shape[1]
-    return out
+    return torch.cat([block(strip) for strip in x.split(rows, dim=1)], dim=1)
 
 
 def _max_pool(x: Tensor, stride: tuple[int, int] | None) -> Tensor:

@@ -7,9 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam2_mem.model.linear import Linear
-
-_ACTIVATIONS = ("gelu", "relu")
+from sam2_mem.model.linear import ACTIVATIONS, Linear
 
 
 class MLP(nn.Module):
@@ -28,8 +26,9 @@ class MLP(nn.Module):
         super().__init__()
         if num_layers < 1:
             raise ValueError(f"expected num_layers >= 1, got {num_layers}; use 1 for a single linear layer")
-        if activation not in _ACTIVATIONS:
-            raise ValueError(f"expected activation in {list(_ACTIVATIONS)}, got {activation!r}; choose one of them")
+        known = sorted(ACTIVATIONS.keys() - {"none"})
+        if activation not in known:
+            raise ValueError(f"expected activation in {known}, got {activation!r}; choose one of them")
         widths = [input_dim, *[hidden_dim] * (num_layers - 1), output_dim]
         self.layers = nn.ModuleList(Linear(n_in, n_out) for n_in, n_out in pairwise(widths))
         self.activation = activation

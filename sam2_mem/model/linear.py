@@ -1,5 +1,5 @@
 """Linear maps, on a CPU by oneDNN. torch brings that library along for its compiler, but runs eager linear maps by
-another one (MKL), which is slower on processors of other makers, and applies activations in a pass of their own.
+another one (MKL), which is slower on processors of other makers, and applies GELU in a pass of its own.
 
 oneDNN keeps what it has made of a shape, up to about half a megabyte each: only shapes that come again should get here.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Literal
 
 import torch
@@ -33,7 +33,8 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none") -> Tensor:
     """``activation(x @ weight.T + bias)``, ``x`` (..., in), ``weight`` (out, in)."""
-    if x.numel() * len(weight) >= LEAST_WORK and plain(x) and weight.dtype is x.dtype and _one_dnn():
+    fits = x.shape[-1] == weight.shape[-1] and weight.dtype is x.dtype  # else torch says what is wrong
+    if fits and x.numel() * len(weight) >= LEAST_WORK and plain(x) and _one_dnn():
         return _by_one_dnn(x, weight, bias, activation)
     return ACTIVATIONS[activation](F.linear(x, weight, bias))
 
@@ -50,11 +51,13 @@ def _one_dnn() -> bool:
 
 
 def _by_one_dnn(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:
-    kind = "none" if activation == "gelu" else ""  # of GELU: by the error function
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], kind)
+    """GELU, by the error function, is part of the product. ReLU is not: oneDNN's makes numbers of NaN."""
+    if activation == "gelu":
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "none")
+    return ACTIVATIONS[activation](torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""))
 
 
-@lru_cache(maxsize=1)
+@cache
 def _works() -> bool:
     """Whether this torch has it as it is called here; it is what torch's compiler calls, not an interface of torch's."""
     if not torch.backends.mkldnn.is_available():

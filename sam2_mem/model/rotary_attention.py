@@ -102,7 +102,7 @@ def _mean(q: Tensor, k: Tensor, value: Tensor, bias: Tensor | None, room: Tensor
     for start in range(0, len(k), TILE_KEYS):
         here = slice(start, start + TILE_KEYS)
         keys, values = k[here], value[here].t()
-        fast = len(keys) == TILE_KEYS
+        fast = len(keys) == TILE_KEYS  # a shape that comes again, which `linear` asks for
         scores = linear(q, keys) if fast else torch.mm(q, keys.t(), out=room[: len(q) * len(keys)].view(len(q), -1))
         if bias is not None:
             scores.add_(bias[here])
