@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from IPython.display import Image as Shown
+from IPython.display import Image as PublishedMask
 from PIL import Image
 
 from sam2_mem.evaluation.charts import Axes, Series, line_chart
@@ -22,7 +22,7 @@ def strip(
     frames: Sequence[int],
     *,
     width: int = 150,
-) -> Shown:
+) -> PublishedMask:
     """Some frames side by side, (H, W, 3) uint8, with the masks (H, W) of their objects drawn in."""
     tiles = []
     for frame in frames:
@@ -36,14 +36,14 @@ def strip(
     return jpeg(Image.fromarray(np.concatenate(tiles, axis=1)))
 
 
-def jpeg(image: Image.Image) -> Shown:
+def jpeg(image: Image.Image) -> PublishedMask:
     """A picture as the output of a cell."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, format="JPEG", quality=75)
-    return Shown(data=buffer.getvalue(), format="jpeg")
+    return PublishedMask(data=buffer.getvalue(), format="jpeg")
 
 
-def chart(title: str, x_label: str, y_label: str, curves: Mapping[str, Sequence[float]]) -> Shown:
+def chart(title: str, x_label: str, y_label: str, curves: Mapping[str, Sequence[float]]) -> PublishedMask:
     """Lines over the frames 0, 1, 2, ..."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "chart.png"

@@ -8,7 +8,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from sam2_mem._moved import install
+
 __version__ = "0.1.0"
+
+install()
 
 _HOME_OF = {
     "build_sam2": "sam2_mem.build_sam",
@@ -18,7 +22,7 @@ _HOME_OF = {
     "SAM2VideoPredictor": "sam2_mem.tracking.video_predictor",
     "SAM2ImagePredictor": "sam2_mem.tracking.image_predictor",
     "MemoryPolicy": "sam2_mem.memory.policy",
-    "Prompt": "sam2_mem.types",
+    "Prompt": "sam2_mem.prompts",
 }
 
 __all__ = ["__version__", *_HOME_OF]

@@ -1,34 +1,36 @@
-"""From a config to a model or a predictor. The only library file that knows Hydra and OmegaConf.
-
-Configs are composed in a private Hydra context: a program that runs Hydra itself is not disturbed, and no config object
-reaches a constructor.
-"""
+"""From a config to a model or a predictor."""
 
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
+from hydra.errors import (
+    InstantiationException,
+)
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
-from yaml import YAMLError
 
+from sam2_mem._moved import renamed
 from sam2_mem.checkpoint import build_with_weights, hub_checkpoint, load_part, part_fits
+from sam2_mem.config import (
+    CHOICES,
+    STABILITY,
+    ConfigError,
+    checkpoint_dir,
+    choice_config,
+    compose,
+    compose_video,
+    missing_model,
+)
 from sam2_mem.memory.policy import MemoryPolicy
+from sam2_mem.model.acceleration.cuda_graphs import optimize
 from sam2_mem.model.distiller import TokenDistiller
-from sam2_mem.model.optimized import optimize
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.tracking.refine import Refiner
 from sam2_mem.tracking.tracker import TrackerSettings
@@ -48,210 +50,8 @@ RANDOM = "random"
 AUTO = "auto"
 """A config's ``distiller_checkpoint`` that is taken from its ``trained_distillers``."""
 
-_CHOICES = {
-    "memory_policy": "a memory policy",
-    "memory_bound": "a bound on memory",
-    "attention": "a way to read memory",
-    "distiller": "a token distiller",
-    "refiner": "a refiner",
-    "embedder": "an embedder",
-}
-"""Config groups out of which one file is chosen by name."""
-
-_GROUPS = ("base", "training", *_CHOICES)
-
-# SAM 2's override keys that live elsewhere here.
-_MOVED = {
-    "model.non_overlap_masks": "predictor.non_overlap_masks",
-    "model.fill_hole_area": "tracker.fill_hole_area",
-    "model.non_overlap_masks_for_mem_enc": "tracker.non_overlap_masks_for_mem_enc",
-    "model.clear_non_cond_mem_around_input": "tracker.clear_non_cond_mem_around_input",
-    "model.clear_non_cond_mem_for_multi_obj": "tracker.clear_non_cond_mem_for_multi_obj",
-    "model.max_obj_ptrs_in_encoder": "memory_policy.max_obj_ptrs_in_encoder",
-    "model.max_cond_frames_in_attn": "memory_policy.max_cond_frames_in_attn",
-    "model.memory_temporal_stride_for_eval": "memory_policy.memory_temporal_stride_for_eval",
-    "model.only_obj_ptrs_in_the_past_for_eval": "memory_policy.only_obj_ptrs_in_the_past_for_eval",
-    "model.binarize_mask_from_pts_for_mem_enc": "model.binarize_prompted_masks",
-    "model.sigmoid_scale_for_mem_enc": "model.mem_enc_scale",
-    "model.sigmoid_bias_for_mem_enc": "model.mem_enc_bias",
-    "model.multimask_output_in_sam": "model.multimask_output",
-}
-_EXTRA_ARGS = "model.sam_mask_decoder_extra_args."
-
-# SAM 2's switches that have one setting here: key -> (that setting, why).
-_FIXED = {
-    "model.add_all_frames_to_correct_as_cond": ("true", "a correction always takes effect here"),
-    "model.compile_image_encoder": ("false", "compile with vos_optimized=True instead"),
-}
-
-_STABILITY = (
-    "model.dynamic_multimask_via_stability=true",
-    "model.dynamic_multimask_stability_delta=0.05",
-    "model.dynamic_multimask_stability_thresh=0.98",
-)
-_VIDEO_POSTPROCESSING = ("model.binarize_prompted_masks=true", "tracker.fill_hole_area=8")
-
-
-class ConfigError(ValueError):
-    """A config, an override or a policy that does not exist or does not fit; says what does."""
-
 
 # -- configs --------------------------------------------------------------------------------------------------------
-
-
-def config_dir() -> Path:
-    """Where the configs are: inside an installed package, or beside it in a checkout."""
-    installed = Path(__file__).parent / "configs"
-    return installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
-
-
-def config_names() -> list[str]:
-    """Short names of all model configs, e.g. ``configs/sam2.1/sam2.1_hiera_t.yaml``."""
-    root = config_dir()
-    names = (p.relative_to(root) for p in sorted(root.rglob("*.yaml")))
-    return [f"configs/{n.as_posix()}" for n in names if n.parts[0] not in _GROUPS]
-
-
-def policy_names() -> list[str]:
-    """Names of all memory policies and presets, as ``memory_policy=`` takes them."""
-    return _choice_names("memory_policy")
-
-
-def _choice_names(group: str) -> list[str]:
-    root = config_dir() / group
-    return sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
-
-
-def compose(config: str | PathLike[str] | DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
-    """The full config of a model, a tracker and a policy.
-
-    Args:
-        config: a short name (``configs/sam2.1/sam2.1_hiera_t.yaml``, ``sam2.1_hiera_t``), the path of a YAML file of your
-            own (which may build on ours), or a composed config.
-        overrides: in Hydra's syntax, ``memory_policy=fifo``, ``memory_policy.num_maskmem=5``, ``model.image_size=512``;
-            SAM 2's own keys (``++model.fill_hole_area=8``) are understood.
-
-    Raises:
-        ConfigError: names what is valid.
-    """
-    overrides = [moved for moved in (_translate(o) for o in overrides) if moved is not None]
-    if isinstance(config, DictConfig):
-        return _overridden(config, overrides)
-    directory, name = _locate(str(config))
-    ours = config_dir().resolve()
-    search = [] if directory.resolve() == ours else [f"hydra.searchpath=[file://{ours}]"]
-    try:
-        with _own_hydra(directory):
-            composed = hydra_compose(name, overrides=[*overrides, *search])
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise _explained(error, name) from error
-    return composed
-
-
-@contextmanager
-def _own_hydra(directory: Path) -> Iterator[None]:
-    """A Hydra of our own for a moment, whatever the program around it has initialised."""
-    singleton = GlobalHydra.instance()
-    outer = singleton.hydra
-    singleton.clear()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", category=UserWarning)
-            with initialize_config_dir(str(directory.resolve()), version_base="1.2"):
-                yield
-    finally:
-        GlobalHydra.instance().hydra = outer
-
-
-def _locate(config: str) -> tuple[Path, str]:
-    """Directory and name of a config given by short name or by path."""
-    root = config_dir()
-    wanted = config if config.endswith((".yaml", ".yml")) else f"{config}.yaml"
-    short = wanted.removeprefix("configs/")
-    if not Path(short).is_absolute() and (root / short).is_file() and Path(short).parts[0] not in _GROUPS:
-        return root, short
-    path = Path(wanted).expanduser()
-    if path.is_file():
-        return path.parent, path.name
-    same_stem = [n.removeprefix("configs/") for n in config_names() if Path(n).name == wanted]
-    if len(same_stem) == 1:
-        return root, same_stem[0]
-    valid = "\n  ".join(config_names())
-    raise ConfigError(f"expected the name or the path of a model config, got {config!r}; names are:\n  {valid}")
-
-
-def _translate(override: str) -> str | None:
-    """An override with SAM 2's key replaced by ours; None for one that changes nothing here."""
-    prefix = override[: len(override) - len(override.lstrip("+~"))]
-    key, equals, value = override[len(prefix) :].partition("=")
-    if key.startswith(_EXTRA_ARGS):
-        key = "model." + key[len(_EXTRA_ARGS) :]
-    if key in _FIXED:
-        fixed, why = _FIXED[key]
-        if value.lower() != fixed:
-            raise ConfigError(f"expected {key}={fixed}, got {value}: {why}")
-        return None
-    if key in _MOVED:
-        return f"{_MOVED[key]}={value}"
-    return override if key == override[len(prefix) :].partition("=")[0] else f"{key}{equals}{value}"
-
-
-def _overridden(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """A composed config with ``key=value`` overrides; a policy, a refiner, an embedder may be chosen by name."""
-    result = config.copy()
-    OmegaConf.set_struct(result, False)
-    for override in overrides:
-        key, _, value = override.lstrip("+").partition("=")
-        if key in _CHOICES:
-            result[key] = _choice_config(key, value)
-        elif not override.startswith("+") and OmegaConf.select(result, key, default=_Missing) is _Missing:
-            raise ConfigError(f"expected an override of a key that exists, got {override!r}")
-        else:
-            OmegaConf.update(result, key, OmegaConf.from_dotlist([f"value={value}"]).value)
-    return result
-
-
-def compose_video(
-    config: str | PathLike[str] | DictConfig, overrides: Sequence[str] = (), *, apply_postprocessing: bool = True
-) -> DictConfig:
-    """What :func:`build_sam2_video_predictor` builds from: :func:`compose`, with SAM 2's post-processing if asked for.
-
-    To build from the result, say ``apply_postprocessing=False``: it is in it already.
-    """
-    extra = (*_STABILITY, *_VIDEO_POSTPROCESSING) if apply_postprocessing else ()
-    return compose(config, [*extra, *overrides])
-
-
-class _Missing:
-    """Stands for a key that is not there."""
-
-
-def _choice_config(group: str, name: str) -> DictConfig:
-    if name not in _choice_names(group):
-        raise _unknown_choice(group, name)
-    return OmegaConf.load(config_dir() / group / f"{name}.yaml")
-
-
-def _unknown_choice(group: str, name: str) -> ConfigError:
-    return ConfigError(f"expected {_CHOICES[group]} out of {', '.join(_choice_names(group))}, got {name!r}")
-
-
-def _without_model(name: str) -> ConfigError:
-    return ConfigError(f"expected a section 'model' in {name}, got none; build on ours with defaults: [/base/sam2.1, _self_]")
-
-
-def _explained(error: Exception, name: str) -> ConfigError:
-    text = str(error)
-    missing = [g for g in _CHOICES if f"{g}/" in text] if isinstance(error, MissingConfigException) else []
-    if missing:
-        return _unknown_choice(missing[0], text.split(f"{missing[0]}/")[1].split("'")[0])
-    if "Key 'model' is not in struct" in f"{text} {error.__cause__}":
-        return _without_model(name)
-    if isinstance(error, ConfigCompositionException) and "Could not override" in text:
-        cause = f" ({error.__cause__})" if error.__cause__ else ""
-        key = text.split("'")[1] if "'" in text else "it"
-        return ConfigError(f"expected overrides of keys that exist in {name}, but {key} does not{cause}".replace("\n", " "))
-    return ConfigError(f"could not compose {name}: {text}")
 
 
 # -- objects --------------------------------------------------------------------------------------------------------
@@ -260,7 +60,11 @@ def _explained(error: Exception, name: str) -> ConfigError:
 def _make(config: DictConfig, what: str, **given: Any) -> Any:
     """Instantiate ``config``; the constructor gets plain Python values, and what is ``given`` as it is."""
     try:
-        return instantiate(config, _convert_="all", _partial_=True)(**given) if given else instantiate(config, _convert_="all")
+        return (
+            instantiate(config, _convert_="all", _partial_=True)(**given)
+            if given
+            else instantiate(config, _convert_="all")
+        )
     except InstantiationException as error:
         cause = error.__cause__ or error
         raise ConfigError(f"could not build {what}: {cause}") from error
@@ -279,7 +83,7 @@ def build_policy(policy: str | DictConfig | MemoryPolicy) -> MemoryPolicy:
     """A policy from its name, its config, or as it is."""
     if isinstance(policy, MemoryPolicy):
         return policy
-    config = _choice_config("memory_policy", policy) if isinstance(policy, str) else policy
+    config = choice_config("memory_policy", policy) if isinstance(policy, str) else policy
     if not isinstance(config, DictConfig) or "_target_" not in config:
         raise ConfigError(f"expected a policy's name, its config with a _target_, or a MemoryPolicy, got {policy!r}")
     made = _make(config, "the memory policy")
@@ -309,14 +113,8 @@ def _chosen(config: DictConfig, group: str, what: Callable[[Any], bool]) -> Any:
         return None
     made = _make(part, f"the {group}")
     if not what(made):
-        raise ConfigError(f"expected _target_ of the {group} to be {_CHOICES[group]}, got {type(made).__name__}")
+        raise ConfigError(f"expected _target_ of the {group} to be {CHOICES[group]}, got {type(made).__name__}")
     return made
-
-
-def checkpoint_dir() -> Path:
-    """Where this project's own weights are: inside an installed package, or beside it in a checkout."""
-    installed = Path(__file__).parent / "checkpoints"
-    return installed if installed.is_dir() else Path(__file__).parents[1] / "checkpoints"
 
 
 def _weights(given: Any, configured: str | None) -> Any:
@@ -333,10 +131,12 @@ def _build_model(config: DictConfig, ckpt_path: Any, device: str, mode: str) -> 
     if mode not in ("eval", "train"):
         raise ConfigError(f"expected mode 'eval' or 'train', got {mode!r}")
     if config.get("model") is None:
-        raise _without_model("the config")
+        raise missing_model("the config")
     target = _usable(device)
     if ckpt_path is not None and target.type == "meta":
-        raise ConfigError(f"expected a device that can hold weights, got meta with '{ckpt_path}'; give 'random' weights there")
+        raise ConfigError(
+            f"expected a device that can hold weights, got meta with '{ckpt_path}'; give 'random' weights there"
+        )
     if ckpt_path is None:
         logger.warning("no checkpoint given: the weights are random")
         with torch.device("meta" if target.type == "meta" else "cpu"):
@@ -402,7 +202,7 @@ def build_sam2(
     _refuse_unknown(
         kwargs, "build_sam2", "config_file, ckpt_path, device, mode, hydra_overrides_extra, apply_postprocessing"
     )
-    extra = _STABILITY if apply_postprocessing else ()
+    extra = STABILITY if apply_postprocessing else ()
     config = compose(config_file, [*extra, *hydra_overrides_extra])
     return _build_model(config, _weights(ckpt_path, config.get("checkpoint")), device, mode)
 
@@ -426,7 +226,7 @@ def build_sam2_video_predictor(
         device: "cuda", "cpu", "mps" or "auto". mode: "eval" or "train".
         hydra_overrides_extra: see :func:`compose`. apply_postprocessing: fill small holes, choose single masks by stability,
             binarise prompted masks for memory, as SAM 2 does by default.
-        vos_optimized: on a CUDA device, half precision and CUDA graphs, see :mod:`sam2_mem.model.optimized`; on others the
+        vos_optimized: on a CUDA device, half precision and CUDA graphs, see :mod:`sam2_mem.model.acceleration.cuda_graphs`; on others the
             network is compiled with ``torch.compile`` and the first frames are slow.
         memory_policy: a name (``"fifo"``), a config or an instance; None for the one in the config.
 
@@ -471,7 +271,9 @@ def _check_slots(policy: MemoryPolicy, model: SAM2) -> None:
 def _note_unused(policy: MemoryPolicy, model: SAM2) -> None:
     """Say so when a learned part of the model waits for a policy that does not ask for it."""
     if model.sensory is not None and not policy.needs.sensory:
-        logger.warning("sensory memory is not used: %s keeps no state of it; xmem does", type(policy.unwrapped).__name__)
+        logger.warning(
+            "sensory memory is not used: %s keeps no state of it; xmem does", type(policy.unwrapped).__name__
+        )
     distiller = model.memory_encoder.distiller
     if distiller.merged_time is not None and type(policy.unwrapped).condense is MemoryPolicy.condense:
         name, own = type(policy.unwrapped).__name__, type(distiller).__name__
@@ -497,28 +299,6 @@ class TrainingJob(NamedTuple):
     plan: Any
     fresh: bool
     teacher: tuple[SAM2, MemoryPolicy] | None = None
-
-
-def compose_training(config: str | PathLike[str], overrides: Sequence[str] = ()) -> DictConfig:
-    """A training config by the name of a file in ``configs/training`` or by path, with Hydra overrides such as
-    ``plan.optimisation.rate=1e-4``."""
-    directory, name = _locate_training(str(config))
-    search = [f"hydra.searchpath=[file://{config_dir().resolve()}]"]
-    try:
-        with _own_hydra(directory):
-            return hydra_compose(name, overrides=[*overrides, *search])
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise _explained(error, name) from error
-
-
-def _locate_training(config: str) -> tuple[Path, str]:
-    wanted = config if config.endswith((".yaml", ".yml")) else f"{config}.yaml"
-    ours = config_dir() / "training"
-    path = ours / Path(wanted).name if (ours / Path(wanted).name).is_file() else Path(wanted).expanduser()
-    if not path.is_file():
-        valid = ", ".join(sorted(p.stem for p in ours.glob("*.yaml")))
-        raise ConfigError(f"expected the path of a training config or a name out of {valid}, got {config!r}")
-    return path.parent, path.name
 
 
 def build_training(config: DictConfig, *, init: str | PathLike[str] | None = None, device: str = "cpu") -> TrainingJob:
@@ -574,3 +354,6 @@ def build_sam2_video_predictor_hf(model_id: str, **kwargs: Any) -> SAM2VideoPred
     """:func:`build_sam2_video_predictor` of an official model on the Hugging Face hub."""
     config, path = hub_checkpoint(model_id)
     return build_sam2_video_predictor(config, path, **kwargs)
+
+
+__getattr__ = renamed(__name__)

@@ -144,7 +144,10 @@ def _absent(
     absent = tuple(key for key in own if key not in state)
     if absent:
         logger.info(
-            "%s lacks %d learned entries, left at their initial value: %s", source, len(absent), _shorten(absent, limit=4)
+            "%s lacks %d learned entries, left at their initial value: %s",
+            source,
+            len(absent),
+            _shorten(absent, limit=4),
         )
     return absent
 
@@ -273,7 +276,7 @@ def _find_weights(content: Any, path: Path) -> dict[str, Tensor]:
     got = f"keys {_shorten(content)}" if isinstance(content, Mapping) else type(content).__name__
     if inner is not None:
         got += ', where "model" is not a state dict (key -> tensor)'
-    raise CheckpointError(f'expected {{"model": state_dict}} or a state dict in \'{path}\', got {got}')
+    raise CheckpointError(f"expected {{\"model\": state_dict}} or a state dict in '{path}', got {got}")
 
 
 def _is_state_dict(content: Any) -> bool:

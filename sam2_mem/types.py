@@ -20,13 +20,13 @@ same object, which is what lets equal reads be recognised without touching a ten
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from sam2_mem._moved import renamed
 
 ABSENT_LOGIT = -1024.0
 """Mask logit of an object that is not in the frame (SAM 2's placeholder score)."""
@@ -243,7 +243,7 @@ class Hypotheses:
 
 
 @dataclass(frozen=True)
-class Pick:
+class CandidateId:
     """One candidate: which pathway, which of its masks. ``binarize`` asks for memory of the hard mask, as SAM 2 makes it
     for frames that a user has touched."""
 
@@ -253,19 +253,19 @@ class Pick:
 
 
 @dataclass(frozen=True)
-class Choice:
+class MaskSelection:
     """A policy's decision: the candidate shown to the user, and the candidates to encode into memory (may be none).
 
     ``sensory``: how the shown mask updates sensory memory, where the model has one; the new state comes with its entry.
     """
 
-    output: Pick
-    remember: tuple[Pick, ...]
+    output: CandidateId
+    remember: tuple[CandidateId, ...]
     sensory: SensoryUpdate = SensoryUpdate.NONE
 
 
 @dataclass(frozen=True, eq=False)
-class Condense:
+class MergeRequest:
     """A policy's wish to have entries merged by the network's distiller: ``entries``, oldest first in the direction of
     tracking, become one token for every ``strength`` x ``strength`` tokens of a stored map."""
 
@@ -317,128 +317,4 @@ class FrameResult:
     revisions: tuple[Revision, ...] = ()
 
 
-POINT_LABELS = {0: "background", 1: "foreground"}
-
-
-@dataclass(frozen=True, eq=False)
-class Prompt:
-    """What a user says about one object on one frame: clicks, a box, both, or a mask.
-
-    Args:
-        obj_id: any integer.
-        points: (N, 2) x, y positions, with ``labels`` (N): 1 foreground, 0 background.
-        box: (4) x0, y0, x1, y1.
-        mask: (H, W) bool or 0/1; may be empty ("the object is not here").
-        size: (H, W) of the picture the coordinates are measured in; a mask brings its own. None leaves it to whoever
-            knows the frame; coordinates are checked once it is known.
-
-    Raises:
-        ValueError: says what was expected, what came and what to do.
-    """
-
-    obj_id: int
-    points: Any = None
-    labels: Any = None
-    box: Any = None
-    mask: Any = None
-    size: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        set_ = object.__setattr__
-        set_(self, "obj_id", _integer(self.obj_id))
-        if self.mask is not None:
-            if self.points is not None or self.box is not None or self.labels is not None:
-                raise ValueError("expected either a mask or points/box, got both; send them as two prompts")
-            set_(self, "mask", _mask(self.mask))
-            set_(self, "size", tuple(self.mask.shape))
-            return
-        if (self.points is None) != (self.labels is None):
-            given, missing = ("labels", "points") if self.points is None else ("points", "labels")
-            raise ValueError(f"expected points and labels together, got {given} without {missing}; give one label per point")
-        if self.points is None and self.box is None:
-            raise ValueError("expected points with labels, a box or a mask, got none of them")
-        if self.points is not None:
-            points, labels = _points(self.points, self.labels, self.size)
-            set_(self, "points", points)
-            set_(self, "labels", labels)
-        if self.box is not None:
-            set_(self, "box", _box(self.box, self.size))
-
-
-def _integer(value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError as error:
-        raise ValueError(f"expected an integer object id, got {value!r}") from error
-
-
-def _as_tensor(value: Any, name: str) -> Tensor:
-    try:
-        return torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"expected {name} as a tensor, array or nested list of numbers, got {value!r}") from error
-
-
-def _mask(value: Any) -> Tensor:
-    mask = _as_tensor(value, "a mask")
-    if mask.ndim != 2:
-        hint = "; send one prompt per object" if mask.ndim == 3 else ""
-        raise ValueError(f"expected a mask of shape (H, W), got {tuple(mask.shape)}{hint}")
-    if mask.numel() == 0:
-        raise ValueError(f"expected a mask with at least one pixel, got shape {tuple(mask.shape)}")
-    if mask.is_floating_point() and not torch.isfinite(mask).all():
-        raise ValueError("expected a mask of 0 and 1, got NaN or infinite values")
-    if mask.dtype is not torch.bool:
-        binary = (mask == 0) | (mask == 1)
-        if not binary.all():
-            low, high = mask.min().item(), mask.max().item()
-            raise ValueError(
-                f"expected a mask of 0 and 1 (or bool), got values from {low:g} to {high:g}; "
-                "threshold it first, or select one object id of a label image: mask == obj_id"
-            )
-    return mask.bool()
-
-
-def _points(points: Any, labels: Any, size: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-    points = _as_tensor(points, "points").float()
-    labels = _as_tensor(labels, "labels")
-    if points.ndim == 3 and points.shape[0] == 1:
-        points, labels = points[0], labels.reshape(-1)
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f"expected points of shape (N, 2) as x, y, got {tuple(points.shape)}")
-    if labels.ndim != 1 or labels.shape[0] != points.shape[0]:
-        raise ValueError(f"expected one label per point, labels of shape ({points.shape[0]},), got {tuple(labels.shape)}")
-    if points.shape[0] == 0:
-        raise ValueError("expected at least one point, got none")
-    wrong = sorted({v for v in labels.tolist() if v not in POINT_LABELS})
-    if wrong:
-        raise ValueError(f"expected point labels 1 (foreground) or 0 (background), got {wrong}; give boxes as box=")
-    _inside(points, size, "point")
-    return points, labels.to(torch.int32)
-
-
-def _box(box: Any, size: tuple[int, int] | None) -> Tensor:
-    box = _as_tensor(box, "a box").float()
-    if box.numel() != 4:
-        raise ValueError(f"expected a box of four numbers x0, y0, x1, y1, got shape {tuple(box.shape)}")
-    box = box.reshape(4)
-    _inside(box.reshape(2, 2), size, "box corner")
-    x0, y0, x1, y1 = box.tolist()
-    if x1 <= x0 or y1 <= y0:
-        raise ValueError(f"expected a box with x0 < x1 and y0 < y1, got {box.tolist()}; a box is x0, y0, x1, y1, not x, y, w, h")
-    return box
-
-
-def _inside(xy: Tensor, size: tuple[int, int] | None, what: str) -> None:
-    if not torch.isfinite(xy).all():
-        raise ValueError(f"expected finite coordinates, got a {what} at {xy.tolist()}")
-    if size is None:
-        return
-    height, width = size
-    outside = (xy < 0).any(1) | (xy[:, 0] > width) | (xy[:, 1] > height)
-    if outside.any():
-        x, y = xy[outside][0].tolist()
-        raise ValueError(
-            f"expected every {what} inside the picture of width {width} and height {height}, got ({x:g}, {y:g}); "
-            "coordinates are x, y in pixels (in 0..1 when normalize_coords=False)"
-        )
+__getattr__ = renamed(__name__)

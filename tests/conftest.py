@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from clips import Clip, make_clip
 from helpers import centre_scores, encode_once, lively_state, make_predictor, save_state, threads
+
 from sam2_mem import SAM2VideoPredictor
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clips import Clip
 from torch import Tensor, nn
 
-from clips import Clip
 from sam2_mem import SAM2VideoPredictor, build_sam2, build_sam2_video_predictor
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.types import FrameFeatures
@@ -145,7 +145,7 @@ def picture_key(images: Tensor) -> bytes:
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class PublishedMask:
     """What a predictor gave out at one moment: ``logits`` (N, H, W) of the objects ``ids`` on ``frame``."""
 
     frame: int
@@ -162,19 +162,19 @@ class Session:
     def __init__(self, predictor: Any, video: Any) -> None:
         self.predictor = predictor
         self.state = predictor.init_state(str(video) if isinstance(video, Path) else video)
-        self.shown: list[Shown] = []
+        self.shown: list[PublishedMask] = []
 
-    def _note(self, given: tuple[int, Sequence[int], Tensor]) -> Shown:
+    def _note(self, given: tuple[int, Sequence[int], Tensor]) -> PublishedMask:
         frame, ids, masks = given
-        self.shown.append(Shown(frame, tuple(ids), masks[:, 0].float().clone()))
+        self.shown.append(PublishedMask(frame, tuple(ids), masks[:, 0].float().clone()))
         return self.shown[-1]
 
-    def mask(self, frame: int, obj_id: int, mask: np.ndarray) -> Shown:
+    def mask(self, frame: int, obj_id: int, mask: np.ndarray) -> PublishedMask:
         return self._note(self.predictor.add_new_mask(self.state, frame, obj_id, mask))
 
     def points(
         self, frame: int, obj_id: int, *points: Sequence[float], labels: Sequence[int] = (), more: bool = False
-    ) -> Shown:
+    ) -> PublishedMask:
         labels = np.array(labels or [1] * len(points), np.int32)
         return self._note(
             self.predictor.add_new_points_or_box(
@@ -182,11 +182,11 @@ class Session:
             )
         )
 
-    def box(self, frame: int, obj_id: int, box: Sequence[float]) -> Shown:
+    def box(self, frame: int, obj_id: int, box: Sequence[float]) -> PublishedMask:
         corners = np.array(box, np.float32)
         return self._note(self.predictor.add_new_points_or_box(self.state, frame, obj_id, box=corners))
 
-    def track(self, start: int | None = None, most: int | None = None, reverse: bool = False) -> list[Shown]:
+    def track(self, start: int | None = None, most: int | None = None, reverse: bool = False) -> list[PublishedMask]:
         passes = self.predictor.propagate_in_video(self.state, start, most, reverse)
         return [self._note(given) for given in passes]
 
@@ -201,14 +201,14 @@ def prompt_three(session: Session, clip: Clip, frame: int = 0) -> None:
 # -- comparison -------------------------------------------------------------------------------------------------------
 
 
-def worst(a: Sequence[Shown], b: Sequence[Shown]) -> float:
+def worst(a: Sequence[PublishedMask], b: Sequence[PublishedMask]) -> float:
     """Largest difference of logits; the two runs must have shown the same objects on the same frames."""
     assert len(a) == len(b) > 0
     assert [(x.frame, x.ids) for x in a] == [(y.frame, y.ids) for y in b]
     return max((x.logits - y.logits).abs().max().item() for x, y in zip(a, b))
 
 
-def worst_iou(a: Sequence[Shown], b: Sequence[Shown]) -> float:
+def worst_iou(a: Sequence[PublishedMask], b: Sequence[PublishedMask]) -> float:
     """Smallest IoU of an object on a frame; two empty masks agree."""
     return min(_iou(m, n) for x, y in zip(a, b, strict=True) for m, n in zip(x.logits > 0, y.logits > 0))
 
@@ -218,6 +218,6 @@ def _iou(a: Tensor, b: Tensor) -> float:
     return 1.0 if union == 0 else (a & b).sum().item() / union
 
 
-def only(shown: Sequence[Shown], *ids: int) -> list[Shown]:
+def only(shown: Sequence[PublishedMask], *ids: int) -> list[PublishedMask]:
     """The same run as if only these objects had been shown."""
-    return [Shown(s.frame, ids, torch.stack([s.of(i) for i in ids])) for s in shown if set(ids) <= set(s.ids)]
+    return [PublishedMask(s.frame, ids, torch.stack([s.of(i) for i in ids])) for s in shown if set(ids) <= set(s.ids)]

@@ -20,12 +20,14 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from sam2_mem.build_sam import build_policy, build_sam2, compose
+from sam2_mem.build_sam import build_policy, build_sam2
+from sam2_mem.config import compose
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.model.sam2 import SAM2
+from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.tracker import Tracker, TrackerSettings
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
-from sam2_mem.types import FrameFeatures, FrameResult, Prompt
+from sam2_mem.types import FrameFeatures, FrameResult
 from sam2_mem.video import normalize, to_model_input
 
 SIDE = 64

@@ -20,25 +20,25 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from micro import SCORE_BIAS, TOKENS, empty_prompt, features_at, mask_prompt, micro_model, micro_tracker, run
 from torch import Tensor
 
-from micro import SCORE_BIAS, TOKENS, empty_prompt, features_at, mask_prompt, micro_model, micro_tracker, run
 from sam2_mem.memory.policy import MemoryPolicy
-from sam2_mem.memory.storage import load_memory, save_memory
+from sam2_mem.memory.serialization import load_memory, save_memory
 from sam2_mem.model.sam2 import SAM2
+from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.tracker import Tracker
 from sam2_mem.types import (
     ABSENT_LOGIT,
     PROMPT_SLOT,
-    Choice,
+    CandidateId,
     FrameContext,
     FrameResult,
     Hypotheses,
+    MaskSelection,
     MemoryEntry,
     MemoryRead,
     MemoryTokens,
-    Pick,
-    Prompt,
     ReadUsage,
     Usage,
 )
@@ -215,7 +215,7 @@ class Recorded:
         self._reads = reads
         return reads
 
-    def choose(self, state: Any, frame: FrameContext, hypotheses: Hypotheses) -> Choice:
+    def choose(self, state: Any, frame: FrameContext, hypotheses: Hypotheses) -> MaskSelection:
         reads = self._inner.read(state, frame)
         _assert_usage(self._inner, state, frame, hypotheses, reads)
         choice = self._inner.choose(state, frame, hypotheses)
@@ -224,7 +224,12 @@ class Recorded:
         return choice
 
     def write(
-        self, state: Any, frame: FrameContext, hypotheses: Hypotheses, choice: Choice, entries: Sequence[MemoryEntry]
+        self,
+        state: Any,
+        frame: FrameContext,
+        hypotheses: Hypotheses,
+        choice: MaskSelection,
+        entries: Sequence[MemoryEntry],
     ) -> Any:
         assert len(entries) == len(choice.remember)
         for entry in entries:
@@ -261,7 +266,7 @@ def _assert_read(read: MemoryRead) -> None:
         assert pointer.pointer.ndim == 1, f"a pointer has shape {tuple(pointer.pointer.shape)}"
 
 
-def _assert_pick(pick: Pick, hypotheses: Hypotheses) -> None:
+def _assert_pick(pick: CandidateId, hypotheses: Hypotheses) -> None:
     pathways, candidates = hypotheses.masks.shape[:2]
     inside = 0 <= pick.pathway < pathways and 0 <= pick.candidate < candidates
     assert inside, f"chose {pick} out of {pathways} pathways and {candidates} candidates"

@@ -15,14 +15,14 @@ from torch import Tensor
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.types import (
     PROMPT_SLOT,
-    Choice,
+    CandidateId,
     FrameContext,
     FrameResult,
     Hypotheses,
+    MaskSelection,
     MemoryEntry,
     MemoryRead,
     MemoryTokens,
-    Pick,
 )
 
 TOKENS = 4
@@ -85,12 +85,12 @@ def reads(policy: MemoryPolicy, state: Any, frame: FrameContext) -> list[Read]:
     return [described(r) for r in policy.read(state, frame)]
 
 
-def present(policy: MemoryPolicy, hyp: Hypotheses, pick: Pick) -> bool:
+def present(policy: MemoryPolicy, hyp: Hypotheses, pick: CandidateId) -> bool:
     return hyp.objectness[pick.pathway] > policy.min_obj_score_logits
 
 
 def remembered(
-    policy: MemoryPolicy, frame: int, hyp: Hypotheses, choice: Choice, clones: Any = None
+    policy: MemoryPolicy, frame: int, hyp: Hypotheses, choice: MaskSelection, clones: Any = None
 ) -> list[MemoryEntry]:
     """Entries of the picks as the tracker makes them: equal picks, also those of pathways with equal reads (``clones``,
     a key for each pathway), give one entry. Binarised ones are marked by .5."""
@@ -110,7 +110,7 @@ def remembered(
     ]
 
 
-def track(policy: MemoryPolicy, state: Any, frame: FrameContext, hyp: Hypotheses) -> tuple[Any, Choice]:
+def track(policy: MemoryPolicy, state: Any, frame: FrameContext, hyp: Hypotheses) -> tuple[Any, MaskSelection]:
     """One frame without a network."""
     keys = [r.key() for r in policy.read(state, frame)]
     choice = policy.choose(state, frame, hyp)

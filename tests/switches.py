@@ -10,10 +10,12 @@ from unittest.mock import patch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_mem.model import fpn, hiera, linear, rotary_attention
+from sam2_mem.model import fpn, rotary_attention
+from sam2_mem.model.acceleration import onednn_linear
 from sam2_mem.model.attention_operators import Auto, Exact
 from sam2_mem.model.memory_attention import MemoryAttention
 from sam2_mem.model.rope import Rotation
+from sam2_mem.model.trunks import hiera
 from sam2_mem.tracking import tracker
 
 
@@ -56,7 +58,7 @@ def windows_filled_up_first() -> AbstractContextManager:
 
 def linear_maps_by_torch() -> AbstractContextManager:
     """And not by oneDNN."""
-    return patch.object(linear, "_one_dnn", lambda: False)
+    return patch.object(onednn_linear, "_one_dnn", lambda: False)
 
 
 def whole_maps_through_blocks() -> AbstractContextManager:

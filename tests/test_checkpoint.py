@@ -16,10 +16,10 @@ from threading import Thread
 
 import pytest
 import torch
+from make_golden_keys import CONFIGS, golden_path
 from safetensors.torch import save_file
 from torch import nn
 
-from make_golden_keys import CONFIGS, golden_path
 from sam2_mem.build_sam import build_sam2
 from sam2_mem.checkpoint import (
     OFFICIAL_MODELS,

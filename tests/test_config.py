@@ -13,21 +13,13 @@ import pytest
 import torch
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from micro import micro_config, one_thread  # noqa: F401
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
-from micro import micro_config, one_thread  # noqa: F401
 from sam2_mem import build_sam2, build_sam2_video_predictor
-from sam2_mem.build_sam import (
-    RANDOM,
-    ConfigError,
-    build_policy,
-    compose,
-    compose_video,
-    config_dir,
-    config_names,
-    policy_names,
-)
+from sam2_mem.build_sam import RANDOM, build_policy
+from sam2_mem.config import ConfigError, compose, compose_video, config_dir, config_names, policy_names
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from omegaconf import OmegaConf
-
 from micro import TOKENS, features_at, mask_prompt, micro_model, micro_tracker, one_thread, picture, run  # noqa: F401
+from omegaconf import OmegaConf
 from policy_contract import CHECKS
-from sam2_mem.build_sam import build_policy, compose, config_dir, policy_names
-from sam2_mem.evaluation.benchmark import Footage, Setting, take_census
+
+from sam2_mem.build_sam import build_policy
+from sam2_mem.config import compose, config_dir, policy_names
+from sam2_mem.evaluation.benchmark.policy_costs import Footage, Setting, take_census
 from sam2_mem.memory.policy import MemoryPolicy
 
 ROOT = Path(__file__).resolve().parent.parent

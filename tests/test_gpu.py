@@ -22,11 +22,13 @@ import numpy as np
 import pytest
 import torch
 
-from sam2_mem.build_sam import build_policy, build_sam2, build_sam2_video_predictor, policy_names
+from sam2_mem.build_sam import build_policy, build_sam2, build_sam2_video_predictor
+from sam2_mem.config import policy_names
 from sam2_mem.model.attention_operators import Exact, Memory, Packed
 from sam2_mem.model.rope import rotation
 from sam2_mem.model.rotary_attention import RotaryAttention
-from sam2_mem.tracking.masks import fill_holes
+from sam2_mem.prompts import Prompt
+from sam2_mem.tracking.mask_postprocessing import fill_holes
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.training.clips import Clip, ClipWish
 from sam2_mem.training.plan import Optimisation, Stage, TrainingPlan
@@ -34,7 +36,6 @@ from sam2_mem.training.procedural import ProceduralClips
 from sam2_mem.training.rollout import RolloutSettings
 from sam2_mem.training.trainer import Trainer
 from sam2_mem.training.validation import first_masks, held_out
-from sam2_mem.types import Prompt
 from sam2_mem.video import Frame
 
 pytestmark = pytest.mark.gpu
@@ -78,7 +79,9 @@ def track(predictor: SAM2VideoPredictor, clip: Clip, *, repeat: int = 1, within=
 
 
 def nano(device: str, policy: str = "fifo", *overrides: str) -> SAM2VideoPredictor:
-    return build_sam2_video_predictor("nano", device=device, memory_policy=policy, hydra_overrides_extra=list(overrides))
+    return build_sam2_video_predictor(
+        "nano", device=device, memory_policy=policy, hydra_overrides_extra=list(overrides)
+    )
 
 
 def iou(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -161,7 +164,7 @@ def test_holes_are_filled_alike() -> None:
 
 def optimized(policy: str = "fifo", *overrides: str) -> SAM2VideoPredictor:
     if DEVICE == "cpu":
-        pytest.skip("tests/test_optimized.py does this on the CPU")
+        pytest.skip("tests/model/test_cuda_graphs.py does this on the CPU")
     overrides = list(overrides)
     return build_sam2_video_predictor(
         "nano", device=DEVICE, vos_optimized=True, memory_policy=policy, hydra_overrides_extra=overrides
@@ -228,15 +231,19 @@ def test_the_kernel_is_chosen_by_measurement(clip: Clip) -> None:
 def test_rows_of_unequal_length_end_to_end() -> None:
     """The kernel for rows of unequal length, beside exact attention with padding."""
     if DEVICE == "cpu":
-        pytest.skip("tests/test_attention_operators.py does this on the CPU")
+        pytest.skip("tests/model/test_attention_operators.py does this on the CPU")
     torch.manual_seed(0)
     attention = RotaryAttention(width=256, key_width=64).to(DEVICE, torch.bfloat16).eval()
     lengths, longest = (700, 300, 44), 700
     place = rotation(torch.rand(1, 1, longest, 2, device=DEVICE) * 16, 256)
     here = rotation(torch.rand(1, 1, 128, 2, device=DEVICE) * 16, 256)
-    key, q = (torch.randn(n, m, w, device=DEVICE, dtype=torch.bfloat16) for n, m, w in ((3, longest, 64), (1, 128, 256)))
+    key, q = (
+        torch.randn(n, m, w, device=DEVICE, dtype=torch.bfloat16) for n, m, w in ((3, longest, 64), (1, 128, 256))
+    )
     ends = torch.tensor(lengths, device=DEVICE)[:, None]
-    bias = torch.zeros(3, longest, device=DEVICE).masked_fill(torch.arange(longest, device=DEVICE) >= ends, float("-inf"))
+    bias = torch.zeros(3, longest, device=DEVICE).masked_fill(
+        torch.arange(longest, device=DEVICE) >= ends, float("-inf")
+    )
     pointer = torch.zeros(3, longest, dtype=torch.bool, device=DEVICE)
     memory = Memory(key, key, place, bias, pointer, lengths=lengths, counted=False)
     with torch.inference_mode():
@@ -263,7 +270,9 @@ def test_training(amp: bool, tmp_path: Path) -> None:
     losses = {}
     for device in (DEVICE, "cpu"):
         model = build_sam2("nano", device=device, mode="train", apply_postprocessing=False)
-        training = Trainer(model, build_policy("fifo"), plan(amp), folder=tmp_path / device.replace(":", "_"), fresh=False)
+        training = Trainer(
+            model, build_policy("fifo"), plan(amp), folder=tmp_path / device.replace(":", "_"), fresh=False
+        )
         reports: list[float] = []
         training.run(after_step=lambda report, into=reports: into.append(report.total))
         losses[device] = np.array(reports)
@@ -276,7 +285,7 @@ def test_training(amp: bool, tmp_path: Path) -> None:
 
 def test_two_gpus_train_together(tmp_path: Path) -> None:
     if DEVICE == "cpu" or torch.cuda.device_count() < 2:
-        pytest.skip("needs two CUDA devices; tests/test_training.py does this with two processes on the CPU")
+        pytest.skip("needs two CUDA devices; tests/training/test_training.py does this with two processes on the CPU")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [str(ROOT / "tools" / "train.py"), "run", "nano", "--out", str(tmp_path), "--until", "2"]
     command += ["sources.easy.count=2", "plan.log_every=1", "plan.validation.every=0"]
@@ -294,7 +303,9 @@ def test_the_command_line(tmp_path: Path) -> None:
     command += ["--base_video_dir", str(demo), "--video_list_file", str(demo / "demo.txt"), "--device", DEVICE]
     command += ["--input_mask_dir", str(demo / "demo_prompts"), "--output_mask_dir", str(tmp_path / "out")]
     command += ["--track_object_appearing_later_in_video"]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["device"]["type"] == torch.device(DEVICE).type

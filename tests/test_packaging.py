@@ -19,9 +19,9 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from make_golden_keys import CONFIGS, golden_path
 
 import sam2_mem
-from make_golden_keys import CONFIGS, golden_path
 from sam2_mem.checkpoint import OFFICIAL_MODELS, sha256_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,27 +63,46 @@ def test_public_names() -> None:
 
 # The order of dependencies. A part may import itself and the parts named here, nothing else of this project.
 
-PARTS = ("types", "checkpoint", "model", "memory", "video", "tracking", "evaluation", "training", "build_sam", "cli")
+PARTS = (
+    "types",
+    "prompts",
+    "config",
+    "checkpoint",
+    "model",
+    "memory",
+    "video",
+    "tracking",
+    "synthetic",
+    "evaluation",
+    "training",
+    "build_sam",
+    "cli",
+)
+LIBRARY = frozenset({"types", "prompts", "model", "memory", "video", "tracking"})
 MAY_IMPORT = {
-    "": frozenset(),
+    "": frozenset({"_moved"}),
+    "_moved": frozenset(),
     "types": frozenset(),
+    "prompts": frozenset(),
+    "config": frozenset(),
     "checkpoint": frozenset(),
     "model": frozenset({"types"}),
     "memory": frozenset({"types", "model"}),
     "video": frozenset({"types", "model"}),
-    "tracking": frozenset({"types", "model", "memory", "video"}),
-    "evaluation": frozenset({"types", "model", "memory", "video", "tracking"}),
-    "training": frozenset({"types", "checkpoint", "model", "memory", "video", "tracking"}),
-    "build_sam": frozenset({"types", "checkpoint", "model", "memory", "video", "tracking"}),
+    "tracking": LIBRARY,
+    "synthetic": frozenset(),
+    "evaluation": LIBRARY | {"synthetic"},
+    "training": LIBRARY | {"checkpoint", "synthetic"},
+    "build_sam": LIBRARY | {"checkpoint", "config"},
     "cli": frozenset(PARTS),
     "tools": frozenset({"", *PARTS}),
 }
 # SAM 2's predictors have a class method `from_pretrained`, which has to build a model: inside it, and only there,
 # the tracking part may reach up.
 REACHES_UP = ("tracking", "from_pretrained", "build_sam")
-# The synthetic benchmark is drawn by the generator of the training clips, which needs neither a network nor a trainer.
-DRAWS_CLIPS = ("sam2_mem.evaluation.synthetic", "sam2_mem.training.synthetic")
-MAY_COMPOSE_CONFIGS = ("build_sam", "cli", "tools")
+MAY_COMPOSE_CONFIGS = ("config", "build_sam", "cli", "tools")
+# Every part may say where its earlier names are now.
+EVERYWHERE = "_moved"
 
 
 def python_files(root: Path) -> list[Path]:
@@ -132,7 +151,7 @@ def own_part(name: str) -> str | None:
         return None
     public = sam2_mem._HOME_OF.get(names[1]) if len(names) == 2 else None
     second = (public or name).split(".")[1:2]
-    return second[0] if second and second[0] in PARTS else ""
+    return second[0] if second and second[0] in (*PARTS, EVERYWHERE) else ""
 
 
 def policy_of(module: str) -> str | None:
@@ -146,12 +165,10 @@ def violation(importer: str, name: str, function: str) -> str | None:
     if package == "sam2":
         return "the reference package belongs in tests only"
     if package in ("hydra", "omegaconf") and here not in MAY_COMPOSE_CONFIGS:
-        return "only build_sam.py composes configurations"
+        return "only config.py and build_sam.py compose configurations"
     if policy_of(importer) and policy_of(name) and policy_of(importer) != policy_of(name):
         return "one policy imports another"
-    if importer == DRAWS_CLIPS[0] and name.startswith(DRAWS_CLIPS[1]):
-        return None
-    if there is None or there == here or there in MAY_IMPORT[here] or (here, function, there) == REACHES_UP:
+    if there is None or there == EVERYWHERE or there == here or there in MAY_IMPORT[here] or (here, function, there) == REACHES_UP:
         return None
     return f"{here or 'the package itself'} may not import {there or 'the package itself'}"
 
@@ -177,25 +194,26 @@ def test_dependency_order() -> None:
     ("file", "statement", "reason"),
     [
         ("sam2_mem/types.py", "from sam2_mem.model.rope import rotate", "types may not import model"),
-        ("sam2_mem/model/rope.py", "import sam2_mem.memory.rows", "model may not import memory"),
+        ("sam2_mem/model/rope.py", "import sam2_mem.memory.tokens", "model may not import memory"),
         ("sam2_mem/model/rope.py", "from sam2_mem import checkpoint", "model may not import checkpoint"),
-        ("sam2_mem/memory/rows.py", "from sam2_mem.tracking import tracker", "memory may not import tracking"),
-        ("sam2_mem/memory/rows.py", "from ..tracking.tracker import Tracker", "memory may not import tracking"),
+        ("sam2_mem/memory/reading.py", "from sam2_mem.tracking import tracker", "memory may not import tracking"),
+        ("sam2_mem/memory/reading.py", "from ..tracking.tracker import Tracker", "memory may not import tracking"),
         ("sam2_mem/memory/__init__.py", "from ..tracking import tracker", "memory may not import tracking"),
-        ("sam2_mem/memory/rows.py", "def f():\n    from ..video import folder", "memory may not import video"),
+        ("sam2_mem/memory/reading.py", "def f():\n    from ..video import folder", "memory may not import video"),
         ("sam2_mem/video/folder.py", "from sam2_mem.memory import tokens", "video may not import memory"),
         ("sam2_mem/tracking/tracker.py", "from sam2_mem.build_sam import build_sam2", "tracking may not import"),
         ("sam2_mem/tracking/tracker.py", "from sam2_mem import build_sam2", "tracking may not import build_sam"),
         ("sam2_mem/tracking/tracker.py", "from sam2_mem.evaluation import metrics", "tracking may not import"),
         ("sam2_mem/evaluation/metrics.py", "from sam2_mem.training import loop", "may not import training"),
-        ("sam2_mem/evaluation/metrics.py", "from sam2_mem.training.synthetic import x", "may not import training"),
+        ("sam2_mem/evaluation/metrics.py", "from sam2_mem.training.clips import x", "may not import training"),
         ("sam2_mem/evaluation/synthetic.py", "from sam2_mem.training import loop", "may not import training"),
+        ("sam2_mem/synthetic/scenes.py", "from sam2_mem.video import open_video", "synthetic may not import video"),
         ("sam2_mem/build_sam.py", "import tools.train", "build_sam may not import tools"),
         ("sam2_mem/__init__.py", "from .build_sam import build_sam2", "the package itself may not import build_sam"),
         ("sam2_mem/memory/policies/rmem.py", "from .fifo import Fifo", "one policy imports another"),
         ("sam2_mem/memory/policies/rmem.py", "from sam2_mem.memory.policies import fifo", "one policy imports another"),
-        ("sam2_mem/tracking/tracker.py", "from omegaconf import DictConfig", "only build_sam.py composes"),
-        ("sam2_mem/model/sam2.py", "def f():\n    import hydra.utils", "only build_sam.py composes"),
+        ("sam2_mem/tracking/tracker.py", "from omegaconf import DictConfig", "only config.py and build_sam.py compose"),
+        ("sam2_mem/model/sam2.py", "def f():\n    import hydra.utils", "only config.py and build_sam.py compose"),
         ("tools/train.py", "from sam2.build_sam import build_sam2", "the reference package belongs in tests only"),
     ],
 )

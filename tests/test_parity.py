@@ -16,14 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-
 from clips import Clip, make_clip
 from helpers import (
     SCORE_HEAD,
     TINY,
+    PublishedMask,
     Session,
-    Shown,
     centre_scores,
     encode_once,
     lively_state,
@@ -38,6 +36,8 @@ from helpers import (
     worst_iou,
 )
 from micro import one_thread  # noqa: F401
+from torch import Tensor
+
 from sam2_mem import SAM2ImagePredictor, SAM2VideoPredictor, build_sam2
 from sam2_mem.memory.policies.fifo import FIFO
 
@@ -272,7 +272,7 @@ def test_mask_click_and_box_forward_then_back_from_the_middle(tiny_bench: Bench)
     assert present.any(0).all() and (~present.all(0)).sum() >= 2, "objects should come and go"
 
 
-def forward_part(bench: Bench, obj_id: int) -> list[Shown]:
+def forward_part(bench: Bench, obj_id: int) -> list[PublishedMask]:
     """What the reference showed of one object, frame by frame."""
     return only(bench.expected(there_and_back).shown[3:43], obj_id)
 

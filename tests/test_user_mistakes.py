@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from micro import SIDE, blob, micro_config, micro_model, micro_predictor, one_thread, picture, pictures  # noqa: F401
 from omegaconf import OmegaConf
 from PIL import Image
 
-from micro import SIDE, blob, micro_config, micro_model, micro_predictor, one_thread, picture, pictures  # noqa: F401
 from sam2_mem import Prompt, build_sam2, build_sam2_video_predictor
-from sam2_mem.build_sam import compose
 from sam2_mem.checkpoint import CheckpointError
+from sam2_mem.config import compose
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.tracking.inference_state import InferenceState
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
@@ -656,5 +656,7 @@ def test_objects_that_want_different_usage() -> None:
         if frames == (0, 2):
             assert len(list(predictor.propagate_in_video(state))) == 4
             continue
-        with pytest.raises(RuntimeError, match=r"one kind of usage on frame 2, got \['items_by_query', 'tokens'\]; have wanted"):
+        with pytest.raises(
+            RuntimeError, match=r"one kind of usage on frame 2, got \['items_by_query', 'tokens'\]; have wanted"
+        ):
             list(predictor.propagate_in_video(state))

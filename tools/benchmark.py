@@ -42,7 +42,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     add_network_arguments(common)
     common.add_argument("--policies", type=names, default=(), help="names with commas between (default: every yaml)")
-    common.add_argument("--override", action="append", default=[], dest="overrides", help="of our config, e.g. attention=pooled")
+    common.add_argument(
+        "--override", action="append", default=[], dest="overrides", help="of our config, e.g. attention=pooled"
+    )
     common.add_argument("--vos_optimized", action="store_true", help="build ours with vos_optimized=True")
     common.add_argument("--json", type=Path, help="write everything here")
     common.add_argument("--markdown", action="store_true", help="print a table for docs/policies.md")
@@ -56,7 +58,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     stays = verbs.add_parser("memory", parents=[common], help="what is held on a long stream", allow_abbrev=False)
     stays.add_argument("--frames", type=int, default=1000)
     stays.add_argument("--objects", type=int, default=1)
-    stays.add_argument("--loop", type=int, help="this many frames, rendered ahead, to and fro (default: all are rendered)")
+    stays.add_argument(
+        "--loop", type=int, help="this many frames, rendered ahead, to and fro (default: all are rendered)"
+    )
     stays.add_argument("--every", type=int, default=100, help="frames between two looks")
     stays.add_argument("--size", type=_size, default=128, help="of the synthetic clip: its side, or 960x540")
     beside = verbs.add_parser("peer", parents=[common], help="beside another predictor", allow_abbrev=False)
@@ -64,14 +68,23 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     beside.add_argument("--peer_option", action="append", default=[], type=_option, help="a further keyword, key=value")
     beside.add_argument("--peer_override", action="append", default=[], help="of its config")
     beside.add_argument("--peer_init", action="append", default=[], type=_option, help="a keyword of its init_state")
-    beside.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast on both sides")
+    beside.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast on both sides"
+    )
     beside.add_argument("--least_iou", type=float, default=0.999, help="mean IoU below which nothing is timed")
-    beside.add_argument("--frames", type=int, default=78, help="the first 17 are left out of times; one that is left after the blocks is for counting")
+    beside.add_argument(
+        "--frames",
+        type=int,
+        default=78,
+        help="the first 17 are left out of times; one that is left after the blocks is for counting",
+    )
     beside.add_argument("--block", type=int, default=15, help="frames before the other side's turn")
     beside.add_argument("--objects", type=int, default=1)
     beside.add_argument("--size", type=_size, default=256, help="of the synthetic clip: its side, or 960x540")
     beside.add_argument("--alone_frames", type=int, help="frames for memory and the first mask (default: --frames)")
-    beside.add_argument("--no_alone", action="store_true", help="leave out what needs a fresh process: memory, first mask")
+    beside.add_argument(
+        "--no_alone", action="store_true", help="leave out what needs a fresh process: memory, first mask"
+    )
     parts = verbs.add_parser("profile", parents=[common], help="where the time of a frame goes", allow_abbrev=False)
     parts.add_argument("--frames", type=int, default=40, help="the first 17 are left out of times")
     parts.add_argument("--objects", type=int, default=1)
@@ -79,7 +92,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parts.add_argument("--trace", type=Path, help="the last frame for Chrome's or Perfetto's viewer")
     every = verbs.add_parser("suite", help="every case of docs/performance.md for a device", allow_abbrev=False)
     every.add_argument("--peer", required=True, help="module:function that builds it as SAM 2's does")
-    every.add_argument("--out", type=Path, required=True, help="folder of results; cases that are there are not run again")
+    every.add_argument(
+        "--out", type=Path, required=True, help="folder of results; cases that are there are not run again"
+    )
     every.add_argument("--weights", default="random", help="a checkpoint, or random (default)")
     every.add_argument("--device", default="cpu")
     every.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sam2_mem.training.scenes import LEVELS
-from sam2_mem.training.synthetic import ClipSpec, build_clip
-from sam2_mem.training.synthetic_demo import demo_clip
-from sam2_mem.training.synthetic_export import contact_sheet, export_clip, write_demo, write_image
+from sam2_mem.synthetic.demo import demo_clip
+from sam2_mem.synthetic.export import contact_sheet, export_clip, write_demo, write_image
+from sam2_mem.synthetic.generator import ClipSpec, build_clip
+from sam2_mem.synthetic.scenes import LEVELS
 
 VIDEOS = Path(__file__).resolve().parents[1] / "notebooks" / "videos"
 

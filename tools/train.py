@@ -19,7 +19,6 @@ from pathlib import Path
 
 from sam2_mem.cli import train as commands
 
-
 FUNCTIONS = {"run": commands.run, "export": commands.export, "clips": commands.clips, "eval": commands.evaluate}
 
 

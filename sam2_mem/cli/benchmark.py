@@ -16,19 +16,27 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from sam2_mem.build_sam import RANDOM, build_policy, build_sam2_video_predictor, compose, config_names, policy_names
+from sam2_mem.build_sam import RANDOM, build_policy, build_sam2_video_predictor
 from sam2_mem.cli.compare import overrides_of
 from sam2_mem.cli.network import Network
-from sam2_mem.evaluation.benchmark import BASELINE, Footage, Setting, compare, cost_table, stay_table, watch
-from sam2_mem.evaluation.peer import OURS, Agreement, Alone, Arm, Race, Stored, alone, lively, race
-from sam2_mem.evaluation.profile import profile as profiled
-from sam2_mem.evaluation.profile import profile_table
-from sam2_mem.evaluation.suite import cases_of, run_suite, suite_table
+from sam2_mem.config import compose, config_names, policy_names
+from sam2_mem.evaluation.benchmark.policy_costs import (
+    BASELINE,
+    Footage,
+    Setting,
+    compare,
+    cost_table,
+    stay_table,
+    watch,
+)
+from sam2_mem.evaluation.benchmark.profile import profile as profiled
+from sam2_mem.evaluation.benchmark.profile import profile_table
+from sam2_mem.evaluation.benchmark.reference import OURS, Agreement, Alone, Arm, Race, Stored, alone, lively, race
+from sam2_mem.evaluation.benchmark.suite import cases_of, run_suite, suite_table
 from sam2_mem.memory.policy import MemoryPolicy
-from sam2_mem.training.synthetic import SyntheticVideo, make_clip
-from sam2_mem.types import Prompt
+from sam2_mem.prompts import Prompt
+from sam2_mem.synthetic.generator import SyntheticVideo, make_clip
 from sam2_mem.video import open_video, read_mask_png
-
 
 Size = int | tuple[int, int]
 """Of a synthetic clip in pixels: its side, or (width, height)."""

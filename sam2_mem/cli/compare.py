@@ -14,13 +14,14 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from sam2_mem import __version__
-from sam2_mem.build_sam import build_sam2_video_predictor, checkpoint_dir, compose_video, policy_names
+from sam2_mem.build_sam import build_sam2_video_predictor
 from sam2_mem.checkpoint import local_path, sha256_of
-from sam2_mem.evaluation.compare import run_plan
-from sam2_mem.evaluation.compare_jobs import Contestant, Job, Plan, Result, ResultFolder
-from sam2_mem.evaluation.compare_report import write_report
-from sam2_mem.evaluation.compare_videos import BenchVideo, bench_videos
-from sam2_mem.tracking.run_record import Json
+from sam2_mem.config import checkpoint_dir, compose_video, policy_names
+from sam2_mem.evaluation.comparison.jobs import Contestant, Job, Plan, Result, ResultFolder
+from sam2_mem.evaluation.comparison.report import write_report
+from sam2_mem.evaluation.comparison.run import run_plan
+from sam2_mem.evaluation.comparison.videos import BenchVideo, bench_videos
+from sam2_mem.tracking.run_manifest import Json
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.tracking.vos import precision
 from sam2_mem.tracking.vos_run import Shard
@@ -36,7 +37,7 @@ class Options:
 
     Attributes:
         out: the run's folder. policies: as :func:`overrides_of` takes them; every policy if none is named.
-        data: as :func:`~sam2_mem.evaluation.compare_videos.bench_videos` takes them. videos: only these, by name.
+        data: as :func:`~sam2_mem.evaluation.comparison.videos.bench_videos` takes them. videos: only these, by name.
         seeds: of whatever is random. baseline: the policy that others are compared with (default: the first one).
         config, checkpoint, overrides: as for ``build_sam2_video_predictor``; "random" weights are allowed.
         threads: of the CPU, 0 leaves it to torch. max_frames: of each video. masks: keep them.

@@ -22,9 +22,10 @@ from sam2_mem.memory.tokens import map_tokens, tensor_bytes
 from sam2_mem.model.attention_operators import ReadSize
 from sam2_mem.model.memory_attention import Attended
 from sam2_mem.model.sam2 import SAM2
+from sam2_mem.prompts import Prompt
+from sam2_mem.synthetic.generator import make_clip
 from sam2_mem.tracking.tracker import Tracker
-from sam2_mem.training.synthetic import make_clip
-from sam2_mem.types import FrameFeatures, Prompt, RowBatch
+from sam2_mem.types import FrameFeatures, RowBatch
 from sam2_mem.video import normalize, to_model_input
 
 DEFAULT = (

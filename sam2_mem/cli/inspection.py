@@ -14,7 +14,7 @@ from sam2_mem.build_sam import build_policy
 from sam2_mem.cli.network import Network
 from sam2_mem.evaluation.charts import Axes, Series, line_chart
 from sam2_mem.evaluation.inspection import Watched, watch
-from sam2_mem.evaluation.inspection.decipher import Deciphered, Study, decipher, means, table
+from sam2_mem.evaluation.inspection.memory_deciphering import Deciphered, Study, decipher, means, table
 from sam2_mem.evaluation.inspection.page import write_page
 from sam2_mem.evaluation.inspection.sheet import write_sheet
 from sam2_mem.tracking.vos import Clicks, MaskRules, PromptPlan, plan_from_clicks, plan_from_folder, plan_from_mask

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sam2_mem.build_sam import build_sam2_video_predictor
-from sam2_mem.evaluation.benchmark import Setting
+from sam2_mem.evaluation.benchmark.policy_costs import Setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,13 +12,14 @@ from omegaconf import OmegaConf
 from safetensors.torch import save
 from tqdm import tqdm
 
-from sam2_mem.build_sam import build_training, compose_training
-from sam2_mem.cli.measure import Bench, report
+from sam2_mem.build_sam import build_training
+from sam2_mem.cli.evaluate_training import Bench, report
+from sam2_mem.config import compose_training
+from sam2_mem.synthetic.scenes import LEVELS
 from sam2_mem.training.distillation import Teacher
 from sam2_mem.training.parallel import Team, join_team
 from sam2_mem.training.plan import TrainingPlan
 from sam2_mem.training.procedural import ProceduralClips
-from sam2_mem.training.scenes import LEVELS
 from sam2_mem.training.trainer import StepReport, Trainer
 
 logger = logging.getLogger(__name__)

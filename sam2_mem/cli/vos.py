@@ -14,10 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from sam2_mem import __version__
-from sam2_mem.build_sam import RANDOM, build_sam2_video_predictor, checkpoint_dir, compose_video, config_names
+from sam2_mem.build_sam import RANDOM, build_sam2_video_predictor
 from sam2_mem.checkpoint import HOW_TO_DOWNLOAD, OFFICIAL_MODELS, local_path, sha256_of
 from sam2_mem.cli.vos_arguments import DEFAULT_CHECKPOINT, DEFAULT_CONFIG, parse_arguments
 from sam2_mem.cli.vos_datasets import find_dataset, found_tasks, hand_in, spell_out
+from sam2_mem.config import checkpoint_dir, compose_video, config_names
 from sam2_mem.tracking.vos import Clicks, FrameMasks, MaskRules, plan_from_clicks, plan_from_mask, precision
 from sam2_mem.tracking.vos_run import (
     Outputs,
@@ -204,7 +205,7 @@ def segment_videos(args: argparse.Namespace) -> list[VideoReport]:
     return run(predictor, tasks, options, progress=show_progress)
 
 
-def tell(reports: Sequence[VideoReport], folder: Path) -> int:
+def entry_infos(reports: Sequence[VideoReport], folder: Path) -> int:
     """Say how it went; the exit code."""
     failed = [report for report in reports if report.error is not None]
     print(f"{len(reports) - len(failed)} of {len(reports)} videos are complete in {folder}")
@@ -218,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     args = parse_arguments(argv)
     try:
-        status = tell(segment_videos(args), args.output_mask_dir)
+        status = entry_infos(segment_videos(args), args.output_mask_dir)
         if args.dataset is not None:
             print(hand_in(find_dataset(args), args.output_mask_dir, archive=args.zip))
         return status

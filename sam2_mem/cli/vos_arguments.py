@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from sam2_mem.evaluation.recipes import RECIPES
+from sam2_mem.evaluation.dataset_inference import RECIPES
 from sam2_mem.tracking.vos_run import Shard
 
 USAGE = """Segment objects through videos from the masks, boxes or clicks of their first frames.

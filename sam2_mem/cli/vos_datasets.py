@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sam2_mem.evaluation.dataset_inference import REGIONS, Found, Submit
 from sam2_mem.evaluation.datasets import Selection
-from sam2_mem.evaluation.recipes import REGIONS, Found, Submit
 from sam2_mem.evaluation.vots import PROMPTED, UNKNOWN, Box, Region, VOTSSequence, read_regions, region_text
+from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.vos import PromptPlan
 from sam2_mem.tracking.vos_run import VideoTask, dataset_tasks
-from sam2_mem.types import Prompt
 from sam2_mem.video import VideoSource, open_video, read_mask_png
 from sam2_mem.video.writers import atomic_path
 
@@ -183,5 +183,5 @@ def _seconds(out: Path, name: str) -> float:
 
 
 def _report(out: Path, name: str) -> Path:
-    """What a run leaves of a finished video, see :class:`sam2_mem.tracking.run_record.RunFolder`."""
+    """What a run leaves of a finished video, see :class:`sam2_mem.tracking.run_manifest.RunFolder`."""
     return out / ".vos" / "done" / f"{name}.json"

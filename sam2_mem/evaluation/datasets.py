@@ -35,8 +35,9 @@ class FolderVideo(AnnotatedVideo):
             raise ValueError(f"no ground truth: expected the folder '{self.truth_dir}'")
         names = _png_names(self.truth_dir)
         if not names:
-            raise ValueError(f"no ground truth: expected PNG files in '{self.truth_dir}'; "
-                             "folders for each object are scored as sav")
+            raise ValueError(
+                f"no ground truth: expected PNG files in '{self.truth_dir}'; folders for each object are scored as sav"
+            )
         return names
 
     @property
@@ -48,8 +49,11 @@ class FolderVideo(AnnotatedVideo):
         return self.prediction_dir.is_dir()
 
     def truth(self, frame: str) -> np.ndarray:
-        return _read(self.truth_dir / f"{frame}.png", "no ground truth for this frame; splits whose masks are not "
-                     "public can only be scored by the data set's server")
+        return _read(
+            self.truth_dir / f"{frame}.png",
+            "no ground truth for this frame; splits whose masks are not "
+            "public can only be scored by the data set's server",
+        )
 
     def prediction(self, frame: str) -> np.ndarray:
         if not self.predicted:
@@ -156,8 +160,10 @@ def _read_meta(path: Path, listed: Callable[[str, str, dict[str, Any]], ListedOb
             for name, video in _meta_videos(path).items()
         }
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"expected the objects of each video with their frames in '{path}', got {error!r}; "
-                         "is it the meta file of another data set?") from error
+        raise ValueError(
+            f"expected the objects of each video with their frames in '{path}', got {error!r}; "
+            "is it the meta file of another data set?"
+        ) from error
 
 
 def _group(name: str, unseen: Collection[str] | None) -> str:
@@ -284,8 +290,9 @@ def open_dataset(name: str, gt: Path, pred: Path, selection: Selection = Selecti
     if selection.only_predicted:
         names = [video for video in names if (pred / video).is_dir()]
     if not names:
-        raise ValueError(f"expected at least one video in '{finder.annotations}', got none; "
-                         f"predictions are in '{pred}'")
+        raise ValueError(
+            f"expected at least one video in '{finder.annotations}', got none; predictions are in '{pred}'"
+        )
     make = _vots_sequence if name == "vots" else _folder_video
     videos = tuple(make(video, finder.annotations, pred, objects.get(video, ())) for video in names)
     return Dataset(PROTOCOLS[name], videos, finder.found)

@@ -78,8 +78,10 @@ def _binary(mask: np.ndarray) -> np.ndarray:
 def _pair(pred: np.ndarray, gt: np.ndarray, void: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     pred, gt = _binary(pred), _binary(gt)
     if pred.shape != gt.shape:
-        raise ValueError(f"expected a prediction of the size of the ground truth {gt.shape}, got {pred.shape}; "
-                         "resize predictions to the annotated size, with nearest-neighbour sampling if they are masks")
+        raise ValueError(
+            f"expected a prediction of the size of the ground truth {gt.shape}, got {pred.shape}; "
+            "resize predictions to the annotated size, with nearest-neighbour sampling if they are masks"
+        )
     if void is not None:
         keep = 1 - _binary(void)
         pred, gt = pred & keep, gt & keep

@@ -24,7 +24,6 @@ from sam2_mem.evaluation.metrics import (
 from sam2_mem.evaluation.results import Figure, ObjectScores, VideoScores, mean
 from sam2_mem.evaluation.videos import AnnotatedVideo, ListedObject
 
-
 Source = TypeVar("Source")
 """What a protocol reads a video from."""
 
@@ -95,8 +94,10 @@ def frame_pairs(video: AnnotatedVideo, frames: Iterable[str]) -> Iterator[FrameP
     for frame in frames:
         truth, pred = video.truth(frame), video.prediction(frame)
         if truth.shape != pred.shape:
-            raise ValueError(f"expected a prediction of {_size(truth)} pixels on frame {frame}, got {_size(pred)}; "
-                             "write predictions at the size of the annotation")
+            raise ValueError(
+                f"expected a prediction of {_size(truth)} pixels on frame {frame}, got {_size(pred)}; "
+                "write predictions at the size of the annotation"
+            )
         yield FramePair(frame, truth, pred)
 
 
@@ -107,8 +108,9 @@ def _size(ids: np.ndarray) -> str:
 def without_ends(frames: Sequence[str]) -> Sequence[str]:
     """All but the first and the last; ValueError if none is left."""
     if len(frames) < 3:
-        raise ValueError(f"expected at least 3 annotated frames, because the first and the last do not count, "
-                         f"got {len(frames)}")
+        raise ValueError(
+            f"expected at least 3 annotated frames, because the first and the last do not count, got {len(frames)}"
+        )
     return frames[1:-1]
 
 
@@ -173,16 +175,20 @@ class DAVIS2017(RegionAndBoundary):
     def check(self, pred: np.ndarray, count: int, frame: str) -> None:
         """Of what a prediction may hold."""
         if pred.max() > count:
-            raise ValueError(f"expected object ids up to {count}, the greatest of the first annotated frame, got "
-                             f"{pred.max()} in the prediction of frame {frame}")
+            raise ValueError(
+                f"expected object ids up to {count}, the greatest of the first annotated frame, got "
+                f"{pred.max()} in the prediction of frame {frame}"
+            )
 
 
 def _first_ids(ids: np.ndarray) -> int:
     """The greatest id of the first annotated frame."""
     count = int(ids.max())
     if count == 0:
-        raise ValueError("expected objects 1 to N in the first annotated frame, got none; if its values are 0 and 255, "
-                         "it is scored as davis2016; if objects appear later, as vos or by the data set's meta file")
+        raise ValueError(
+            "expected objects 1 to N in the first annotated frame, got none; if its values are 0 and 255, "
+            "it is scored as davis2016; if objects appear later, as vos or by the data set's meta file"
+        )
     return count
 
 
@@ -197,8 +203,10 @@ class DAVIS2016(DAVIS2017):
 
     def score(self, video: AnnotatedVideo) -> VideoScores:
         if video.frames and not (video.truth(video.frames[0]) > 127).any():
-            raise ValueError("expected 0 and 255 in the first annotated frame, got no value above 127; "
-                             "annotations with object ids are scored as davis2017")
+            raise ValueError(
+                "expected 0 and 255 in the first annotated frame, got no value above 127; "
+                "annotations with object ids are scored as davis2017"
+            )
         return super().score(video)
 
     def truth_ids(self, ids: np.ndarray) -> np.ndarray:
@@ -226,8 +234,9 @@ class LongVideosAFBURR(DAVIS2017):
 
     def evaluated(self, frames: Sequence[str]) -> Sequence[str]:
         if len(frames) < 2:
-            raise ValueError("expected at least 2 annotated frames, because the first does not count, "
-                             f"got {len(frames)}")
+            raise ValueError(
+                f"expected at least 2 annotated frames, because the first does not count, got {len(frames)}"
+            )
         return frames[1:]
 
     def truth_ids(self, ids: np.ndarray) -> np.ndarray:
@@ -319,8 +328,10 @@ def _renamed(scores: ObjectScores, video: str, obj_id: int | None) -> ObjectScor
 
 def _listed(video: AnnotatedVideo) -> Sequence[ListedObject]:
     if not video.listed:
-        raise ValueError("expected the objects of this video in the data set's meta file, got none; is it the meta "
-                         "file of another split?")
+        raise ValueError(
+            "expected the objects of this video in the data set's meta file, got none; is it the meta "
+            "file of another split?"
+        )
     return video.listed
 
 
@@ -393,8 +404,10 @@ class LVOS(Protocol[AnnotatedVideo]):
     def evaluated(self, listed: ListedObject) -> Sequence[str]:
         frames = listed.frames[1 : listed.length - 1]
         if not frames:
-            raise ValueError(f"expected at least 3 annotated frames of object {listed.obj_id}, because the first and "
-                             f"the last do not count, got {listed.length}")
+            raise ValueError(
+                f"expected at least 3 annotated frames of object {listed.obj_id}, because the first and "
+                f"the last do not count, got {listed.length}"
+            )
         return frames
 
     def summary(self, objects: Sequence[ObjectScores]) -> tuple[Figure, ...]:
@@ -436,8 +449,9 @@ class LVOS2023(LVOS):
 
     def evaluated(self, listed: ListedObject) -> Sequence[str]:
         if not listed.frames or len(listed.frames) > listed.length:
-            raise ValueError(f"expected 1 to {listed.length} frames of object {listed.obj_id}, "
-                             f"got {len(listed.frames)}")
+            raise ValueError(
+                f"expected 1 to {listed.length} frames of object {listed.obj_id}, got {len(listed.frames)}"
+            )
         return listed.frames
 
     def _object(self, video: AnnotatedVideo, listed: ListedObject, curve: Curve) -> ObjectScores:

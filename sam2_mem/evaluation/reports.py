@@ -28,8 +28,10 @@ def _remarks(report: Report) -> Iterator[str]:
     if report.failures:
         left = report.num_videos - len(report.failures)
         lines = [f"failed: {failure.video}: {failure.reason}" for failure in report.failures]
-        lines.append(f"INCOMPLETE: {len(report.failures)} of {report.num_videos} videos have no score; "
-                     f"the numbers above are those of the other {left}")
+        lines.append(
+            f"INCOMPLETE: {len(report.failures)} of {report.num_videos} videos have no score; "
+            f"the numbers above are those of the other {left}"
+        )
         yield "\n".join(lines)
 
 

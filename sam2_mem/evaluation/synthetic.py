@@ -5,7 +5,7 @@
             ...
 
 A set never changes: another choice of clips gets another version. Frames are drawn when they are asked for, and are the
-same bits on every machine (:func:`fingerprint`; ``tests/test_evaluation_synthetic.py`` holds the expected ones). Each
+same bits on every machine (:func:`fingerprint`; ``tests/evaluation/test_evaluation_synthetic.py`` holds the expected ones). Each
 clip belongs to a track, which says what is hard about it. ``docs/evaluation.md`` has the table.
 """
 
@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sam2_mem.evaluation.videos import AnnotatedVideo, ListedObject
+from sam2_mem.prompts import Prompt
+from sam2_mem.synthetic.export import write_image, write_masks
+from sam2_mem.synthetic.generator import ClipSpec, SyntheticVideo, build_clip
 from sam2_mem.tracking.vos import PromptPlan
-from sam2_mem.training.synthetic import ClipSpec, SyntheticVideo, build_clip
-from sam2_mem.training.synthetic_export import write_image, write_masks
-from sam2_mem.types import Prompt
 from sam2_mem.video import Frame, VideoSource
 from sam2_mem.video.source import Frames, SeekableSource
 
@@ -139,9 +139,9 @@ def fingerprint(clip: SyntheticClip, times: Iterable[int]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Track:
-    """Clips of one difficulty. ``level``: of :mod:`sam2_mem.training.scenes`; ``late``: how many of the objects enter
+    """Clips of one difficulty. ``level``: of :mod:`sam2_mem.synthetic.scenes`; ``late``: how many of the objects enter
     after the first frame; ``events``: what happens to an object in every clip, by the names of
-    :class:`sam2_mem.training.synthetic.Event`."""
+    :class:`sam2_mem.synthetic.generator.Event`."""
 
     name: str
     level: str

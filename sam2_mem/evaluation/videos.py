@@ -77,8 +77,9 @@ class ArrayVideo(AnnotatedVideo):
 
     def __post_init__(self) -> None:
         if self.truths.ndim != 3 or len(self.truths) != len(self.predictions):
-            raise ValueError(f"expected ids (T, H, W) and as many predictions, got {self.truths.shape} and "
-                             f"{self.predictions.shape}")
+            raise ValueError(
+                f"expected ids (T, H, W) and as many predictions, got {self.truths.shape} and {self.predictions.shape}"
+            )
 
     @property
     def frames(self) -> Sequence[str]:

@@ -178,8 +178,9 @@ def _binary_region(file: BinaryIO) -> Region:
     if kind == 0:
         return code_region(_unpack(file, "<I")[0])
     if kind != 3:
-        raise ValueError(f"expected a code or a mask, got a region of type {kind}; rectangles, polygons and points are "
-                         "not scored")
+        raise ValueError(
+            f"expected a code or a mask, got a region of type {kind}; rectangles, polygons and points are not scored"
+        )
     x, y, width, height, count = _unpack(file, "<hhHHH")
     runs = np.array(_unpack(file, f"<{count}H"), np.int64)
     return mask_region(_decode(width, height, runs), x, y)

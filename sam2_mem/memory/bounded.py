@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sam2_mem.memory.policy import Bank, MemoryPolicy, Needs
-from sam2_mem.types import Choice, Condense, FrameContext, Hypotheses, MemoryEntry, MemoryRead, MemoryTokens
+from sam2_mem.types import FrameContext, Hypotheses, MaskSelection, MemoryEntry, MemoryRead, MemoryTokens, MergeRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +60,12 @@ class Bounded(MemoryPolicy[Bank]):
         state: Any,
         frame: FrameContext,
         hypotheses: Hypotheses,
-        choice: Choice,
+        choice: MaskSelection,
         entries: Sequence[MemoryEntry],
     ) -> Any:
         return self._fit(self.policy.write(state, frame, hypotheses, choice, entries), frame)
 
-    def condensed(self, state: Any, frame: FrameContext, request: Condense, tokens: MemoryTokens) -> Any:
+    def condensed(self, state: Any, frame: FrameContext, request: MergeRequest, tokens: MemoryTokens) -> Any:
         return self._fit(self.policy.condensed(state, frame, request, tokens), frame)
 
     def _fit(self, state: Any, frame: FrameContext) -> Any:

@@ -25,17 +25,18 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
+from sam2_mem._moved import renamed
 from sam2_mem.memory.tokens import token_count
-from sam2_mem.memory.trace import Change, EntryNote, TraceEvent, plain_events, plain_notes
+from sam2_mem.memory.trace import Change, EntryInfo, TraceEvent, plain_events, plain_notes
 from sam2_mem.types import (
-    Choice,
-    Condense,
+    CandidateId,
     FrameContext,
     Hypotheses,
+    MaskSelection,
     MemoryEntry,
     MemoryRead,
     MemoryTokens,
-    Pick,
+    MergeRequest,
     Revision,
     Usage,
 )
@@ -114,10 +115,10 @@ class MemoryPolicy(ABC, Generic[State]):
         """Statistics needed on this frame: ``needs.usage``, or ``Usage.NONE`` on frames that can do without. Pure."""
         return self.needs.usage
 
-    def choose(self, state: State, frame: FrameContext, hypotheses: Hypotheses) -> Choice:
+    def choose(self, state: State, frame: FrameContext, hypotheses: Hypotheses) -> MaskSelection:
         """Which candidate to show and which to remember. Default: the best predicted IoU, for both. Pure."""
-        best = best_pick(hypotheses)
-        return Choice(output=best, remember=(best,))
+        best = best_candidate(hypotheses)
+        return MaskSelection(output=best, remember=(best,))
 
     @abstractmethod
     def write(
@@ -125,18 +126,18 @@ class MemoryPolicy(ABC, Generic[State]):
         state: State,
         frame: FrameContext,
         hypotheses: Hypotheses,
-        choice: Choice,
+        choice: MaskSelection,
         entries: Sequence[MemoryEntry],
     ) -> State:
         """Take in the entries of ``choice.remember`` (same order; equal picks give the same entry) and evict down to
         :meth:`capacity`."""
 
-    def condense(self, state: State, frame: FrameContext) -> Sequence[Condense]:
+    def condense(self, state: State, frame: FrameContext) -> Sequence[MergeRequest]:
         """Entries to be merged, each in one request; asked after every ``prompt`` and ``write``, and again until there are
         none. A network without a learned distiller gives means by count. Pure."""
         return ()
 
-    def condensed(self, state: State, frame: FrameContext, request: Condense, tokens: MemoryTokens) -> State:
+    def condensed(self, state: State, frame: FrameContext, request: MergeRequest, tokens: MemoryTokens) -> State:
         """Take in the ``tokens`` that became of ``request``, and let go of what they came from."""
         raise NotImplementedError(f"{type(self).__name__} asks for merged entries and does not take them")
 
@@ -208,7 +209,7 @@ class MemoryPolicy(ABC, Generic[State]):
         """Every entry in memory, for reports, byte counts and bounds; an entry shared by several pathways counts once."""
         return state.all_entries()
 
-    def notes(self, state: State, frame: FrameContext) -> Sequence[EntryNote]:
+    def notes(self, state: State, frame: FrameContext) -> Sequence[EntryInfo]:
         """What is held, as what and by which score, for listeners (:mod:`sam2_mem.memory.trace`). Default: entries of
         :meth:`held` as prompts, maps and pointers. Pure."""
         return plain_notes(self.held(state))
@@ -234,11 +235,11 @@ class MemoryPolicy(ABC, Generic[State]):
         return any(e.frame == before and e.tokens is not None for e in self.held(state))
 
 
-def best_pick(hypotheses: Hypotheses) -> Pick:
+def best_candidate(hypotheses: Hypotheses) -> CandidateId:
     """The candidate of highest predicted IoU over all pathways; the first of equals."""
     flat = [(iou, -p, -m) for p, row in enumerate(hypotheses.iou) for m, iou in enumerate(row)]
     _, pathway, candidate = max(flat)
-    return Pick(-pathway, -candidate)
+    return CandidateId(-pathway, -candidate)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -277,3 +278,6 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor], made: dict[int, Any]
             return value
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
+
+
+__getattr__ = renamed(__name__)

@@ -2,7 +2,7 @@
 
 A policy answers two questions about values that it has given out before, so tracing never touches tracking:
 ``explain`` (what has this change done, and why) and ``notes`` (what is held, as what, by which score). The tracker
-makes a :class:`Moment` of the answers, plain values that keep no tensor alive.
+makes a :class:`TraceRecord` of the answers, plain values that keep no tensor alive.
 """
 
 from __future__ import annotations
@@ -15,8 +15,18 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from sam2_mem._moved import renamed
 from sam2_mem.memory.tokens import tensor_bytes
-from sam2_mem.types import Choice, FrameContext, Hypotheses, MemoryEntry, MemoryRead, MemoryTokens, Pick, ReadUsage
+from sam2_mem.types import (
+    CandidateId,
+    FrameContext,
+    Hypotheses,
+    MaskSelection,
+    MemoryEntry,
+    MemoryRead,
+    MemoryTokens,
+    ReadUsage,
+)
 
 
 class Cause(Enum):
@@ -75,7 +85,7 @@ class TraceEvent:
 
 
 @dataclass(frozen=True, eq=False)
-class EntryNote:
+class EntryInfo:
     """What a policy says of something it holds.
 
     ``frame`` it is of, None for memory that stands for several frames; ``kind`` the policy's own word for its place;
@@ -105,12 +115,12 @@ class Change:
     before: Any
     after: Any
     hypotheses: Hypotheses | None = None
-    choice: Choice | None = None
+    choice: MaskSelection | None = None
     entries: tuple[MemoryEntry, ...] = ()
     usage: tuple[ReadUsage, ...] | None = None
 
     @property
-    def shown(self) -> Pick:
+    def shown(self) -> CandidateId:
         """The candidate shown, of a write."""
         assert self.choice is not None, "only a write has a choice"
         return self.choice.output
@@ -130,7 +140,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadTrace:
     """One item of a read: ``pathway`` that read it, ``frame`` and ``kind`` of what was read, temporal ``slot``,
     ``gain``, ``tokens`` read, and ``mass``, its share of the attention of that pathway; None where it was not
     measured."""
@@ -145,8 +155,8 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Held:
-    """An :class:`EntryNote` without its tensors: ``tokens`` is their number."""
+class EntryTrace:
+    """An :class:`EntryInfo` without its tensors: ``tokens`` is their number."""
 
     frame: int | None
     kind: str
@@ -158,7 +168,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Moment:
+class TraceRecord:
     """What a listener hears: one change of one object's memory.
 
     ``found``: memory before the change; ``readings``: what of it this frame attended to, () where nothing was read;
@@ -170,11 +180,11 @@ class Moment:
     frame: int
     reverse: bool
     cause: Cause
-    found: tuple[Held, ...]
-    readings: tuple[Reading, ...]
+    found: tuple[EntryTrace, ...]
+    readings: tuple[ReadTrace, ...]
     pointers: int
     events: tuple[TraceEvent, ...]
-    held: tuple[Held, ...]
+    held: tuple[EntryTrace, ...]
     tokens: int
     bytes: int
     pathways: int = 0
@@ -186,7 +196,7 @@ class Listener(Protocol):
 
     read_mass: bool
 
-    def hear(self, moment: Moment) -> None: ...
+    def hear(self, moment: TraceRecord) -> None: ...
 
 
 class Policy(Protocol):
@@ -194,7 +204,7 @@ class Policy(Protocol):
 
     def read(self, state: Any, frame: FrameContext) -> Sequence[MemoryRead]: ...
 
-    def notes(self, state: Any, frame: FrameContext) -> Sequence[EntryNote]: ...
+    def notes(self, state: Any, frame: FrameContext) -> Sequence[EntryInfo]: ...
 
     def explain(self, change: Change) -> Sequence[TraceEvent]: ...
 
@@ -203,14 +213,14 @@ class Policy(Protocol):
     def tensors(self, state: Any) -> tuple[Tensor, ...]: ...
 
 
-def moment(policy: Policy, obj_id: int, change: Change) -> Moment:
+def trace_record(policy: Policy, obj_id: int, change: Change) -> TraceRecord:
     """Ask ``policy`` about ``change``."""
     read = change.cause in (Cause.WRITE, Cause.READ)
     found = () if change.before is None else tuple(policy.notes(change.before, change.frame))
     held = () if change.after is None else tuple(policy.notes(change.after, change.frame))
     reads = tuple(policy.read(change.before, change.frame)) if read else ()
     distinct = {r.key(): r for r in reads}.values()
-    return Moment(
+    return TraceRecord(
         obj_id=obj_id,
         frame=change.frame.index,
         reverse=change.frame.reverse,
@@ -226,20 +236,20 @@ def moment(policy: Policy, obj_id: int, change: Change) -> Moment:
     )
 
 
-def _plain(note: EntryNote) -> Held:
+def _plain(note: EntryInfo) -> EntryTrace:
     count = note.count or (0 if note.tokens is None else len(note.tokens))
-    return Held(note.frame, note.kind, count, note.score, note.score_name, note.pathways, note.text)
+    return EntryTrace(note.frame, note.kind, count, note.score, note.score_name, note.pathways, note.text)
 
 
 def _readings(
-    pathway: int, read: MemoryRead, found: Sequence[EntryNote], masses: Sequence[float | None]
-) -> list[Reading]:
+    pathway: int, read: MemoryRead, found: Sequence[EntryInfo], masses: Sequence[float | None]
+) -> list[ReadTrace]:
     """What one pathway read. An item that belongs to no entry was made on reading, from memory of several frames."""
     known = {id(n.tokens): n for n in found if n.tokens is not None}
-    made = next((n for n in found if n.frame is None and n.tokens is None), EntryNote(None, "made on reading", None))
+    made = next((n for n in found if n.frame is None and n.tokens is None), EntryInfo(None, "made on reading", None))
     notes = [known.get(id(item.tokens), made) for item in read.items]
     return [
-        Reading(pathway, n.frame, n.kind, i.slot, i.gain, len(i.tokens), m)
+        ReadTrace(pathway, n.frame, n.kind, i.slot, i.gain, len(i.tokens), m)
         for n, i, m in zip(notes, read.items, masses)
     ]
 
@@ -263,22 +273,22 @@ def shares(usage: ReadUsage, queries: int) -> list[float]:
 # -- what holds for every policy --------------------------------------------------------------------------------------
 
 
-def tell(
+def entry_infos(
     held: Sequence[MemoryEntry], kind: Callable[[MemoryEntry], str], scores: Mapping[int, float], name: str
-) -> list[EntryNote]:
+) -> list[EntryInfo]:
     """Notes on entries: ``kind`` of those that are neither prompts nor bare pointers, ``scores`` by frame."""
     notes = []
     for entry in held:
         plain = plain_kind(entry)
         score = scores.get(entry.frame)
         word = kind(entry) if plain == "map" else plain
-        notes.append(EntryNote(entry.frame, word, entry.tokens, score, name if score is not None else ""))
+        notes.append(EntryInfo(entry.frame, word, entry.tokens, score, name if score is not None else ""))
     return notes
 
 
-def plain_notes(held: Sequence[MemoryEntry]) -> list[EntryNote]:
+def plain_notes(held: Sequence[MemoryEntry]) -> list[EntryInfo]:
     """Entries as what they are: prompts, maps, pointers."""
-    return [EntryNote(e.frame, plain_kind(e), e.tokens) for e in held]
+    return [EntryInfo(e.frame, plain_kind(e), e.tokens) for e in held]
 
 
 def plain_kind(entry: MemoryEntry) -> str:
@@ -349,7 +359,7 @@ def _changed(old: MemoryEntry, new: MemoryEntry) -> list[TraceEvent]:
     return events
 
 
-class Why(NamedTuple):
+class Reason(NamedTuple):
     """A reason, the score that decided and what it was held against."""
 
     reason: str
@@ -364,12 +374,12 @@ _CAME = (Action.WRITTEN, Action.REPLACED)
 _WENT = (Action.EVICTED, Action.REDUCED, Action.COMPACTED, Action.MERGED)
 
 
-def because(
+def with_reasons(
     events: Iterable[TraceEvent],
     *,
-    came: Mapping[int, Why] = MappingProxyType({}),
-    went: Mapping[int, Why] = MappingProxyType({}),
-    kept: Mapping[int, Why] = MappingProxyType({}),
+    came: Mapping[int, Reason] = MappingProxyType({}),
+    went: Mapping[int, Reason] = MappingProxyType({}),
+    kept: Mapping[int, Reason] = MappingProxyType({}),
 ) -> list[TraceEvent]:
     """``events`` with reasons by frame for what entered, for what left or shrank, and, as events of their own, for what
     won the contest."""
@@ -379,3 +389,6 @@ def because(
         why = reasons.get(event.frame)
         told.append(event if why is None else why.event(event.action, event.frame))
     return told + [why.event(Action.KEPT, frame) for frame, why in kept.items()]
+
+
+__getattr__ = renamed(__name__)

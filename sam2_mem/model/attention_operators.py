@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_mem.model.linear import plain
+from sam2_mem.model.acceleration.onednn_linear import plain
+from sam2_mem.model.acceleration.transfer import to_device_async
 from sam2_mem.model.rope import Rotation
 from sam2_mem.model.rotary_attention import RotaryAttention, attend_in_tiles
-from sam2_mem.model.transfer import sent
 from sam2_mem.types import RowBatch
 
 try:
@@ -117,7 +117,7 @@ class ReadSize(NamedTuple):
 
 class ReadOperator(ABC):
     """One way to read memory. Frozen; nothing of a video stays on it. ``steady``: what it runs depends on shapes alone,
-    so that it can be recorded (:mod:`sam2_mem.model.optimized`)."""
+    so that it can be recorded (:mod:`sam2_mem.model.acceleration.cuda_graphs`)."""
 
     @property
     def steady(self) -> bool:
@@ -295,7 +295,7 @@ def _end_to_end(attention: RotaryAttention, q: Tensor, k: Tensor, v: Tensor, mem
 def _ends(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """Where rows end that lie end to end, from 0 on."""
     with torch.inference_mode(False):
-        return sent([0, *accumulate(lengths)], device, torch.int32)
+        return to_device_async([0, *accumulate(lengths)], device, torch.int32)
 
 
 # -- approximate ------------------------------------------------------------------------------------------------------

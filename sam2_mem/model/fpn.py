@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam2_mem.model.constants import kept
-from sam2_mem.model.hiera import Hiera
+from sam2_mem.model.cached_positions import kept
+from sam2_mem.model.trunks.hiera import Hiera
 
 NO_HEADS: Mapping[int, nn.Conv2d] = {}
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam2_mem.model.linear import ACTIVATIONS, Linear
+from sam2_mem.model.acceleration.onednn_linear import ACTIVATIONS, Linear
 
 
 class MLP(nn.Module):

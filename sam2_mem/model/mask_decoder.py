@@ -143,9 +143,7 @@ class MaskDecoder(nn.Module):
         learned = [self.obj_score_token.weight] if self.pred_obj_scores else []
         learned += [self.iou_token.weight, self.mask_tokens.weight]
         tokens = torch.cat((torch.cat(learned).expand(len(sparse), -1, -1), sparse), dim=1)
-        tokens, cells = self.transformer(
-            tokens, image.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2)
-        )
+        tokens, cells = self.transformer(tokens, image.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2))
         return tokens, cells.transpose(1, 2).reshape(image.shape)
 
     def _split_tokens(self, tokens: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:

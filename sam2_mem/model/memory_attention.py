@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam2_mem.model.acceleration.onednn_linear import Linear
 from sam2_mem.model.attention_operators import Auto, ReadOperator, key_input
-from sam2_mem.model.linear import Linear
 from sam2_mem.model.rope import Rotation, grid_coordinates, rotation
 from sam2_mem.model.rotary_attention import RotaryAttention
 from sam2_mem.types import ReadUsage, RowBatch, Usage

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from sam2_mem.model.acceleration.onednn_linear import Linear
 from sam2_mem.model.distiller import GridTokens, TokenDistiller
 from sam2_mem.model.layers import LayerNorm2d
-from sam2_mem.model.linear import Linear
 
 
 class MaskDownsampler(nn.Module):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam2_mem.model.linear import Linear, linear
+from sam2_mem.model.acceleration.onednn_linear import Linear, linear
 from sam2_mem.model.rope import Rotation, rotate
 
 TILE_QUERIES, TILE_KEYS = 1024, 1024

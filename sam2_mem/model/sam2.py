@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam2_mem.model.constants import sine_tokens
+from sam2_mem.model.acceleration.cuda_graphs import direct
+from sam2_mem.model.cached_positions import sine_tokens
 from sam2_mem.model.fpn import ImageEncoder
 from sam2_mem.model.layers import MLP
 from sam2_mem.model.mask_decoder import DecoderMaps, MaskDecoder
 from sam2_mem.model.memory_attention import Attended, MemoryAttention
 from sam2_mem.model.memory_encoder import MemoryEncoder
-from sam2_mem.model.optimized import direct
 from sam2_mem.model.prompt_encoder import PromptEncoder
 from sam2_mem.model.sensory import SensoryMemory
 from sam2_mem.model.temporal_encoding import BankTime, NoPointerTime, SinePointerTime, slot_rows
@@ -72,7 +72,7 @@ class SAM2(nn.Module):
         multimask_*: see :class:`CandidateRule`.
         decoder_*: widths of the mask decoder; stability_*: its optional stability-based choice for single masks.
 
-    ``runner`` calls the parts of a frame, see :mod:`sam2_mem.model.optimized`.
+    ``runner`` calls the parts of a frame, see :mod:`sam2_mem.model.acceleration.cuda_graphs`.
     """
 
     def __init__(

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sam2_mem.model.acceleration.transfer import to_device_async
 from sam2_mem.model.position_encoding import sine_1d
-from sam2_mem.model.transfer import sent
 
 
 class NoPointerTime(nn.Module):
@@ -88,4 +88,4 @@ def slot_rows(code: Tensor, slots: Sequence[float | None]) -> Tensor:
         raise ValueError(f"expected temporal slots in 0..{rows - 1}, -1 (prompt) or None, got {bad}")
     table = torch.cat([code, code.new_zeros(1, code.shape[1])])
     index = [rows if s is None else int(s) % rows for s in slots]
-    return table[sent(index, code.device, torch.long)]
+    return table[to_device_async(index, code.device, torch.long)]

@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam2_mem.model.acceleration.onednn_linear import Linear
 from sam2_mem.model.layers import MLP
-from sam2_mem.model.linear import Linear
 
 
 class Attention(nn.Module):

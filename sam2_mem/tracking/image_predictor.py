@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_mem.model.sam2 import SAM2
-from sam2_mem.tracking.masks import fill_holes, remove_regions
+from sam2_mem.tracking.mask_postprocessing import fill_holes, remove_regions
 from sam2_mem.types import FrameFeatures
 from sam2_mem.video.frame import to_rgb
 from sam2_mem.video.resize import MEAN, STD

@@ -11,8 +11,9 @@ from numbers import Integral
 from typing import Any
 
 from sam2_mem.memory.tokens import tensor_bytes
+from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.tracker import Tracker
-from sam2_mem.types import FrameFeatures, ObjectScore, Prompt, Revision
+from sam2_mem.types import FrameFeatures, ObjectScore, Revision
 from sam2_mem.video import Frame, VideoSource
 
 FEATURE_CACHE = 2
@@ -54,7 +55,9 @@ class InferenceState:
         if isinstance(index, bool) or not isinstance(index, Integral):
             raise ValueError(f"expected a frame index as an integer, got {index!r}")
         if self.source is None:
-            raise ValueError("this state has no video; give prompts together with the frame: track_frame(state, frame, prompts)")
+            raise ValueError(
+                "this state has no video; give prompts together with the frame: track_frame(state, frame, prompts)"
+            )
         last = None if self.source.num_frames is None else self.source.num_frames - 1
         if index < 0 or (last is not None and index > last):
             valid = "0 upwards" if last is None else f"0 to {last}"

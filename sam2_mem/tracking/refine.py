@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_mem.model.sam2 import SAM2, Decoded
-from sam2_mem.tracking.masks import suppress_overlap
-from sam2_mem.tracking.track import Look, Output
+from sam2_mem.tracking.mask_postprocessing import suppress_overlap
+from sam2_mem.tracking.track import MaskOutput, ReferenceAppearance
 from sam2_mem.types import FrameFeatures
 
 BOX_CORNERS = (2, 3)
@@ -29,7 +29,7 @@ class Coarse(NamedTuple):
     the features they were decoded from."""
 
     logits: Tensor
-    looks: tuple[Look, ...]
+    looks: tuple[ReferenceAppearance, ...]
     conditioned: Tensor
 
 
@@ -173,9 +173,11 @@ def pooled(features: FrameFeatures, logits: Tensor) -> Tensor:
     return torch.where(total > EMPTY, weights @ feat / total.clamp(min=EMPTY), 0.0)
 
 
-def first_look(features: FrameFeatures, logits: Tensor) -> Look:
+def first_look(features: FrameFeatures, logits: Tensor) -> ReferenceAppearance:
     """What to compare an object with later, from its first mask (h, w)."""
-    return Look(centre=_appearance(features)[0].mean(0), appearance=pooled(features, logits[None, None])[0, 0])
+    return ReferenceAppearance(
+        centre=_appearance(features)[0].mean(0), appearance=pooled(features, logits[None, None])[0, 0]
+    )
 
 
 # -- masks ------------------------------------------------------------------------------------------------------------
@@ -212,10 +214,10 @@ def refine(
     refiner: Refiner,
     model: SAM2,
     features: FrameFeatures,
-    outputs: Sequence[Output],
-    looks: Sequence[Look | None],
+    outputs: Sequence[MaskOutput],
+    looks: Sequence[ReferenceAppearance | None],
     conditioned: Sequence[Tensor],
-) -> list[Output]:
+) -> list[MaskOutput]:
     """Outputs of all objects of a frame with accepted proposals in their place. One transfer from the device.
 
     Args:
@@ -243,7 +245,7 @@ def refine(
     return result
 
 
-def _as_refined(refiner: Refiner, output: Output, pointer: Tensor) -> Output:
+def _as_refined(refiner: Refiner, output: MaskOutput, pointer: Tensor) -> MaskOutput:
     return replace(
         output,
         refined=True,

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from sam2_mem._moved import renamed
 from sam2_mem.memory.policy import Bank
 from sam2_mem.types import SensoryUpdate
 
 
 @dataclass(frozen=True, eq=False)
-class Output:
+class MaskOutput:
     """A mask shown to the user or remembered: ``logits`` (h, w) and ``pointer`` (C), both after the absent-object gate.
     ``binarize``: its memory is made from the hard mask; ``refined``: a refiner's proposal took the place of the mask;
     ``sensory``, ``update``: state of sensory memory on its way to memory, and how it got or gets there."""
@@ -30,7 +31,7 @@ class Output:
     update: SensoryUpdate = SensoryUpdate.NONE
 
 
-class Look(NamedTuple):
+class ReferenceAppearance(NamedTuple):
     """What an object looked like on its first prompted frame: ``appearance`` (D) features averaged over its mask, ``centre``
     (D) over the frame."""
 
@@ -38,7 +39,7 @@ class Look(NamedTuple):
     appearance: Tensor
 
 
-class FrameSpans:
+class TrackedRanges:
     """Which frames were tracked, and in which direction last, as runs of neighbouring frames: one run per pass."""
 
     def __init__(self) -> None:
@@ -92,11 +93,11 @@ class Track:
 
     obj_id: int
     state: Bank | None = None
-    outputs: dict[int, Output] = field(default_factory=dict)
-    pending: dict[int, Output] = field(default_factory=dict)
-    tracked: FrameSpans = field(default_factory=FrameSpans)
+    outputs: dict[int, MaskOutput] = field(default_factory=dict)
+    pending: dict[int, MaskOutput] = field(default_factory=dict)
+    tracked: TrackedRanges = field(default_factory=TrackedRanges)
     frozen: bool = False
-    look: Look | None = None
+    look: ReferenceAppearance | None = None
 
     def prompted_frames(self) -> set[int]:
         return set() if self.state is None else {p.frame for p in self.state.prompts}
@@ -105,11 +106,11 @@ class Track:
         """Whether the mask of ``frame`` was given by a prompt. (A prompt of a loaded memory has no mask in this video.)"""
         return frame in self.prompted_frames() and frame in self.outputs
 
-    def output_at(self, frame: int) -> Output | None:
+    def output_at(self, frame: int) -> MaskOutput | None:
         """What the user sees on ``frame`` now, if it is still known."""
         return self.pending.get(frame) or self.outputs.get(frame)
 
-    def remember_output(self, output: Output, history: int | None) -> None:
+    def remember_output(self, output: MaskOutput, history: int | None) -> None:
         """Keep ``output``; beyond ``history`` of them the oldest unprompted ones go (None: keep all)."""
         self.outputs.pop(output.frame, None)
         self.outputs[output.frame] = output
@@ -119,3 +120,6 @@ class Track:
         plain = [f for f in self.outputs if f not in prompted]
         for frame in plain[: max(0, len(plain) - history)]:
             del self.outputs[frame]
+
+
+__getattr__ = renamed(__name__)

@@ -13,30 +13,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_mem.memory import rows
-from sam2_mem.memory.policy import Bank, MemoryPolicy, best_pick
+from sam2_mem.memory.policy import Bank, MemoryPolicy, best_candidate
 from sam2_mem.memory.tokens import foreground_weights, map_tokens, masked_mean
-from sam2_mem.memory.trace import Cause, Change, Listener, moment
+from sam2_mem.memory.trace import Cause, Change, Listener, trace_record
+from sam2_mem.model.acceleration.transfer import to_device_async
 from sam2_mem.model.mask_decoder import DecoderMaps
 from sam2_mem.model.sam2 import SAM2, Decoded
-from sam2_mem.model.transfer import sent
-from sam2_mem.tracking import sense
-from sam2_mem.tracking.masks import fill_holes, remove_regions, suppress_overlap
+from sam2_mem.prompts import Prompt
+from sam2_mem.tracking import batching, sensory_update
+from sam2_mem.tracking.mask_postprocessing import fill_holes, remove_regions, suppress_overlap
 from sam2_mem.tracking.refine import Refiner, first_look, refine
-from sam2_mem.tracking.track import Output, Track
+from sam2_mem.tracking.track import MaskOutput, Track
 from sam2_mem.types import (
     ABSENT_LOGIT,
-    Choice,
-    Condense,
+    CandidateId,
     FrameContext,
     FrameFeatures,
     FrameResult,
     Hypotheses,
+    MaskSelection,
     MemoryEntry,
     MemoryTokens,
+    MergeRequest,
     ObjectScore,
-    Pick,
-    Prompt,
     ReadUsage,
     Revision,
     RowBatch,
@@ -64,7 +63,7 @@ class TrackerSettings:
         memory_dtype: what spatial memory is rounded to, as in SAM 2; "float32" to keep it exact.
         storage_device: where spatial memory waits, e.g. "cpu"; None for the device of the model.
         history: outputs kept per object, for corrections; unbounded where the policy is.
-        max_padding: see :func:`sam2_mem.memory.rows.assemble`. max_rows: most rows that go through the network together, 0 for
+        max_padding: see :func:`sam2_mem.tracking.batching.assemble`. max_rows: most rows that go through the network together, 0 for
             no limit, None for what is best: on a CPU as many as have :data:`CPU_BATCH` image tokens, elsewhere no limit.
     """
 
@@ -89,7 +88,7 @@ class TrackerSettings:
                 raise ValueError(f"expected {name} >= 0, got {getattr(self, name)}")
         if self.history < 1:
             raise ValueError(f"expected history >= 1, got {self.history}")
-        rows.bucket([], max_padding=self.max_padding)
+        batching.bucket([], max_padding=self.max_padding)
 
 
 class _Candidate(NamedTuple):
@@ -114,14 +113,14 @@ class _Seen:
     maps: tuple[DecoderMaps, ...] = ()
     usage: tuple[ReadUsage, ...] | None = None
 
-    def same_mask(self, one: Pick, other: Pick) -> bool:
+    def same_mask(self, one: CandidateId, other: CandidateId) -> bool:
         return self.identity(one)[:2] == self.identity(other)[:2]
 
-    def identity(self, pick: Pick) -> tuple:
+    def identity(self, pick: CandidateId) -> tuple:
         """Equal for picks of the same mask, also through different pathways."""
         return (self.places[pick.pathway], pick.candidate, pick.binarize)
 
-    def candidate(self, pick: Pick) -> _Candidate:
+    def candidate(self, pick: CandidateId) -> _Candidate:
         p, m = pick.pathway, pick.candidate
         hyp = self.hypotheses
         return _Candidate(hyp.masks[p, m], hyp.pointers[p, m], hyp.iou[p][m], hyp.objectness[p], hyp.areas[p][m])
@@ -153,7 +152,7 @@ class Tracker:
         self.settings = TrackerSettings() if settings is None else settings
         self.num_frames = num_frames
         self.refiner = refiner
-        self.sensory = sense.active(model, policy)
+        self.sensory = sensory_update.active(model, policy)
         self.tracks: dict[int, Track] = {}
         self.listener: Listener | None = None
         bounded = policy.capacity(model.tokens_per_map) is not None
@@ -176,7 +175,7 @@ class Tracker:
         before, track.state = track.state, state
         if self.listener is not None:
             told = Change(cause, frame, before, state, **given)
-            self.listener.hear(moment(self.policy, track.obj_id, told))
+            self.listener.hear(trace_record(self.policy, track.obj_id, told))
 
     def _shown_to(self, track: Track, context: FrameContext) -> FrameContext:
         """The frame as the policy of ``track`` sees it."""
@@ -184,7 +183,7 @@ class Tracker:
 
     # -- prompts ------------------------------------------------------------------------------------------------
 
-    def preview(self, features: FrameFeatures, prompt: Prompt) -> Output:
+    def preview(self, features: FrameFeatures, prompt: Prompt) -> MaskOutput:
         """Answer a prompt without remembering anything yet; :meth:`commit` does that.
 
         On a frame that this object has been tracked on, the prompt corrects: memory is read, and the mask shown so far
@@ -197,7 +196,7 @@ class Tracker:
             decoded = self._answer_points(track, features, prompt)
         seen = self._seen([decoded], [None], [((0, 0),)])[0]
         threshold = self.policy.min_obj_score_logits if prompt.mask is None else 0.0
-        output = self._output(features.index, seen.candidate(best_pick(seen.hypotheses)), threshold, prompted=True)
+        output = self._output(features.index, seen.candidate(best_candidate(seen.hypotheses)), threshold, prompted=True)
         output = replace(output, logits=self._clean(output.logits[None])[0])
         track.pending[features.index] = output
         return output
@@ -216,7 +215,7 @@ class Tracker:
         if with_memory:
             context = self.context(features, reverse=bool(track.tracked.reverse_at(features.index)))
             reads = list(self.policy.read(track.state, context))[:1]
-            assembled = rows.assemble(reads, self.model)
+            assembled = batching.assemble(reads, self.model)
             conditioned = self._conditioned(features, assembled.batches[0] if assembled.batches else None)
         else:
             conditioned = self.model.without_memory(features)
@@ -262,14 +261,14 @@ class Tracker:
             track.remember_output(output, self._history)
             self._note_look(track, features, output)
 
-    def _sensed_prompts(self, tracks: Sequence[Track], outputs: Sequence[Output]) -> Sequence[Output]:
+    def _sensed_prompts(self, tracks: Sequence[Track], outputs: Sequence[MaskOutput]) -> Sequence[MaskOutput]:
         """Prompts update sensory memory by their memory map."""
         if self.sensory is None:
             return outputs
         states = [None if t.state is None else self.policy.sensory(t.state) for t in tracks]
         return [replace(o, sensory=s, update=SensoryUpdate.DEEP) for o, s in zip(outputs, states)]
 
-    def _note_look(self, track: Track, features: FrameFeatures, output: Output) -> None:
+    def _note_look(self, track: Track, features: FrameFeatures, output: MaskOutput) -> None:
         """What the object looks like on the first frame on which it is seen."""
         if self.refiner is not None and track.look is None and output.area > 0:
             track.look = first_look(features, output.logits)
@@ -325,9 +324,7 @@ class Tracker:
         looked = self._look(tracks, context)
         choices = [self._choice(t, s, context) for t, s in zip(tracks, looked)]
         gate = self.policy.min_obj_score_logits
-        outputs = [
-            self._output(context.index, s.candidate(c.output), gate) for s, c in zip(looked, choices)
-        ]
+        outputs = [self._output(context.index, s.candidate(c.output), gate) for s, c in zip(looked, choices)]
         if self.refiner is not None:
             outputs = self._refined(tracks, looked, choices, outputs, context)
         remembered = self._remembered(tracks, looked, choices, self._sensed(tracks, looked, choices, outputs), context)
@@ -337,9 +334,7 @@ class Tracker:
             if not track.frozen:
                 state = self._settled(self.policy.write(state, frame, hyp, choice, entries), frame)
             cause, written = (Cause.READ, ()) if track.frozen else (Cause.WRITE, tuple(entries))
-            self.change(
-                track, cause, frame, state, hypotheses=hyp, choice=choice, entries=written, usage=seen.usage
-            )
+            self.change(track, cause, frame, state, hypotheses=hyp, choice=choice, entries=written, usage=seen.usage)
         shown = self._clean(torch.stack([o.logits for o in outputs]))
         for track, output, logits in zip(tracks, outputs, shown):
             track.remember_output(replace(output, logits=logits.clone()), self._history)
@@ -349,28 +344,32 @@ class Tracker:
         revised = ((t, self.policy.revise(t.state, self._shown_to(t, context))) for t in written)
         return tuple(self._rewritten(t, r) for t, revisions in revised for r in revisions)
 
-    def _choice(self, track: Track, seen: _Seen, context: FrameContext) -> Choice:
+    def _choice(self, track: Track, seen: _Seen, context: FrameContext) -> MaskSelection:
         choice = self.policy.choose(track.state, self._shown_to(track, context), seen.hypotheses)
         return replace(choice, remember=()) if track.frozen else choice
 
     def _sensed(
-        self, tracks: Sequence[Track], looked: Sequence[_Seen], choices: Sequence[Choice], outputs: Sequence[Output]
-    ) -> Sequence[Output]:
+        self,
+        tracks: Sequence[Track],
+        looked: Sequence[_Seen],
+        choices: Sequence[MaskSelection],
+        outputs: Sequence[MaskOutput],
+    ) -> Sequence[MaskOutput]:
         """Outputs that carry their object's state of sensory memory."""
         if self.sensory is None:
             return outputs
         before = [self.policy.sensory(t.state) for t in tracks]
         maps = [s.maps[c.output.pathway] for s, c in zip(looked, choices)]
-        return sense.carried(self.sensory, outputs, [c.sensory for c in choices], before, maps)
+        return sensory_update.carried(self.sensory, outputs, [c.sensory for c in choices], before, maps)
 
     def _refined(
         self,
         tracks: Sequence[Track],
         looked: Sequence[_Seen],
-        choices: Sequence[Choice],
-        outputs: Sequence[Output],
+        choices: Sequence[MaskSelection],
+        outputs: Sequence[MaskOutput],
         context: FrameContext,
-    ) -> list[Output]:
+    ) -> list[MaskOutput]:
         """Outputs as the refiner leaves them."""
         for track, output in zip(tracks, outputs):
             self._note_look(track, context.features, output)
@@ -385,9 +384,7 @@ class Tracker:
             owners.append(range(len(reads), len(reads) + len(pathways)))
             reads += pathways
         settings = self.settings
-        assembled = rows.assemble(
-            reads, self.model, max_padding=settings.max_padding, max_rows=self._max_rows()
-        )
+        assembled = batching.assemble(reads, self.model, max_padding=settings.max_padding, max_rows=self._max_rows())
         features, wanted = context.features, self._usage(tracks, context)
         usage = self._measured(wanted)
         owner_at = {p: t for t, own in zip(tracks, owners) for p in (assembled.place[i] for i in own)}
@@ -413,7 +410,9 @@ class Tracker:
         if self.refiner is not None:
             seen = [replace(s, conditioned=tuple(conditioned[b][r] for b, r in s.places)) for s in seen]
         if self.sensory is not None:
-            seen = [replace(s, maps=tuple(sense.maps_at(decoded[b].maps, r) for b, r in s.places)) for s in seen]
+            seen = [
+                replace(s, maps=tuple(sensory_update.maps_at(decoded[b].maps, r) for b, r in s.places)) for s in seen
+            ]
         return seen
 
     def _see(
@@ -467,11 +466,11 @@ class Tracker:
             result.append(_Seen(hypotheses, tuple(places)))
         return result
 
-    def _output(self, frame: int, chosen: _Candidate, threshold: float, *, prompted: bool = False) -> Output:
+    def _output(self, frame: int, chosen: _Candidate, threshold: float, *, prompted: bool = False) -> MaskOutput:
         """Gate a candidate: an absent object has an empty mask and the learned "no object" pointer."""
         present = chosen.objectness > threshold
-        flag = sent([present], chosen.pointer.device)
-        return Output(
+        flag = to_device_async([present], chosen.pointer.device)
+        return MaskOutput(
             frame=frame,
             logits=chosen.logits.clone() if present else torch.full_like(chosen.logits, ABSENT_LOGIT),
             pointer=self.model.gate_pointers(chosen.pointer[None], flag)[0],
@@ -491,8 +490,8 @@ class Tracker:
         self,
         tracks: Sequence[Track],
         looked: Sequence[_Seen],
-        choices: Sequence[Choice],
-        outputs: Sequence[Output],
+        choices: Sequence[MaskSelection],
+        outputs: Sequence[MaskOutput],
         context: FrameContext,
     ) -> list[list[MemoryEntry]]:
         """Encode what every track wants to remember, all in one batch."""
@@ -510,14 +509,14 @@ class Tracker:
         return [[entries[n, s.identity(p)] for p in c.remember] for n, (s, c) in enumerate(zip(looked, choices))]
 
     def _remember(
-        self, owners: Sequence[Track], features: FrameFeatures, outputs: Sequence[Output]
+        self, owners: Sequence[Track], features: FrameFeatures, outputs: Sequence[MaskOutput]
     ) -> list[MemoryEntry]:
         """Memory entries of outputs of one frame; ``owners`` are their tracks."""
         if not outputs:
             return []
         maps = torch.cat([self._maps(features, part) for part in self._parts(features, outputs)])
         if self.sensory is not None:
-            states = sense.deepened(self.sensory, outputs, maps)
+            states = sensory_update.deepened(self.sensory, outputs, maps)
             outputs = [replace(o, sensory=state) for o, state in zip(outputs, states)]
         tokens = self.model.memory_encoder.distiller(maps)
         return [self._entry(features, output, self._store(t)) for output, t in zip(outputs, tokens)]
@@ -532,7 +531,7 @@ class Tracker:
                 state = self.policy.condensed(state, frame, request, self._merged(request, frame))
         raise RuntimeError(f"{type(self.policy).__name__} still asks to condense after {MOST_MERGES} rounds")
 
-    def _merged(self, request: Condense, frame: FrameContext) -> MemoryTokens:
+    def _merged(self, request: MergeRequest, frame: FrameContext) -> MemoryTokens:
         tube = [e.tokens for e in request.entries if e.tokens is not None]
         distiller = self.model.memory_encoder.distiller
         return self._store(distiller.condense([tube], frame.features.grid, request.strength)[0])
@@ -544,22 +543,22 @@ class Tracker:
         height, width = self.model.grid
         return max(1, CPU_BATCH // (height * width)) if self.model.device.type == "cpu" else 0
 
-    def _parts(self, features: FrameFeatures, outputs: Sequence[Output]) -> list[Sequence[Output]]:
+    def _parts(self, features: FrameFeatures, outputs: Sequence[MaskOutput]) -> list[Sequence[MaskOutput]]:
         """Outputs in batches; all in one where each has its own picture."""
         most = self._max_rows() or len(outputs)
         if features.low.ndim > 2:
             return [outputs]
         return [outputs[i : i + most] for i in range(0, len(outputs), most)]
 
-    def _maps(self, features: FrameFeatures, outputs: Sequence[Output]) -> Tensor:
+    def _maps(self, features: FrameFeatures, outputs: Sequence[MaskOutput]) -> Tensor:
         """Memory maps (R, Cm, H, W) of R outputs."""
         logits = torch.stack([o.logits for o in outputs])
         hard = self.model.binarize_prompted_masks and not self.model.training
         return self.model.memory_maps(
             features,
             logits,
-            binarize=sent([o.binarize or (o.prompted and hard) for o in outputs], logits.device),
-            present=sent([o.objectness > 0 for o in outputs], logits.device),
+            binarize=to_device_async([o.binarize or (o.prompted and hard) for o in outputs], logits.device),
+            present=to_device_async([o.objectness > 0 for o in outputs], logits.device),
         )
 
     def _store(self, tokens: MemoryTokens) -> MemoryTokens:
@@ -567,7 +566,7 @@ class Tracker:
         device = self.settings.storage_device or tokens.feat.device
         return map_tokens(tokens, lambda feat: feat.to(device, dtype).clone(memory_format=torch.contiguous_format))
 
-    def _entry(self, features: FrameFeatures, output: Output, tokens: MemoryTokens) -> MemoryEntry:
+    def _entry(self, features: FrameFeatures, output: MaskOutput, tokens: MemoryTokens) -> MemoryEntry:
         return MemoryEntry(
             frame=output.frame,
             tokens=tokens,
@@ -610,7 +609,7 @@ class Tracker:
             revisions=revisions,
         )
 
-    def _score(self, track: Track, output: Output, before: set[int]) -> ObjectScore:
+    def _score(self, track: Track, output: MaskOutput, before: set[int]) -> ObjectScore:
         held = self._held(track)
         return ObjectScore(
             obj_id=track.obj_id,

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from sam2_mem.memory.policy import MemoryPolicy
-from sam2_mem.memory.storage import load_memory, save_memory
+from sam2_mem.memory.serialization import load_memory, save_memory
 from sam2_mem.memory.trace import Cause, Listener
 from sam2_mem.model.sam2 import SAM2
+from sam2_mem.prompts import Prompt
+from sam2_mem.tracking.deferred_output import delayed
 from sam2_mem.tracking.embedders import Embedder
 from sam2_mem.tracking.inference_state import InferenceState
-from sam2_mem.tracking.masks import resize_logits, suppress_overlap
+from sam2_mem.tracking.mask_postprocessing import resize_logits, suppress_overlap
 from sam2_mem.tracking.refine import Refiner
-from sam2_mem.tracking.revise import delayed
 from sam2_mem.tracking.tracker import Tracker, TrackerSettings
-from sam2_mem.types import ABSENT_LOGIT, FrameContext, FrameFeatures, FrameResult, ObjectScore, Prompt, Revision
+from sam2_mem.types import ABSENT_LOGIT, FrameContext, FrameFeatures, FrameResult, ObjectScore, Revision
 from sam2_mem.video import Frame, normalize, open_video, to_model_input, to_rgb
 
 logger = logging.getLogger(__name__)
@@ -119,14 +120,14 @@ class SAM2VideoPredictor:
         """
         source = None if video_path is None else open_video(video_path)
         if source is not None and num_frames is not None:
-            raise ValueError(f"expected num_frames only for a stream (video_path=None), got {num_frames} beside a video")
+            raise ValueError(
+                f"expected num_frames only for a stream (video_path=None), got {num_frames} beside a video"
+            )
         settings = self.tracker_settings
         if offload_state_to_cpu:
             settings = replace(settings, storage_device="cpu")
         length = num_frames if source is None else _length_if_cheap(source)
-        tracker = Tracker(
-            self.model, self.policy, settings=settings, num_frames=length, refiner=self.refiner
-        )
+        tracker = Tracker(self.model, self.policy, settings=settings, num_frames=length, refiner=self.refiner)
         return InferenceState(
             tracker=tracker,
             source=source,
@@ -172,7 +173,9 @@ class SAM2VideoPredictor:
         state = inference_state
         state.check_frame(frame_idx)
         if box is not None and not clear_old_points:
-            raise ValueError("expected a box before any points, got a box with clear_old_points=False; use clear_old_points=True")
+            raise ValueError(
+                "expected a box before any points, got a box with clear_old_points=False; use clear_old_points=True"
+            )
         frame = state.frame(frame_idx)
         size = frame.image.shape[:2] if normalize_coords else (1, 1)
         prompt = Prompt(obj_id=obj_id, points=points, labels=labels, box=box, size=tuple(size))
@@ -296,10 +299,12 @@ class SAM2VideoPredictor:
         reverse: bool = False,
     ) -> Iterator[FrameResult]:
         """Like :meth:`propagate_in_video`, with scores and with masks at the size the network gives them. Each result comes
-        at once; later ones may hold revisions of it (:func:`sam2_mem.tracking.revise.delayed` applies them)."""
+        at once; later ones may hold revisions of it (:func:`sam2_mem.tracking.deferred_output.delayed` applies them)."""
         state = inference_state
         if state.source is None:
-            raise ValueError("this state has no video; a stream is tracked frame by frame: track_frame(state, frame, prompts)")
+            raise ValueError(
+                "this state has no video; a stream is tracked frame by frame: track_frame(state, frame, prompts)"
+            )
         self.propagate_in_video_preflight(state)
         start = self._start(state, start_frame_idx, reverse)
         for frame in _pass(state, start, max_frame_num_to_track, reverse):
@@ -325,7 +330,9 @@ class SAM2VideoPredictor:
                 "or build with memory_policy.retain_all=true"
             )
         if lost:
-            logger.warning("starting at frame %d from its prompts: %s; memory_policy.retain_all=true keeps it", start, gone)
+            logger.warning(
+                "starting at frame %d from its prompts: %s; memory_policy.retain_all=true keeps it", start, gone
+            )
         return start
 
     # -- streams -------------------------------------------------------------------------------------------------
@@ -344,11 +351,15 @@ class SAM2VideoPredictor:
         """
         state = inference_state
         if state.source is not None:
-            raise ValueError("this state has a video; use propagate_in_video, or init_state() without a video for a stream")
+            raise ValueError(
+                "this state has a video; use propagate_in_video, or init_state() without a video for a stream"
+            )
         image = to_rgb(frame, f"frame {state.frames_seen}")
         size = image.shape[0], image.shape[1]
         if state.size is not None and size != state.size:
-            raise ValueError(f"expected frames of {state.size[0]} x {state.size[1]} (height x width), got {size[0]} x {size[1]}")
+            raise ValueError(
+                f"expected frames of {state.size[0]} x {state.size[1]} (height x width), got {size[0]} x {size[1]}"
+            )
         index = state.frames_seen
         here = Frame(index, f"{index:05d}", image)
         prompts = [_fitted(p, here) for p in prompts]
@@ -384,7 +395,9 @@ class SAM2VideoPredictor:
             raise ValueError("no frame has been tracked yet, so there are no scores")
         wanted = next(reversed(recent)) if frame_idx is None else frame_idx
         if wanted not in recent:
-            raise ValueError(f"scores of frame {wanted} are not held; the last {len(recent)} tracked frames are: {list(recent)}")
+            raise ValueError(
+                f"scores of frame {wanted} are not held; the last {len(recent)} tracked frames are: {list(recent)}"
+            )
         return recent[wanted]
 
     # -- memory in files -------------------------------------------------------------------------------------------
@@ -395,7 +408,9 @@ class SAM2VideoPredictor:
         if track is None:
             raise _unknown_object(obj_id, inference_state.obj_ids)
         if track.state is None:
-            raise RuntimeError(f"object {obj_id} has no memory yet; track it first, or call propagate_in_video_preflight")
+            raise RuntimeError(
+                f"object {obj_id} has no memory yet; track it first, or call propagate_in_video_preflight"
+            )
         save_memory(path, self.policy, track.state)
 
     def load_memory(
@@ -482,7 +497,9 @@ def _length_if_cheap(source: Any) -> int | None:
 def _fitted(prompt: Prompt, frame: Frame) -> Prompt:
     """A prompt for a frame of a stream; points without a picture size are measured in this one."""
     if not isinstance(prompt, Prompt):
-        raise ValueError(f"expected prompts as sam2_mem.Prompt, got {type(prompt).__name__}; make them with Prompt(obj_id, ...)")
+        raise ValueError(
+            f"expected prompts as sam2_mem.Prompt, got {type(prompt).__name__}; make them with Prompt(obj_id, ...)"
+        )
     if prompt.mask is not None:
         check_mask_shape(prompt, frame)
         return prompt

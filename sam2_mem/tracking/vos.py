@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sam2_mem.prompts import Prompt
+from sam2_mem.tracking.deferred_output import delayed
 from sam2_mem.tracking.inference_state import InferenceState
-from sam2_mem.tracking.revise import delayed
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor, check_mask_shape
-from sam2_mem.types import FrameResult, Prompt, Revision
+from sam2_mem.types import FrameResult, Revision
 from sam2_mem.video import Frame, VideoSource, palette_masks, per_object_masks, read_mask_png
 
 logger = logging.getLogger(__name__)
@@ -275,9 +276,7 @@ def _autocast(device: torch.device) -> AbstractContextManager[None]:
 
 
 @torch.inference_mode()
-def _step(
-    predictor: SAM2VideoPredictor, state: InferenceState, plan: PromptPlan, frame: Frame
-) -> FrameResult:
+def _step(predictor: SAM2VideoPredictor, state: InferenceState, plan: PromptPlan, frame: Frame) -> FrameResult:
     """Track one frame; before the first prompt there is nothing to encode it for."""
     prompts = plan.at[frame.index](frame) if frame.index in plan.at else []
     if not prompts and not state.tracker.tracks:

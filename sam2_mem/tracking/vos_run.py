@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from sam2_mem.tracking import run_record
-from sam2_mem.tracking.run_record import Json, RunFolder, VideoReport, write_json
+from sam2_mem.tracking import run_manifest
+from sam2_mem.tracking.run_manifest import Json, RunFolder, VideoReport, write_json
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.tracking.vos import FrameMasks, MaskRules, PromptPlan, plan_from_folder, precision, segment
 from sam2_mem.video import (
@@ -262,9 +262,7 @@ def _segment_to_disk(
         state = predictor.init_state(source)
         tally.size = source.height, source.width
         stop = None if options.max_frames is None else task.start + options.max_frames
-        frames = segment(
-            predictor, state, plan, start=task.start, stop=stop, score_thresh=options.score_thresh
-        )
+        frames = segment(predictor, state, plan, start=task.start, stop=stop, score_thresh=options.score_thresh)
         with options.outputs.writer(task.name, plan, source.fps) as writer:
             for shown in progress(frames, task.name, _length(source, task.start, stop)):
                 writer.write(shown.frame, shown.masks)
@@ -289,11 +287,11 @@ class _RunLog:
             **options.about,
             "device": {
                 "type": self._device.type,
-                "name": run_record.device_name(self._device),
+                "name": run_manifest.device_name(self._device),
                 "precision": precision(self._device),
             },
-            "versions": run_record.versions(),
-            "git_commit": run_record.git_commit(),
+            "versions": run_manifest.versions(),
+            "git_commit": run_manifest.git_commit(),
             "shard": asdict(options.shard),
             "settings_hash": settings_hash,
             "started": _now(),
@@ -320,8 +318,8 @@ class _RunLog:
                 "frames_per_second": round(frames / seconds, 3) if seconds else None,
             },
             "memory": {
-                "peak_rss_bytes": run_record.peak_rss_bytes(),
-                "peak_cuda_bytes": run_record.peak_cuda_bytes(self._device),
+                "peak_rss_bytes": run_manifest.peak_rss_bytes(),
+                "peak_cuda_bytes": run_manifest.peak_cuda_bytes(self._device),
                 "state_bytes": max((r.state_bytes for r in reports), default=0),
             },
             "videos": [asdict(r) for r in reports],

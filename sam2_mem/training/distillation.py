@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.training.clips import Clip, ClipBatch, ClipWish, normalise
-from sam2_mem.training.lockstep import Sighting, StackedFeatures
 from sam2_mem.training.losses import LossSettings, Prediction, dice_loss, judge, mean_where
+from sam2_mem.training.multi_clip_tracker import ObjectPrediction, StackedFeatures
 from sam2_mem.training.noise import CERTAIN, MemoryNoise
-from sam2_mem.training.rollout import Lesson, Rollout, RolloutSettings, encode_frames
+from sam2_mem.training.rollout import Rollout, RolloutSettings, SegmentLoss, encode_frames
 
 CLICKS = 12
 """Places in a frame without labels where the teacher is asked for an object."""
@@ -140,7 +140,7 @@ class Teacher:
         batch: ClipBatch,
         rngs: Sequence[np.random.Generator],
         encoded: Sequence[StackedFeatures] | None,
-    ) -> dict[int, Sighting]:
+    ) -> dict[int, ObjectPrediction]:
         """What the teacher sees of all objects, by frame, with its own memory and no noise."""
         settings = replace(settings, noise=MemoryNoise(), truncate=0)
         rollout = Rollout(self.model, self.policy, settings, batch=batch, rngs=rngs, encoded=encoded)
@@ -157,11 +157,13 @@ def taught(
     batch: ClipBatch,
     rngs: Sequence[np.random.Generator],
     shared: bool = False,
-) -> Iterator[Lesson]:
+) -> Iterator[SegmentLoss]:
     """One batch of clips: the teacher's run, then the student's, compared segment by segment. Go backwards through a lesson
     before asking for the next. ``shared``: frames are encoded once, see :meth:`Teacher.sees_alike`."""
     if settings.prompts.correct:
-        raise ValueError("expected plan.stages.*.rollout.prompts.correct of 0 in a distillation: the two would be corrected")
+        raise ValueError(
+            "expected plan.stages.*.rollout.prompts.correct of 0 in a distillation: the two would be corrected"
+        )
     with torch.no_grad():
         encoded = encode_frames(student, batch.images) if shared else None
     known = teacher.track(settings, batch, copy.deepcopy(rngs), encoded)
@@ -172,19 +174,19 @@ def taught(
             seen = [s for s in segment.sightings if not s.prompted and s.frame in known]
             if seen:
                 terms = compare(seen, known, batch, distillation, settings.losses)
-                yield Lesson(terms, terms.weighted(distillation), segment.share)
+                yield SegmentLoss(terms, terms.weighted(distillation), segment.share)
 
 
-def _by_frame(sightings: Sequence[Sighting]) -> dict[int, Sighting]:
+def _by_frame(sightings: Sequence[ObjectPrediction]) -> dict[int, ObjectPrediction]:
     """One sighting per frame with all objects in order of their ids; answers to prompts are left out."""
-    frames: dict[int, list[Sighting]] = {}
+    frames: dict[int, list[ObjectPrediction]] = {}
     for sighting in sightings:
         if not sighting.prompted:
             frames.setdefault(sighting.frame, []).append(sighting)
     return {frame: _joined(members) for frame, members in frames.items()}
 
 
-def _joined(members: Sequence[Sighting]) -> Sighting:
+def _joined(members: Sequence[ObjectPrediction]) -> ObjectPrediction:
     ids = [i for m in members for i in m.obj_ids]
     order = torch.tensor(sorted(range(len(ids)), key=ids.__getitem__), device=members[0].conditioned.device)
     parts = zip(*((m.decoded.masks, m.decoded.pointers, m.decoded.iou, m.decoded.objectness) for m in members))
@@ -192,7 +194,7 @@ def _joined(members: Sequence[Sighting]) -> Sighting:
         **{n: torch.cat(p)[order] for n, p in zip(("masks", "pointers", "iou", "objectness"), parts)}, maps=None
     )
     conditioned = torch.cat([m.conditioned for m in members])[order]
-    return Sighting(members[0].frame, tuple(sorted(ids)), decoded, conditioned, False)
+    return ObjectPrediction(members[0].frame, tuple(sorted(ids)), decoded, conditioned, False)
 
 
 class TeachersMasks:
@@ -203,7 +205,7 @@ class TeachersMasks:
     """
 
     def __init__(
-        self, known: dict[int, Sighting], probability: float, rngs: Sequence[np.random.Generator]
+        self, known: dict[int, ObjectPrediction], probability: float, rngs: Sequence[np.random.Generator]
     ) -> None:
         self._known = known
         self._probability = probability
@@ -219,7 +221,7 @@ class TeachersMasks:
         return torch.stack(result)
 
     @staticmethod
-    def _mask(sighting: Sighting, obj_id: int) -> Tensor:
+    def _mask(sighting: ObjectPrediction, obj_id: int) -> Tensor:
         row = sighting.obj_ids.index(obj_id)
         decoded = sighting.decoded
         best = decoded.masks[row, decoded.iou[row].argmax()]
@@ -247,8 +249,8 @@ def hidden_cells(distiller: nn.Module, share: float) -> Iterator[None]:
 
 
 def compare(
-    sightings: Sequence[Sighting],
-    known: dict[int, Sighting],
+    sightings: Sequence[ObjectPrediction],
+    known: dict[int, ObjectPrediction],
     batch: ClipBatch,
     settings: Distillation,
     losses: LossSettings,
@@ -285,7 +287,7 @@ class _Said(NamedTuple):
     conditioned: Tensor
 
 
-def _pair(mine: Sighting, theirs: Sighting) -> tuple[_Said, _Said]:
+def _pair(mine: ObjectPrediction, theirs: ObjectPrediction) -> tuple[_Said, _Said]:
     """The rows of a student's sighting, and the same rows of the teacher's."""
     rows = torch.tensor([theirs.obj_ids.index(i) for i in mine.obj_ids], device=theirs.conditioned.device)
     own = _Said(mine.decoded.masks, mine.decoded.iou, mine.decoded.objectness, mine.conditioned)
@@ -304,7 +306,7 @@ def emphasis(probability: Tensor, settings: Distillation) -> Tensor:
     return 1 + settings.foreground * probability + settings.boundary * (grown - shrunk)
 
 
-def _against_truth(sightings: Sequence[Sighting], batch: ClipBatch, losses: LossSettings) -> Tensor:
+def _against_truth(sightings: Sequence[ObjectPrediction], batch: ClipBatch, losses: LossSettings) -> Tensor:
     """SAM 2's own losses on the objects of labelled clips."""
     total, count = batch.truth.new_zeros(()), 0
     for sighting in sightings:
@@ -316,4 +318,3 @@ def _against_truth(sightings: Sequence[Sighting], batch: ClipBatch, losses: Loss
             total = total + len(rows) * judge(said, real, losses).weighted(losses)
             count += len(rows)
     return total / max(count, 1)
-

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sam2_mem.training.checks import Validation
 from sam2_mem.training.clips import ClipSource, ClipWish
 from sam2_mem.training.distillation import Distillation
+from sam2_mem.training.initialization import Start
 from sam2_mem.training.rollout import RolloutSettings
-from sam2_mem.training.start import Start
+from sam2_mem.training.validation_sets import Validation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sam2_mem.synthetic.generator import sample_training_clip
 from sam2_mem.training.clips import Clip, ClipWish, augment, choose_times, fit, visible_objects
-from sam2_mem.training.synthetic import sample_training_clip
 
 ATTEMPTS = 20
 

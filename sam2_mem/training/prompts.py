@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from sam2_mem.types import Prompt
+from sam2_mem.prompts import Prompt
 
 
 @dataclass(frozen=True, kw_only=True)

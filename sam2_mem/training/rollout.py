@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sam2_mem._moved import renamed
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.model.sam2 import SAM2
+from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.tracker import TrackerSettings
 from sam2_mem.training.clips import ClipBatch
-from sam2_mem.training.lockstep import LockstepTracker, MaskChange, Sighting, StackedFeatures
 from sam2_mem.training.losses import LossSettings, LossTerms, Prediction, judge
+from sam2_mem.training.multi_clip_tracker import LockstepTracker, MaskChange, ObjectPrediction, StackedFeatures
 from sam2_mem.training.noise import MaskNoise, MemoryNoise
 from sam2_mem.training.prompts import PromptMix, box_prompt, click_prompt
-from sam2_mem.types import Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +44,11 @@ class RolloutSettings:
 class Segment(NamedTuple):
     """What the network said between two cuts of the graph, and the segment's share of the clip's frames."""
 
-    sightings: list[Sighting]
+    sightings: list[ObjectPrediction]
     share: float
 
 
-class Lesson(NamedTuple):
+class SegmentLoss(NamedTuple):
     """What a segment is learnt from: unweighted losses (a tuple with a name for each), their weighted sum, and the
     segment's share of the clip's frames."""
 
@@ -89,7 +90,7 @@ class Rollout:
             change=MaskNoise(batch.truth, settings.noise, self._rngs) if change is None else change,
         )
 
-    def run(self) -> list[Sighting]:
+    def run(self) -> list[ObjectPrediction]:
         """Everything the network said. With truncation, only what was said last has gradients: use :meth:`segments`."""
         return [s for segment in self.segments() for s in segment.sightings]
 
@@ -187,12 +188,14 @@ class Judgement(NamedTuple):
     total: Tensor
 
 
-def assess(sightings: Sequence[Sighting], truth: Tensor, head: nn.Module | None, settings: LossSettings) -> Judgement:
+def assess(
+    sightings: Sequence[ObjectPrediction], truth: Tensor, head: nn.Module | None, settings: LossSettings
+) -> Judgement:
     """Losses of sightings against ``truth`` (N, T, S, S), as means over objects and frames.
 
     Sightings with equally many candidates are judged together, which is quicker; ``head`` predicts occupancy.
     """
-    groups: dict[tuple[int, bool], list[Sighting]] = {}
+    groups: dict[tuple[int, bool], list[ObjectPrediction]] = {}
     for sighting in sightings:
         groups.setdefault((sighting.decoded.iou.shape[1], sighting.prompted), []).append(sighting)
     terms, weights = [], []
@@ -204,7 +207,7 @@ def assess(sightings: Sequence[Sighting], truth: Tensor, head: nn.Module | None,
     return Judgement(mean, mean.weighted(settings))
 
 
-def _prediction(members: Sequence[Sighting], head: nn.Module | None) -> Prediction:
+def _prediction(members: Sequence[ObjectPrediction], head: nn.Module | None) -> Prediction:
     occupancy = None
     if head is not None and not members[0].prompted:
         side = members[0].decoded.masks.shape[-1] // 4
@@ -215,3 +218,6 @@ def _prediction(members: Sequence[Sighting], head: nn.Module | None) -> Predicti
         objectness=torch.cat([s.decoded.objectness for s in members]),
         occupancy=occupancy,
     )
+
+
+__getattr__ = renamed(__name__)

@@ -24,11 +24,11 @@ from sam2_mem.model.sam2 import SAM2
 from sam2_mem.training.clips import Clip, ClipBatch, collate
 from sam2_mem.training.curves import append_row, cut_rows, draw_curves, read_rows
 from sam2_mem.training.distillation import DistillationTerms, Teacher, taught
+from sam2_mem.training.initialization import OccupancyHead, prepare
 from sam2_mem.training.losses import LossTerms
 from sam2_mem.training.parallel import Team, average_gradients
 from sam2_mem.training.plan import Optimisation, Stage, TrainingPlan
-from sam2_mem.training.rollout import Lesson, Rollout, assess
-from sam2_mem.training.start import OccupancyHead, prepare
+from sam2_mem.training.rollout import Rollout, SegmentLoss, assess
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +139,9 @@ class Trainer:
                 clip = self.teacher.label(clip, rng, stage.wish)
             if clip.ids[0].any():
                 return clip
-        raise ValueError(f"expected the teacher to find an object in one of {ATTEMPTS} clips, got none; use labelled ones")
+        raise ValueError(
+            f"expected the teacher to find an object in one of {ATTEMPTS} clips, got none; use labelled ones"
+        )
 
     def _learn(self, stage: Stage, batch: ClipBatch, rngs: list[np.random.Generator]) -> tuple[Any, float]:
         """Gradients of a batch, lesson by lesson; the losses as numbers."""
@@ -156,9 +158,7 @@ class Trainer:
         values = numbers.expand(len(kind._fields) + 1).tolist()
         return kind(*values[:-1]), values[-1]
 
-    def _lessons(
-        self, stage: Stage, batch: ClipBatch, rngs: list[np.random.Generator]
-    ) -> Iterator[Lesson]:
+    def _lessons(self, stage: Stage, batch: ClipBatch, rngs: list[np.random.Generator]) -> Iterator[SegmentLoss]:
         settings = stage.rollout
         if self.teacher is not None:
             kwargs = {"batch": batch, "rngs": rngs, "shared": self._shared}
@@ -167,7 +167,7 @@ class Trainer:
         for segment in Rollout(self.model, self.policy, settings, batch=batch, rngs=rngs).segments():
             if segment.sightings:
                 judgement = assess(segment.sightings, batch.truth, self.head, settings.losses)
-                yield Lesson(*judgement, segment.share)
+                yield SegmentLoss(*judgement, segment.share)
 
     def _precision(self):
         if self.plan.amp and self.model.device.type == "cuda":

@@ -17,11 +17,12 @@ import torch
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.policy import Bank, MemoryPolicy
 from sam2_mem.model.sam2 import SAM2
+from sam2_mem.prompts import Prompt
+from sam2_mem.synthetic.generator import make_clip
 from sam2_mem.tracking.tracker import TrackerSettings
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.training.clips import Clip, visible_objects
-from sam2_mem.training.synthetic import make_clip
-from sam2_mem.types import FrameContext, MemoryRead, Prompt
+from sam2_mem.types import FrameContext, MemoryRead
 
 FOUND, SETTLE = 0.5, (1, 6)  # an object is found again if its mean J over these frames after its return is above FOUND
 ABSENCE = 5  # frames without the object that make a return

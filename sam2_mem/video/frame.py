@@ -47,8 +47,9 @@ def to_rgb(item: object, where: str) -> np.ndarray:
 
 def _from_pil(image: Image.Image, where: str) -> np.ndarray:
     if image.mode.startswith(("I", "F")):
-        raise ValueError(f"{where}: expected an image of 8 bits per channel, got PIL mode {image.mode!r}; "
-                         "scale it to 8 bits first")
+        raise ValueError(
+            f"{where}: expected an image of 8 bits per channel, got PIL mode {image.mode!r}; scale it to 8 bits first"
+        )
     return np.array(image.convert("RGB"))
 
 
@@ -58,8 +59,9 @@ def _channels_last(array: np.ndarray, where: str) -> np.ndarray:
         return array
     if array.ndim == 3 and shape[0] == 3:
         return array.transpose(1, 2, 0)
-    raise ValueError(f"{where}: expected an RGB image (H, W, 3) or (3, H, W), got shape {shape}; "
-                     f"{_channel_advice(shape)}")
+    raise ValueError(
+        f"{where}: expected an RGB image (H, W, 3) or (3, H, W), got shape {shape}; {_channel_advice(shape)}"
+    )
 
 
 def _channel_advice(shape: tuple[int, ...]) -> str:
@@ -76,10 +78,12 @@ def _to_bytes(image: np.ndarray, where: str) -> np.ndarray:
     if image.dtype == np.uint8:
         return image
     if not np.issubdtype(image.dtype, np.floating):
-        raise ValueError(f"{where}: expected uint8, or float in [0, 1], got {image.dtype}; "
-                         "convert with astype(np.uint8)")
+        raise ValueError(
+            f"{where}: expected uint8, or float in [0, 1], got {image.dtype}; convert with astype(np.uint8)"
+        )
     low, high = float(image.min()), float(image.max())
     if not (low >= 0.0 and high <= 1.0):  # written so that NaN fails too
-        raise ValueError(f"{where}: expected float pixels in [0, 1], got values from {low:g} to {high:g}; "
-                         "rescale them or pass uint8")
+        raise ValueError(
+            f"{where}: expected float pixels in [0, 1], got values from {low:g} to {high:g}; rescale them or pass uint8"
+        )
     return np.rint(image * 255.0).astype(np.uint8)

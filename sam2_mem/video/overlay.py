@@ -86,8 +86,10 @@ class OverlayWriter(MaskWriter):
                 return video
             video.release()
         self._part.unlink(missing_ok=True)
-        raise ValueError(f"OpenCV cannot write '{self._path}' with any of the codecs {', '.join(self._codecs)}; "
-                         "use codecs=('mp4v',) and check that the folder is writable")
+        raise ValueError(
+            f"OpenCV cannot write '{self._path}' with any of the codecs {', '.join(self._codecs)}; "
+            "use codecs=('mp4v',) and check that the folder is writable"
+        )
 
     def _finish(self) -> None:
         if self._video is None:
@@ -114,8 +116,10 @@ class ContactSheetWriter(MaskWriter):
     ) -> None:
         super().__init__()
         if min(every, columns) < 1 or max_tiles < 2 or tile_width < 16:
-            raise ValueError("expected every and columns >= 1, max_tiles >= 2 and tile_width >= 16, got "
-                             f"every={every}, columns={columns}, max_tiles={max_tiles}, tile_width={tile_width}")
+            raise ValueError(
+                "expected every and columns >= 1, max_tiles >= 2 and tile_width >= 16, got "
+                f"every={every}, columns={columns}, max_tiles={max_tiles}, tile_width={tile_width}"
+            )
         self._path = Path(path)
         self._every, self._max_tiles, self._tile_width, self._columns = every, max_tiles, tile_width, columns
         self._tiles: list[np.ndarray] = []
@@ -158,7 +162,7 @@ def _arrange(tiles: list[np.ndarray], columns: int) -> np.ndarray:
     sheet = np.zeros((-(-len(tiles) // columns) * height, columns * width, 3), np.uint8)
     for place, tile in enumerate(tiles):
         top, left = place // columns * height, place % columns * width
-        sheet[top:top + height, left:left + width] = tile
+        sheet[top : top + height, left : left + width] = tile
     return sheet
 
 
@@ -166,15 +170,17 @@ def _need_image(frame: FrameLike, image: np.ndarray | None) -> np.ndarray:
     if image is None:
         raise ValueError(f"frame {frame.index} ('{frame.name}'): nothing to draw on; pass a Frame or image=")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"frame {frame.index} ('{frame.name}'): expected an (H, W, 3) uint8 image, got {image.dtype} "
-                         f"{image.shape}; see sam2_mem.video.to_rgb")
+        raise ValueError(
+            f"frame {frame.index} ('{frame.name}'): expected an (H, W, 3) uint8 image, got {image.dtype} "
+            f"{image.shape}; see sam2_mem.video.to_rgb"
+        )
     return image
 
 
 def _innermost_point(mask: np.ndarray) -> tuple[int, int]:
     """The (x, y) inside a non-empty mask that is farthest from its edge."""
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    framed = np.pad(mask[y:y + height, x:x + width].astype(np.uint8), 1)
+    framed = np.pad(mask[y : y + height, x : x + width].astype(np.uint8), 1)
     row, column = np.unravel_index(cv2.distanceTransform(framed, cv2.DIST_L2, 3).argmax(), framed.shape)
     return x + int(column) - 1, y + int(row) - 1
 

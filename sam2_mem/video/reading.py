@@ -32,8 +32,10 @@ def read_mask_png(path: str | Path) -> MaskPNG:
     if mode == "P":
         return MaskPNG(ids, np.array(colours, np.uint8).reshape(-1, 3))
     if mode not in ("1", "L", "I", "I;16"):
-        raise ValueError(f"expected a palette or gray PNG of object ids in '{path}', got a {mode} image; "
-                         "colours are not ids: save it as an indexed PNG")
+        raise ValueError(
+            f"expected a palette or gray PNG of object ids in '{path}', got a {mode} image; "
+            "colours are not ids: save it as an indexed PNG"
+        )
     if mode == "L" and depth < 8:
         ids = ids // (255 // (2**depth - 1))  # PIL stretches gray values of 2 and 4 bits to 0..255
     return MaskPNG(ids.astype(np.uint16 if depth == 16 else np.uint8), None)
@@ -54,8 +56,10 @@ def per_object_masks(folder: str | Path, name: str) -> dict[int, np.ndarray]:
         if path.is_file():
             ids = read_mask_png(path).ids
             if len(np.unique(ids[ids > 0])) > 1:
-                raise ValueError(f"expected one object (values 0 and one other) in '{path}', got several values; "
-                                 "is this a palette PNG? use palette_masks")
+                raise ValueError(
+                    f"expected one object (values 0 and one other) in '{path}', got several values; "
+                    "is this a palette PNG? use palette_masks"
+                )
             masks[obj_id] = ids > 0
     return masks
 
@@ -91,6 +95,7 @@ def _bit_depth(path: Path) -> int:
     with path.open("rb") as file:
         header = file.read(26)
     if len(header) < 26 or not header.startswith(_PNG_SIGNATURE):
-        raise ValueError(f"expected a PNG in '{path}', got another or a damaged file; "
-                         "masks must be stored without loss")
+        raise ValueError(
+            f"expected a PNG in '{path}', got another or a damaged file; masks must be stored without loss"
+        )
     return header[24]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sam2_mem.model.transfer import sent
+from sam2_mem.model.acceleration.transfer import to_device_async
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -18,8 +18,9 @@ def to_model_input(image: np.ndarray, image_size: int) -> torch.Tensor:
     SAM 2 resizes in bytes, so bytes are also all that is worth moving to the device.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-        raise ValueError(f"expected an (H, W, 3) uint8 image, got {image.dtype} {tuple(image.shape)}; "
-                         "see sam2_mem.video.to_rgb")
+        raise ValueError(
+            f"expected an (H, W, 3) uint8 image, got {image.dtype} {tuple(image.shape)}; see sam2_mem.video.to_rgb"
+        )
     if image_size < 1:
         raise ValueError(f"expected image_size >= 1, got {image_size}")
     resized = Image.fromarray(image).resize((image_size, image_size), Image.Resampling.BICUBIC)
@@ -29,8 +30,9 @@ def to_model_input(image: np.ndarray, image_size: int) -> torch.Tensor:
 def normalize(frames_u8: torch.Tensor, device: torch.device | str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """(..., 3, S, S) uint8 -> the same shape on `device`: (x / 255 - MEAN) / STD, computed in float32, then cast."""
     if frames_u8.dtype != torch.uint8 or frames_u8.ndim < 3 or frames_u8.shape[-3] != 3:
-        raise ValueError(f"expected uint8 (..., 3, S, S), got {frames_u8.dtype} {tuple(frames_u8.shape)}; "
-                         "see to_model_input")
+        raise ValueError(
+            f"expected uint8 (..., 3, S, S), got {frames_u8.dtype} {tuple(frames_u8.shape)}; see to_model_input"
+        )
     # The divisor is a tensor: CUDA replaces division by a Python number with a multiplication that rounds differently.
-    scale, mean, std = (sent(v, device).reshape(-1, 1, 1) for v in ((255.0,), MEAN, STD))
-    return sent(frames_u8, device).float().div_(scale).sub_(mean).div_(std).to(dtype)
+    scale, mean, std = (to_device_async(v, device).reshape(-1, 1, 1) for v in ((255.0,), MEAN, STD))
+    return to_device_async(frames_u8, device).float().div_(scale).sub_(mean).div_(std).to(dtype)

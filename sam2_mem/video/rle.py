@@ -102,8 +102,10 @@ class RLEWriter(MaskWriter):
     def _accept_header(self, entry: dict[str, Any]) -> None:
         if entry.get("video") != self._video:
             self._file.close()
-            raise ValueError(f"the journal '{self.journal}' belongs to video {entry.get('video')!r}, not "
-                             f"{self._video!r}; delete it, write elsewhere, or pass resume=False")
+            raise ValueError(
+                f"the journal '{self.journal}' belongs to video {entry.get('video')!r}, not "
+                f"{self._video!r}; delete it, write elsewhere, or pass resume=False"
+            )
         self._size = entry["height"], entry["width"]
 
     def _note(self, index: int, name: str, offset: int) -> None:

@@ -121,9 +121,11 @@ class VideoSource(ABC):
         if self._size is None:
             self._size = size
         if size != self._size:
-            raise ValueError(f"frame {index} ('{self.name(index)}'): expected {self._size[0]}x{self._size[1]} pixels "
-                             f"(height x width) like the frames before, got {size[0]}x{size[1]}; "
-                             "resize the frames to one size")
+            raise ValueError(
+                f"frame {index} ('{self.name(index)}'): expected {self._size[0]}x{self._size[1]} pixels "
+                f"(height x width) like the frames before, got {size[0]}x{size[1]}; "
+                "resize the frames to one size"
+            )
         return Frame(index, self.name(index), image)
 
     def _keep(self, frame: Frame) -> Frame:

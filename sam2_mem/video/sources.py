@@ -33,8 +33,10 @@ def open_video(source: Any, *, prefetch: int = 2, cache: int = 4) -> VideoSource
         return ArraySource(source)
     if isinstance(source, Iterable) and not isinstance(source, bytes | bytearray | dict):
         return IteratorSource(source, cache=cache)
-    raise ValueError("expected a folder of images, a video file, an array or list of frames, an iterator of frames or "
-                     f"a camera index, got {type(source).__name__}")
+    raise ValueError(
+        "expected a folder of images, a video file, an array or list of frames, an iterator of frames or "
+        f"a camera index, got {type(source).__name__}"
+    )
 
 
 def _open_path(path: Path, prefetch: int, cache: int) -> VideoSource:
@@ -44,5 +46,7 @@ def _open_path(path: Path, prefetch: int, cache: int) -> VideoSource:
         return FolderSource(path, prefetch=prefetch, cache=cache)
     if path.suffix.lower() in VIDEO_EXTENSIONS:
         return FileSource(path, prefetch=prefetch, cache=cache)
-    raise ValueError(f"unsupported video file '{path}': expected one of {', '.join(VIDEO_EXTENSIONS)}, or a folder of "
-                     f"{', '.join(IMAGE_EXTENSIONS)} images, got '{path.suffix}'")
+    raise ValueError(
+        f"unsupported video file '{path}': expected one of {', '.join(VIDEO_EXTENSIONS)}, or a folder of "
+        f"{', '.join(IMAGE_EXTENSIONS)} images, got '{path.suffix}'"
+    )

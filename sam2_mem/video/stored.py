@@ -54,8 +54,10 @@ class ArraySource(SeekableSource):
     def __init__(self, images: np.ndarray | torch.Tensor | Sequence[Any]) -> None:
         super().__init__(prefetch=0, cache=0)
         if isinstance(images, np.ndarray | torch.Tensor) and images.ndim != 4:
-            raise ValueError(f"expected a video of shape (T, H, W, 3) or (T, 3, H, W), got {tuple(images.shape)}; "
-                             "for a single image add a leading axis: image[None]")
+            raise ValueError(
+                f"expected a video of shape (T, H, W, 3) or (T, 3, H, W), got {tuple(images.shape)}; "
+                "for a single image add a leading axis: image[None]"
+            )
         if len(images) == 0:
             raise ValueError("expected at least one frame, got an empty video")
         self._images = images
@@ -84,8 +86,10 @@ class FileSource(SeekableSource):
         first = self._reader.read(0)
         if first is None:
             self._reader.close()
-            raise ValueError(f"cannot read video '{path}': OpenCV decoded no frame; the file may be damaged or use a "
-                             "codec that OpenCV lacks; convert it with ffmpeg, or extract its frames into a folder")
+            raise ValueError(
+                f"cannot read video '{path}': OpenCV decoded no frame; the file may be damaged or use a "
+                "codec that OpenCV lacks; convert it with ffmpeg, or extract its frames into a folder"
+            )
         self._keep(self._make_frame(0, first))
 
     @property
@@ -132,10 +136,13 @@ class FileSource(SeekableSource):
     def _backward(self, indices: range) -> Frames:
         """Each block decodes from the start of the file: quadratic in the end, but exact and small."""
         if len(indices) > 4000:
-            logger.warning("reading %d frames of %s in reverse decodes it many times; a folder of frames is faster",
-                           len(indices), self._path)
+            logger.warning(
+                "reading %d frames of %s in reverse decodes it many times; a folder of frames is faster",
+                len(indices),
+                self._path,
+            )
         for begin in range(0, len(indices), REVERSE_BLOCK):
-            yield from self._reversed_block(indices[begin:begin + REVERSE_BLOCK])
+            yield from self._reversed_block(indices[begin : begin + REVERSE_BLOCK])
 
     def _reversed_block(self, indices: range) -> Frames:
         block: list[Frame] = []
@@ -209,8 +216,9 @@ def _list_images(folder: Path) -> list[Path]:
     for path in paths:
         other = by_stem.setdefault(path.stem, path)
         if other is not path:
-            raise ValueError(f"two frames share one name in '{folder}': '{other.name}' and '{path.name}'; "
-                             "remove one of them")
+            raise ValueError(
+                f"two frames share one name in '{folder}': '{other.name}' and '{path.name}'; remove one of them"
+            )
     return sorted(paths, key=lambda path: (_natural_key(path.stem), path.stem))
 
 

@@ -39,8 +39,10 @@ class _StreamSource(VideoSource):
         self._check_open()
         start = self._position if start is None else start
         if step < 1:
-            raise ValueError(f"expected step >= 1 for a stream, got {step}; a stream cannot be read in reverse: "
-                             "use a file, a folder or an array")
+            raise ValueError(
+                f"expected step >= 1 for a stream, got {step}; a stream cannot be read in reverse: "
+                "use a file, a folder or an array"
+            )
         if start < self._position:
             raise IndexError(f"frame {start} has passed; the stream is at frame {self._position} and cannot go back")
         running = self._deliver(range(start, sys.maxsize if stop is None else stop, step))
@@ -54,8 +56,10 @@ class _StreamSource(VideoSource):
             frame = self._cached(index)
             if frame is None and index < self._position:
                 held = ", ".join(map(str, self._cache)) or "none"
-                raise IndexError(f"frame {index} has passed; valid frames are {self._position} upwards and, kept in "
-                                 f"the cache: {held}")
+                raise IndexError(
+                    f"frame {index} has passed; valid frames are {self._position} upwards and, kept in "
+                    f"the cache: {held}"
+                )
             frame = frame or self._read_up_to(index)
             if frame is None:
                 raise self._out_of_range(index)
@@ -126,8 +130,10 @@ class CameraSource(_StreamSource):
         super().__init__(cache=cache)
         self._capture = cv2.VideoCapture(index) if index >= 0 else None
         if self._capture is None or not self._capture.isOpened():
-            raise ValueError(f"cannot open camera {index}: expected the index of a connected camera (0 is the first); "
-                             "check that it is plugged in, permitted, and not in use by another program")
+            raise ValueError(
+                f"cannot open camera {index}: expected the index of a connected camera (0 is the first); "
+                "check that it is plugged in, permitted, and not in use by another program"
+            )
 
     @property
     def fps(self) -> float | None:

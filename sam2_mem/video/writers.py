@@ -84,11 +84,14 @@ class MaskWriter(ABC):
         for what, size in sizes.items():
             self._size = self._size or size
             if size != self._size:
-                raise ValueError(f"frame {frame.index} ('{frame.name}'): expected {what} to be {self._size[0]}x"
-                                 f"{self._size[1]} (height x width), got {size[0]}x{size[1]}; resize it to the video")
+                raise ValueError(
+                    f"frame {frame.index} ('{frame.name}'): expected {what} to be {self._size[0]}x"
+                    f"{self._size[1]} (height x width), got {size[0]}x{size[1]}; resize it to the video"
+                )
         if self._size is None:
-            raise ValueError(f"frame {frame.index} ('{frame.name}'): no mask and no image to take the size from; "
-                             "pass image=")
+            raise ValueError(
+                f"frame {frame.index} ('{frame.name}'): no mask and no image to take the size from; pass image="
+            )
 
 
 class PaletteWriter(MaskWriter):
@@ -108,8 +111,10 @@ class PaletteWriter(MaskWriter):
         ids = np.zeros(self._size, np.uint8)
         for obj_id, mask in reversed(masks.items()):
             if not 1 <= obj_id <= 255:
-                raise ValueError(f"expected object ids from 1 to 255 in a palette PNG, got {obj_id}; "
-                                 "use per-object output (PerObjectWriter) for other ids")
+                raise ValueError(
+                    f"expected object ids from 1 to 255 in a palette PNG, got {obj_id}; "
+                    "use per-object output (PerObjectWriter) for other ids"
+                )
             ids[mask] = obj_id
         indexed = Image.fromarray(ids)
         indexed.putpalette(self._palette)
@@ -159,8 +164,10 @@ def _check_mask(obj_id: int, mask: np.ndarray | torch.Tensor, frame: FrameLike) 
         raise ValueError(f"{where}: expected an integer object id, got {type(obj_id).__name__}")
     array = mask.detach().cpu().numpy() if isinstance(mask, torch.Tensor) else np.asarray(mask)
     if array.dtype != bool or array.ndim != 2:
-        raise ValueError(f"{where}: expected a bool (H, W) mask, got {array.dtype} {array.shape}; "
-                         "threshold logits with logits > 0 and drop leading axes")
+        raise ValueError(
+            f"{where}: expected a bool (H, W) mask, got {array.dtype} {array.shape}; "
+            "threshold logits with logits > 0 and drop leading axes"
+        )
     return array
 
 

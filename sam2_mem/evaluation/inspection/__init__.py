@@ -1,7 +1,7 @@
 """What a memory bank holds on a video, and why: watched, drawn, and shown on a page."""
 
-from .record import EntryLine, FrameNote, Recorder, Segment, Watched, entry_lines, frame_notes
-from .watch import Film, watch
+from sam2_mem.evaluation.inspection.recorder import EntryLine, FrameNote, Recorder, Segment, Watched, entry_lines, frame_notes
+from sam2_mem.evaluation.inspection.recording import Film, watch
 
 __all__ = [
     "EntryLine",

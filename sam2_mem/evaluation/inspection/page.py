@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from sam2_mem.evaluation.inspection.record import FrameNote, Watched
+from sam2_mem.evaluation.inspection.recorder import FrameNote, Watched
+from sam2_mem.evaluation.inspection.recording import Film
 from sam2_mem.evaluation.inspection.timeline import Styles, curves, describe, has_tree, kinds_of, timeline, tree
-from sam2_mem.evaluation.inspection.watch import Film
-from sam2_mem.memory.trace import Action, Held, Reading
+from sam2_mem.memory.trace import Action, EntryTrace, ReadTrace
 from sam2_mem.video import object_color
 
 JPEG_QUALITY = 80
@@ -95,7 +95,7 @@ def _note(note: FrameNote) -> dict[str, Any]:
 
 def _readings(note: FrameNote) -> list[list[Any]]:
     """[frame or null, kind, slot, tokens, share of attention or null, pathways], an entry read in one slot once."""
-    found: dict[tuple, list[Reading]] = {}
+    found: dict[tuple, list[ReadTrace]] = {}
     for reading in note.readings:
         found.setdefault((reading.frame, reading.kind, reading.slot, reading.tokens), []).append(reading)
     rows = []
@@ -106,7 +106,7 @@ def _readings(note: FrameNote) -> list[list[Any]]:
     return rows
 
 
-def _held(held: Held) -> list[Any]:
+def _held(held: EntryTrace) -> list[Any]:
     score = None if held.score is None else round(held.score, 4)
     return [held.frame, held.kind, held.tokens, score, held.score_name, held.text, list(held.pathways)]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from PIL import Image
 
 from sam2_mem.evaluation.inspection.drawing import stacked
+from sam2_mem.evaluation.inspection.recording import Film
 from sam2_mem.evaluation.inspection.timeline import Styles, curves, has_tree, held_frames, kinds_of, timeline, tree
-from sam2_mem.evaluation.inspection.watch import Film
 
 
 def sheet(film: Film, obj_id: int, frame: int | None = None) -> Image.Image:

@@ -22,9 +22,9 @@ from sam2_mem.evaluation.inspection.drawing import (
     Text,
     font_of,
 )
-from sam2_mem.evaluation.inspection.record import EntryLine, FrameNote, Watched, entry_lines, entry_name
-from sam2_mem.evaluation.inspection.watch import Film
-from sam2_mem.memory.trace import Action, Reading, TraceEvent
+from sam2_mem.evaluation.inspection.recorder import EntryLine, FrameNote, Watched, entry_lines, entry_name
+from sam2_mem.evaluation.inspection.recording import Film
+from sam2_mem.memory.trace import Action, ReadTrace, TraceEvent
 from sam2_mem.video import draw_overlay
 
 LEFT, TOP, BOTTOM = 74, 40, 46
@@ -261,7 +261,7 @@ def held_frames(
 def captions(note: FrameNote) -> list[tuple[int | str, str, str]]:
     """(entry, kind, words) of everything a frame read, pathways that read it alike together, then of the maps that are
     held beside it."""
-    found: dict[tuple[int | str, str, int | None], list[Reading]] = {}
+    found: dict[tuple[int | str, str, int | None], list[ReadTrace]] = {}
     for reading in note.readings:
         name = entry_name(reading.frame, reading.kind)
         found.setdefault((name, reading.kind, reading.slot), []).append(reading)
@@ -271,7 +271,7 @@ def captions(note: FrameNote) -> list[tuple[int | str, str, str]]:
     return lines + [(n, k, "new" if n == note.frame else "not read") for n, k in held.items() if n not in read]
 
 
-def _words(slot: int | None, readings: Sequence[Reading], note: FrameNote) -> str:
+def _words(slot: int | None, readings: Sequence[ReadTrace], note: FrameNote) -> str:
     words = "no slot" if slot is None else "prompt slot" if slot < 0 else f"slot {slot}"
     masses = [r.mass for r in readings if r.mass is not None]
     return words + (f", read {100 * sum(masses) / max(note.pathways, 1):.1f} %" if masses else "")

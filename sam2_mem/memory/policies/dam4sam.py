@@ -10,17 +10,17 @@ from statistics import median
 import cv2
 import numpy as np
 
-from sam2_mem.memory.policy import Bank, MemoryPolicy, best_pick, drop, put
-from sam2_mem.memory.trace import Action, Cause, Change, EntryNote, TraceEvent, Why, because, tell
-from sam2_mem.memory.windows import add_prompt, anchors_of, pointer_window
+from sam2_mem.memory.policy import Bank, MemoryPolicy, best_candidate, drop, put
+from sam2_mem.memory.reading import add_prompt, anchors_of, pointer_window
+from sam2_mem.memory.trace import Action, Cause, Change, EntryInfo, Reason, TraceEvent, entry_infos, with_reasons
 from sam2_mem.types import (
     PROMPT_SLOT,
-    Choice,
+    CandidateId,
     FrameContext,
     Hypotheses,
+    MaskSelection,
     MemoryEntry,
     MemoryRead,
-    Pick,
     ReadItem,
 )
 
@@ -172,15 +172,15 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
 
     # -- choosing -----------------------------------------------------------------------------------------------
 
-    def choose(self, state: DistractorBank, frame: FrameContext, hypotheses: Hypotheses) -> Choice:
-        best = best_pick(hypotheses)
+    def choose(self, state: DistractorBank, frame: FrameContext, hypotheses: Hypotheses) -> MaskSelection:
+        best = best_candidate(hypotheses)
         area = self._area(hypotheses, best)
         if self.only_visible and area == 0:
-            return Choice(output=best, remember=())
+            return MaskSelection(output=best, remember=())
         promoted = self._may_promote(state, hypotheses, best, area) and self._sees_another(hypotheses, best)
-        return Choice(output=best, remember=(replace(best, binarize=promoted),))
+        return MaskSelection(output=best, remember=(replace(best, binarize=promoted),))
 
-    def _area(self, hypotheses: Hypotheses, pick: Pick) -> int:
+    def _area(self, hypotheses: Hypotheses, pick: CandidateId) -> int:
         """Pixels of the mask, 0 for an absent object."""
         if hypotheses.objectness[pick.pathway] <= self.min_obj_score_logits:
             return 0
@@ -189,7 +189,7 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
             return int((mask > 0).sum())
         return round(hypotheses.areas[pick.pathway][pick.candidate] * mask.numel())
 
-    def _may_promote(self, state: DistractorBank, hypotheses: Hypotheses, pick: Pick, area: int) -> bool:
+    def _may_promote(self, state: DistractorBank, hypotheses: Hypotheses, pick: CandidateId, area: int) -> bool:
         """The conditions that need no pixels."""
         rested = state.promoted_at is None or state.steps + 1 - state.promoted_at > self.min_gap
         good = hypotheses.iou[pick.pathway][pick.candidate] > self.min_iou
@@ -206,7 +206,7 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
             recent.append((now, area))
         return tuple(recent[-self.area_count :])
 
-    def _sees_another(self, hypotheses: Hypotheses, pick: Pick) -> bool:
+    def _sees_another(self, hypotheses: Hypotheses, pick: CandidateId) -> bool:
         return least_box_overlap(hypotheses, pick) <= self.max_box_overlap
 
     # -- writing ------------------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
         state: DistractorBank,
         frame: FrameContext,
         hypotheses: Hypotheses,
-        choice: Choice,
+        choice: MaskSelection,
         entries: Sequence[MemoryEntry],
     ) -> DistractorBank:
         recent, resolved = drop(state.entries, frame.index), drop(state.resolved, frame.index)
@@ -270,47 +270,50 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
 
     # -- reasons ------------------------------------------------------------------------------------------------
 
-    def notes(self, state: DistractorBank, frame: FrameContext) -> Sequence[EntryNote]:
+    def notes(self, state: DistractorBank, frame: FrameContext) -> Sequence[EntryInfo]:
         resolved = {e.frame for e in state.resolved}
         kind = lambda e: "distractor-resolving" if e.frame in resolved else "recent"  # noqa: E731
         scores = {e.frame: e.iou for e in (*state.resolved, *state.entries) if e.tokens is not None}
-        return tell(self.held(state), kind, scores, "predicted IoU")
+        return entry_infos(self.held(state), kind, scores, "predicted IoU")
 
     def explain(self, change: Change) -> Sequence[TraceEvent]:
         events, now = super().explain(change), change.frame.index
         if change.cause is not Cause.WRITE:
             return events
         if not change.entries:
-            absent = Why("the object is absent", change.shown_objectness, self.min_obj_score_logits)
+            absent = Reason("the object is absent", change.shown_objectness, self.min_obj_score_logits)
             told = [e for e in events if e.action is not Action.REJECTED]
             return [*told, absent.event(Action.REJECTED, now)]
         if change.after.promoted_at != change.before.promoted_at:
             overlap = least_box_overlap(change.hypotheses, change.shown)
-            why = Why("tells the object from a distractor: box overlap with it", overlap, self.max_box_overlap)
-            return [*because(events, came={now: Why("distractor-resolving memory")}), why.event(Action.PROMOTED, now)]
-        return because(events, came={now: self._not_promoted(change)})
+            why = Reason("tells the object from a distractor: box overlap with it", overlap, self.max_box_overlap)
+            return [
+                *with_reasons(events, came={now: Reason("distractor-resolving memory")}),
+                why.event(Action.PROMOTED, now),
+            ]
+        return with_reasons(events, came={now: self._not_promoted(change)})
 
-    def _not_promoted(self, change: Change) -> Why:
+    def _not_promoted(self, change: Change) -> Reason:
         """The first condition of promotion that a frame in recent memory does not meet."""
         state, hypotheses, pick = change.before, change.hypotheses, change.shown
         rest = None if state.promoted_at is None else state.steps + 1 - state.promoted_at
         if state.steps == 0:
-            return Why("recent memory; the first tracked frame is never promoted")
+            return Reason("recent memory; the first tracked frame is never promoted")
         if rest is not None and rest <= self.min_gap:
-            return Why("recent memory; too soon after the last promotion, in frames", rest, self.min_gap)
+            return Reason("recent memory; too soon after the last promotion, in frames", rest, self.min_gap)
         if change.shown_iou <= self.min_iou:
-            return Why("recent memory; predicted IoU not above its threshold", change.shown_iou, self.min_iou)
+            return Reason("recent memory; predicted IoU not above its threshold", change.shown_iou, self.min_iou)
         area = self._area(hypotheses, pick)
         usual = median(a for _, a in self._areas_with(state, area)) if area else 0
         if not usual or not self.min_area_ratio <= area / usual <= self.max_area_ratio:
             ratio = area / usual if usual else 0.0
-            return Why("recent memory; unusual size, as a share of the usual one", ratio)
+            return Reason("recent memory; unusual size, as a share of the usual one", ratio)
         overlap = least_box_overlap(hypotheses, pick)
         limit = self.max_box_overlap
-        return Why("recent memory; no distractor in sight: box overlap of the alternatives", overlap, limit)
+        return Reason("recent memory; no distractor in sight: box overlap of the alternatives", overlap, limit)
 
 
-def least_box_overlap(hypotheses: Hypotheses, pick: Pick) -> float:
+def least_box_overlap(hypotheses: Hypotheses, pick: CandidateId) -> float:
     """:func:`box_overlap` of the picked mask with the alternative that shows most beside it; 1 without alternatives."""
     masks = (hypotheses.masks[pick.pathway] > 0).cpu().numpy()
     chosen, others = masks[pick.candidate], np.delete(masks, pick.candidate, axis=0)

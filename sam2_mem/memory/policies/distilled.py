@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 from math import isqrt
 
 from sam2_mem.memory.policy import Bank, MemoryPolicy, drop, put
-from sam2_mem.memory.trace import Action, Cause, Change, EntryNote, TraceEvent, Why, because, tell
-from sam2_mem.memory.windows import LAST_SLOT, add_prompt, map_frames, pointer_window, within_reach
+from sam2_mem.memory.reading import LAST_SLOT, add_prompt, map_frames, pointer_window, within_reach
+from sam2_mem.memory.trace import Action, Cause, Change, EntryInfo, Reason, TraceEvent, entry_infos, with_reasons
 from sam2_mem.types import (
     MERGED_SLOT,
     PROMPT_SLOT,
-    Choice,
-    Condense,
     FrameContext,
     Hypotheses,
+    MaskSelection,
     MemoryEntry,
     MemoryRead,
     MemoryTokens,
+    MergeRequest,
     ReadItem,
 )
 
@@ -146,7 +146,7 @@ class Distilled(MemoryPolicy[Summaries]):
         state: Summaries,
         frame: FrameContext,
         hypotheses: Hypotheses,
-        choice: Choice,
+        choice: MaskSelection,
         entries: Sequence[MemoryEntry],
     ) -> Summaries:
         tracked = state.entries
@@ -164,14 +164,16 @@ class Distilled(MemoryPolicy[Summaries]):
         old.sort(key=lambda e: -abs(frame.age(e.frame)))
         return [replace(e, summary=None) for e in old if e.objectness > self.min_object_score]
 
-    def condense(self, state: Summaries, frame: FrameContext) -> Sequence[Condense]:
+    def condense(self, state: Summaries, frame: FrameContext) -> Sequence[MergeRequest]:
         if self.tail and len(state.waiting) >= self.tube:
-            return (Condense(state.waiting[: self.tube], self.strength),)
+            return (MergeRequest(state.waiting[: self.tube], self.strength),)
         if len(state.tail) > self.tail:
-            return (Condense(tuple(s.entry for s in state.tail[:2]), self.strength**2),)
+            return (MergeRequest(tuple(s.entry for s in state.tail[:2]), self.strength**2),)
         return ()
 
-    def condensed(self, state: Summaries, frame: FrameContext, request: Condense, tokens: MemoryTokens) -> Summaries:
+    def condensed(
+        self, state: Summaries, frame: FrameContext, request: MergeRequest, tokens: MemoryTokens
+    ) -> Summaries:
         entry = replace(request.entries[-1], tokens=tokens)
         if request.entries[0] in state.waiting:
             frames = tuple(e.frame for e in request.entries)
@@ -194,13 +196,13 @@ class Distilled(MemoryPolicy[Summaries]):
 
     # -- reasons ------------------------------------------------------------------------------------------------
 
-    def notes(self, state: Summaries, frame: FrameContext) -> Sequence[EntryNote]:
+    def notes(self, state: Summaries, frame: FrameContext) -> Sequence[EntryInfo]:
         """See :meth:`MemoryPolicy.notes`; a summary says which frames it is of."""
         waiting = {id(e): "waiting" for e in state.waiting}
         text = {id(s.entry): f"of frames {', '.join(map(str, s.frames))}" for s in state.spans()}
         kinds = waiting | dict.fromkeys(text, "summary")
         held = self.held(state)
-        told = tell(held, lambda e: kinds.get(id(e), "recent"), {}, "")
+        told = entry_infos(held, lambda e: kinds.get(id(e), "recent"), {}, "")
         return [replace(note, text=text.get(id(entry), "")) for note, entry in zip(told, held)]
 
     def explain(self, change: Change) -> Sequence[TraceEvent]:
@@ -210,10 +212,10 @@ class Distilled(MemoryPolicy[Summaries]):
         old = change.before.spans()
         merged = {f: s for s in change.after.spans() if s not in old for f in s.frames}
         still = {f for s in change.after.spans() for f in s.frames}
-        full = Why("in the oldest summary of a full tail")
+        full = Reason("in the oldest summary of a full tail")
         dropped = {f: full for s in old for f in s.frames if f not in still and f != change.frame.index}
         shrunk = (Action.REDUCED, Action.EVICTED, Action.COMPACTED)
-        told = [e for e in because(events, went=dropped) if not (e.action in shrunk and e.frame in merged)]
+        told = [e for e in with_reasons(events, went=dropped) if not (e.action in shrunk and e.frame in merged)]
         return told + [
             TraceEvent(Action.MERGED, f, f"into a summary of {len(s.frames)} frames") for f, s in sorted(merged.items())
         ]

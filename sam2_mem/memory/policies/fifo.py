@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sam2_mem.memory.policy import Bank, MemoryPolicy, drop, put
-from sam2_mem.memory.windows import add_prompt, closest_prompts, map_frames, map_reach, pointer_window, within_reach
+from sam2_mem.memory.reading import add_prompt, closest_prompts, map_frames, map_reach, pointer_window, within_reach
 from sam2_mem.types import (
     PROMPT_SLOT,
-    Choice,
     FrameContext,
     Hypotheses,
+    MaskSelection,
     MemoryEntry,
     MemoryRead,
     ReadItem,
@@ -94,7 +94,7 @@ class FIFO(MemoryPolicy[Bank]):
         state: Bank,
         frame: FrameContext,
         hypotheses: Hypotheses,
-        choice: Choice,
+        choice: MaskSelection,
         entries: Sequence[MemoryEntry],
     ) -> Bank:
         tracked = state.entries

@@ -11,9 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_mem.memory.policy import MemoryPolicy, Needs, put
-from sam2_mem.memory.trace import Cause, Change, EntryNote, TraceEvent, Why, because, tell
-from sam2_mem.memory.whole_frames import (
+from sam2_mem.memory.frame_bank import (
     SLOT_RULES,
     FrameBank,
     add_prompt,
@@ -25,7 +23,9 @@ from sam2_mem.memory.whole_frames import (
     settle,
     shift_bank,
 )
-from sam2_mem.types import Choice, FrameContext, Hypotheses, MemoryEntry, MemoryRead
+from sam2_mem.memory.policy import MemoryPolicy, Needs, put
+from sam2_mem.memory.trace import Cause, Change, EntryInfo, Reason, TraceEvent, entry_infos, with_reasons
+from sam2_mem.types import FrameContext, Hypotheses, MaskSelection, MemoryEntry, MemoryRead
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class HQSMem(MemoryPolicy[SmartBank]):
         clamp_negative: negative cosines count as 0, since the factor of Eq. 5 would act on them in reverse.
         skip_absent: no update on frames without the object. False adds them; where z is undefined it resembles nothing.
         tpos_policy: temporal slots of bank frames: rank, clamp, prompt or none; see
-            :func:`sam2_mem.memory.whole_frames.old_slots`.
+            :func:`sam2_mem.memory.frame_bank.old_slots`.
         max_obj_ptrs_in_encoder: as in SAM 2: pointers of prompts and of 15 past frames at 16.
         max_prompts: most prompted frames held; beyond it the oldest but the first goes.
 
@@ -159,7 +159,7 @@ class HQSMem(MemoryPolicy[SmartBank]):
         state: SmartBank,
         frame: FrameContext,
         hypotheses: Hypotheses,
-        choice: Choice,
+        choice: MaskSelection,
         entries: Sequence[MemoryEntry],
     ) -> SmartBank:
         for entry in entries:
@@ -260,10 +260,10 @@ class HQSMem(MemoryPolicy[SmartBank]):
 
     # -- reasons ------------------------------------------------------------------------------------------------------
 
-    def notes(self, state: SmartBank, frame: FrameContext) -> Sequence[EntryNote]:
+    def notes(self, state: SmartBank, frame: FrameContext) -> Sequence[EntryInfo]:
         """See :meth:`MemoryPolicy.notes`; likenesses belong to a pair of frames, so they come with the events."""
         bank = {e.frame for e in state.bank()}
-        return tell(self.held(state), lambda e: "bank" if e.frame in bank else "previous", {}, "")
+        return entry_infos(self.held(state), lambda e: "bank" if e.frame in bank else "previous", {}, "")
 
     def explain(self, change: Change) -> Sequence[TraceEvent]:
         events, now = super().explain(change), change.frame.index
@@ -272,23 +272,23 @@ class HQSMem(MemoryPolicy[SmartBank]):
         if change.after.updates == change.before.updates:
             due = change.entries and is_due(change.before, change.frame, self.gap)
             text = "the object is absent" if due else "the bank is not due"
-            return because(events, came={now: Why(f"previous frame only; {text}")})
+            return with_reasons(events, came={now: Reason(f"previous frame only; {text}")})
         z = next(e.summary for e in change.after.entries if e.frame == now)
         bank = self._likenesses(change.before, now, z)
         members = {e.frame for e in change.after.bank(besides=now)}
         left = {x.frame: self._why_left(change, x) for x in bank if x.frame not in members}
         stays = (x for x in bank if x.frame in members)
-        kept = {x.frame: Why("stays: cosine to the new frame", x.relevance, self.tau_mem) for x in stays}
+        kept = {x.frame: Reason("stays: cosine to the new frame", x.relevance, self.tau_mem) for x in stays}
         beside = max((x.relevance for x in bank), default=0.0)
-        came = {now: Why("joins the bank: largest cosine to it", beside, self.tau_mem)}
-        return because(events, came=came, went=left, kept=kept)
+        came = {now: Reason("joins the bank: largest cosine to it", beside, self.tau_mem)}
+        return with_reasons(events, came=came, went=left, kept=kept)
 
-    def _why_left(self, change: Change, one: Likeness) -> Why:
+    def _why_left(self, change: Change, one: Likeness) -> Reason:
         """Why a frame left the bank."""
         if change.after.replaced > change.before.replaced and one.relevance >= self.tau_mem:
             score = self._score(one, self.score)
             text = f"resembles the new frame: cosine {one.relevance:.3f}, removal score {score:.3f}"
-            return Why(text, one.relevance, self.tau_mem)
+            return Reason(text, one.relevance, self.tau_mem)
         if self.overflow == "oldest":
-            return Why("oldest of a bank over its cap", float(one.age))
-        return Why(f"largest age score of a bank over its cap of {self.cap}", self._score(one, "age"))
+            return Reason("oldest of a bank over its cap", float(one.age))
+        return Reason(f"largest age score of a bank over its cap of {self.cap}", self._score(one, "age"))

@@ -11,18 +11,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_mem.memory.policy import Bank, MemoryPolicy, Needs, drop, put
+from sam2_mem.memory.reading import add_prompt, map_frames, pointer_window, rank_slots, within_reach
 from sam2_mem.memory.tokens import pool_tokens, token_count
-from sam2_mem.memory.trace import Action, Cause, Change, EntryNote, TraceEvent, Why, because, plain_events, tell
-from sam2_mem.memory.windows import add_prompt, map_frames, pointer_window, rank_slots, within_reach
+from sam2_mem.memory.trace import (
+    Action,
+    Cause,
+    Change,
+    EntryInfo,
+    Reason,
+    TraceEvent,
+    entry_infos,
+    plain_events,
+    with_reasons,
+)
 from sam2_mem.types import (
     PROMPT_SLOT,
-    Choice,
-    Condense,
     FrameContext,
     Hypotheses,
+    MaskSelection,
     MemoryEntry,
     MemoryRead,
     MemoryTokens,
+    MergeRequest,
     ReadItem,
 )
 
@@ -130,7 +140,7 @@ class Keyframe(MemoryPolicy[Keyframes]):
         state: Keyframes,
         frame: FrameContext,
         hypotheses: Hypotheses,
-        choice: Choice,
+        choice: MaskSelection,
         entries: Sequence[MemoryEntry],
     ) -> Keyframes:
         tracked = state.entries
@@ -152,10 +162,12 @@ class Keyframe(MemoryPolicy[Keyframes]):
             demoted=(),
         )
 
-    def condense(self, state: Keyframes, frame: FrameContext) -> Sequence[Condense]:
-        return tuple(Condense((entry,), self.pool) for entry in state.demoted)
+    def condense(self, state: Keyframes, frame: FrameContext) -> Sequence[MergeRequest]:
+        return tuple(MergeRequest((entry,), self.pool) for entry in state.demoted)
 
-    def condensed(self, state: Keyframes, frame: FrameContext, request: Condense, tokens: MemoryTokens) -> Keyframes:
+    def condensed(
+        self, state: Keyframes, frame: FrameContext, request: MergeRequest, tokens: MemoryTokens
+    ) -> Keyframes:
         (entry,) = request.entries
         compact = (replace(e, tokens=tokens) if e.frame == entry.frame else e for e in state.compact)
         demoted = tuple(e for e in state.demoted if e is not entry)
@@ -222,12 +234,12 @@ class Keyframe(MemoryPolicy[Keyframes]):
 
     # -- reasons ---------------------------------------------------------------------------------------------------
 
-    def notes(self, state: Keyframes, frame: FrameContext) -> Sequence[EntryNote]:
+    def notes(self, state: Keyframes, frame: FrameContext) -> Sequence[EntryInfo]:
         """See :meth:`MemoryPolicy.notes`; keyframes are scored by their significance. A frame that is recent and a
         keyframe is told as the keyframe."""
         keys = {e.frame: "keyframe" for e in state.whole} | {e.frame: "compact keyframe" for e in state.compact}
         scores = significances(state, pointer_weight=self.pointer_weight) if keys else {}
-        return tell(self._once(state), lambda e: keys.get(e.frame, "recent"), scores, "significance")
+        return entry_infos(self._once(state), lambda e: keys.get(e.frame, "recent"), scores, "significance")
 
     @staticmethod
     def _once(state: Keyframes) -> tuple[MemoryEntry, ...]:
@@ -255,10 +267,14 @@ class Keyframe(MemoryPolicy[Keyframes]):
         left, lost = self._contest(grown, change.frame)
         limit = max(lost.values(), default=None)
         stays = {e.frame for e in (*left.whole, *left.compact)}
-        kept = {f: Why("stays: significance", scores[f], limit) for f in stays - {leaving.frame} - lost.keys() if lost}
+        kept = {
+            f: Reason("stays: significance", scores[f], limit) for f in stays - {leaving.frame} - lost.keys() if lost
+        }
         text = "becomes a keyframe" if leaving.frame in stays else "is no keyframe: least significant"
         action = Action.PROMOTED if leaving.frame in stays else Action.REJECTED
-        events = because(events, went={f: Why("least significant", score, limit) for f, score in lost.items()}, kept=kept)
+        events = with_reasons(
+            events, went={f: Reason("least significant", score, limit) for f, score in lost.items()}, kept=kept
+        )
         return [*events, TraceEvent(action, leaving.frame, text, scores[leaving.frame], limit)]
 
     def _turned_down(self, entry: MemoryEntry) -> TraceEvent:

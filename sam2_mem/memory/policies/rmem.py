@@ -10,10 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sam2_mem.memory.policy import MemoryPolicy, Needs, put
-from sam2_mem.memory.tokens import foreground_weights
-from sam2_mem.memory.trace import Cause, Change, EntryNote, TraceEvent, Why, because, tell
-from sam2_mem.memory.whole_frames import (
+from sam2_mem.memory.frame_bank import (
     SLOT_RULES,
     FrameBank,
     add_prompt,
@@ -26,7 +23,10 @@ from sam2_mem.memory.whole_frames import (
     settle,
     shift_bank,
 )
-from sam2_mem.types import Choice, FrameContext, Hypotheses, MemoryEntry, MemoryRead, Usage
+from sam2_mem.memory.policy import MemoryPolicy, Needs, put
+from sam2_mem.memory.tokens import foreground_weights
+from sam2_mem.memory.trace import Cause, Change, EntryInfo, Reason, TraceEvent, entry_infos, with_reasons
+from sam2_mem.types import FrameContext, Hypotheses, MaskSelection, MemoryEntry, MemoryRead, Usage
 
 EMPTY = 1e-6
 
@@ -73,7 +73,7 @@ class RMem(MemoryPolicy[RMemBank]):
         ema: weight of the newest relevance in its moving mean; 0.8 in the released code.
         write_if_absent: frames without the object join the bank too, as in the released code.
         tpos_policy: temporal slots of bank frames: rank, clamp, prompt or none; see
-            :func:`sam2_mem.memory.whole_frames.old_slots`.
+            :func:`sam2_mem.memory.frame_bank.old_slots`.
         max_obj_ptrs_in_encoder: as in SAM 2: pointers of prompts and of 15 past frames at 16.
         max_prompts: most prompted frames held; beyond it the oldest but the first goes.
 
@@ -138,7 +138,7 @@ class RMem(MemoryPolicy[RMemBank]):
         state: RMemBank,
         frame: FrameContext,
         hypotheses: Hypotheses,
-        choice: Choice,
+        choice: MaskSelection,
         entries: Sequence[MemoryEntry],
     ) -> RMemBank:
         new = state
@@ -157,7 +157,7 @@ class RMem(MemoryPolicy[RMemBank]):
         return (present or self.write_if_absent) and is_due(state, frame, self.gap)
 
     def _relevance(
-        self, state: RMemBank, frame: FrameContext, hypotheses: Hypotheses, choice: Choice
+        self, state: RMemBank, frame: FrameContext, hypotheses: Hypotheses, choice: MaskSelection
     ) -> dict[int, float]:
         """Share of foreground attention of every bank frame; the shares add up to 1."""
         assert hypotheses.usage is not None and hypotheses.usage[0].items is not None, "attention was not measured"
@@ -216,27 +216,27 @@ class RMem(MemoryPolicy[RMemBank]):
 
     # -- reasons ------------------------------------------------------------------------------------------------------
 
-    def notes(self, state: RMemBank, frame: FrameContext) -> Sequence[EntryNote]:
+    def notes(self, state: RMemBank, frame: FrameContext) -> Sequence[EntryInfo]:
         """See :meth:`MemoryPolicy.notes`; tracked frames of the bank have a score, if attention decides."""
         bank = {e.frame for e in state.members()}
         attended = self.eviction == "attention"
         scores = {s.frame: self.score(s, state.stays) for s in state.stays if attended and s.frame in bank}
         kind = lambda entry: "bank" if entry.frame in bank else "previous"  # noqa: E731
-        return tell(self.held(state), kind, scores, "relevance + freshness")
+        return entry_infos(self.held(state), kind, scores, "relevance + freshness")
 
     def explain(self, change: Change) -> Sequence[TraceEvent]:
         events, now = super().explain(change), change.frame.index
         if change.cause is not Cause.WRITE:
             return events
         if change.after.updated != now or change.before.updated == now:
-            return because(events, came={now: Why("previous frame only; the bank is not due")})
-        came = Why("joins the bank; a new frame cannot leave at once")
+            return with_reasons(events, came={now: Reason("previous frame only; the bank is not due")})
+        came = Reason("joins the bank; a new frame cannot leave at once")
         stays, scores = self._contested(change)
         went = [f for f in scores if f not in change.after.kept]
         left = {f: self._why(f, stays, scores, "leaves the bank", _first(scores, but=went)) for f in went}
         limit = max((scores[f] for f in went), default=None)
         kept = {f: self._why(f, stays, scores, "stays", limit) for f in scores if went and f not in went}
-        return because(events, came={now: came}, went=left, kept=kept)
+        return with_reasons(events, came={now: came}, went=left, kept=kept)
 
     def _contested(self, change: Change) -> tuple[list[Stay], dict[int, float]]:
         """Statistics of the bank at its update, and the scores of its tracked frames; where the oldest leaves, numbers
@@ -252,12 +252,12 @@ class RMem(MemoryPolicy[RMemBank]):
 
     def _why(
         self, frame: int, stays: Sequence[Stay], scores: Mapping[int, float], what: str, limit: float | None
-    ) -> Why:
+    ) -> Reason:
         if self.eviction == "fifo":
-            return Why(f"{what}: number {int(scores[frame])} in order of arrival", scores[frame], limit)
+            return Reason(f"{what}: number {int(scores[frame])} in order of arrival", scores[frame], limit)
         relevance = next(s.relevance for s in stays if s.frame == frame) or 0.0
         text = f"{what}: relevance {relevance:.3f} + freshness {scores[frame] - relevance:.3f}"
-        return Why(text, scores[frame], limit)
+        return Reason(text, scores[frame], limit)
 
 
 def _first(scores: Mapping[int, float], but: Sequence[int]) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sam2_mem.model.constants import grid_xy, sine_tokens
+from sam2_mem.model.cached_positions import grid_xy, sine_tokens
 from sam2_mem.model.distiller.windows import grid_layout, mean_of, tube_of, weighted, window_place
 from sam2_mem.types import MemoryTokens
 

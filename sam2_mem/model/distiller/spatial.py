@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from sam2_mem.model.constants import sine_tokens
+from sam2_mem.model.cached_positions import sine_tokens
 from sam2_mem.model.distiller.base import TokenDistiller, as_tokens
 from sam2_mem.model.distiller.parts import Refinement, WindowAttention, amplified
 from sam2_mem.model.distiller.windows import Place, grid_layout, window_place

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sam2_mem.model.constants import grid_xy, sine_tokens
+from sam2_mem.model.cached_positions import grid_xy, sine_tokens
 from sam2_mem.types import MemoryTokens
 
 NOTHING = -1e4

@@ -1,0 +1,159 @@
+"""Import paths and names of earlier versions: they keep working, with a FutureWarning that names the new one.
+
+``MODULES`` maps modules that are gone to those that took their place; ``NAMES`` maps ``module:name`` of earlier versions
+to where the name is now. Memory files name classes in the same way, so :func:`current` serves them too.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+MODULES = {
+    "sam2_mem.cli.measure": "sam2_mem.cli.evaluate_training",
+    "sam2_mem.evaluation.compare": "sam2_mem.evaluation.comparison.run",
+    "sam2_mem.evaluation.compare_jobs": "sam2_mem.evaluation.comparison.jobs",
+    "sam2_mem.evaluation.compare_page": "sam2_mem.evaluation.comparison.page",
+    "sam2_mem.evaluation.compare_report": "sam2_mem.evaluation.comparison.report",
+    "sam2_mem.evaluation.compare_statistics": "sam2_mem.evaluation.comparison.statistics",
+    "sam2_mem.evaluation.compare_videos": "sam2_mem.evaluation.comparison.videos",
+    "sam2_mem.evaluation.inspection.decipher": "sam2_mem.evaluation.inspection.memory_deciphering",
+    "sam2_mem.evaluation.inspection.record": "sam2_mem.evaluation.inspection.recorder",
+    "sam2_mem.evaluation.inspection.watch": "sam2_mem.evaluation.inspection.recording",
+    "sam2_mem.evaluation.kept_masks": "sam2_mem.evaluation.packed_masks",
+    "sam2_mem.evaluation.passes": "sam2_mem.evaluation.benchmark.measured_pass",
+    "sam2_mem.evaluation.peer": "sam2_mem.evaluation.benchmark.reference",
+    "sam2_mem.evaluation.profile": "sam2_mem.evaluation.benchmark.profile",
+    "sam2_mem.evaluation.recipes": "sam2_mem.evaluation.dataset_inference",
+    "sam2_mem.evaluation.suite": "sam2_mem.evaluation.benchmark.suite",
+    "sam2_mem.memory.affinity": "sam2_mem.memory.policies.xmem.affinity",
+    "sam2_mem.memory.motion": "sam2_mem.memory.policies.samurai.kalman_filter",
+    "sam2_mem.memory.prototypes": "sam2_mem.memory.policies.xmem.prototypes",
+    "sam2_mem.memory.rows": "sam2_mem.tracking.batching",
+    "sam2_mem.memory.storage": "sam2_mem.memory.serialization",
+    "sam2_mem.memory.trails": "sam2_mem.memory.policies.sam2long.deferred_masks",
+    "sam2_mem.memory.whole_frames": "sam2_mem.memory.frame_bank",
+    "sam2_mem.memory.windows": "sam2_mem.memory.reading",
+    "sam2_mem.model.constants": "sam2_mem.model.cached_positions",
+    "sam2_mem.model.hiera": "sam2_mem.model.trunks.hiera",
+    "sam2_mem.model.linear": "sam2_mem.model.acceleration.onednn_linear",
+    "sam2_mem.model.optimized": "sam2_mem.model.acceleration.cuda_graphs",
+    "sam2_mem.model.sdpa": "sam2_mem.model.acceleration.attention_kernels",
+    "sam2_mem.model.transfer": "sam2_mem.model.acceleration.transfer",
+    "sam2_mem.tracking.masks": "sam2_mem.tracking.mask_postprocessing",
+    "sam2_mem.tracking.revise": "sam2_mem.tracking.deferred_output",
+    "sam2_mem.tracking.run_record": "sam2_mem.tracking.run_manifest",
+    "sam2_mem.tracking.sense": "sam2_mem.tracking.sensory_update",
+    "sam2_mem.training.actors": "sam2_mem.synthetic.moving_objects",
+    "sam2_mem.training.checks": "sam2_mem.training.validation_sets",
+    "sam2_mem.training.lockstep": "sam2_mem.training.multi_clip_tracker",
+    "sam2_mem.training.scenes": "sam2_mem.synthetic.scenes",
+    "sam2_mem.training.shapes": "sam2_mem.synthetic.shapes",
+    "sam2_mem.training.start": "sam2_mem.training.initialization",
+    "sam2_mem.training.synthetic": "sam2_mem.synthetic.generator",
+    "sam2_mem.training.synthetic_demo": "sam2_mem.synthetic.demo",
+    "sam2_mem.training.synthetic_export": "sam2_mem.synthetic.export",
+    "sam2_mem.training.textures": "sam2_mem.synthetic.textures",
+    "sam2_mem.training.wardrobe": "sam2_mem.synthetic.appearance",
+}
+
+NAMES = {
+    "sam2_mem.build_sam:checkpoint_dir": "sam2_mem.config:checkpoint_dir",
+    "sam2_mem.build_sam:compose_training": "sam2_mem.config:compose_training",
+    "sam2_mem.build_sam:compose_video": "sam2_mem.config:compose_video",
+    "sam2_mem.build_sam:config_dir": "sam2_mem.config:config_dir",
+    "sam2_mem.build_sam:config_names": "sam2_mem.config:config_names",
+    "sam2_mem.build_sam:policy_names": "sam2_mem.config:policy_names",
+    "sam2_mem.memory.policies.sam2long:Pathway": "sam2_mem.memory.policies.sam2long.policy:Pathway",
+    "sam2_mem.memory.policies.samurai:Motion": "sam2_mem.memory.policies.samurai.policy:Motion",
+    "sam2_mem.memory.policies.samurai:MotionChoice": "sam2_mem.memory.policies.samurai.policy:MotionSelection",
+    "sam2_mem.memory.policies.xmem:Counted": "sam2_mem.memory.policies.xmem.policy:Counted",
+    "sam2_mem.memory.policy:best_pick": "sam2_mem.memory.policy:best_candidate",
+    "sam2_mem.memory.prototypes:LongTerm": "sam2_mem.memory.policies.xmem.prototypes:LongTermMemory",
+    "sam2_mem.memory.prototypes:NEWBORN": "sam2_mem.memory.policies.xmem.prototypes:INITIAL_LIFE",
+    "sam2_mem.memory.rows:Assembled": "sam2_mem.tracking.batching:BatchedReads",
+    "sam2_mem.memory.trace:EntryNote": "sam2_mem.memory.trace:EntryInfo",
+    "sam2_mem.memory.trace:Held": "sam2_mem.memory.trace:EntryTrace",
+    "sam2_mem.memory.trace:Moment": "sam2_mem.memory.trace:TraceRecord",
+    "sam2_mem.memory.trace:Reading": "sam2_mem.memory.trace:ReadTrace",
+    "sam2_mem.memory.trace:Why": "sam2_mem.memory.trace:Reason",
+    "sam2_mem.memory.trace:because": "sam2_mem.memory.trace:with_reasons",
+    "sam2_mem.memory.trace:moment": "sam2_mem.memory.trace:trace_record",
+    "sam2_mem.memory.trace:tell": "sam2_mem.memory.trace:entry_infos",
+    "sam2_mem.memory.trails:Shown": "sam2_mem.memory.policies.sam2long.deferred_masks:PublishedMask",
+    "sam2_mem.memory.trails:Trails": "sam2_mem.memory.policies.sam2long.deferred_masks:OpenFrames",
+    "sam2_mem.model.transfer:sent": "sam2_mem.model.acceleration.transfer:to_device_async",
+    "sam2_mem.tracking.track:FrameSpans": "sam2_mem.tracking.track:TrackedRanges",
+    "sam2_mem.tracking.track:Look": "sam2_mem.tracking.track:ReferenceAppearance",
+    "sam2_mem.tracking.track:Output": "sam2_mem.tracking.track:MaskOutput",
+    "sam2_mem.training.lockstep:Sighting": "sam2_mem.training.multi_clip_tracker:ObjectPrediction",
+    "sam2_mem.training.rollout:Lesson": "sam2_mem.training.rollout:SegmentLoss",
+    "sam2_mem.types:Choice": "sam2_mem.types:MaskSelection",
+    "sam2_mem.types:Condense": "sam2_mem.types:MergeRequest",
+    "sam2_mem.types:POINT_LABELS": "sam2_mem.prompts:POINT_LABELS",
+    "sam2_mem.types:Pick": "sam2_mem.types:CandidateId",
+    "sam2_mem.types:Prompt": "sam2_mem.prompts:Prompt",
+}
+
+
+def current(module: str, name: str) -> tuple[str, str]:
+    """The module and the name that ``name`` of ``module`` has now; the same two where nothing has changed."""
+    target = NAMES.get(f"{module}:{name}", f"{MODULES.get(module, module)}:{name}")
+    new_module, _, new_name = target.partition(":")
+    return new_module, new_name
+
+
+def renamed(module: str) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a module: names of earlier versions, with a warning."""
+
+    def __getattr__(name: str) -> Any:  # noqa: N807
+        if f"{module}:{name}" not in NAMES:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        return _resolve(module, name)
+
+    return __getattr__
+
+
+def _resolve(module: str, name: str) -> Any:
+    new_module, new_name = current(module, name)
+    value = getattr(import_module(new_module), new_name)
+    warnings.warn(f"{module}.{name} is now {new_module}.{new_name}; change the import", FutureWarning, stacklevel=3)
+    return value
+
+
+class _MovedModule(ModuleType):
+    """Stands where a module was; its names are looked up where they are now."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        new_module, new_name = current(self.__name__, name)
+        return getattr(import_module(new_module), new_name)
+
+
+class MovedModules(MetaPathFinder, Loader):
+    """Finds the modules of :data:`MODULES`; last on ``sys.meta_path``, so asked for what does not exist only."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname in MODULES else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _MovedModule(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        new = MODULES[module.__name__]
+        warnings.warn(f"{module.__name__} is now {new}; change the import or the _target_", FutureWarning, stacklevel=2)
+
+
+def install() -> None:
+    """Make the old module names importable; once per process."""
+    if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
+        sys.meta_path.append(MovedModules())

@@ -1,0 +1,160 @@
+"""``tools/train.py eval``: what a trained network can and cannot do, beside methods that need none. One line per
+measurement."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sam2_mem.build_sam import build_sam2_video_predictor
+from sam2_mem.evaluation.metrics import boundary_f
+from sam2_mem.prompts import Prompt
+from sam2_mem.training import validation
+from sam2_mem.training.clips import Clip
+from sam2_mem.training.folders import Video, open_videos
+from sam2_mem.training.validation import (
+    Method,
+    NetworkMethod,
+    Remembering,
+    copy_first,
+    curtained,
+    first_masks,
+    follow_flow,
+    held_out,
+    run_method,
+    still,
+    summarise,
+)
+
+VALIDATION_SEED, REPORT_SEED = 20_000_000, validation.SEED
+MEMORY_LEVELS = ("occlusion", "appearance")
+CURTAIN = (20, 10)  # start, length
+
+Row = dict[str, Any]
+"""A line of the report, ready for JSON; it leaves this file only as text."""
+
+
+class Bench:
+    """One network, the clips it is measured on, and the sections of the report.
+
+    Args:
+        config, weights: as for :func:`build_sam2_video_predictor`. count: clips per level. frames: of a clip.
+        validation:
+            measure on the clips for choosing among runs and not on those for reporting.
+    """
+
+    def __init__(self, config: str, weights: str | None, *, count: int, frames: int, validation: bool) -> None:
+        predictor = build_sam2_video_predictor(config, weights, device="cpu")
+        self._model, self._tracker = predictor.model, predictor.tracker_settings
+        self._count, self._frames = count, frames
+        self._seed = VALIDATION_SEED if validation else REPORT_SEED
+        self.network = self._with(Remembering())
+
+    def _with(self, policy: Remembering) -> Method:
+        return NetworkMethod(self._model, policy, tracker=self._tracker)
+
+    def _clips(self, level: str) -> list[Clip]:
+        return held_out(level, self._count, num_frames=self._frames, first_seed=self._seed)
+
+    def levels(self, names: Sequence[str]) -> Iterator[Row]:
+        """Every level, beside copying the first mask and optical flow; then all objects of all levels together."""
+        together: dict[str, list] = {}
+        for level in names:
+            clips = self._clips(level)
+            for label, method in (("network", self.network), ("copy", copy_first), ("flow", follow_flow)):
+                outcomes = run_method(method, clips)
+                together.setdefault(label, []).extend(outcomes)
+                yield {"what": f"level {level}", "method": label} | summarise(outcomes)._asdict()
+        for label, outcomes in together.items():
+            yield {"what": "all levels", "method": label} | summarise(outcomes)._asdict()
+
+    def steady(self) -> Iterator[Row]:
+        """The first frame of easy and mixed clips 50 times: J after 1, 20 and 49 steps."""
+        for level in ("easy", "mixed"):
+            outcomes = run_method(self.network, [still(c, 50) for c in self._clips(level)])
+            after = {f"j{k}": float(np.mean([o.iou[k - 1] for o in outcomes])) for k in (1, 20, 49)}
+            yield {"what": f"still video, {level}", "method": "network"} | after
+
+    def curtain(self) -> Iterator[Row]:
+        """Easy clips behind a curtain for ten frames."""
+        clips = [curtained(c, *CURTAIN) for c in self._clips("easy")]
+        for label, method in (("network", self.network), ("copy", copy_first), ("flow", follow_flow)):
+            scores = summarise(run_method(method, clips))
+            yield {"what": "curtain of 10 frames, easy", "method": label} | scores._asdict()
+
+    def memory(self) -> Iterator[Row]:
+        """What J loses with only the first frame, or only the frame before, in memory."""
+        policies = {"full": {}, "first only": {"previous": False}, "previous only": {"first": False}}
+        for level in MEMORY_LEVELS:
+            clips = self._clips(level)
+            for label, reads in policies.items():
+                scores = summarise(run_method(self._with(Remembering(**reads)), clips))
+                yield {"what": f"memory, {level}", "method": label} | scores._asdict()
+
+    def speed(self) -> Iterator[Row]:
+        """Milliseconds a frame of one object, the median of 50 frames, at the size the network takes."""
+        clip = held_out("mixed", 1, num_frames=51, first_seed=self._seed)[0]
+        ids, first = first_masks(clip)
+        state = self.network.predictor.init_state()
+        times = []
+        for index, image in enumerate(clip.frames):
+            began = time.perf_counter()
+            self.network.predictor.track_frame(state, image, [Prompt(1, mask=first[0])] if index == 0 else ())
+            times.append(time.perf_counter() - began)
+        yield {"what": f"speed, {torch.get_num_threads()} threads", "ms": 1000 * float(np.median(times[1:]))}
+
+    def folder(self, layout: str, root: str) -> Iterator[Row]:
+        """J and F at the videos' own size, without the first and the last frame, as DAVIS counts them."""
+        methods = (("network", self.network), ("copy", copy_first), ("flow", follow_flow))
+        found: dict[str, list[tuple[float, float]]] = {label: [] for label, _ in methods}
+        for number, video in enumerate(open_videos(layout, root)):
+            clip = whole(video)
+            for label, method in methods:
+                j, f = region_and_boundary(method, clip)
+                found[label].append((j, f))
+                yield {"what": f"{layout} video {number}", "method": label, "j": j, "f": f}
+        for label, values in found.items():
+            j, f = np.mean(values, axis=0)
+            yield {"what": f"{layout}, mean of {len(values)}", "method": label, "j": float(j), "f": float(f)}
+
+
+def whole(video: Video) -> Clip:
+    """All annotated frames at their own size."""
+    return Clip(np.stack([video.image(s) for s in video.frames]), np.stack([video.ids(s) for s in video.frames]))
+
+
+def region_and_boundary(method: Method, clip: Clip) -> tuple[float, float]:
+    """Mean J and F over the objects of a clip."""
+    ids, first = first_masks(clip, 0.0)
+    masks = method(clip.frames, first)
+    scores = []
+    for number, obj_id in enumerate(ids):
+        truth = clip.ids == obj_id
+        outcome = validation.compare(masks[:, number : number + 1], truth[:, None])[0]
+        edges = [boundary_f(masks[t, number], truth[t]) for t in range(1, len(clip) - 1)]
+        scores.append((float(outcome.iou[:-1].mean()), float(np.mean(edges))))
+    j, f = np.mean(scores, axis=0)
+    return float(j), float(f)
+
+
+def line(row: Row) -> str:
+    """One line for people."""
+    head = f"{row['what']:32s} {row.get('method', ''):14s}"
+    values = {k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items() if k not in ("what", "method")}
+    return head + "  ".join(f"{k} {v}" for k, v in values.items())
+
+
+def report(sections: Sequence[Callable[[], Iterator[Row]]], out: Path | None) -> None:
+    """Print every line as it comes, and keep them as JSON lines."""
+    for section in sections:
+        for row in section():
+            print(line(row), flush=True)
+            if out is not None:
+                with out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")

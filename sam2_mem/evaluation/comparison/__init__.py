@@ -1,0 +1,1 @@
+"""Policies compared with each other on the same videos."""

@@ -1,0 +1,179 @@
+"""What is to be compared, and the results on disk: one JSON line for each policy, video and seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from sam2_mem.evaluation.comparison.videos import BenchVideo
+from sam2_mem.tracking import run_manifest
+from sam2_mem.tracking.run_manifest import Json, differences, write_json
+from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """A policy by the name it has in the report. ``settings``: everything its masks depend on. ``build`` makes its
+    predictor; whatever it raises is recorded as the result of each of its jobs."""
+
+    name: str
+    settings: Json
+    build: Callable[[], SAM2VideoPredictor]
+
+
+# -- jobs -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One policy on one video with one seed."""
+
+    policy: str
+    data: str
+    video: str
+    seed: int
+
+    @property
+    def file_name(self) -> str:
+        """Unlike that of any other job."""
+        parts = (self.policy, self.data, self.video, str(self.seed))
+        readable = "__".join(re.sub(r"[^A-Za-z0-9_.=-]+", "-", part)[:40] for part in parts)
+        return f"{readable}__{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a job gave: scores of objects, costs, or an error. The fields are those of the JSON line.
+
+    ``objects``: ``object``, ``frames``, ``values`` by the protocol's columns, ``at`` the frame numbers that count and
+    ``per_frame`` the numbers on them. ``machine``: what another run, or another machine, would have different.
+    """
+
+    policy: str
+    data: str
+    video: str
+    seed: int
+    settings: str
+    protocol: str = ""
+    frames: int = 0
+    objects: tuple[Json, ...] = ()
+    notes: tuple[str, ...] = ()
+    state_bytes: tuple[int, ...] = ()
+    tokens_held: tuple[float, ...] = ()
+    tokens_read: tuple[float, ...] = ()
+    pointers_read: tuple[float, ...] = ()
+    error: str | None = None
+    machine: Json = field(default_factory=dict)
+
+    @property
+    def job(self) -> Job:
+        return Job(policy=self.policy, data=self.data, video=self.video, seed=self.seed)
+
+    def line(self) -> str:
+        return json.dumps(asdict(self), allow_nan=False)
+
+
+def read_result(path: Path) -> Result:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return Result(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that is compared. ``common``: settings that all policies share; ``masks``: write them too."""
+
+    contestants: tuple[Contestant, ...]
+    videos: tuple[BenchVideo, ...]
+    seeds: tuple[int, ...] = (0,)
+    baseline: str
+    common: Json = field(default_factory=dict)
+    max_frames: int | None = None
+    masks: bool = False
+
+    def __post_init__(self) -> None:
+        names = [one.name for one in self.contestants]
+        if not names or not self.videos or not self.seeds:
+            raise ValueError("expected at least one policy, one video and one seed, got none of one of them")
+        if len(set(names)) < len(names) or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"expected every policy and every seed once, got {names} and {list(self.seeds)}")
+        if len({(video.data, video.name) for video in self.videos}) < len(self.videos):
+            raise ValueError("expected every video once, got one twice; is a data set named twice?")
+        if self.baseline not in names:
+            raise ValueError(f"expected the baseline among the policies {names}, got {self.baseline!r}")
+
+    def jobs(self) -> Iterator[Job]:
+        """Video by video, so that policies meet the same machine; the order of the report."""
+        for video in self.videos:
+            for seed in self.seeds:
+                for one in self.contestants:
+                    yield Job(policy=one.name, data=video.data, video=video.name, seed=seed)
+
+    def described(self) -> Json:
+        """What ``run.json`` says; equal for all shards."""
+        return {
+            "policies": {one.name: one.settings for one in self.contestants},
+            "videos": [[video.data, video.name] for video in self.videos],
+            "protocols": {video.data: video.protocol.name for video in self.videos},
+            "seeds": list(self.seeds),
+            "baseline": self.baseline,
+            "max_frames": self.max_frames,
+            "common": dict(self.common),
+            "versions": run_manifest.versions(),
+        }
+
+    def settings_of(self, contestant: Contestant, video: BenchVideo) -> str:
+        """A digest of everything that a result depends on beside its job's name."""
+        parts = [dict(contestant.settings), dict(self.common), video.protocol.name, video.origin, self.max_frames]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# -- the folder -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ResultFolder:
+    """``run.json``, ``jobs/<job>.json``, ``masks/`` and, with a report, ``results.jsonl`` and ``report/``."""
+
+    root: Path
+
+    def claim(self, plan: Plan) -> None:
+        """Make the folder, or take it over; ValueError if the network is another one there."""
+        path = self.root / "run.json"
+        content = json.loads(json.dumps(plan.described()))
+        if path.is_file():
+            theirs = json.loads(path.read_text(encoding="utf-8"))
+            found = differences(theirs["common"], content["common"])
+            if found:
+                raise ValueError(
+                    f"expected '{self.root}' to be empty or to hold results of the same network, got others:\n  "
+                    + "\n  ".join(found)
+                    + "\nchoose another output folder"
+                )
+        write_json(path, content)
+
+    def path(self, job: Job) -> Path:
+        return self.root / "jobs" / f"{job.file_name}.json"
+
+    def result(self, job: Job) -> Result | None:
+        path = self.path(job)
+        return read_result(path) if path.is_file() else None
+
+    def put(self, result: Result) -> None:
+        write_line(self.path(result.job), result.line())
+
+    def mask_folder(self, job: Job) -> Path:
+        name = Job(policy=job.policy, data=job.data, video="", seed=job.seed).file_name
+        return self.root / "masks" / name
+
+
+def write_line(path: Path, text: str) -> None:
+    """Replace a file as a whole; several processes may do so at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(path)

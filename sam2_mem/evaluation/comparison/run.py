@@ -1,0 +1,202 @@
+"""Memory policies side by side: policies x videos x seeds, one result for each, in a folder that can be resumed.
+
+A result is a JSON file of one line, written as a whole. Which results there are depends on nothing but the jobs, so a
+run that was cut off, or was shared between machines, ends with the same ones, but for what is under ``machine``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from sam2_mem.evaluation.benchmark.measured_pass import PassCost, measured_pass, warm_up
+from sam2_mem.evaluation.comparison.jobs import Contestant, Job, Plan, Result, ResultFolder
+from sam2_mem.evaluation.comparison.videos import BenchVideo, decoded
+from sam2_mem.evaluation.packed_masks import KeptMasks, PredictedVideo
+from sam2_mem.evaluation.protocols import Protocol
+from sam2_mem.evaluation.results import ObjectScores, VideoScores
+from sam2_mem.tracking import run_manifest
+from sam2_mem.tracking.run_manifest import Json
+from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
+from sam2_mem.tracking.vos import FrameMasks, PromptPlan
+from sam2_mem.video import MaskWriter, PaletteWriter, PerObjectWriter, VideoSource
+
+logger = logging.getLogger(__name__)
+
+
+def run_plan(
+    plan: Plan,
+    folder: ResultFolder,
+    *,
+    shard: slice = slice(None),
+    progress: Callable[[Sequence[Job]], Iterable[Job]] = iter,
+) -> list[Result]:
+    """Do the jobs of some of the videos that have not been done with these settings; the results of all of them.
+
+    A job that fails is recorded with its error, and tried again by the next run; the others go on.
+    """
+    folder.claim(plan)
+    runner = _Runner(plan, folder)
+    mine = {(video.data, video.name) for video in plan.videos[shard]}
+    jobs = [job for job in plan.jobs() if (job.data, job.video) in mine]
+    with runner:
+        return [runner.result(job) for job in progress(jobs)]
+
+
+class _Scored(NamedTuple):
+    """Scores, and the number of each frame by its name."""
+
+    scores: VideoScores
+    number: Mapping[str, int]
+
+
+class _Runner:
+    """Does jobs; keeps one predictor for each policy, and the decoded video that is being worked on."""
+
+    def __init__(self, plan: Plan, folder: ResultFolder) -> None:
+        self._plan, self._folder = plan, folder
+        self._contestants = {one.name: one for one in plan.contestants}
+        self._videos = {(video.data, video.name): video for video in plan.videos}
+        self._built: dict[str, SAM2VideoPredictor | Exception] = {}
+        self._opened: tuple[BenchVideo, VideoSource] | None = None
+        self._stack = ExitStack()
+        self._commit = run_manifest.git_commit()
+
+    def __enter__(self) -> _Runner:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stack.close()
+
+    def result(self, job: Job) -> Result:
+        contestant, video = self._contestants[job.policy], self._videos[job.data, job.video]
+        settings = self._plan.settings_of(contestant, video)
+        before = self._folder.result(job)
+        if before is not None and before.settings == settings and before.error is None and self._complete(job, before):
+            return before
+        result = self._tried(job, contestant, video, settings)
+        self._folder.put(result)
+        return result
+
+    def _complete(self, job: Job, result: Result) -> bool:
+        if not self._plan.masks:
+            return True
+        folder = self._folder.mask_folder(job) / job.video
+        return sum(1 for _ in folder.rglob("*.png")) >= result.frames
+
+    def _tried(self, job: Job, contestant: Contestant, video: BenchVideo, settings: str) -> Result:
+        began = time.time()
+        try:
+            predictor = self._predictor(contestant, video)
+            cost, scored = self._track(job, predictor, video)
+        except Exception as error:
+            expected = isinstance(error, (ValueError, OSError))
+            logger.error("%s on %s %s failed: %s", job.policy, job.data, job.video, error, exc_info=not expected)
+            told = f"{type(error).__name__}: {error}"
+            return Result(**asdict(job), settings=settings, protocol=video.protocol.name, error=told)
+        return _result(job, settings, video, cost, scored, _machine(predictor.device, cost, began, self._commit))
+
+    def _predictor(self, contestant: Contestant, video: BenchVideo) -> SAM2VideoPredictor:
+        built = self._built.get(contestant.name)
+        if isinstance(built, Exception):
+            raise built
+        if built is not None:
+            return built
+        try:
+            made = contestant.build()
+        except Exception as error:
+            self._built[contestant.name] = error
+            raise
+        source = self._source(video)
+        warm_up(made, source, video.plan(source))
+        self._built[contestant.name] = made
+        return made
+
+    def _source(self, video: BenchVideo) -> VideoSource:
+        if self._opened is None or self._opened[0] is not video:
+            self._stack.close()
+            self._opened = None
+            source = self._stack.enter_context(video.open())
+            self._opened = video, decoded(source, self._plan.max_frames)
+        return self._opened[1]
+
+    def _track(self, job: Job, predictor: SAM2VideoPredictor, video: BenchVideo) -> tuple[PassCost, _Scored]:
+        source = self._source(video)
+        plan, kept = video.plan(source), KeptMasks()
+        torch.manual_seed(job.seed)
+        with ExitStack() as stack:
+            writer = self._writer(job, video, plan, stack)
+
+            def keep(shown: FrameMasks) -> None:
+                kept.keep(shown)
+                if writer is not None:
+                    writer.write(shown.frame, shown.masks)
+
+            predictor.settings = replace(predictor.settings, non_overlap_masks=not video.per_object)
+            cost = measured_pass(predictor, source, plan, keep, max_frames=self._plan.max_frames)
+        scores = video.protocol.score(PredictedVideo(video.truth, kept))
+        return cost, _Scored(scores, {name: index for index, name in enumerate(kept.names)})
+
+    def _writer(self, job: Job, video: BenchVideo, plan: PromptPlan, stack: ExitStack) -> MaskWriter | None:
+        if not self._plan.masks:
+            return None
+        folder = self._folder.mask_folder(job)
+        made = (
+            PerObjectWriter(folder, video.name) if video.per_object else PaletteWriter(folder, video.name, plan.palette)
+        )
+        return stack.enter_context(made)
+
+
+# -- results --------------------------------------------------------------------------------------------------------
+
+
+def _result(job: Job, settings: str, video: BenchVideo, cost: PassCost, scored: _Scored, machine: Json) -> Result:
+    return Result(
+        **asdict(job),
+        settings=settings,
+        protocol=video.protocol.name,
+        frames=cost.frames,
+        objects=tuple(_object(video.protocol, one, scored.number) for one in scored.scores.objects),
+        notes=scored.scores.notes,
+        state_bytes=cost.state_bytes,
+        tokens_held=cost.tokens_held,
+        tokens_read=cost.tokens_read,
+        pointers_read=cost.pointers_read,
+        machine=machine,
+    )
+
+
+def _object(protocol: Protocol[Any], scores: ObjectScores, number: Mapping[str, int]) -> Json:
+    return {
+        "object": scores.obj_id,
+        "frames": len(scores.frames),
+        "values": {name: _number(value) for name, value in zip(protocol.columns, scores.values)},
+        "at": [number[frame] for frame in scores.frames],
+        "per_frame": {
+            name: [round(float(value), 6) for value in scores.per_frame[:, column]]
+            for column, name in enumerate(protocol.frame_columns)
+        },
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _machine(device: torch.device, cost: PassCost, began: float, commit: str | None) -> Json:
+    return {
+        "began": round(began, 3),
+        "seconds": cost.seconds,
+        "frames_per_second": cost.frames / cost.seconds if cost.seconds else None,
+        "peak_bytes": cost.peak_bytes,
+        "growth_bytes": cost.growth_bytes,
+        "device": run_manifest.device_name(device),
+        "git_commit": commit,
+    }

@@ -1,0 +1,7 @@
+from sam2_mem._moved import renamed
+from sam2_mem.memory.policies.xmem.policy import XMem, XMemBank
+
+__all__ = ["XMem", "XMemBank"]
+
+
+__getattr__ = renamed(__name__)

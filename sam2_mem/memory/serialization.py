@@ -1,0 +1,162 @@
+"""Memory in a file: what an object's policy state holds, to be kept, frozen, or used on another video.
+
+The file is a ``torch.save`` of plain containers and tensors, read with ``weights_only=True``. Values that are the same
+object in memory are the same object after loading, so shared positions and shared entries stay shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from importlib import import_module
+from os import PathLike, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sam2_mem.memory.policy import MemoryPolicy
+
+FORMAT = "sam2_mem.memory"
+VERSION = 1
+
+
+class MemoryFileError(ValueError):
+    """A file that is not a memory, or not one for this policy."""
+
+
+def save_memory(path: str | PathLike[str], policy: MemoryPolicy, state: Any) -> None:
+    """Write a policy's state to ``path``; tensors are stored on the CPU. An existing file is replaced as a whole."""
+    path, policy = Path(path), policy.unwrapped
+    packer = _Packer()
+    root = packer.pack(state)
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "policy": _name(type(policy)),
+        "parameters": {f.name: repr(getattr(policy, f.name)) for f in fields(policy)},
+        "root": root,
+        "objects": packer.objects,
+    }
+    part = path.with_name(f".{path.name}.part")
+    torch.save(content, part)
+    replace(part, path)
+
+
+def load_memory(path: str | PathLike[str], policy: MemoryPolicy, *, device: torch.device | str = "cpu") -> Any:
+    """Read the state that :func:`save_memory` wrote. The policy must be of the class that wrote it; its parameters may
+    differ.
+
+    Raises:
+        MemoryFileError: not a memory file, another version, another policy.
+    """
+    path, policy = Path(path), policy.unwrapped
+    if not path.is_file():
+        raise MemoryFileError(f"expected a memory file, got '{path}', which is not one; save one with save_memory")
+    content = _read(path, device)
+    if content["version"] != VERSION:
+        raise MemoryFileError(
+            f"expected a memory file of version {VERSION}, got version {content['version']} in '{path}'"
+        )
+    own = _name(type(policy))
+    if content["policy"] != own:
+        raise MemoryFileError(
+            f"expected the memory of a {own}, got that of a {content['policy']} in '{path}'; build with its policy"
+        )
+    return _Unpacker(content["objects"], allowed=type(policy).__module__).unpack(content["root"])
+
+
+def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch.load fails in many ways on foreign bytes
+        raise MemoryFileError(
+            f"expected a memory file in '{path}', got something that cannot be read: {error}"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise MemoryFileError(
+            f"expected a memory file in '{path}', got another kind of file; save one with save_memory"
+        )
+    return content
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+class _Packer:
+    """Values as plain containers. Dataclass instances go into ``objects`` once each and are referred to by number."""
+
+    def __init__(self) -> None:
+        self.objects: list[dict[str, Any]] = []
+        self._number: dict[int, int] = {}
+        self._tensors: dict[int, Tensor] = {}
+
+    def pack(self, value: Any) -> Any:
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, Tensor):
+            return self._tensors.setdefault(id(value), value.detach().to("cpu", copy=True).contiguous())
+        if isinstance(value, Enum):
+            return {"enum": _name(type(value)), "name": value.name}
+        if isinstance(value, tuple | list):
+            return {"sequence": type(value).__name__, "values": [self.pack(v) for v in value]}
+        if isinstance(value, dict):
+            return {"mapping": [[self.pack(k), self.pack(v)] for k, v in value.items()]}
+        if is_dataclass(value) and not isinstance(value, type):
+            return {"object": self._object(value)}
+        raise TypeError(
+            f"a policy state is made of tensors, numbers, tuples and dataclasses, got {type(value).__name__}"
+        )
+
+    def _object(self, value: Any) -> int:
+        if id(value) not in self._number:
+            self._number[id(value)] = len(self.objects)
+            packed: dict[str, Any] = {"type": _name(type(value)), "keep": {}}
+            self.objects.append(packed)
+            packed["keep"] = {f.name: self.pack(getattr(value, f.name)) for f in fields(value)}
+        return self._number[id(value)]
+
+
+class _Unpacker:
+    """The inverse. Only dataclasses and enums of this package and of the policy's own module are made."""
+
+    def __init__(self, objects: list[dict[str, Any]], *, allowed: str) -> None:
+        self._objects = objects
+        self._allowed = allowed
+        self._made: dict[int, Any] = {}
+
+    def unpack(self, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        kind = next(iter(value))
+        readers: dict[str, Callable[[dict[str, Any]], Any]] = {
+            "enum": lambda v: self._class(v["enum"])[v["name"]],
+            "sequence": self._sequence,
+            "mapping": lambda v: {self.unpack(k): self.unpack(x) for k, x in v["mapping"]},
+            "object": lambda v: self._object(v["object"]),
+        }
+        return readers[kind](value)
+
+    def _sequence(self, value: dict[str, Any]) -> Any:
+        made = [self.unpack(v) for v in value["values"]]
+        return tuple(made) if value["sequence"] == "tuple" else made
+
+    def _object(self, number: int) -> Any:
+        if number not in self._made:
+            packed = self._objects[number]
+            self._made[number] = self._class(packed["type"])(**{k: self.unpack(v) for k, v in packed["keep"].items()})
+        return self._made[number]
+
+    def _class(self, name: str) -> Any:
+        module, _, qualname = name.partition(":")
+        if module != self._allowed and not module.startswith("sam2_mem."):
+            raise MemoryFileError(f"expected state classes of sam2_mem or {self._allowed}, got {name}")
+        made: Any = import_module(module)
+        for part in qualname.split("."):
+            made = getattr(made, part)
+        if not (is_dataclass(made) or (isinstance(made, type) and issubclass(made, Enum))):
+            raise MemoryFileError(f"expected a dataclass or an enum, got {name}")
+        return made

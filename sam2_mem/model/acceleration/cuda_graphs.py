@@ -1,0 +1,275 @@
+"""How ``vos_optimized=True`` runs the network on a CUDA device: weights in half precision, cast once, and the parts of a
+frame replayed as CUDA graphs as soon as their shapes are steady.
+
+The network calls its parts through a runner (:attr:`SAM2.runner`). Until a part has met the same shapes a few times it
+runs as ever, so the first mask waits for nothing. Shapes are steady once a memory is full; where they go on changing,
+or where an attention operator chooses tokens by their values, nothing is recorded and everything runs as ever.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields, is_dataclass, replace
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sam2_mem.model.acceleration.attention_kernels import FastestKernel
+from sam2_mem.model.rotary_attention import RotaryAttention
+
+logger = logging.getLogger(__name__)
+
+Call = Callable[[], Any]
+Recorder = Callable[[Call], tuple[Call, Any]]
+"""Records a function without arguments -> what repeats it, and its outputs, which every repetition overwrites."""
+
+CAST = ("image_encoder.trunk", "memory_attention", "memory_encoder", "sam_mask_decoder", "obj_ptr_proj")
+KEPT = ("memory_encoder.distiller", "sam_mask_decoder.conv_s0", "sam_mask_decoder.conv_s1")
+"""Parts whose linear maps and convolutions are cast, and those of them that are not: they are used outside of autocast,
+or folded into another layer first."""
+
+
+def direct(part: str, function: Callable, *args: Any, steady: bool = True) -> Any:
+    """The runner of a network that is not optimized: calls ``function``."""
+    return function(*args)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSettings:
+    """``after``: how often a part meets the same shapes before it is recorded. ``most``: recordings held at a time; the
+    one that was not used for longest goes first."""
+
+    after: int = 3
+    most: int = 24
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) < 1:
+                raise ValueError(f"expected {field.name} >= 1, got {getattr(self, field.name)}")
+
+
+class GraphRunner:
+    """Calls parts of a network under ``precision``, recorded where that is possible.
+
+    Args:
+        record: see :data:`Recorder`. precision: a context for every call, such as autocast.
+
+    Weights must not change after the first recording: a recording holds on to what was made of them.
+    """
+
+    def __init__(
+        self,
+        record: Recorder,
+        *,
+        precision: Callable[[], AbstractContextManager] = nullcontext,
+        settings: GraphSettings | None = None,
+    ) -> None:
+        self.record = record
+        self.precision = precision
+        self.settings = GraphSettings() if settings is None else settings
+        self.recordings: OrderedDict[tuple, Recording] = OrderedDict()
+        self.met: OrderedDict[tuple, int] = OrderedDict()
+        self.refused: set[str] = set()
+
+    def __deepcopy__(self, memo: dict) -> GraphRunner:
+        """A copy of the network records for itself."""
+        return GraphRunner(self.record, precision=self.precision, settings=self.settings)
+
+    def __call__(self, part: str, function: Callable, *args: Any, steady: bool = True) -> Any:
+        """``function(*args)``; ``part`` is its name. ``steady`` False: what it does depends on values, run it as is."""
+        with self.precision():
+            if not steady or torch.is_grad_enabled() or part in self.refused:
+                return function(*args)
+            key = (part, torch.is_inference_mode_enabled(), signature(args))
+            found = self.recordings.get(key)
+            if found is None:
+                if self._count(key) <= self.settings.after:
+                    return function(*args)
+                found = self._recorded(part, function, args)
+                if found is None:
+                    return function(*args)
+                self._keep(key, found)
+            self.recordings.move_to_end(key)
+            return found(args)
+
+    def _count(self, key: tuple) -> int:
+        self.met[key] = self.met.pop(key, 0) + 1
+        while len(self.met) > 4 * self.settings.most:
+            self.met.popitem(last=False)
+        return self.met[key]
+
+    def _recorded(self, part: str, function: Callable, args: tuple) -> Recording | None:
+        try:
+            return Recording(self.record, function, args)
+        except RuntimeError as error:
+            self.refused.add(part)
+            logger.warning("%s is not recorded and runs as ever: %s", part, str(error).splitlines()[0])
+            return None
+
+    def _keep(self, key: tuple, made: Recording) -> None:
+        self.recordings[key] = made
+        while len(self.recordings) > self.settings.most:
+            self.recordings.popitem(last=False)
+
+
+class Recording:
+    """One function recorded for arguments of one signature. Tensors that it uses and that are not among the arguments are
+    held, since what replays it knows only where they are."""
+
+    def __init__(self, record: Recorder, function: Callable, args: tuple) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            own = exchanged(args, lambda x: x.detach().clone())
+        with Outsiders() as seen:
+            function(*own)
+        self.inputs, self.held = list(tensors(own)), seen.outsiders
+        self.replay, self.outputs = record(lambda: function(*own))
+
+    def __call__(self, args: tuple) -> Any:
+        for mine, given in zip(self.inputs, tensors(args), strict=True):
+            mine.copy_(given, non_blocking=True)
+        self.replay()
+        return exchanged(self.outputs, torch.clone)
+
+
+class Outsiders(TorchDispatchMode):
+    """Collects tensors that operations read but that none of them made: weights, constants, arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: set[int] = set()  # where; those of before are all alive, so nothing new comes to lie there
+        self._found: dict[int, Tensor] = {}
+
+    @property
+    def outsiders(self) -> list[Tensor]:
+        return list(self._found.values())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for x in tree_leaves((args, kwargs)):
+            if isinstance(x, Tensor) and _place(x) not in self._made:
+                self._found.setdefault(_place(x), x)
+        made = func(*args, **(kwargs or {}))
+        for x in tree_leaves(made):
+            if isinstance(x, Tensor) and _place(x) not in self._found:
+                self._made.add(_place(x))
+        return made
+
+
+def _place(x: Tensor) -> int:
+    return x.untyped_storage()._cdata
+
+
+# -- arguments --------------------------------------------------------------------------------------------------------
+
+
+def tensors(x: Any) -> Iterator[Tensor]:
+    """Tensors in nested tuples, lists, dicts and dataclasses, in order."""
+    if isinstance(x, Tensor):
+        yield x
+    elif not isinstance(x, type) and is_dataclass(x):
+        for field in fields(x):
+            yield from tensors(getattr(x, field.name))
+    elif isinstance(x, (tuple, list)):
+        for part in x:
+            yield from tensors(part)
+    elif isinstance(x, dict):
+        yield from tensors(tuple(x.values()))
+
+
+def exchanged(x: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nest with ``change`` of every tensor."""
+    if isinstance(x, Tensor):
+        return change(x)
+    if not isinstance(x, type) and is_dataclass(x):
+        return replace(x, **{f.name: exchanged(getattr(x, f.name), change) for f in fields(x)})
+    if isinstance(x, dict):
+        return {key: exchanged(value, change) for key, value in x.items()}
+    if isinstance(x, tuple) and hasattr(x, "_fields"):
+        return type(x)(*(exchanged(part, change) for part in x))
+    if isinstance(x, (tuple, list)):
+        return type(x)(exchanged(part, change) for part in x)
+    return x
+
+
+def signature(x: Any) -> Any:
+    """Equal for nests that a recording cannot tell apart: shapes, kinds and devices of tensors, values of all else."""
+    if isinstance(x, Tensor):
+        return (x.shape, x.stride(), x.dtype, x.device)
+    if x is None or isinstance(x, (bool, int, float, str, Enum)):
+        return x
+    if not isinstance(x, type) and is_dataclass(x):
+        return (type(x), *(signature(getattr(x, f.name)) for f in fields(x)))
+    if isinstance(x, dict):
+        return (type(x), *((key, signature(value)) for key, value in x.items()))
+    if isinstance(x, (tuple, list)):
+        return (type(x), *(signature(part) for part in x))
+    raise TypeError(f"expected tensors and plain values in tuples, dicts and dataclasses, got {type(x).__name__}")
+
+
+# -- on a CUDA device -------------------------------------------------------------------------------------------------
+
+
+def cuda_graphs() -> Recorder:
+    """Records CUDA graphs, which share one pool of memory: outputs are copied before the next one runs."""
+    pool = torch.cuda.graph_pool_handle()
+
+    def record(call: Call) -> tuple[Call, Any]:
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(2):
+                call()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            outputs = call()
+        return graph.replay, outputs
+
+    return record
+
+
+def half_autocast(device: torch.device) -> Callable[[], AbstractContextManager]:
+    """bfloat16 without a cache of cast weights, which would not outlive a recording."""
+    return lambda: torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
+
+
+@torch.no_grad()
+def cast_weights(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Linear maps and convolutions of :data:`CAST` to ``dtype``, in place. What autocast would do to them on every call,
+    so that its results stay the same; norms, codes and embeddings stay as they are, and with them the sums that run along
+    the image encoder and memory attention."""
+    kept = {id(m) for name in KEPT for m in _part(model, name).modules()}
+    for name in CAST:
+        for module in _part(model, name).modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)) and id(module) not in kept:
+                module.to(dtype)
+
+
+def _part(model: nn.Module, name: str) -> nn.Module:
+    """A part by its dotted name; nothing where this model lacks it."""
+    for step in name.split("."):
+        model = getattr(model, step, nn.Identity())
+    return model
+
+
+def optimize(model: nn.Module, settings: GraphSettings | None = None) -> None:
+    """Make a :class:`~sam2_mem.model.sam2.SAM2` on a CUDA device run as this module says; in its own precision where the
+    device has no bfloat16. For inference alone; its state dict then holds weights in half precision."""
+    device = model.device
+    if device.type != "cuda":
+        raise ValueError(f"expected a model on a CUDA device, got one on {device}")
+    half = torch.cuda.get_device_capability(device) >= (8, 0)
+    if half:
+        cast_weights(model)
+    kernel = FastestKernel.on_cuda()
+    for module in model.memory_attention.modules():
+        if isinstance(module, RotaryAttention):
+            module.kernel = kernel
+    precision = half_autocast(device) if half else nullcontext
+    model.runner = GraphRunner(cuda_graphs(), precision=precision, settings=settings)

@@ -1,0 +1,19 @@
+"""From the host to the device without waiting for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def to_device_async(values: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+    """``values`` (a tensor of the host, numbers or lists of them) on ``device``.
+
+    A CUDA device takes them from pinned memory in its own time; memory that is not pinned would hold up the host.
+    """
+    made = torch.as_tensor(values, dtype=dtype)
+    if torch.device(device).type != "cuda" or made.device.type != "cpu":
+        return made.to(device)
+    return made.pin_memory().to(device, non_blocking=True)

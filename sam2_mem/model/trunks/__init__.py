@@ -1,0 +1,1 @@
+"""Image trunks: what turns a picture into feature maps."""

@@ -1,0 +1,1 @@
+"""Procedural video with exact ground truth. NumPy and OpenCV only."""

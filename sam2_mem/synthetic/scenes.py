@@ -1,0 +1,454 @@
+"""Levels of difficulty and the casting of a procedural scene: who moves where, what hides whom, and the camera.
+
+A level is a set of numbers; a scene is drawn from it with a seeded generator. Lengths are in pixels once cast,
+time is in frames. Actors know geometry only; what they look like is added in `synthetic.py`, so that a cast can
+be checked and redrawn cheaply.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from sam2_mem.synthetic.moving_objects import STILL, Actor, Camera, Limb
+from sam2_mem.synthetic.shapes import (
+    OUTLINES,
+    Bounce,
+    Entrance,
+    Excursion,
+    Fixed,
+    Path,
+    Schedule,
+    Shuttle,
+    Sweep,
+    Wave,
+    Window,
+    draw_outline,
+    draw_wave,
+    rectangle,
+)
+
+EVENTS = ("occlusion", "leave", "long", "appearance", "split")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """What a kind of scene contains. Lengths are fractions of the frame's side, speeds of the side per frame."""
+
+    radius: tuple[float, float] = (0.12, 0.2)
+    speed: tuple[float, float] = (0.004, 0.014)
+    deform: float = 0.5
+    spin: float = 0.03  # radians per frame
+    limbs: float = 0.3  # probability that an object has moving limbs
+    backgrounds: tuple[str, ...] = ("noise", "patches", "landscape")
+    lines: int = 8
+    blobs: int = 5
+    vivid: float = 0.6
+    contrast: float = 40.0  # least distance of mean colours of an object and the background
+    camera: float = 0.5
+    light: float = 0.08
+    noise: float = 3.0
+    blur: float = 0.25  # probability of motion blur
+    jpeg: float = 0.0  # probability of JPEG artefacts
+    shadow: float = 0.3
+    lookalikes: int = 0  # for each object
+    events: tuple[str, ...] = ()
+    late: float = 0.0  # probability that an object other than the first enters late
+
+
+LEVELS: dict[str, Level] = {
+    "easy": Level(
+        radius=(0.17, 0.24),
+        speed=(0.003, 0.009),
+        deform=0.3,
+        spin=0.015,
+        limbs=0.0,
+        backgrounds=("gradient",),
+        lines=0,
+        blobs=0,
+        vivid=0.95,
+        contrast=75.0,
+        camera=0.0,
+        light=0.0,
+        noise=1.0,
+        blur=0.0,
+        shadow=0.0,
+    ),
+    "clutter": Level(blobs=9, lines=14, camera=0.8),
+    "lookalikes": Level(lookalikes=2, blobs=4, lines=6),
+    "occlusion": Level(events=("occlusion",), radius=(0.1, 0.135)),
+    "leave_return": Level(events=("leave",)),
+    "long_absence": Level(events=("long",), radius=(0.1, 0.13)),
+    "appearance": Level(events=("appearance",), radius=(0.11, 0.16)),
+    "splitting": Level(events=("split",), radius=(0.14, 0.2), limbs=0.0),
+    "mixed": Level(
+        radius=(0.1, 0.16),
+        events=EVENTS,
+        backgrounds=("gradient", "noise", "patches", "landscape"),
+        lookalikes=1,
+        late=0.4,
+        jpeg=0.3,
+    ),
+}
+
+
+def scale_level(level: Level, difficulty: float) -> Level:
+    """Turn the dial: 0.5 leaves the level as it is, 0 halves motion, clutter and noise, 1 makes them 1.5 times."""
+    k = 0.5 + difficulty
+    size = 1.15 - 0.3 * difficulty
+    return replace(
+        level,
+        radius=(level.radius[0] * size, level.radius[1] * size),
+        speed=(level.speed[0] * k, level.speed[1] * k),
+        deform=level.deform * k,
+        spin=level.spin * k,
+        lines=round(level.lines * k),
+        blobs=round(level.blobs * k),
+        vivid=min(1.0, level.vivid * (1.25 - 0.5 * difficulty)),
+        contrast=level.contrast * (1.5 - difficulty),
+        camera=level.camera * k,
+        light=level.light * k,
+        noise=level.noise * k,
+        blur=min(1.0, level.blur * k),
+    )
+
+
+def mix_level(rng: np.random.Generator, level: Level) -> Level:
+    """A random subset of the events, distractors and nuisances of a level."""
+    events = tuple(e for e in level.events if rng.random() < 0.4)
+    return replace(
+        level,
+        events=events,
+        lookalikes=level.lookalikes * int(rng.integers(0, 3)),
+        lines=int(rng.integers(0, 2 * level.lines + 1)),
+        blobs=int(rng.integers(0, 2 * level.blobs + 1)),
+        camera=level.camera * rng.uniform(0.0, 2.0),
+        vivid=rng.uniform(0.25, 0.95),
+        light=level.light * rng.uniform(0.0, 2.0),
+        limbs=rng.uniform(0.0, 0.6),
+    )
+
+
+class Frame(NamedTuple):
+    """Size in pixels and length in frames of a clip, with the length that fractions of it refer to."""
+
+    width: int
+    height: int
+    num_frames: int
+
+    @property
+    def side(self) -> float:
+        return min(math.sqrt(self.width * self.height), 1.3 * min(self.width, self.height))
+
+
+class Caster:
+    """Draws the actors and the camera of one scene; holds the generator and the places already taken."""
+
+    def __init__(
+        self, rng: np.random.Generator, frame: Frame, level: Level, num_objects: int, late_objects: int | None
+    ) -> None:
+        self._rng = rng
+        self._frame = frame
+        self._level = level
+        self._num_objects = num_objects
+        self._late = self._draw_late(late_objects)
+        self._taken: list[tuple[float, float]] = []
+        crowd = num_objects * (1 + level.lookalikes)
+        self._shrink = min(1.0, math.sqrt(4.0 / crowd))
+
+    def cast(self) -> tuple[Actor, ...]:
+        """All moving things from back to front; occluders come last."""
+        lanes = self._draw_hiding_place() if self._wants("occlusion") or self._wants("long") else None
+        objects = [self._object(i + 1, lanes) for i in range(self._num_objects)]
+        doubles = [self._lookalike(actor) for actor in objects for _ in range(self._level.lookalikes)]
+        people = objects + doubles
+        order = self._rng.permutation(len(people))
+        hides = [] if lanes is None else [lanes.actor]
+        return tuple(people[i] for i in order) + tuple(hides) + tuple(self._sweepers(objects, lanes))
+
+    def camera(self) -> Camera:
+        """A camera that stays, drifts, sways, zooms and shakes as far as the level asks."""
+        rng, side, k = self._rng, self._frame.side, self._level.camera
+        centre = (self._frame.width / 2, self._frame.height / 2)
+        if k <= 0.0:
+            return Camera(centre=centre)
+        shake_size = 0.004 * side * k * rng.uniform(0.0, 1.0)
+        shake = tuple(draw_wave(rng, shake_size, period) for period in ((4, 9), (4, 9), (9, 24), (9, 24)))
+        heading, pace = rng.uniform(0, 2 * math.pi), 0.006 * side * k * rng.uniform(0.0, 1.0)
+        still = self._wants("occlusion") or self._wants("long")
+        return Camera(
+            centre=centre,
+            zoom=draw_wave(rng, 0.09 * min(k, 1.0) * rng.uniform(0.0, 1.0), (40, 120)),
+            roll=draw_wave(rng, 0.05 * k * rng.uniform(0.0, 1.0), (30, 90)),
+            shake=shake,
+            drift=(0.0, 0.0) if still else (pace * math.cos(heading), 0.4 * pace * math.sin(heading)),
+            pan=(STILL, STILL)
+            if still
+            else tuple(draw_wave(rng, 0.06 * side * k * rng.random(), (40, 120)) for _ in "xy"),
+        )
+
+    def _wants(self, event: str) -> bool:
+        return event in self._level.events
+
+    def _draw_late(self, late_objects: int | None) -> frozenset[int]:
+        """Which objects enter late; the first never does."""
+        others = np.arange(2, self._num_objects + 1)
+        if late_objects is None:
+            return frozenset(int(i) for i in others if self._rng.random() < self._level.late)
+        return frozenset(int(i) for i in self._rng.permutation(others)[:late_objects])
+
+    def _free_place(self, margin: float) -> tuple[float, float]:
+        """The best of a few random places: far from those taken."""
+        rng, frame = self._rng, self._frame
+        mx, my = min(margin, 0.45 * frame.width), min(margin, 0.45 * frame.height)
+        points = rng.uniform((mx, my), (frame.width - mx, frame.height - my), (10 + 4 * self._num_objects, 2))
+        if self._taken:
+            gaps = np.hypot(*(points[:, None, :] - np.array(self._taken)[None]).transpose(2, 0, 1)).min(axis=1)
+            points = points[np.argsort(-gaps)]
+        place = (float(points[0, 0]), float(points[0, 1]))
+        self._taken.append(place)
+        return place
+
+    def _bounce(self, radius: float, since: float) -> Bounce:
+        rng, frame, level = self._rng, self._frame, self._level
+        heading, speed = rng.uniform(0, 2 * math.pi), frame.side * rng.uniform(*level.speed)
+        sway = tuple(draw_wave(rng, frame.side * 0.05 * rng.uniform(0.2, 1.0), (24, 70)) for _ in "xy")
+        margin = 0.9 * radius
+        low = (min(margin, 0.4 * frame.width), min(margin, 0.4 * frame.height))
+        return Bounce(
+            origin=self._free_place(1.15 * radius),
+            velocity=(speed * math.cos(heading), speed * math.sin(heading)),
+            sway=sway,
+            low=low,
+            high=(frame.width - low[0], frame.height - low[1]),
+            since=since,
+        )
+
+    def _body(self, object_id: int) -> Actor:
+        """Shape and manners of a deformable thing; its path comes later."""
+        rng, level = self._rng, self._level
+        radius = self._frame.side * rng.uniform(*level.radius) * self._shrink
+        kind = str(rng.choice(OUTLINES, p=(0.5, 0.2, 0.1, 0.2)))
+        limbs = self._limbs() if rng.random() < level.limbs else ()
+        if limbs:
+            kind, radius = "capsule", 0.85 * radius
+        return Actor(
+            object_id=object_id,
+            path=Fixed((0.0, 0.0)),
+            radius=radius,
+            outline=draw_outline(rng, kind, deform=level.deform),
+            angle=rng.uniform(0, 2 * math.pi),
+            spin=level.spin * rng.uniform(-1.0, 1.0),
+            rock=draw_wave(rng, 0.35 * level.deform, (20, 60)),
+            breathe=draw_wave(rng, 0.16 * level.deform, (25, 80)),
+            squash=draw_wave(rng, 0.22 * level.deform, (20, 60)),
+            bend=tuple(draw_wave(rng, 0.24 * level.deform, (12, 40)) for _ in "xy"),
+            limbs=limbs,
+        )
+
+    def _limbs(self) -> tuple[Limb, ...]:
+        rng, limbs = self._rng, []
+        count = int(rng.integers(2, 5))
+        for i in range(count):
+            around = 2 * math.pi * (i + rng.uniform(-0.2, 0.2)) / count
+            length, width = rng.uniform(0.3, 0.5), rng.uniform(0.13, 0.24)
+            angles = np.arange(24) * (2 * np.pi / 24)
+            polygon = np.stack([length * (0.8 + np.cos(angles)), width * np.sin(angles)], axis=1)
+            swing = replace(draw_wave(rng, rng.uniform(0.2, 0.6), (10, 28)), mean=around)
+            limbs.append(
+                Limb(polygon, (0.6 * math.cos(around), 0.45 * math.sin(around)), swing, tuple(rng.uniform(-1, 1, 2)))
+            )
+        return tuple(limbs)
+
+    def _object(self, object_id: int, hiding: _Hiding | None) -> Actor:
+        rng, frame = self._rng, self._frame
+        actor = self._with_changes(self._body(object_id))
+        entry = 0
+        if object_id in self._late:
+            entry = min(frame.num_frames - 1, max(1, round(frame.num_frames * rng.uniform(0.15, 0.5))))
+        shuttles = hiding is not None and self._wants("occlusion") and hiding.shuttle and not entry
+        base: Path = (
+            hiding.lane(rng, actor, object_id, self._num_objects) if shuttles else self._bounce(actor.radius, entry)
+        )
+        base = self._absences(base, actor, entry, hiding)
+        if entry:
+            base = self._entrance(base, actor, entry)
+        return replace(actor, path=base, entry=entry)
+
+    def _with_changes(self, actor: Actor) -> Actor:
+        """Add the appearance and splitting events of the level."""
+        rng, total = self._rng, self._frame.num_frames
+        if self._wants("appearance"):
+            ramp = min(0.45 * total, rng.uniform(20, 50))
+            change = repeat(rng, total, ramp=ramp, hold=rng.uniform(15, 40), first=0.12 * total)
+            growth = rng.uniform(1.25, 1.6) if rng.random() < 0.6 else rng.uniform(0.7, 0.85)
+            actor = replace(actor, change=change, growth=growth)
+        if self._wants("split"):
+            ramp = min(0.25 * total, rng.uniform(5, 10))
+            split = repeat(rng, total, ramp=ramp, hold=rng.uniform(15, 45), first=0.3 * total)
+            axis, reach = rng.uniform(0, 2 * math.pi), rng.uniform(0.45, 0.9)
+            actor = replace(actor, split=split, split_axis=axis, split_reach=reach, limbs=())
+        return actor
+
+    def _absences(self, base: Path, actor: Actor, entry: int, hiding: _Hiding | None) -> Path:
+        """Let the object leave, or hide for long, if the level asks for it."""
+        rng, left = self._rng, self._frame.num_frames - entry
+        if self._wants("long"):
+            hold, ramp = min(200.0, left * rng.uniform(0.35, 0.5)), min(10.0, 0.08 * left)
+        elif self._wants("leave"):
+            hold, ramp = min(0.3 * left, rng.uniform(4, 14)), min(0.2 * left, rng.uniform(5, 11))
+        else:
+            return base
+        gap = 50.0 if self._wants("long") else 25.0
+        first = left * rng.uniform(0.12, 0.2 if self._wants("long") else 0.4)
+        schedule = repeat(rng, left, ramp=ramp, hold=hold, first=first, gap=gap, offset=entry)
+        hides = hiding is not None and self._wants("long") and actor.object_id % 2 == 1 and not hiding.shuttle
+        if hiding is not None and not hiding.shuttle and schedule.windows:
+            base = self._clear_of(hiding, base, actor, entry, schedule.windows[0].end + 3.0)
+        exits = tuple(
+            (hiding.place,) * 2 if hides else (self._exit(actor), self._exit(actor)) for _ in schedule.windows
+        )
+        return Excursion(base, schedule, exits)
+
+    def _clear_of(self, hiding: _Hiding, base: Path, actor: Actor, entry: int, t: float) -> Path:
+        """A path that is not behind the block at time t, if a few draws find one."""
+        reach = 1.3 * hiding.actor.radius + actor.radius
+        for _ in range(8):
+            x, y = base.at(t)
+            if math.hypot(x - hiding.place[0], y - hiding.place[1]) > reach:
+                break
+            self._taken.pop()
+            base = self._bounce(actor.radius, entry)
+        return base
+
+    def _exit(self, actor: Actor) -> tuple[float, float]:
+        """A point so far outside that nothing of the actor shows, whatever the camera does."""
+        rng, frame = self._rng, self._frame
+        out = 1.9 * actor.radius * max(1.0, actor.growth) + 0.12 * max(frame.width, frame.height)
+        x, y = rng.uniform(0.2, 0.8) * frame.width, rng.uniform(0.2, 0.8) * frame.height
+        edges = ((-out, y), (frame.width + out, y), (x, -out), (x, frame.height + out))
+        return edges[int(rng.integers(4))]
+
+    def _entrance(self, base: Path, actor: Actor, entry: int) -> Path:
+        """Dart in from the nearest side: already well inside at the entry frame, then slowing down."""
+        x, y = base.at(entry)
+        gaps = (x, self._frame.width - x, y, self._frame.height - y)
+        side = int(np.argmin(gaps))
+        reach = max(gaps[side] - 0.75 * actor.radius, 0.0)
+        offset = ((-reach, 0.0), (reach, 0.0), (0.0, -reach), (0.0, reach))[side]
+        return Entrance(base, float(entry), offset)
+
+    def _lookalike(self, twin: Actor) -> Actor:
+        """A moving distractor of the same kind, size and manners as an object."""
+        body = self._body(0)
+        radius = twin.radius * self._rng.uniform(0.85, 1.15)
+        return replace(body, path=self._bounce(radius, 0.0), radius=radius, limbs=twin.limbs, resembles=twin.object_id)
+
+    def _draw_hiding_place(self) -> _Hiding | None:
+        """A pillar that objects shuttle behind, or a block to hide behind for long, or none (sweepers only)."""
+        rng, frame, level = self._rng, self._frame, self._level
+        shuttle = self._wants("occlusion") and not self._wants("long")
+        if shuttle and rng.random() < 0.5:
+            return None
+        reach = 1.1 * level.radius[1] * frame.side * self._shrink
+        centre = (frame.width * rng.uniform(0.45, 0.55), frame.height * rng.uniform(0.45, 0.55))
+        if shuttle:
+            half, upright = reach * rng.uniform(1.0, 1.2), frame.width >= frame.height or rng.random() < 0.3
+            polygon = (
+                rectangle(half, 2.0 * max(frame.width, frame.height))
+                if upright
+                else rectangle(2.0 * max(frame.width, frame.height), half)
+            )
+            tilt = rng.uniform(-0.12, 0.12)
+        else:
+            half, upright, tilt = reach * 1.25, True, rng.uniform(-0.3, 0.3)
+            centre = (frame.width * rng.uniform(0.3, 0.7), frame.height * rng.uniform(0.3, 0.7))
+            polygon = rectangle(half * rng.uniform(1.0, 1.15), half * rng.uniform(1.0, 1.15))
+            self._taken.append(centre)
+        actor = Actor(object_id=0, path=Fixed(centre), radius=half, polygon=polygon / half, angle=tilt, occludes=True)
+        return _Hiding(actor=actor, place=centre, shuttle=shuttle, upright=upright, frame=frame)
+
+    def _sweepers(self, objects: list[Actor], hiding: _Hiding | None) -> list[Actor]:
+        if not self._wants("occlusion") or (hiding is not None and hiding.shuttle):
+            return []
+        return [self._sweeper(actor) for actor in objects]
+
+    def _sweeper(self, target: Actor) -> Actor:
+        """An occluder that crosses its target again and again."""
+        rng, frame = self._rng, self._frame
+        reach = (
+            1.1 * target.radius * (1.3 if target.limbs else 1.0) * max(1.0, target.growth)
+            + target.split_reach * target.radius
+        )
+        half = reach * rng.uniform(1.1, 1.4)
+        span = 1.1 * max(frame.width, frame.height) + half
+        left = frame.num_frames - target.entry
+        ramp = min(0.35 * left, rng.uniform(11, 20))
+        schedule = repeat(rng, left, ramp=ramp, hold=0.0, first=0.1 * left, gap=12.0, offset=target.entry, centred=True)
+        tilt = rng.uniform(-0.5, 0.5) + (0.0 if rng.random() < 0.7 else math.pi / 2)
+        signs = rng.choice([-1.0, 1.0], len(schedule.windows))
+        directions = tuple((s * span * math.cos(tilt), s * span * math.sin(tilt)) for s in signs)
+        bar = rng.random() < 0.6
+        polygon = rectangle(1.0, 3.0 * max(frame.width, frame.height) / half) if bar else None
+        return Actor(
+            object_id=0,
+            path=Sweep(target.path, schedule, directions),
+            radius=half if bar else 1.3 * half,
+            polygon=polygon,
+            outline=None if bar else draw_outline(rng, "capsule", deform=0.1),
+            angle=tilt + (0.0 if bar else math.pi / 2),
+            occludes=True,
+        )
+
+
+@dataclass(frozen=True)
+class _Hiding:
+    """A standing occluder and the lanes that lead behind it."""
+
+    actor: Actor
+    place: tuple[float, float]
+    shuttle: bool
+    upright: bool
+    frame: Frame
+
+    def lane(self, rng: np.random.Generator, actor: Actor, number: int, count: int) -> Path:
+        """To and fro behind the pillar, on a lane of its own, starting at one end."""
+        along, across = (self.frame.width, self.frame.height) if self.upright else (self.frame.height, self.frame.width)
+        lane = across * ((number - 0.5) / count + rng.uniform(-0.1, 0.1) / count)
+        lane = min(max(lane, 0.9 * actor.radius), across - 0.9 * actor.radius)
+        centre = (self.place[0], lane) if self.upright else (lane, self.place[1])
+        middle = self.place[0] if self.upright else self.place[1]
+        reach = min(middle, along - middle) - 0.6 * actor.radius
+        period = min(rng.uniform(40, 64), 2.4 * max(self.frame.num_frames, 2))
+        phase = math.pi / 2 + rng.uniform(-0.2, 0.2) + (math.pi if rng.random() < 0.5 else 0.0)
+        turn = Wave(1.0, 2 * math.pi / period, phase)
+        side = draw_wave(rng, 0.03 * across / count, (20, 50))
+        return Shuttle(centre, (reach, 0.0) if self.upright else (0.0, reach), turn, side)
+
+
+def repeat(
+    rng: np.random.Generator,
+    total: float,
+    *,
+    ramp: float,
+    hold: float,
+    first: float,
+    gap: float = 25.0,
+    offset: float = 0.0,
+    centred: bool = False,
+) -> Schedule:
+    """Windows over `total` frames from `offset` on; the first starts near `first`, later ones after random gaps.
+
+    With `centred`, the middle of each window falls on a whole frame.
+    """
+    windows: list[Window] = []
+    start = max(0.5, first * rng.uniform(0.6, 1.3))
+    while start < total and (not windows or start + ramp + hold / 2 < total):
+        if centred:
+            start = max(round(start + ramp), 1) - ramp
+        windows.append(Window(start + offset, ramp, hold))
+        start += 2 * ramp + hold + gap * rng.uniform(0.5, 1.6)
+    return Schedule(tuple(windows))

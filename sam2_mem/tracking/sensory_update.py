@@ -1,0 +1,75 @@
+"""Updates of sensory memory, for all objects of a frame at once.
+
+An output carries its object's state on the way to memory: already updated on an ordinary frame, still to be updated
+where the frame's own memory map does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sam2_mem.memory.policy import MemoryPolicy
+from sam2_mem.model.mask_decoder import DecoderMaps
+from sam2_mem.model.sam2 import SAM2
+from sam2_mem.model.sensory import SensoryMemory
+from sam2_mem.tracking.track import MaskOutput
+from sam2_mem.types import SensoryUpdate
+
+LOGIT_LIMIT = 32.0
+
+
+def active(model: SAM2, policy: MemoryPolicy) -> SensoryMemory | None:
+    """The model's sensory memory if it is to be run: the policy keeps its state, and it is in training or trained."""
+    part = model.sensory
+    if part is None or not policy.needs.sensory:
+        return None
+    return part if model.training or not part.is_absent() else None
+
+
+def maps_at(maps: DecoderMaps, row: int) -> DecoderMaps:
+    """One row of R."""
+    return DecoderMaps(*(m[row] for m in maps))
+
+
+def carried(
+    sensory: SensoryMemory,
+    outputs: Sequence[MaskOutput],
+    updates: Sequence[SensoryUpdate],
+    before: Sequence[Tensor | None],
+    maps: Sequence[DecoderMaps],
+) -> list[MaskOutput]:
+    """Outputs that carry their object's state, light updates done.
+
+    Args:
+        updates: wanted for each. before: states (Ch, H, W), None before the first. maps: of each one's decoder row.
+    """
+    states = list(before)
+    light = [i for i, update in enumerate(updates) if update is SensoryUpdate.LIGHT]
+    if light:
+        rows = DecoderMaps(*(torch.stack(parts) for parts in zip(*(maps[i] for i in light))))
+        logits = torch.stack([outputs[i].logits for i in light]).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+        grid = rows.cells.shape[-2:]
+        after = sensory.after_frame(_stacked(sensory, [states[i] for i in light], grid), rows, logits)
+        for i, state in zip(light, after):
+            states[i] = state
+    return [replace(o, sensory=s, update=u) for o, s, u in zip(outputs, states, updates)]
+
+
+def deepened(sensory: SensoryMemory, outputs: Sequence[MaskOutput], memory: Tensor) -> list[Tensor | None]:
+    """States of outputs after the deep updates, from their memory maps (R, Cm, H, W)."""
+    states = [o.sensory for o in outputs]
+    deep = [i for i, o in enumerate(outputs) if o.update is SensoryUpdate.DEEP]
+    if deep:
+        hidden = _stacked(sensory, [states[i] for i in deep], memory.shape[-2:])
+        for i, state in zip(deep, sensory.after_memory(hidden, memory[deep])):
+            states[i] = state
+    return states
+
+
+def _stacked(sensory: SensoryMemory, states: Sequence[Tensor | None], grid: tuple[int, int]) -> Tensor:
+    fresh = sensory.fresh(1, grid)
+    return torch.stack([fresh[0] if s is None else s.to(fresh) for s in states])

@@ -1,0 +1,375 @@
+"""What is shown of memory: notes, drawings, the page, the study, the tool."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import subprocess
+import sys
+import warnings
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from micro import blob, micro_model, micro_predictor, one_thread, pictures  # noqa: F401
+from PIL import Image
+from webdriver import browser, programs
+
+from sam2_mem.evaluation.inspection import Film, Recorder, Segment, Watched, entry_lines, watch
+from sam2_mem.evaluation.inspection.drawing import Drawing, Line, Polygon, Rect, Text
+from sam2_mem.evaluation.inspection.memory_deciphering import Study, _Decoder, decipher, means, table
+from sam2_mem.evaluation.inspection.page import page, write_page
+from sam2_mem.evaluation.inspection.recorder import FrameNote, frame_notes
+from sam2_mem.evaluation.inspection.sheet import sheet, write_sheet
+from sam2_mem.evaluation.inspection.timeline import Styles, captions, curves, describe, has_tree, timeline, tree
+from sam2_mem.memory.trace import Action, EntryTrace, ReadTrace, TraceEvent
+from sam2_mem.prompts import Prompt
+from sam2_mem.tracking.vos import PromptPlan
+from sam2_mem.video import Frame
+
+ROOT = Path(__file__).resolve().parents[2]
+FRAMES = 28
+PLAN = PromptPlan(
+    (1, 2),
+    {0: lambda shown: [Prompt(1, mask=blob(0, 0))], 6: lambda shown: [Prompt(2, mask=blob(1, 6))]},
+)
+
+
+@pytest.fixture(scope="module")
+def films() -> list[Film]:
+    names = ("rmem", "sam2long", "xmem")
+    return [watch(micro_predictor(name), pictures(FRAMES), PLAN, name=name, width=48) for name in names]
+
+
+# -- notes ------------------------------------------------------------------------------------------------------------
+
+
+def test_watching_gives_the_masks_of_tracking(films: list[Film]) -> None:
+    assert list(films[0].pictures) == list(range(FRAMES)) and films[0].pictures[0].shape == (48, 48, 3)
+    for film in films:
+        first, late = film.objects[1].notes, film.objects[2].notes
+        assert [n.frame for n in first] == list(range(FRAMES)) and [n.frame for n in late] == list(range(6, FRAMES))
+        assert all(n.score is not None and n.score.obj_id == 1 and n.score.tokens == n.tokens for n in first)
+        assert not any(film.masks[2][f].any() for f in range(6)), "an object is not there before its prompt"
+    predictor = micro_predictor("rmem")
+    quiet = watch(predictor, pictures(FRAMES), PLAN, name="rmem", width=48, read_mass=False)
+    assert all(np.array_equal(quiet.masks[i][f], films[0].masks[i][f]) for i in (1, 2) for f in range(FRAMES))
+    assert all(r.mass is None for n in quiet.objects[1].notes for r in n.readings)
+    assert all(r.mass is not None for n in films[0].objects[1].notes for r in n.readings)
+
+
+def note(frame: int, held: dict[int, str], read: dict[int, float | None] | None = None) -> FrameNote:
+    entries = tuple(EntryTrace(f, kind, 0 if kind == "pointer" else 4, None, "", (0,), "") for f, kind in held.items())
+    readings = tuple(ReadTrace(0, f, held.get(f, "gone"), 0, 1.0, 4, m) for f, m in (read or {}).items())
+    return FrameNote(frame, readings, 0, 1, (), entries, 8, 100)
+
+
+def test_lines_of_entries() -> None:
+    notes = [
+        note(0, {0: "prompt"}),
+        note(1, {0: "prompt", 1: "map"}, {0: 0.5}),
+        note(2, {0: "prompt", 1: "pointer", 2: "map"}, {0: 0.25, 1: 0.5}),
+        note(3, {0: "prompt", 2: "map"}),
+        note(4, {0: "prompt", 1: "map"}),
+    ]
+    zero, one, two = entry_lines(notes)
+    assert zero.segments == (Segment(0, 5, "prompt"),) and zero.masses == {1: 0.5, 2: 0.25}
+    assert one.segments == (Segment(1, 2, "map"), Segment(2, 3, "pointer"), Segment(4, 5, "map"))
+    assert two.segments == (Segment(2, 4, "map"),) and one.masses == {2: 0.5}
+
+
+def test_moments_of_one_visit_are_one_note(films: list[Film]) -> None:
+    recorder = Recorder()
+    predictor = micro_predictor("fifo", clear_non_cond_mem_around_input=True)
+    state = predictor.init_state(pictures(6))
+    predictor.listen(state, recorder)
+    predictor.add_new_mask(state, 0, 1, blob(0, 0))
+    list(predictor.propagate_in_video(state))
+    predictor.add_new_mask(state, 3, 1, blob(0, 3))
+    list(predictor.propagate_in_video(state, start_frame_idx=3))
+    notes = frame_notes(recorder.of(1))
+    assert [n.frame for n in notes] == [0, 1, 2, 3, 4, 5, 3, 4, 5]
+    assert {e.action for e in notes[6].events} == {Action.EVICTED, Action.REPLACED}
+    with pytest.raises(ValueError, match="expected a frame on which object 1 was tracked"):
+        Watched("fifo", 1, tuple(notes)).at(17)
+
+
+# -- drawings ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_drawing_is_the_same_as_svg_and_as_pixels() -> None:
+    drawing = Drawing(40, 20, "a < b")
+    drawing.add(Rect(4, 4, 10, 6, "#ff0000", "x & y"), Line(((20, 10), (36, 10)), "#00ff00", 2), Text(2, 18, "<t>"))
+    drawing.add(Polygon(((30, 12), (38, 12), (38, 19)), "#0000ff"))
+    svg, image = drawing.svg(), drawing.image(1)
+    assert svg.count("<rect") == svg.count("<polyline") == svg.count("<polygon") == svg.count("<text") == 1
+    assert "&lt;t&gt;" in svg and "a &lt; b" in svg and "x &amp; y" in svg
+    assert image.getpixel((6, 6)) == (255, 0, 0) and image.getpixel((28, 10)) == (0, 255, 0)
+    assert image.getpixel((37, 14)) == (0, 0, 255) and image.getpixel((1, 1)) == (255, 255, 255)
+
+
+def test_the_timeline_shows_every_entry_and_event(films: list[Film]) -> None:
+    watched = films[0].objects[1]
+    styles = Styles.of([h.kind for n in watched.notes for h in n.held])
+    drawing = timeline(watched, styles)
+    labels = {s.text for s in drawing.shapes if isinstance(s, Text)}
+    assert {str(n.frame) for n in watched.notes} <= labels and set(styles.letters) <= labels
+    marked = [e for n in watched.notes for e in n.events if e.action in (Action.REDUCED, Action.EVICTED)]
+    told = {s.note for s in drawing.shapes if isinstance(s, Polygon)}
+    assert marked and {describe(e) for e in marked} <= told
+    read = sum(1 for n in watched.notes for r in n.readings)
+    dark = [s for s in drawing.shapes if isinstance(s, Rect) and s.fill == "#000000"]
+    assert len(dark) == read
+    assert curves(watched).svg().count("<polyline") > 2
+
+
+def test_kinds_have_letters_of_their_own() -> None:
+    styles = Styles.of(["prompt", "previous", "pointer", "bank", "p"])
+    assert len(set(styles.letters.values())) == 5 == len(set(styles.colors.values()))
+
+
+def test_the_tree_shows_every_branch(films: list[Film]) -> None:
+    watched = films[1].objects[1]
+    assert has_tree(watched) and not has_tree(films[0].objects[1])
+    grown = [e for n in watched.notes for e in n.events if e.action is Action.BRANCHED]
+    told = [s.note for s in tree(watched).shapes if isinstance(s, Polygon)]
+    assert told == [describe(e) for e in grown]
+
+
+def test_descriptions() -> None:
+    event = TraceEvent(Action.EVICTED, 7, "least", 0.25, 0.5)
+    assert describe(event) == "evicted frame 7: least (0.250 against 0.500)"
+    assert describe(TraceEvent(Action.BRANCHED, 3, "sure", 1.0, pathway=1, parent=0)) == (
+        "branched frame 3 pathway 1 from 0: sure (1.000)"
+    )
+
+
+def test_captions_name_what_a_frame_read(films: list[Film]) -> None:
+    film = films[2]
+    last = film.objects[1].notes[-1]
+    read = [(name, kind) for name, kind, words in captions(last) if "slot" in words and "%" in words]
+    assert {name for name, _ in read} == {r.kind if r.frame is None else r.frame for r in last.readings}
+    assert ("long-term", "long-term") in read
+    assert [c for c in captions(last) if c[:2] not in read] == [(FRAMES - 1, "previous", "new")]
+    assert captions(film.objects[1].notes[0]) == [(0, "prompt", "new")]
+    idle = note(5, {0: "prompt", 2: "map", 3: "pointer", 5: "map"}, {0: None})
+    assert captions(idle) == [(0, "prompt", "slot 0"), (2, "map", "not read"), (5, "map", "new")]
+
+
+def test_the_page_is_packed() -> None:
+    assert '"sam2_mem.evaluation.inspection": ["page.*"]' in (ROOT / "setup.py").read_text()
+
+
+def test_sheets(films: list[Film], tmp_path: Path) -> None:
+    write_sheet(tmp_path / "deep" / "one.png", films[1], 1, frame=12)
+    with Image.open(tmp_path / "deep" / "one.png") as image:
+        assert image.width > 600 and image.height > 800
+        assert len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 50
+    assert sheet(films[1], 1, 12).size != sheet(films[0], 1, 12).size, "only a tree has pathways to show"
+    with pytest.raises(ValueError, match="expected a frame on which object 1"):
+        sheet(films[0], 1, 99)
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+
+class Elements(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def data_of(text: str) -> dict:
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
+
+
+def test_the_page_by_structure(films: list[Film]) -> None:
+    text = page(films, title="<three> policies & more")
+    parsed = Elements()
+    parsed.feed(text)
+    assert "<!--" not in text and "&lt;three&gt; policies &amp; more" in text
+    addresses = [a[k] for _, a in parsed.tags for k in ("src", "href") if k in a]
+    assert addresses == ["data:,"] and not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text), "no network"
+    slider = next(a for a in parsed.all("input") if a["type"] == "range")
+    assert slider["id"] == "frame" and any(a.get("for") == "frame" for a in parsed.all("label"))
+    assert [a["data-policy"] for a in parsed.all("section")] == ["0", "1", "2"]
+    assert all(a.get("role") == "img" for a in parsed.all("svg")) and len(parsed.all("svg")) == 2 * (2 + 3 + 2)
+    data = data_of(text)
+    assert data["frames"] == list(range(FRAMES)) and data["objects"] == [1, 2]
+    for encoded in data["pictures"]:
+        with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
+            assert image.size == (48, 48)
+    check_masks(films[0], data["policies"][0])
+    letters = [letter for letter, _ in data["kinds"].values()]
+    assert len(set(letters)) == len(letters), "every kind can be told without its colour"
+    last = data["policies"][0]["objects"]["1"]["notes"][-1]
+    assert [r[0] for r in last["read"]] == [r.frame for r in films[0].objects[1].notes[-1].readings]
+    assert data["policies"][0]["objects"]["2"]["notes"][:6] == [None] * 6
+
+
+def check_masks(film: Film, told: dict) -> None:
+    for obj_id, masks in film.masks.items():
+        for frame, mask in masks.items():
+            encoded = told["objects"][str(obj_id)]["masks"][frame]
+            assert (encoded is None) == (not mask.any())
+            if encoded is not None:
+                with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
+                    assert np.array_equal(np.asarray(image.convert("RGBA"))[..., 3] > 0, mask)
+
+
+def test_text_of_policies_cannot_break_the_page(films: list[Film]) -> None:
+    evil = '</script><img src=x onerror="alert(1)">'
+    film = films[0]
+    bad = TraceEvent(Action.EVICTED, 0, evil)
+    notes = tuple(FrameNote(**{**n.__dict__, "events": (bad,)}) for n in film.objects[1].notes)
+    text = page([Film(evil, film.pictures, film.masks, {1: Watched(evil, 1, notes)})], title=evil)
+    parsed = Elements()
+    parsed.feed(text)
+    assert parsed.all("img") == [] and len(parsed.all("script")) == 2
+    assert data_of(text)["policies"][0]["name"] == evil
+
+
+def test_pages_of_different_videos_are_refused(films: list[Film]) -> None:
+    other = Film("x", {0: films[0].pictures[0]}, films[0].masks, films[0].objects)
+    with pytest.raises(ValueError, match="expected films of the same frames"):
+        page([films[0], other], title="")
+    with pytest.raises(ValueError, match="expected at least one film"):
+        page([], title="")
+
+
+def test_the_page_in_a_browser(films: list[Film], tmp_path: Path) -> None:
+    if programs() is None:
+        reason = (
+            "NO BROWSER: the page was not opened, only its structure tested; apt-get install chromium chromium-driver"
+        )
+        warnings.warn(reason, stacklevel=1)
+        pytest.skip(reason)
+    write_page(tmp_path / "index.html", films, title="memory of three policies")
+    with browser() as chrome:
+        chrome.open(tmp_path / "index.html")
+        number = "return document.getElementById('number').textContent"
+        cards = "return [...document.querySelectorAll('.policy')].map(s => s.querySelectorAll('.read img').length)"
+        assert chrome.run(number) == f"0 of {FRAMES - 1}" and chrome.run(cards) == [0, 0, 0]
+        chrome.type("#frame", "end")
+        assert chrome.run(number) == f"{FRAMES - 1} of {FRAMES - 1}"
+        assert all(count > 2 for count in chrome.run(cards))
+        chrome.run("document.activeElement.blur()")
+        chrome.press("left", "left")
+        assert chrome.run(number) == f"{FRAMES - 3} of {FRAMES - 1}", "keys work without the slider's focus"
+        chrome.press("home")
+        assert chrome.run(number).startswith("0 of")
+        chrome.click("#next")
+        assert chrome.run(number).startswith("1 of")
+        shown = chrome.run("return document.querySelector('.stage img').naturalWidth")
+        assert shown == 48, "the picture was decoded"
+        chrome.run("const s = document.getElementById('object'); s.value = 2; s.dispatchEvent(new Event('change'))")
+        assert "not tracked" in chrome.run("return document.querySelector('.facts').textContent")
+        hidden = "return [...document.querySelectorAll('.charts')].map(c => c.hidden)"
+        assert chrome.run(hidden) == [True, False] * 3
+        chrome.type("#frame", "end")
+        chrome.click(".cards button")
+        assert chrome.run(number).startswith("6 of"), "the first card of the late object is its prompt"
+        lines = "return [...document.querySelectorAll('.charts:not([hidden]) .cursor')].map(c => c.getAttribute('x1'))"
+        assert len(chrome.run(lines)) == 7
+        assert chrome.console() == []
+        chrome.picture(tmp_path / "page.png")
+        chrome.run("console.error('control')")
+        assert [entry["level"] for entry in chrome.console()] == ["SEVERE"], "an error would have been seen"
+    with Image.open(tmp_path / "page.png") as image:
+        assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 500
+
+
+# -- the study --------------------------------------------------------------------------------------------------------
+
+
+def truth() -> dict[int, np.ndarray]:
+    return {i: blob(0, i) for i in range(2, 14)}
+
+
+def frames() -> list[Frame]:
+    return [Frame(i, f"{i:05d}", image) for i, image in enumerate(pictures(14))]
+
+
+def test_deciphering() -> None:
+    study = Study(sizes=(1, 2, 4, 50), targets=3)
+    found = decipher(micro_predictor(), frames(), truth(), 1, study)
+    again = decipher(micro_predictor("xmem"), frames(), truth(), 1, study)
+    assert found == again, "the policy plays no part"
+    curves_of = means(found)
+    assert set(curves_of) == set(study.contents) and all(set(c) == {1, 2, 4} for c in curves_of.values())
+    assert len({c[1] for c in curves_of.values()}) == 1, "a bank of one frame has no contents to choose"
+    assert curves_of["best"][2] >= max(c[2] for c in curves_of.values())
+    assert curves_of["worst"][2] <= min(c[2] for c in curves_of.values())
+    assert all(0.0 <= d.j <= 1.0 and d.frames == 3 for d in found)
+    assert table(found).splitlines()[0].split() == ["contents", "1", "2", "4"]
+
+
+def test_a_deciphered_frame_is_what_the_tracker_decodes() -> None:
+    """A bank of the first frame and the one before, both as the tracker would hold them."""
+    predictor = micro_predictor()
+    state = predictor.init_state(pictures(4))
+    predictor.add_new_mask(state, 0, 1, blob(0, 0))
+    logits = [masks[0, 0] for _, _, masks in predictor.propagate_in_video(state)]
+    entries = {e.frame: e for e in predictor.policy.held(state.tracker.tracks[1].state)}
+    masks = {i: torch.as_tensor(blob(0, i)) for i in range(4)}
+    decoder = _Decoder(predictor, entries, masks)
+    with torch.inference_mode():
+        features = predictor.encode(frames()[2])
+        read = decoder._read((0, 1), 2)
+    assert read.key() != decoder._read((0,), 2).key()
+    own = predictor.policy.read(
+        type(state.tracker.tracks[1].state)(prompts=(entries[0],), entries=(entries[1],)),
+        state.tracker.context(features),
+    )[0]
+    assert [i.key() for i in read.items] == [i.key() for i in own.items]
+    assert len(logits) == 4
+
+
+def test_questions_that_make_no_sense() -> None:
+    wrong = (({"sizes": (0,)}, "sizes >= 1"), ({"contents": ("old",)}, "contents"), ({"targets": 0}, "targets"))
+    for fields, words in wrong:
+        with pytest.raises(ValueError, match=words):
+            Study(**fields)
+    with pytest.raises(ValueError, match="on at least 2 frames"):
+        decipher(micro_predictor(), frames(), {3: blob(0, 3)}, 1, Study())
+
+
+# -- the tool ---------------------------------------------------------------------------------------------------------
+
+
+def tool(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tools" / "inspect_memory.py"), *map(str, words), "--threads", "1"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+
+
+def test_the_tool_shows(tmp_path: Path) -> None:
+    demo = ROOT / "notebooks" / "videos"
+    words = ("--video", demo / "demo", "--masks", demo / "demo_prompts" / "demo", "--policies", "fifo,dam4sam")
+    done = tool("show", *words, "--stop", "14", "--frame", "10", "--width", "64", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    sheets = {f"{name}_{obj_id}.png" for name in ("fifo", "dam4sam") for obj_id in (1, 2)}
+    assert {p.name for p in tmp_path.iterdir()} == {"index.html"} | sheets
+    assert [p["name"] for p in data_of((tmp_path / "index.html").read_text())["policies"]] == ["fifo", "dam4sam"]
+    wrong = tool("show", "--video", demo / "demo", "--out", tmp_path)
+    assert wrong.returncode == 2 and "expected one of masks, box and point, got none" in wrong.stderr
+
+
+def test_the_tool_deciphers(tmp_path: Path) -> None:
+    demo = ROOT / "notebooks" / "videos"
+    words = ("--video", demo / "demo", "--truth", demo / "demo_gt" / "demo", "--stop", "10", "--sizes", "1,3")
+    done = tool("decipher", *words, "--contents", "recent,spread", "--targets", "2", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    saved = json.loads((tmp_path / "decipher.json").read_text())
+    assert set(saved["means"]) == {"recent", "spread"} and "recent" in done.stdout
+    with Image.open(tmp_path / "decipher.png") as image:
+        assert image.width > 300

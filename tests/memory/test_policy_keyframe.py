@@ -1,0 +1,166 @@
+"""The keyframe policy: what it keeps, what it makes compact, what it drops, within its bytes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sam2_mem.memory.policies.fifo import FIFO
+from sam2_mem.memory.policies.keyframe import Keyframe, Keyframes, significances
+from sam2_mem.memory.tokens import pool_grid, token_count
+from sam2_mem.model.cached_positions import grid_xy, sine_tokens
+from sam2_mem.types import (
+    CandidateId,
+    FrameContext,
+    FrameFeatures,
+    Hypotheses,
+    MaskSelection,
+    MemoryEntry,
+    MemoryTokens,
+)
+
+GRID = (4, 4)
+CPU = torch.device("cpu")
+NOTHING = Hypotheses(masks=torch.zeros(1, 1, 2, 2), pointers=torch.zeros(1, 1, 8), iou=((1.0,),), objectness=(1.0,))
+ONE = MaskSelection(output=CandidateId(0, 0), remember=(CandidateId(0, 0),))
+
+
+def context(index: int, *, reverse: bool = False) -> FrameContext:
+    low = torch.zeros(GRID[0] * GRID[1], 8)
+    high = (torch.zeros(1, 1, 1), torch.zeros(1, 1, 1))
+    return FrameContext(index=index, features=FrameFeatures(index, low, low, high, GRID), reverse=reverse)
+
+
+def entry(
+    frame: int, rng: np.random.Generator, *, iou: float = 0.9, score: float = 3.0, prompt: bool = False
+) -> MemoryEntry:
+    vector = lambda n: torch.from_numpy(rng.normal(size=n)).float()  # noqa: E731
+    tokens = MemoryTokens(feat=vector((16, 4)).bfloat16(), pos=sine_tokens(*GRID, 4, CPU), xy=grid_xy(*GRID, CPU))
+    return MemoryEntry(frame, tokens, vector(8), iou=iou, objectness=score, is_prompt=prompt, summary=vector(8))
+
+
+def run(policy: Keyframe, frames: int, seed: int = 0, **looks) -> Keyframes:
+    rng = np.random.default_rng(seed)
+    state = policy.prompt(None, context(0), entry(0, rng, prompt=True))
+    for t in range(1, frames):
+        state = policy.write(state, context(t), NOTHING, ONE, [entry(t, rng, **looks)])
+    return state
+
+
+def maps(n: float) -> int:
+    """Bytes of ``n`` whole maps."""
+    return int(n * 16 * 128)
+
+
+def test_pooling_averages_and_says_how_many():
+    rng = np.random.default_rng(1)
+    tokens = entry(0, rng).tokens
+    small = pool_grid(tokens, GRID, 2)
+    blocks = tokens.feat.float().reshape(2, 2, 2, 2, 4).mean((1, 3)).reshape(4, 4)
+    assert torch.allclose(small.feat.float(), blocks, atol=1e-2)
+    assert small.xy.tolist() == [[0.5, 0.5], [2.5, 0.5], [0.5, 2.5], [2.5, 2.5]]
+    assert torch.allclose(small.log_count, torch.full((4,), math.log(4)))
+    ragged = pool_grid(tokens, GRID, 3)
+    assert ragged.log_count.exp().round().tolist() == [9, 3, 3, 1]
+    assert ragged.xy[-1].tolist() == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("tokens, message", [(3, "expected the 16 tokens"), (None, "undistilled")])
+def test_pooling_refuses_what_is_not_a_map(tokens, message):
+    whole = entry(0, np.random.default_rng(0)).tokens
+    other = pool_grid(whole, GRID, 2)
+    with pytest.raises(ValueError, match=message):
+        pool_grid(
+            MemoryTokens(whole.feat[:tokens], whole.pos[:tokens], whole.xy[:tokens]) if tokens else other,
+            (2, 2) if not tokens else GRID,
+            2,
+        )
+
+
+def test_budget_is_kept_and_both_tiers_are_used():
+    policy = Keyframe(budget_bytes=maps(7))
+    state = run(policy, 200)
+    assert token_count(policy.held(state)) * 128 <= maps(7)
+    assert len(state.whole) == 1 and len(state.compact) == 4
+    loose = run(Keyframe(budget_bytes=maps(9)), 200)
+    assert token_count(policy.held(loose)) * 128 > maps(7)
+
+
+def test_frames_without_the_object_or_with_doubtful_masks_are_no_keyframes():
+    for looks in ({"score": -1.0}, {"iou": 0.3}):
+        state = run(Keyframe(), 80, **looks)
+        assert state.whole == () and state.compact == ()
+    assert run(Keyframe(), 80).whole
+
+
+def test_significance_is_that_of_a_literal_computation():
+    state = run(Keyframe(budget_bytes=maps(9), max_whole=2), 120, seed=3)
+    keys = [*state.whole, *state.compact]
+    kept = keys + list(state.prompts)
+
+    def cosine(a, b):
+        a, b = a.double().numpy(), b.double().numpy()
+        return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+    measured = significances(state, pointer_weight=0.3)
+    for key in keys:
+        distance = min(
+            0.3 * (1 - cosine(key.pointer, o.pointer)) / 2 + 0.7 * (1 - cosine(key.summary, o.summary)) / 2
+            for o in kept
+            if o is not key
+        )
+        expected = key.iou / (1 + math.exp(-key.objectness)) * min(distance, 1.0)
+        assert measured[key.frame] == pytest.approx(expected, abs=1e-5)
+    assert len(set(measured.values())) > len(keys) / 2  # nearest neighbours come in pairs
+
+
+def test_the_least_significant_goes_first():
+    policy = Keyframe(budget_bytes=maps(7))
+    rng = np.random.default_rng(5)
+    state = policy.prompt(None, context(0), entry(0, rng, prompt=True))
+    twin = entry(40, rng)
+    for t in range(1, 120):
+        looks = twin if t in (40, 60, 80) else entry(t, rng)
+        same = MemoryEntry(t, entry(t, rng).tokens, looks.pointer, iou=0.9, objectness=3.0, summary=looks.summary)
+        state = policy.write(state, context(t), NOTHING, ONE, [same])
+    held = {e.frame for e in (*state.whole, *state.compact)}
+    assert len(held & {40, 60, 80}) <= 1
+
+
+def test_it_equals_fifo_when_nothing_but_recent_frames_are_kept():
+    policy, fifo = Keyframe(recent=6, max_whole=0, max_compact=0), FIFO()
+    other = Keyframe(recent=6, budget_bytes=maps(30))
+    rng = np.random.default_rng(0)
+    first = entry(0, rng, prompt=True)
+    states = [p.prompt(None, context(0), first) for p in (policy, fifo, other)]
+    differs = False
+    for t in range(1, 60):
+        reads = [p.read(s, context(t))[0] for p, s in zip((policy, fifo, other), states)]
+        as_sets = [({i.key() for i in r.items}, {p.key() for p in r.pointers}) for r in reads]
+        assert as_sets[0] == as_sets[1]
+        differs |= as_sets[2] != as_sets[1]
+        new = entry(t, rng)
+        states = [p.write(s, context(t), NOTHING, ONE, [new]) for p, s in zip((policy, fifo, other), states)]
+    assert differs
+
+
+def test_reverse_reads_what_lies_ahead_and_rewrites_frames():
+    policy = Keyframe(budget_bytes=maps(9))
+    state = run(policy, 60)
+    rng = np.random.default_rng(9)
+    for t in range(59, 20, -1):
+        read = policy.read(state, context(t, reverse=True))[0]
+        assert read.items and (t > 57 or read.pointers)
+        state = policy.write(state, context(t, reverse=True), NOTHING, ONE, [entry(t, rng, iou=0.95)])
+    assert token_count(policy.held(state)) * 128 <= maps(9)
+    again = {e.frame: e.iou for e in policy.held(state) if e.frame > 20}
+    assert again and set(again.values()) == {0.95}
+
+
+@pytest.mark.parametrize("bad", [{"recent": 0}, {"pool": 1}, {"gap": 0}, {"pointer_weight": 1.5}, {"budget_bytes": -1}])
+def test_bad_values_are_refused(bad):
+    with pytest.raises(ValueError, match=f"expected {next(iter(bad))}"):
+        Keyframe(**bad)

@@ -1,0 +1,381 @@
+"""Training distillers by a teacher: losses, what is trained, clips without labels, files, resuming."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from test_training import SIDE, TINY, Blobs, largest_difference
+
+from sam2_mem.build_sam import build_policy, build_sam2, build_training
+from sam2_mem.cli import train as commands
+from sam2_mem.config import compose, compose_training
+from sam2_mem.memory.policies.distilled import Distilled
+from sam2_mem.model.sam2 import SAM2, Decoded
+from sam2_mem.training.clips import Clip, ClipWish, collate
+from sam2_mem.training.distillation import (
+    Distillation,
+    Teacher,
+    TeachersMasks,
+    compare,
+    emphasis,
+    hidden_cells,
+    taught,
+)
+from sam2_mem.training.folders import UnlabelledClips
+from sam2_mem.training.initialization import Start, prepare
+from sam2_mem.training.losses import LossSettings
+from sam2_mem.training.plan import Optimisation, Stage, TrainingPlan
+from sam2_mem.training.prompts import PromptMix
+from sam2_mem.training.rollout import Rollout, RolloutSettings
+from sam2_mem.training.trainer import BEST, CHECKPOINT, Trainer
+from sam2_mem.training.validation import NetworkMethod, held_out, run_method, summarise
+
+DISTILLER = "memory_encoder.distiller."
+MEASURED = 0.04  # of J; .779 and .859 were measured
+MASKS = RolloutSettings(prompts=PromptMix(mask=1, box=0, click=0, correct=0), losses=LossSettings(stride=2))
+WISH = ClipWish(num_frames=4, max_gap=1, size=SIDE)
+ONLY_DISTILLER = {"": 0.0, "memory_encoder.distiller": 1.0}
+
+
+def network(distiller: str = "none", seed: int = 0, side: int = SIDE) -> SAM2:
+    """A small network that has not learned and yet looks; the same under every distiller."""
+    torch.manual_seed(seed)
+    size = f"model.image_size={side}"
+    config = compose("nano", [*TINY, "distiller=none", size])
+    config.checkpoint = "random"
+    plain = build_sam2(config, device="cpu", apply_postprocessing=False)
+    prepare(plain, Start(), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for name, value in plain.named_parameters():
+            if "output_hypernetworks_mlps" in name and ".layers.2." in name:
+                value *= 10
+    config = compose("nano", [*TINY, f"distiller={distiller}", size])
+    config.checkpoint = "random"
+    torch.manual_seed(seed + 1)
+    made = build_sam2(config, device="cpu", apply_postprocessing=False)
+    missing = made.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert all(k.startswith(DISTILLER) for k in missing)
+    return made
+
+
+def batch_of(count: int = 2, wish: ClipWish = WISH):
+    rngs = [np.random.default_rng(i) for i in range(count)]
+    return collate(rngs, [Blobs(2).sample(rng, wish) for rng in rngs], wish), rngs
+
+
+def lesson(student: SAM2, settings: Distillation, policy: str = "fifo", **kwargs):
+    batch, rngs = batch_of()
+    teacher = Teacher(network(), build_policy("fifo"))
+    found = list(taught(student, build_policy(policy), teacher, MASKS, settings, batch=batch, rngs=rngs, **kwargs))
+    assert len(found) == 1 and found[0].share == 1
+    return found[0]
+
+
+# -- losses -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_student_that_is_the_teacher_has_nothing_to_learn() -> None:
+    same = lesson(network(), Distillation(hidden=0)).terms
+    assert max(float(v.detach()) for v in (same.features, same.mask, same.iou)) < 1e-6
+    pooled = lesson(network("pool4"), Distillation(hidden=0)).terms
+    assert pooled.features > 1e-4 and pooled.mask > 1e-5, "a student with less memory must differ"
+
+
+def test_losses_are_their_definitions() -> None:
+    student, teacher = network("pool4").eval(), Teacher(network(), build_policy("fifo"))
+    batch, rngs = batch_of()
+    settings = Distillation(foreground=3, boundary=0, truth=0)
+    with torch.no_grad():
+        known = teacher.track(MASKS, batch, [np.random.default_rng(i) for i in range(2)], None)
+        seen = Rollout(student, build_policy("fifo"), MASKS, batch=batch, rngs=rngs).run()
+        terms = compare(seen, known, batch, settings, LossSettings())
+        features, mask, count = [], [], 0
+        size = torch.stack([known[s.frame].conditioned for s in seen]).square().mean()
+        for s in seen:
+            for row, obj_id in enumerate(s.obj_ids):
+                told = known[s.frame]
+                k = told.obj_ids.index(obj_id)
+                best = told.decoded.iou[k].argmax()
+                p = told.decoded.masks[k, best].double().sigmoid()
+                q = s.decoded.masks[row, best].double().sigmoid()
+                weight = 1 + 3 * p
+                kl = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+                if told.decoded.objectness[k] > 0:
+                    mask.append(float((kl * weight).sum() / weight.sum()))
+                cells = torch.nn.functional.adaptive_avg_pool2d(weight[None, None], 4).flatten()
+                apart = (s.conditioned[row] - told.conditioned[k]).double().square().mean(-1)
+                features.append(float((apart * cells).sum() / cells.sum() / size))
+                count += 1
+    assert count == 12 and mask
+    np.testing.assert_allclose(float(terms.features), np.mean(features), rtol=1e-4)
+    np.testing.assert_allclose(float(terms.mask), np.mean(mask), rtol=1e-3)
+    total = terms.weighted(settings)
+    assert total == pytest.approx(float(sum(getattr(settings, n) * v for n, v in terms._asdict().items())))
+
+
+def test_pixels_of_the_object_and_its_edge_count_more() -> None:
+    mask = torch.zeros(1, 8, 8)
+    mask[0, 2:6, 2:6] = 1
+    weight = emphasis(mask, Distillation(foreground=3, boundary=5))[0]
+    assert weight[0, 0] == 1 and weight[3, 3] == 4 and weight[2, 2] == 9 and weight[1, 2] == 6
+
+
+def test_labels_are_used_where_there_are_any() -> None:
+    student, settings = network("spatial"), Distillation(truth=1)
+    batch, _ = batch_of()
+    teacher = Teacher(network(), build_policy("fifo"))
+    values = []
+    for labelled in ((True, True), (False, False), (True, False)):
+        one = type(batch)(batch.images, batch.truth, batch.clip_of, labelled)
+        rngs = [np.random.default_rng(i) for i in range(2)]
+        found = next(taught(student, build_policy("fifo"), teacher, MASKS, settings, batch=one, rngs=rngs))
+        values.append(float(found.terms.truth.detach()))
+    assert values[0] > 0 and values[1] == 0 and values[2] > 0 and values[2] != values[0]
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ValueError, match="expected settings of a distillation >= 0"):
+        Distillation(mask=-1)
+    with pytest.raises(ValueError, match="expected hidden in 0..1"):
+        Distillation(hidden=1.5)
+
+
+# -- what the student sees --------------------------------------------------------------------------------------------
+
+
+def test_hidden_cells_change_what_is_distilled_only_within() -> None:
+    distiller = network("spatial").memory_encoder.distiller
+    maps = torch.randn(2, 32, 8, 8)
+    plain = distiller(maps)[0].feat
+    with hidden_cells(distiller, 1.0):
+        hidden = distiller(maps)[0].feat
+    with hidden_cells(distiller, 0.0):
+        shown = distiller(maps)[0].feat
+    assert torch.equal(plain, shown) and torch.equal(plain, distiller(maps)[0].feat)
+    torch.testing.assert_close(hidden, maps[0].mean((1, 2)).expand_as(hidden), atol=1e-5, rtol=1e-5)
+    assert (plain - hidden).abs().max() > 0.05
+
+
+def test_the_teachers_masks_enter_memory() -> None:
+    batch, rngs = batch_of()
+    teacher = Teacher(network(), build_policy("fifo"))
+    with torch.no_grad():
+        known = teacher.track(MASKS, batch, rngs, None)
+    each = [np.random.default_rng(0)] * 4
+    own = torch.full((2, 16, 16), -3.0)
+    never, always = (TeachersMasks(known, p, each)(2, own, (1, 3)) for p in (0.0, 1.0))
+    assert torch.equal(never, own)
+    for row, obj_id in enumerate((1, 3)):
+        decoded = known[2].decoded
+        best = decoded.masks[obj_id, decoded.iou[obj_id].argmax()]
+        expected = best if decoded.objectness[obj_id] > 0 else torch.full_like(best, -8.0)
+        assert torch.equal(always[row], expected)
+
+
+def test_encoding_once_changes_nothing() -> None:
+    student = network("spatial")
+    for name, p in student.named_parameters():
+        p.requires_grad_(name.startswith(DISTILLER))
+    teacher = Teacher(network(), build_policy("fifo"))
+    assert teacher.sees_alike(student)
+    alone, together = (lesson(student, Distillation(hidden=0), shared=s).terms for s in (False, True))
+    torch.testing.assert_close(torch.stack([*alone]), torch.stack([*together]), atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        student.image_encoder.neck.convs[0].conv.bias.add_(0.1)
+    assert not teacher.sees_alike(student)
+
+
+# -- the loop ---------------------------------------------------------------------------------------------------------
+
+
+def plan(steps: int = 2, clips: object = Blobs(2), wish: ClipWish = WISH, **settings: float) -> TrainingPlan:
+    stage = Stage(until=steps, clips=clips, wish=wish, batch=2, rollout=MASKS)
+    optimisation = Optimisation(rate=5e-3, warmup=1, rates=ONLY_DISTILLER)
+    distillation = Distillation(**settings)
+    return TrainingPlan(stages=[stage], optimisation=optimisation, log_every=1, save_every=1, distillation=distillation)
+
+
+def trainer(folder: Path, plan_: TrainingPlan, distiller: str = "spatial", policy=None) -> Trainer:
+    policy = build_policy("fifo") if policy is None else policy
+    side = plan_.stages[0].wish.size
+    teacher = Teacher(network(side=side), build_policy("fifo"))
+    return Trainer(network(distiller, side=side), policy, plan_, folder=folder, fresh=False, teacher=teacher)
+
+
+@pytest.mark.parametrize("distiller", ["spatial", "temporal", "temporal_gru"])
+def test_only_the_distiller_is_trained_and_all_of_it(distiller: str, tmp_path: Path) -> None:
+    long = ClipWish(num_frames=6, max_gap=1, size=2 * SIDE)
+    training = trainer(
+        tmp_path, plan(2, wish=long), distiller, Distilled(recent=1, tube=2, tail=2, min_object_score=-99)
+    )
+    before = {k: v.clone() for k, v in training.model.state_dict().items()}
+    reached: set[str] = set()
+    for _ in range(2):
+        training.advance()
+        reached |= {n for n, p in training.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    moved = {k for k, v in training.model.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved and all(k.startswith(DISTILLER) for k in moved | reached)
+    wanted = {n for n, p in training.model.named_parameters() if n.startswith(DISTILLER)}
+    missing = {n for n in wanted - reached if not n.endswith("merged_time")}  # read with slot "learned" only
+    assert not missing, sorted(missing)
+
+
+def test_it_learns_from_the_teacher(tmp_path: Path) -> None:
+    class Same(Blobs):
+        def sample(self, rng: np.random.Generator, wish: ClipWish) -> Clip:
+            return super().sample(np.random.default_rng(5), wish)
+
+    training = trainer(tmp_path, plan(40, Same(2), hidden=0, forcing=1))
+    losses: list[float] = []
+    training.run(after_step=lambda report: losses.append(float(report.terms.features)))
+    assert np.mean(losses[-3:]) < 0.6 * np.mean(losses[:3]), (losses[:3], losses[-3:])
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole, first = trainer(tmp_path / "whole", plan(3)), trainer(tmp_path / "parts", plan(3))
+    whole.run()
+    first.run(until=1)
+    second = trainer(tmp_path / "parts", plan(3))
+    assert second.resume()
+    second.run()
+    ends = [torch.load(t.folder / CHECKPOINT, weights_only=True)["model"] for t in (whole, second)]
+    assert largest_difference(*ends) == 0.0
+
+
+def test_a_teacher_and_a_distillation_come_together(tmp_path: Path) -> None:
+    plain = TrainingPlan(stages=plan().stages)
+    with pytest.raises(ValueError, match="expected a teacher with plan.distillation"):
+        trainer(tmp_path, plain)
+    with pytest.raises(ValueError, match="expected a student with something to learn"):
+        trainer(tmp_path, plan(), "pool2")
+    corrected = RolloutSettings(prompts=PromptMix())
+    batch, rngs = batch_of()
+    teacher = Teacher(network(), build_policy("fifo"))
+    with pytest.raises(ValueError, match="correct of 0"):
+        next(taught(network(), build_policy("fifo"), teacher, corrected, Distillation(), batch=batch, rngs=rngs))
+
+
+# -- clips without labels ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """A folder of frames and a film, without masks."""
+    clip = Blobs(2).sample(np.random.default_rng(0), ClipWish(num_frames=6, max_gap=1, size=SIDE))
+    (tmp_path / "deep" / "one").mkdir(parents=True)
+    for t, frame in enumerate(clip.frames):
+        cv2.imwrite(str(tmp_path / "deep" / "one" / f"{t:05d}.jpg"), frame[..., ::-1])
+    film = cv2.VideoWriter(str(tmp_path / "two.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 10, (SIDE, SIDE))
+    for frame in clip.frames:
+        film.write(np.ascontiguousarray(frame[..., ::-1]))
+    film.release()
+    return tmp_path
+
+
+def test_unlabelled_videos_are_found_and_sampled(videos: Path, tmp_path: Path) -> None:
+    source = UnlabelledClips(root=str(videos))
+    assert [p.name for p in source.videos] == ["one", "two.mp4"]
+    clip = source.sample(np.random.default_rng(1), WISH)
+    assert clip.frames.shape == (4, SIDE, SIDE, 3) and not clip.ids.any() and not clip.labelled
+    with pytest.raises(ValueError, match="expected videos of 9 frames"):
+        source.sample(np.random.default_rng(0), ClipWish(num_frames=9, max_gap=1, size=SIDE))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="expected video files or folders of images"):
+        UnlabelledClips(root=str(tmp_path / "empty")).videos  # noqa: B018
+
+
+def test_the_teacher_finds_something_to_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what it sees at clicks: neither specks nor the ground, no object twice, the surest first."""
+    teacher = Teacher(network(), build_policy("fifo"))
+    clip = Clip(np.zeros((2, SIDE, SIDE, 3), np.uint8), np.zeros((2, SIDE, SIDE), np.uint8), labelled=False)
+    masks = torch.full((12, 3, 16, 16), -9.0)
+    masks[0, 0] = 9  # everything
+    masks[1, 1, 5, 5] = 9  # a speck
+    masks[2, 0, 2:8, 2:8] = masks[3, 0, 2:8, 2:9] = 9  # one thing, seen twice
+    masks[4, 2, 9:15, 3:12] = 9  # another
+    iou = torch.full((12, 3), 0.1)
+    iou[0, 0], iou[1, 1], iou[2, 0], iou[3, 0], iou[4, 2] = 0.99, 0.98, 0.5, 0.6, 0.4
+    asked: list[torch.Tensor] = []
+
+    def decode(plain, features, *, points, labels):
+        asked.append(points)
+        return Decoded(masks, torch.zeros(12, 3, 32), iou, torch.ones(12))
+
+    monkeypatch.setattr(teacher.model, "decode", decode)
+    found = teacher.label(clip, np.random.default_rng(0), ClipWish(num_frames=2, max_gap=1, size=SIDE, max_objects=2))
+    assert not found.labelled and not found.ids[1].any() and set(np.unique(found.ids[0])) == {0, 1, 2}
+    first, second = (np.argwhere(found.ids[0] == i).mean(0) for i in (1, 2))
+    assert np.abs(first - (20, 22)).max() < 3 and np.abs(second - (48, 30)).max() < 3
+    teacher.label(clip, np.random.default_rng(0), WISH)
+    assert torch.equal(asked[0], asked[1]) and asked[0].min() > 0 and asked[0].max() < SIDE
+
+
+def test_training_without_labels(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mark(self, clip: Clip, rng: np.random.Generator, wish: ClipWish) -> Clip:
+        ids = clip.ids.copy()
+        ids[0, 8:40, 8:40] = 1
+        return Clip(clip.frames, ids, labelled=False)
+
+    monkeypatch.setattr(Teacher, "label", mark)
+    training = trainer(tmp_path / "run", plan(1, UnlabelledClips(root=str(videos)), truth=1.0))
+    report = training.advance()
+    assert report.terms.truth == 0 and report.terms.features > 0 and np.isfinite(report.total)
+    plain = Trainer(
+        network("spatial"), build_policy("fifo"), TrainingPlan(stages=training.plan.stages), folder=tmp_path
+    )
+    with pytest.raises(ValueError, match="expected clips with labels"):
+        plain.advance()
+
+
+# -- files and commands -----------------------------------------------------------------------------------------------
+
+
+def test_the_command_distils_and_exports_a_small_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAM2_MEM_CLIPS", str(tmp_path / "clips"))
+    overrides = [
+        "plan.stages.0.batch=1",
+        "plan.stages.0.wish.num_frames=5",
+        "plan.stages.0.clips=${sources.procedural}",
+        "sources.procedural.count=2",
+        "+sources.procedural.length=8",
+        "plan.log_every=1",
+        "plan.validation.every=0",
+    ]
+    assert commands.run(config="distil_nano", out=tmp_path / "run", device="cpu", until=2, overrides=overrides) == 0
+    assert not (tmp_path / "run" / BEST).exists()
+    small = tmp_path / "distiller.safetensors"
+    assert commands.export(checkpoint=tmp_path / "run" / CHECKPOINT, weights=small, only=DISTILLER) == 0
+    assert small.stat().st_size < 1e6
+    model = build_sam2(
+        "nano", device="cpu", hydra_overrides_extra=["distiller=temporal", f"distiller_checkpoint={small}"]
+    )
+    trained = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)["ema"]
+    for key, value in model.state_dict().items():
+        if key.startswith(DISTILLER):
+            torch.testing.assert_close(value, trained[key].half().float())
+    with pytest.raises(ValueError, match="expected weights that begin with 'nothing'"):
+        commands.export(checkpoint=tmp_path / "run" / CHECKPOINT, weights=small, only="nothing")
+
+
+def test_the_packaged_distiller_is_better_than_means() -> None:
+    """What was trained for the small model, on clips that neither training nor its validation has seen."""
+    clips = held_out("easy", 3, num_frames=24, first_seed=45_000_000)
+    found = []
+    for overrides in (["distiller_checkpoint=random"], []):
+        model = build_sam2("nano", device="cpu", hydra_overrides_extra=["distiller=temporal", *overrides])
+        found.append(summarise(run_method(NetworkMethod(model, Distilled()), clips)).j)
+    assert found[1] > found[0] + MEASURED, found
+
+
+def test_a_teacher_needs_weights(tmp_path: Path) -> None:
+    config = compose_training("distil_nano", ["teacher.init=null"])
+    with pytest.raises(ValueError, match="expected a teacher with weights"):
+        build_training(config)
+    job = build_training(compose_training("distil_nano"))
+    assert job.teacher is not None and not job.fresh
+    student, teacher = job.model.state_dict(), job.teacher[0].state_dict()
+    assert all(torch.equal(student[k], v) for k, v in teacher.items()) and len(student) > len(teacher)
