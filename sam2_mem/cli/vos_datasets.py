@@ -14,11 +14,11 @@ import numpy as np
 from sam2_mem.evaluation.dataset_inference import REGIONS, Found, Submit
 from sam2_mem.evaluation.datasets import Selection
 from sam2_mem.evaluation.vots import PROMPTED, UNKNOWN, Box, Region, VOTSSequence, read_regions, region_text
+from sam2_mem.files import atomic_path
 from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.vos import PromptPlan
 from sam2_mem.tracking.vos_run import VideoTask, dataset_tasks
 from sam2_mem.video import VideoSource, open_video, read_mask_png
-from sam2_mem.video.writers import atomic_path
 
 ARCHIVE = "submission.zip"
 

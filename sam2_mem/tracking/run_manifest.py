@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from sam2_mem.files import atomic_path
+
 Json = Mapping[str, Any]
 """Plain values that go to a JSON file as they are."""
 
@@ -96,10 +98,8 @@ class RunFolder:
 
 def write_json(path: Path, content: Json) -> None:
     """Replace a file as a whole; several processes may do so at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    with atomic_path(path, concurrent=True) as part:
+        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def differences(theirs: Json, ours: Json) -> list[str]:

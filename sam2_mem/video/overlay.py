@@ -11,9 +11,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from sam2_mem.files import atomic_path
+
 from .frame import FrameLike
 from .palette import object_color
-from .writers import Masks, MaskWriter, atomic_path
+from .writers import Masks, MaskWriter
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
+from sam2_mem.files import atomic_path
+
 from .frame import FrameLike
-from .writers import MaskWriter, atomic_path
+from .writers import MaskWriter
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,26 +12,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from sam2_mem.files import atomic_path
+
 from .frame import FrameLike
 from .palette import palette_bytes
 
 Masks = Mapping[int, np.ndarray]
 Writer = TypeVar("Writer", bound="MaskWriter")
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it becomes `path` if the block succeeds and vanishes if it fails.
-
-    The temporary name is fixed, so that a run that resumes after a kill writes over what the killed one left.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class MaskWriter(ABC):
