@@ -24,18 +24,17 @@ from sam2_mem.model.acceleration import attention_kernels
 from sam2_mem.model.acceleration.attention_kernels import FastestKernel
 from sam2_mem.model.acceleration.cuda_graphs import (
     CAST,
-    KEPT,
+    NOT_CAST,
+    ExternalTensors,
     GraphRunner,
     GraphSettings,
-    Outsiders,
     cast_weights,
-    exchanged,
     half_autocast,
     optimize,
     signature,
-    tensors,
 )
 from sam2_mem.model.acceleration.transfer import to_device_async
+from sam2_mem.model.tensor_tree import map_tensors, tensors_in
 from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.types import Usage
@@ -54,8 +53,8 @@ class Tape:
 
         def replay() -> None:
             self.played += 1
-            for place, value in zip(tensors(outputs), tensors(call()), strict=True):
-                place.copy_(value)
+            for buffer, value in zip(tensors_in(outputs), tensors_in(call()), strict=True):
+                buffer.copy_(value)
 
         return replay, outputs
 
@@ -89,15 +88,15 @@ def test_other_shapes_are_other_recordings() -> None:
 
 @torch.inference_mode()
 def test_shapes_that_change_are_never_recorded() -> None:
-    run, tape = runner(after=1, most=4)
+    run, tape = runner(after=1, max_recordings=4)
     for size in range(1, 200):
         run("double", lambda t: 2 * t, torch.ones(size))
-    assert tape.made == 0 and len(run.met) <= 16
+    assert tape.made == 0 and len(run.call_counts) <= 16
 
 
 @torch.inference_mode()
 def test_recordings_are_bounded_and_the_oldest_goes() -> None:
-    run, tape = runner(after=1, most=2)
+    run, tape = runner(after=1, max_recordings=2)
     for size in (1, 1, 2, 2, 1, 3, 3):
         run("double", lambda t: 2 * t, torch.ones(size))
     assert tape.made == 3 and len(run.recordings) == 2
@@ -117,8 +116,10 @@ def test_control_a_recording_without_copies_is_overwritten(monkeypatch: pytest.M
     from sam2_mem.model.acceleration import cuda_graphs
 
     run, _ = runner(after=1)
-    change = cuda_graphs.exchanged
-    monkeypatch.setattr(cuda_graphs, "exchanged", lambda x, f: x if f is torch.clone else change(x, f))
+    change = cuda_graphs.map_tensors
+    monkeypatch.setattr(
+        cuda_graphs, "map_tensors", lambda x, f, share: x if f is torch.clone else change(x, f, share=share)
+    )
     given = [run("double", lambda t: 2 * t, torch.full((2,), float(n))) for n in range(4)]
     assert [float(x[0]) for x in given] != [0, 2, 4, 6]
 
@@ -169,7 +170,7 @@ def test_a_copy_records_for_itself() -> None:
     assert len(run.recordings) == 1 and not other.recordings and other.settings == run.settings
 
 
-@pytest.mark.parametrize("field", ["after", "most"])
+@pytest.mark.parametrize("field", ["after", "max_recordings"])
 def test_settings_are_checked(field: str) -> None:
     with pytest.raises(ValueError, match=f"expected {field} >= 1, got 0"):
         GraphSettings(**{field: 0})
@@ -178,10 +179,10 @@ def test_settings_are_checked(field: str) -> None:
 def test_tensors_from_elsewhere_are_held() -> None:
     """A recording reads its weights where they lie, so they have to stay there."""
     weight, x = torch.ones(3), torch.ones(3)
-    with torch.inference_mode(), Outsiders() as seen:
+    with torch.inference_mode(), ExternalTensors() as external:
         y = x * weight
         (y + y.mul_(2)).sum()
-    assert {id(t) for t in seen.outsiders} == {id(weight), id(x)}
+    assert {id(t) for t in external.tensors} == {id(weight), id(x)}
 
 
 # -- arguments --------------------------------------------------------------------------------------------------------
@@ -204,11 +205,30 @@ def nest() -> tuple:
 
 
 def test_nests_are_taken_apart_and_put_together() -> None:
-    assert [len(t) for t in tensors(nest())] == [2, 1, 3]
-    twice = exchanged(nest(), lambda t: 2 * t)
-    assert [float(t[0]) for t in tensors(twice)] == [2, 2, 2]
+    assert [len(t) for t in tensors_in(nest())] == [2, 1, 3]
+    twice = map_tensors(nest(), lambda t: 2 * t)
+    assert [float(t[0]) for t in tensors_in(twice)] == [2, 2, 2]
     assert signature(twice) == signature(nest()) and isinstance(twice[1][0], Two) and twice[2].n == 4
     hash(signature(nest()))
+
+
+def test_parts_are_shared_or_copied() -> None:
+    x, fixed = torch.ones(2), (1, {"a": "name"})
+    pair = ([x], [x], fixed)
+    shared, copied = map_tensors(pair, torch.clone), map_tensors(pair, torch.clone, share=False)
+    assert shared[0][0] is shared[1][0] and copied[0][0] is not copied[1][0]
+    assert shared[2] is fixed and map_tensors(pair, lambda t: t) is pair
+    memo: dict = {}
+    assert map_tensors(x, torch.clone, memo) is map_tensors([x], torch.clone, memo)[0]
+
+
+@torch.inference_mode()
+def test_arguments_that_are_one_tensor_when_recorded_may_be_two_later() -> None:
+    run, tape = runner(after=1)
+    x, y = torch.ones(2), torch.full((2,), 5.0)
+    for _ in range(3):
+        run("subtract", torch.sub, x, x)
+    assert tape.played and float(run("subtract", torch.sub, x, y)[0]) == -4
 
 
 @pytest.mark.parametrize(
@@ -275,7 +295,7 @@ def test_control_stale_inputs_would_show(monkeypatch: pytest.MonkeyPatch) -> Non
     plain, stale = fresh(), fresh()
     stale.model.runner, _ = runner(after=3)
     monkeypatch.setattr(
-        Recording, "__call__", lambda self, args: (self.replay(), exchanged(self.outputs, torch.clone))[1]
+        Recording, "__call__", lambda self, args: (self.replay(), map_tensors(self.outputs, torch.clone))[1]
     )
     assert any(not torch.allclose(a, b, atol=1e-5) for a, b in zip(masks(plain), masks(stale), strict=True))
 
@@ -349,7 +369,7 @@ def test_what_is_cast() -> None:
     linear = {n for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))}
     for name, dtype in kinds.items():
         layer = name.rpartition(".")[0]
-        cast = layer in linear and layer.startswith(CAST) and not layer.startswith(KEPT)
+        cast = layer in linear and layer.startswith(CAST) and not layer.startswith(NOT_CAST)
         assert dtype is (torch.bfloat16 if cast else torch.float32), name
     assert kinds["memory_attention.layers.0.norm1.weight"] is torch.float32
     assert kinds["memory_attention.layers.0.linear1.weight"] is torch.bfloat16
@@ -380,7 +400,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[SDPBackend | None]:
         made.append(backend)
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
-    monkeypatch.setattr(attention_kernels, "_by", by)
+    monkeypatch.setattr(attention_kernels, "_attend_by", by)
     return made
 
 
@@ -421,13 +441,13 @@ def test_the_fastest_backend_is_found_once(calls: list) -> None:
 def test_torch_chooses_where_no_backend_does(calls: list) -> None:
     run = FastestKernel((SDPBackend.EFFICIENT_ATTENTION,), lambda function: 1.0)
     attend(run, 10)
-    assert calls == [] and list(run.chosen.values()) == [None]
+    assert calls == [] and list(run.choices.values()) == [None]
 
 
 def test_nothing_is_measured_with_gradient(calls: list) -> None:
     run, timed = kernel(calls)
     attend(run, 10)
-    assert timed == [] and run.chosen == {}
+    assert timed == [] and run.choices == {}
 
 
 # -- transfer ---------------------------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
-"""Which of torch's attention kernels to use: measured on the spot, for there is no best one for a single wide head."""
+"""Which of torch's attention kernels to use: measured at run time, for no kernel is always best for a single wide head."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ FUSED = tuple(
 
 
 class FastestKernel:
-    """``scaled_dot_product_attention`` by the backend that was fastest when the shapes were first met.
+    """``scaled_dot_product_attention`` by the backend that was fastest when the shapes first came.
 
     Lengths of keys count by powers of two, so that a memory that fills up is measured a few times only. Where nothing may
     be measured (while a CUDA graph is recorded, under a compiler, with gradient) torch chooses.
@@ -31,7 +32,7 @@ class FastestKernel:
     def __init__(self, backends: Sequence[SDPBackend], timer: Timer) -> None:
         self.backends = tuple(backends)
         self.timer = timer
-        self.chosen: dict[tuple, SDPBackend | None] = {}
+        self.choices: dict[tuple, SDPBackend | None] = {}
 
     @classmethod
     def on_cuda(cls) -> FastestKernel:
@@ -40,32 +41,35 @@ class FastestKernel:
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0
     ) -> Tensor:
-        kind = _kind(q, k, v, attn_mask)
-        if kind not in self.chosen and _may_measure():
-            self.chosen[kind] = self._fastest(q, k, v, attn_mask)
-        backend = self.chosen.get(kind)
+        signature = _signature(q, k, v, attn_mask)
+        if signature not in self.choices and _may_measure():
+            self.choices[signature] = self._fastest(q, k, v, attn_mask)
+        backend = self.choices.get(signature)
         if backend is None:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout_p)
-        return _by(backend, q, k, v, attn_mask, dropout_p)
+        return _attend_by(backend, q, k, v, attn_mask, dropout_p)
 
     def _fastest(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> SDPBackend | None:
         """None where no backend takes these arguments: torch then has its own way."""
         times = {}
         for backend in self.backends:
+            attend = partial(_attend_by, backend, q, k, v, mask)
             try:
-                _by(backend, q, k, v, mask)
-                times[backend] = self.timer(lambda: _by(backend, q, k, v, mask))
+                attend()
+                times[backend] = self.timer(attend)
             except RuntimeError:
                 continue
         return min(times, key=times.get) if times else None
 
 
-def _by(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
+def _attend_by(
+    backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0
+) -> Tensor:
     with sdpa_kernel(backend):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
-def _kind(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple:
+def _signature(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple:
     length = math.ceil(math.log2(k.shape[-2]))
     return (q.dtype, q.device, *q.shape, length, v.shape[-1], None if mask is None else mask.dtype)
 

@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from sam2_mem.model.acceleration.attention_kernels import FastestKernel
 from sam2_mem.model.rotary_attention import RotaryAttention
+from sam2_mem.model.tensor_tree import map_tensors, tensors_in
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ Recorder = Callable[[Call], tuple[Call, Any]]
 """Records a function without arguments -> what repeats it, and its outputs, which every repetition overwrites."""
 
 CAST = ("image_encoder.trunk", "memory_attention", "memory_encoder", "sam_mask_decoder", "obj_ptr_proj")
-KEPT = ("memory_encoder.distiller", "sam_mask_decoder.conv_s0", "sam_mask_decoder.conv_s1")
+NOT_CAST = ("memory_encoder.distiller", "sam_mask_decoder.conv_s0", "sam_mask_decoder.conv_s1")
 """Parts whose linear maps and convolutions are cast, and those of them that are not: they are used outside of autocast,
 or folded into another layer first."""
 
@@ -43,11 +43,15 @@ def direct(part: str, function: Callable, *args: Any, steady: bool = True) -> An
 
 @dataclass(frozen=True, kw_only=True)
 class GraphSettings:
-    """``after``: how often a part meets the same shapes before it is recorded. ``most``: recordings held at a time; the
-    one that was not used for longest goes first."""
+    """When parts are recorded.
+
+    Attributes:
+        after: how often a part runs with the same shapes before it is recorded.
+        max_recordings: recordings held at a time; the least recently used one goes first.
+    """
 
     after: int = 3
-    most: int = 24
+    max_recordings: int = 24
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -58,10 +62,12 @@ class GraphSettings:
 class GraphRunner:
     """Calls parts of a network under ``precision``, recorded where that is possible.
 
-    Args:
-        record: see :data:`Recorder`. precision: a context for every call, such as autocast.
-
     Weights must not change after the first recording: a recording holds on to what was made of them.
+
+    Args:
+        record: see :data:`Recorder`.
+        precision: gives a context for every call, such as autocast.
+        settings: when to record.
     """
 
     def __init__(
@@ -75,7 +81,7 @@ class GraphRunner:
         self.precision = precision
         self.settings = GraphSettings() if settings is None else settings
         self.recordings: OrderedDict[tuple, Recording] = OrderedDict()
-        self.met: OrderedDict[tuple, int] = OrderedDict()
+        self.call_counts: OrderedDict[tuple, int] = OrderedDict()
         self.refused: set[str] = set()
 
     def __deepcopy__(self, memo: dict) -> GraphRunner:
@@ -88,117 +94,85 @@ class GraphRunner:
             if not steady or torch.is_grad_enabled() or part in self.refused:
                 return function(*args)
             key = (part, torch.is_inference_mode_enabled(), signature(args))
-            found = self.recordings.get(key)
-            if found is None:
-                if self._count(key) <= self.settings.after:
-                    return function(*args)
-                found = self._recorded(part, function, args)
-                if found is None:
-                    return function(*args)
-                self._keep(key, found)
+            if not self._is_recorded(key, function, args):
+                return function(*args)
             self.recordings.move_to_end(key)
-            return found(args)
+            return self.recordings[key](args)
+
+    def _is_recorded(self, key: tuple, function: Callable, args: tuple) -> bool:
+        """Whether there is a recording to replay; made now when the shapes have come often enough."""
+        if key in self.recordings:
+            return True
+        return self._count(key) > self.settings.after and self._record(key, function, args)
 
     def _count(self, key: tuple) -> int:
-        self.met[key] = self.met.pop(key, 0) + 1
-        while len(self.met) > 4 * self.settings.most:
-            self.met.popitem(last=False)
-        return self.met[key]
+        self.call_counts[key] = self.call_counts.pop(key, 0) + 1
+        while len(self.call_counts) > 4 * self.settings.max_recordings:
+            self.call_counts.popitem(last=False)
+        return self.call_counts[key]
 
-    def _recorded(self, part: str, function: Callable, args: tuple) -> Recording | None:
+    def _record(self, key: tuple, function: Callable, args: tuple) -> bool:
+        """Whether the call could be recorded."""
         try:
-            return Recording(self.record, function, args)
+            self.recordings[key] = Recording(self.record, function, args)
         except RuntimeError as error:
+            part = key[0]
             self.refused.add(part)
             logger.warning("%s is not recorded and runs as ever: %s", part, str(error).splitlines()[0])
-            return None
-
-    def _keep(self, key: tuple, made: Recording) -> None:
-        self.recordings[key] = made
-        while len(self.recordings) > self.settings.most:
+            return False
+        while len(self.recordings) > self.settings.max_recordings:
             self.recordings.popitem(last=False)
+        return True
 
 
 class Recording:
     """One function recorded for arguments of one signature. Tensors that it uses and that are not among the arguments are
-    held, since what replays it knows only where they are."""
+    referenced here, since what replays it knows their addresses only."""
 
     def __init__(self, record: Recorder, function: Callable, args: tuple) -> None:
         with torch.inference_mode(False), torch.no_grad():
-            own = exchanged(args, lambda x: x.detach().clone())
-        with Outsiders() as seen:
-            function(*own)
-        self.inputs, self.held = list(tensors(own)), seen.outsiders
-        self.replay, self.outputs = record(lambda: function(*own))
+            copies = map_tensors(args, lambda x: x.detach().clone(), share=False)
+        with ExternalTensors() as external:
+            function(*copies)
+        self.inputs, self.external = list(tensors_in(copies)), external.tensors
+        self.replay, self.outputs = record(lambda: function(*copies))
 
     def __call__(self, args: tuple) -> Any:
-        for mine, given in zip(self.inputs, tensors(args), strict=True):
-            mine.copy_(given, non_blocking=True)
+        for buffer, value in zip(self.inputs, tensors_in(args), strict=True):
+            buffer.copy_(value, non_blocking=True)
         self.replay()
-        return exchanged(self.outputs, torch.clone)
+        return map_tensors(self.outputs, torch.clone, share=False)
 
 
-class Outsiders(TorchDispatchMode):
-    """Collects tensors that operations read but that none of them made: weights, constants, arguments."""
+class ExternalTensors(TorchDispatchMode):
+    """Collects tensors that operations read but that none of them created: weights, constants, arguments."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._made: set[int] = set()  # where; those of before are all alive, so nothing new comes to lie there
-        self._found: dict[int, Tensor] = {}
+        self._created: set[int] = set()  # storages; external ones are all alive, so no new one gets their address
+        self._external: dict[int, Tensor] = {}
 
     @property
-    def outsiders(self) -> list[Tensor]:
-        return list(self._found.values())
+    def tensors(self) -> list[Tensor]:
+        return list(self._external.values())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for x in tree_leaves((args, kwargs)):
-            if isinstance(x, Tensor) and _place(x) not in self._made:
-                self._found.setdefault(_place(x), x)
-        made = func(*args, **(kwargs or {}))
-        for x in tree_leaves(made):
-            if isinstance(x, Tensor) and _place(x) not in self._found:
-                self._made.add(_place(x))
-        return made
+        for x in tensors_in((args, kwargs)):
+            if _storage_id(x) not in self._created:
+                self._external.setdefault(_storage_id(x), x)
+        result = func(*args, **(kwargs or {}))
+        for x in tensors_in(result):
+            if _storage_id(x) not in self._external:
+                self._created.add(_storage_id(x))
+        return result
 
 
-def _place(x: Tensor) -> int:
+def _storage_id(x: Tensor) -> int:
     return x.untyped_storage()._cdata
 
 
-# -- arguments --------------------------------------------------------------------------------------------------------
-
-
-def tensors(x: Any) -> Iterator[Tensor]:
-    """Tensors in nested tuples, lists, dicts and dataclasses, in order."""
-    if isinstance(x, Tensor):
-        yield x
-    elif not isinstance(x, type) and is_dataclass(x):
-        for field in fields(x):
-            yield from tensors(getattr(x, field.name))
-    elif isinstance(x, (tuple, list)):
-        for part in x:
-            yield from tensors(part)
-    elif isinstance(x, dict):
-        yield from tensors(tuple(x.values()))
-
-
-def exchanged(x: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same nest with ``change`` of every tensor."""
-    if isinstance(x, Tensor):
-        return change(x)
-    if not isinstance(x, type) and is_dataclass(x):
-        return replace(x, **{f.name: exchanged(getattr(x, f.name), change) for f in fields(x)})
-    if isinstance(x, dict):
-        return {key: exchanged(value, change) for key, value in x.items()}
-    if isinstance(x, tuple) and hasattr(x, "_fields"):
-        return type(x)(*(exchanged(part, change) for part in x))
-    if isinstance(x, (tuple, list)):
-        return type(x)(exchanged(part, change) for part in x)
-    return x
-
-
 def signature(x: Any) -> Any:
-    """Equal for nests that a recording cannot tell apart: shapes, kinds and devices of tensors, values of all else."""
+    """Equal for nested values that a recording cannot tell apart: shapes, dtypes, devices of tensors, values of all else."""
     if isinstance(x, Tensor):
         return (x.shape, x.stride(), x.dtype, x.device)
     if x is None or isinstance(x, (bool, int, float, str, Enum)):
@@ -208,7 +182,7 @@ def signature(x: Any) -> Any:
     if isinstance(x, dict):
         return (type(x), *((key, signature(value)) for key, value in x.items()))
     if isinstance(x, (tuple, list)):
-        return (type(x), *(signature(part) for part in x))
+        return (type(x), *(signature(item) for item in x))
     raise TypeError(f"expected tensors and plain values in tuples, dicts and dataclasses, got {type(x).__name__}")
 
 
@@ -220,12 +194,12 @@ def cuda_graphs() -> Recorder:
     pool = torch.cuda.graph_pool_handle()
 
     def record(call: Call) -> tuple[Call, Any]:
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+        warmup = torch.cuda.Stream()
+        warmup.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(warmup):
             for _ in range(2):
                 call()
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(warmup)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             outputs = call()
@@ -244,15 +218,15 @@ def cast_weights(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
     """Linear maps and convolutions of :data:`CAST` to ``dtype``, in place. What autocast would do to them on every call,
     so that its results stay the same; norms, codes and embeddings stay as they are, and with them the sums that run along
     the image encoder and memory attention."""
-    kept = {id(m) for name in KEPT for m in _part(model, name).modules()}
+    not_cast = {id(m) for name in NOT_CAST for m in _submodule(model, name).modules()}
     for name in CAST:
-        for module in _part(model, name).modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)) and id(module) not in kept:
+        for module in _submodule(model, name).modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)) and id(module) not in not_cast:
                 module.to(dtype)
 
 
-def _part(model: nn.Module, name: str) -> nn.Module:
-    """A part by its dotted name; nothing where this model lacks it."""
+def _submodule(model: nn.Module, name: str) -> nn.Module:
+    """A part by its dotted name; an empty one where this model lacks it."""
     for step in name.split("."):
         model = getattr(model, step, nn.Identity())
     return model
