@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -117,17 +117,48 @@ class MemoryTokens:
 
 
 @dataclass(frozen=True, eq=False)
-class MemoryEntry:
-    """One remembered frame of one object.
+class PointerEntry:
+    """A remembered frame of one object whose spatial memory has been given up: its pointer and scores are left, and there
+    is nothing to read but the pointer. Fields as in :class:`MemoryEntry`."""
 
-    ``tokens`` spatial memory or None once dropped; ``pointer`` (C) object pointer after the absent-object gate; ``iou``
-    predicted IoU in [0, 1]; ``objectness`` object-score logit (> 0: present); ``area`` mask area as a fraction of the
-    image; ``summary`` (C) image features pooled over the mask, if the policy asked for it (an embedder's: of another
-    width); ``sensory`` (Ch, H, W) the new state of sensory memory, on the entry of the shown mask.
+    frame: int
+    pointer: Tensor
+    iou: float = 1.0
+    objectness: float = 10.0
+    area: float = 0.0
+    is_prompt: bool = False
+    summary: Tensor | None = None
+
+    tokens: ClassVar[None] = None
+    sensory: ClassVar[None] = None
+
+    def without_tokens(self) -> PointerEntry:
+        """The entry itself."""
+        return self
+
+    def as_tracked(self) -> PointerEntry:
+        """The same entry, no longer counted as a prompt."""
+        return replace(self, is_prompt=False)
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryEntry:
+    """A remembered frame of one object, with its spatial memory.
+
+    Attributes:
+        frame: number of the frame.
+        tokens: spatial memory.
+        pointer: (C) object pointer after the absent-object gate.
+        iou: predicted IoU in [0, 1].
+        objectness: object-score logit (> 0: present).
+        area: mask area as a fraction of the image.
+        is_prompt: whether the mask came from a prompt.
+        summary: (C) image features pooled over the mask, if the policy asked for it (an embedder's: of another width).
+        sensory: (Ch, H, W) the new state of sensory memory, on the entry of the output mask.
     """
 
     frame: int
-    tokens: MemoryTokens | None
+    tokens: MemoryTokens
     pointer: Tensor
     iou: float = 1.0
     objectness: float = 10.0
@@ -136,13 +167,22 @@ class MemoryEntry:
     summary: Tensor | None = None
     sensory: Tensor | None = None
 
-    def without_tokens(self) -> MemoryEntry:
-        """The same entry holding its pointer and scores only."""
-        return self if self.tokens is None else replace(self, tokens=None)
+    def __post_init__(self) -> None:
+        if self.tokens is None:
+            raise ValueError(f"expected the tokens of frame {self.frame}, got None; an entry without them is a PointerEntry")
+
+    def without_tokens(self) -> PointerEntry:
+        """What is left of the entry when its spatial memory is given up."""
+        return PointerEntry(
+            self.frame, self.pointer, self.iou, self.objectness, self.area, self.is_prompt, self.summary
+        )
 
     def as_tracked(self) -> MemoryEntry:
         """The same entry, no longer counted as a prompt."""
         return replace(self, is_prompt=False)
+
+
+Entry = MemoryEntry | PointerEntry
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +198,10 @@ class ReadItem:
     slot: float | None
     gain: float = 1.0
     order: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens is None:
+            raise ValueError("expected tokens to read, got None: the entry gave them up; read entries, not pointers")
 
     def key(self) -> tuple[Any, ...]:
         return (id(self.tokens), self.slot, self.gain, self.order)

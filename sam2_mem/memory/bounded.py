@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from sam2_mem.memory.policy import Bank, MemoryPolicy, Needs
-from sam2_mem.types import FrameContext, Hypotheses, MaskSelection, MemoryEntry, MemoryRead, MemoryTokens, MergeRequest
+from torch import Tensor
+
+from sam2_mem.memory.bank import Bank
+from sam2_mem.memory.policy import HasSensory, MemoryPolicy, Merging, Needs, Revising, setting
+from sam2_mem.memory.trace import EntryInfo, infos_of
+from sam2_mem.types import (
+    FrameContext,
+    Hypotheses,
+    MaskSelection,
+    MemoryEntry,
+    MemoryRead,
+    MemoryTokens,
+    MergeRequest,
+    Revision,
+    Usage,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bounded(MemoryPolicy[Bank]):
     """``policy``, which gives up memory after every write and prompt until it fits.
 
-    States are those of ``policy``. With a budget that ``policy`` never reaches this is ``policy``.
+    States are those of ``policy``, and so are its abilities. With a budget that ``policy`` never reaches this is ``policy``.
 
     Attributes:
-        policy: the one that decides otherwise. max_bytes: spatial memory of one object. bytes_per_token: of one token;
-            128 for SAM 2's 64 channels in bfloat16.
+        policy: the one that decides otherwise.
+        max_bytes: spatial memory of one object.
+        bytes_per_token: of one token; 128 for SAM 2's 64 channels in bfloat16.
     """
 
     policy: MemoryPolicy
-    max_bytes: int
-    bytes_per_token: int = 128
+    max_bytes: int = setting(2**21, at_least=1)
+    bytes_per_token: int = setting(128, at_least=1)
+    max_obj_ptrs_in_encoder: int = field(init=False, repr=False)
+    max_prompts: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.policy, MemoryPolicy):
             raise ValueError(f"expected a MemoryPolicy to bound, got {type(self.policy).__name__}")
-        for name in ("max_bytes", "bytes_per_token"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
+        for name in ("max_obj_ptrs_in_encoder", "max_prompts"):
+            object.__setattr__(self, name, getattr(self.policy, name))
+        super().__post_init__()
 
     @property
     def max_tokens(self) -> int:
@@ -38,21 +55,20 @@ class Bounded(MemoryPolicy[Bank]):
         return self.max_bytes // self.bytes_per_token
 
     def capacity(self, tokens_per_map: int) -> int:
-        own = self.policy.capacity(tokens_per_map)
-        return self.max_tokens if own is None else min(own, self.max_tokens)
+        capacity = self.policy.capacity(tokens_per_map)
+        return self.max_tokens if capacity is None else min(capacity, self.max_tokens)
 
-    # -- verbs that change the state ----------------------------------------------------------------------------
+    # -- changes of the state -----------------------------------------------------------------------------------
 
     def prompt(self, state: Any, frame: FrameContext, entry: MemoryEntry) -> Any:
         """As ``policy``. ValueError where the budget does not pay for the fewest tokens it can do with."""
-        if entry.tokens is not None:
-            least = self.policy.least_capacity(len(entry.tokens))
-            if self.max_tokens < least:
-                name = type(self.policy).__name__
-                raise ValueError(
-                    f"expected max_bytes >= {least * self.bytes_per_token} for {name} with memory maps of "
-                    f"{len(entry.tokens)} tokens, got {self.max_bytes}; give it more, or distil the maps"
-                )
+        least = least_capacity(self.policy, len(entry.tokens))
+        if self.max_tokens < least:
+            name = type(self.policy).__name__
+            raise ValueError(
+                f"expected max_bytes >= {least * self.bytes_per_token} for {name} with memory maps of "
+                f"{len(entry.tokens)} tokens, got {self.max_bytes}; give it more, or distil the maps"
+            )
         return self._fit(self.policy.prompt(state, frame, entry), frame)
 
     def write(
@@ -60,18 +76,19 @@ class Bounded(MemoryPolicy[Bank]):
         state: Any,
         frame: FrameContext,
         hypotheses: Hypotheses,
-        choice: MaskSelection,
+        selection: MaskSelection,
         entries: Sequence[MemoryEntry],
     ) -> Any:
-        return self._fit(self.policy.write(state, frame, hypotheses, choice, entries), frame)
+        return self._fit(self.policy.write(state, frame, hypotheses, selection, entries), frame)
 
-    def condensed(self, state: Any, frame: FrameContext, request: MergeRequest, tokens: MemoryTokens) -> Any:
-        return self._fit(self.policy.condensed(state, frame, request, tokens), frame)
+    def take_merged(self, state: Any, frame: FrameContext, request: MergeRequest, tokens: MemoryTokens) -> Any:
+        assert isinstance(self.policy, Merging), "only a policy that merges makes requests"
+        return self._fit(self.policy.take_merged(state, frame, request, tokens), frame)
 
     def _fit(self, state: Any, frame: FrameContext) -> Any:
-        return self.policy.shrink(state, frame, self.max_tokens)
+        return fit(self.policy, state, frame, self.max_tokens)
 
-    # -- the rest is the policy's; see also below the class -------------------------------------------------------
+    # -- as the policy ------------------------------------------------------------------------------------------
 
     @property
     def unwrapped(self) -> MemoryPolicy:
@@ -85,19 +102,62 @@ class Bounded(MemoryPolicy[Bank]):
     def min_obj_score_logits(self) -> float:
         return self.policy.min_obj_score_logits
 
+    @property
+    def num_pathways(self) -> int:
+        return self.policy.num_pathways
+
+    def usage_at(self, state: Any, frame: FrameContext) -> Usage:
+        return self.policy.usage_at(state, frame)
+
+    def new_state(self, frame: FrameContext) -> Any:
+        return self.policy.new_state(frame)
+
     def read(self, state: Any, frame: FrameContext) -> Sequence[MemoryRead]:
         return self.policy.read(state, frame)
 
+    def choose(self, state: Any, frame: FrameContext, hypotheses: Hypotheses) -> MaskSelection:
+        return self.policy.choose(state, frame, hypotheses)
 
-def _delegated(name: str) -> Callable[..., Any]:
-    def verb(self: Bounded, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self.policy, name)(*args, **kwargs)
+    def forget(self, state: Any, frame: int, radius: int) -> Any:
+        return self.policy.forget(state, frame, radius)
 
-    verb.__name__ = name
-    verb.__doc__ = f"That of ``policy``; see :meth:`MemoryPolicy.{name}`."
-    return verb
+    def unprompt(self, state: Any, frame: int) -> Any:
+        return self.policy.unprompt(state, frame)
+
+    def merge_requests(self, state: Any, frame: FrameContext) -> Sequence[MergeRequest]:
+        return self.policy.merge_requests(state, frame) if isinstance(self.policy, Merging) else ()
+
+    def revise(self, state: Any, frame: FrameContext) -> Sequence[Revision]:
+        return self.policy.revise(state, frame) if isinstance(self.policy, Revising) else ()
+
+    def finish(self, state: Any) -> Sequence[Revision]:
+        return self.policy.finish(state) if isinstance(self.policy, Revising) else ()
+
+    def sensory(self, state: Any) -> Tensor | None:
+        return self.policy.sensory(state) if isinstance(self.policy, HasSensory) else None
+
+    def entry_infos(self, state: Any, frame: FrameContext) -> Sequence[EntryInfo]:
+        return infos_of(self.policy, state, frame)
 
 
-for _name, _value in vars(MemoryPolicy).items():
-    if callable(_value) and not _name.startswith("_") and _name not in vars(Bounded):
-        setattr(Bounded, _name, _delegated(_name))
+def least_capacity(policy: MemoryPolicy, tokens_per_map: int) -> int:
+    """The fewest spatial memory tokens that :func:`fit` can always come down to: those of the first prompt and of the frame
+    just written, of which every pathway may have a version of its own."""
+    return (1 + policy.num_pathways) * tokens_per_map
+
+
+def fit(policy: MemoryPolicy, state: Any, frame: FrameContext, max_tokens: int) -> Any:
+    """``state`` with at most ``max_tokens`` spatial memory tokens. Tracked frames give theirs up, the farthest from
+    ``frame`` first, then prompts, the oldest but the first, then memory of no single frame. The first prompt and ``frame``
+    itself stay (:func:`least_capacity`)."""
+    while state.token_count() > max_tokens:
+        others = [e for e in state.all_entries() if e.tokens is not None and e.frame != frame.index]
+        tracked = [e.frame for e in others if not e.is_prompt]
+        prompts = [e.frame for e in state.prompts[1:] if e.frame != frame.index]
+        if tracked:
+            state = state.drop_tokens(max(tracked, key=lambda f: abs(frame.age(f))))
+        elif prompts:
+            state = policy.unprompt(state, prompts[0]).drop_tokens(prompts[0])
+        else:
+            return state.drop_shared_tokens(max_tokens)
+    return state

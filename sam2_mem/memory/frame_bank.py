@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
-from sam2_mem.memory import reading
-from sam2_mem.memory.policy import Bank, drop, put
-from sam2_mem.memory.reading import LAST_SLOT, pointer_window, rank_slots, within_reach
+from typing_extensions import Self
+
+from sam2_mem.memory.bank import Bank
+from sam2_mem.memory.reading import LAST_SLOT, anchors_of, pointer_window, rank_slots
 from sam2_mem.types import PROMPT_SLOT, FrameContext, MemoryEntry, MemoryRead, ReadItem
 
 SLOT_RULES = ("rank", "clamp", "prompt", "none")
@@ -22,23 +22,49 @@ UPDATES_PER_VIDEO = 30
 
 @dataclass(frozen=True, eq=False)
 class FrameBank(Bank):
-    """``kept``: tracked frames of the bank, in the order in which they came; other entries are the previous frame and
-    recent pointers. ``updated``: frame of the latest bank update."""
+    """A state with a bank among its entries; the others are the previous frame.
+
+    Attributes:
+        kept: tracked frames of the bank, in the order in which they came.
+        updated: frame of the latest bank update.
+    """
 
     kept: tuple[int, ...] = ()
     updated: int | None = None
 
     def members(self, besides: int | None = None) -> tuple[MemoryEntry, ...]:
         """Tracked entries of the bank in the order in which they came, without the one of frame ``besides``."""
-        by_frame = {e.frame: e for e in self.entries if e.tokens is not None}
+        by_frame = {e.frame: e for e in self.entries}
         return tuple(by_frame[f] for f in self.kept if f in by_frame and f != besides)
 
     def bank(self, besides: int | None = None) -> tuple[MemoryEntry, ...]:
-        """Prompted and tracked entries of the bank that hold tokens."""
-        return (*(p for p in self.prompts if p.tokens is not None), *self.members(besides))
+        """Prompted and tracked entries of the bank."""
+        return (*self.prompts, *self.members(besides))
 
+    def without(self, frame: int) -> Self:
+        return replace(super().without(frame), kept=tuple(f for f in self.kept if f != frame))
 
-S = TypeVar("S", bound=FrameBank)
+    def release_prompt(self, frame: int) -> Self | None:
+        """With the prompt of ``frame`` as a tracked frame of the bank; None where no prompt is left."""
+        released = super().release_prompt(frame)
+        if released is None or frame not in self.prompted_frames():
+            return released
+        return replace(released, kept=(*released.kept, frame))
+
+    def keep_reachable(self, now: int, *, max_obj_ptrs: int) -> Self:
+        """Without what no read can reach: entries outside the bank keep their tokens for one frame and their pointer for
+        ``max_obj_ptrs`` - 1, counted from ``now`` and, for passes in the other direction, from the first and last
+        prompt."""
+        members = {e.frame for e in self.members()}
+        anchors = anchors_of(self, now)
+        reach = max_obj_ptrs - 1
+        near = {f for f in self.tracked() if min(abs(f - a) for a in anchors) <= reach}
+        kept = self.keep(tokens=members | (anchors & near), pointers=near)
+        return replace(kept, kept=tuple(f for f in self.kept if f in members))
+
+    def shift_frames(self, by: int) -> Self:
+        updated = None if self.updated is None else self.updated + by
+        return replace(super().shift_frames(by), kept=tuple(f + by for f in self.kept), updated=updated)
 
 
 # -- when -------------------------------------------------------------------------------------------------------------
@@ -55,7 +81,7 @@ def update_gap(gap: int | None, frame: FrameContext) -> int:
 
 def is_due(state: FrameBank, frame: FrameContext, gap: int | None) -> bool:
     """Whether the bank is updated on this frame: far enough from its latest update and from every prompt."""
-    marks = [p.frame for p in state.prompts] + ([] if state.updated is None else [state.updated])
+    marks = state.prompted_frames() + ([] if state.updated is None else [state.updated])
     return min(abs(frame.index - mark) for mark in marks) >= update_gap(gap, frame)
 
 
@@ -68,18 +94,21 @@ def read_bank(
     """The bank, the previous frame, and SAM 2's pointers; a frame never reads a memory of itself.
 
     Args:
+        state: the bank.
+        frame: the frame that reads.
         slot_rule: temporal slots of tracked entries older than the previous frame, see :func:`old_slots`.
+        max_obj_ptrs: see :func:`~sam2_mem.memory.reading.pointer_window`.
         ordered: give bank items their position in time, farthest first, as ``ReadItem.order``.
     """
-    bank = [e for e in state.bank() if e.frame != frame.index]
-    previous = [e for e in state.entries if e.tokens is not None and frame.age(e.frame) == 1 and e not in bank]
+    bank = state.bank(besides=frame.index)
+    bank = tuple(e for e in bank if e.frame != frame.index)
+    previous = [e for e in state.entries if frame.age(e.frame) == 1 and e not in bank]
     slots = _slots([e for e in bank if not e.is_prompt], frame, slot_rule)
     by_time = sorted(bank, key=lambda e: -abs(frame.age(e.frame)))
     order = {e.frame: i for i, e in enumerate(by_time)} if ordered else {}
     items = [ReadItem(e.tokens, slots.get(e.frame, PROMPT_SLOT), order=order.get(e.frame)) for e in bank]
     items += [ReadItem(e.tokens, 0) for e in previous]
-    tracked = {e.frame: e for e in state.entries}
-    pointers = pointer_window(state.prompts, tracked, frame, max_obj_ptrs=max_obj_ptrs)
+    pointers = pointer_window(state.prompt_entries(), state.tracked(), frame, max_obj_ptrs=max_obj_ptrs)
     return MemoryRead(items=tuple(items), pointers=tuple(pointers))
 
 
@@ -105,62 +134,3 @@ def old_slots(ages: Sequence[int], rule: str) -> Sequence[int | None]:
     if rule == "clamp":
         return [max(0, min(age - 1, LAST_SLOT)) for age in ages]
     return [PROMPT_SLOT if rule == "prompt" else None] * len(ages)
-
-
-# -- changing ---------------------------------------------------------------------------------------------------------
-
-
-def add_prompt(state: S, entry: MemoryEntry, *, max_prompts: int) -> S:
-    """Pin a prompted entry; beyond ``max_prompts`` the oldest but the first goes."""
-    prompts = reading.add_prompt(state.prompts, entry, max_prompts)
-    kept = tuple(f for f in state.kept if f != entry.frame)
-    return replace(state, prompts=prompts, entries=drop(state.entries, entry.frame), kept=kept)
-
-
-def free_prompt(state: S, frame: int) -> S | None:
-    """Turn the prompt of ``frame`` into a tracked frame of the bank; None when no prompt is left."""
-    freed = [p.as_tracked() for p in state.prompts if p.frame == frame]
-    prompts = drop(state.prompts, frame)
-    if not prompts or not freed:
-        return replace(state, prompts=prompts) if prompts else None
-    return replace(state, prompts=prompts, entries=put(state.entries, freed[0]), kept=(*state.kept, frame))
-
-
-def settle(state: S, now: int, *, max_obj_ptrs: int) -> S:
-    """Drop what no read can reach: entries outside the bank keep their tokens for one frame and their pointer for
-    ``max_obj_ptrs`` - 1, counted from ``now`` and, for passes in the other direction, from the first and last
-    prompt."""
-    members = {e.frame for e in state.members()}
-    anchors = {now} | {p.frame for p in state.prompts[:1] + state.prompts[-1:]}
-    rest = [e for e in state.entries if e.frame not in members]
-    near = within_reach(rest, anchors, token_reach=0, pointer_reach=max_obj_ptrs - 1)
-    whole = (e for e in state.entries if e.frame in members)
-    entries = tuple(sorted((*whole, *near), key=lambda e: e.frame))
-    return replace(state, entries=entries, kept=tuple(f for f in state.kept if f in members))
-
-
-def shift_bank(state: S, by: int) -> S:
-    """The same bank with every frame number shifted by ``by``."""
-    return replace(
-        state,
-        prompts=tuple(replace(e, frame=e.frame + by) for e in state.prompts),
-        entries=tuple(replace(e, frame=e.frame + by) for e in state.entries),
-        kept=tuple(f + by for f in state.kept),
-        updated=None if state.updated is None else state.updated + by,
-    )
-
-
-# -- checking ---------------------------------------------------------------------------------------------------------
-
-
-def check_at_least(least: int, **values: int | None) -> None:
-    """ValueError unless every value is None or an integer of at least ``least``."""
-    for name, value in values.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise ValueError(f"expected {name} to be an integer >= {least}, got {value!r}")
-
-
-def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    """ValueError unless ``value`` is allowed."""
-    if value not in allowed:
-        raise ValueError(f"expected {name} out of {', '.join(allowed)}, got {value!r}")

@@ -7,25 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-from sam2_mem.memory.policy import put
-from sam2_mem.types import FrameContext, MemoryEntry, ReadPointer
+from sam2_mem.memory.bank import Bank, E
+from sam2_mem.types import Entry, FrameContext, MemoryEntry, ReadPointer
 
 LAST_SLOT = 5
 """The oldest slot of SAM 2's temporal code that is not the prompts' own."""
 
 
-def closest_prompts(
-    prompts: Sequence[MemoryEntry], index: int, most: int
-) -> tuple[list[MemoryEntry], list[MemoryEntry]]:
-    """Split prompts into those to read and the rest: the last one before ``index``, the first one from it on, then the
-    nearest of the others, up to ``most`` (-1: all)."""
-    if most == -1 or len(prompts) <= most:
+def closest_prompts(prompts: Sequence[E], index: int, max_prompts: int) -> tuple[list[E], list[E]]:
+    """Split prompts into those to read and the others: the last one before ``index``, the first one from it on, then the
+    nearest of the others, up to ``max_prompts`` (-1: all)."""
+    if max_prompts == -1 or len(prompts) <= max_prompts:
         return list(prompts), []
     before = [p for p in prompts if p.frame < index]
     after = [p for p in prompts if p.frame >= index]
     chosen = before[-1:] + after[:1]
-    rest = sorted((p for p in prompts if p not in chosen), key=lambda p: abs(p.frame - index))
-    chosen += rest[: most - len(chosen)]
+    others = sorted((p for p in prompts if p not in chosen), key=lambda p: abs(p.frame - index))
+    chosen += others[: max_prompts - len(chosen)]
     return chosen, [p for p in prompts if p not in chosen]
 
 
@@ -56,8 +54,8 @@ def time_span(frame: FrameContext, max_obj_ptrs: int) -> int:
 
 
 def pointer_window(
-    prompts: Sequence[MemoryEntry],
-    tracked: Mapping[int, MemoryEntry],
+    prompts: Sequence[Entry],
+    tracked: Mapping[int, Entry],
     frame: FrameContext,
     *,
     max_obj_ptrs: int = 16,
@@ -66,16 +64,21 @@ def pointer_window(
     """SAM 2's pointers: those of ``prompts`` with their signed age, then of the frames just before this one.
 
     Args:
-        prompts: prompted entries to read. tracked: other entries by frame. max_obj_ptrs: 16 reads 15 past frames.
+        prompts: prompted entries to read.
+        tracked: other entries by frame.
+        frame: the frame that reads.
+        max_obj_ptrs: 16 reads 15 past frames.
         past_only: leave out prompts that lie ahead.
     """
-    span = time_span(frame, max_obj_ptrs)
+    window = most_pointers(frame, max_obj_ptrs)
+    span = max(window - 1, 1)
     for entry in prompts:
         age = frame.age(entry.frame)
         if age >= 0 or not past_only:
             yield ReadPointer(entry.pointer, age / span)
-    for age in range(1, most_pointers(frame, max_obj_ptrs)):
-        entry = tracked.get(frame.index + age if frame.reverse else frame.index - age)
+    direction = 1 if frame.reverse else -1
+    for age in range(1, window):
+        entry = tracked.get(frame.index + direction * age)
         if entry is not None:
             yield ReadPointer(entry.pointer, age / span)
 
@@ -88,80 +91,67 @@ def rank_slots(count: int) -> list[int]:
     return [1 + LAST_SLOT * r // count for r in range(count)]
 
 
-def within_reach(
-    entries: Sequence[MemoryEntry], anchors: Collection[int], *, token_reach: int, pointer_reach: int
-) -> Iterator[MemoryEntry]:
-    """Entries near one of ``anchors`` (frames): whole up to ``token_reach`` frames away, without tokens up to
-    ``pointer_reach``, gone beyond."""
-    for entry in entries:
-        distance = min(abs(entry.frame - a) for a in anchors)
-        if distance <= token_reach:
-            yield entry
-        elif distance <= pointer_reach:
-            yield entry.without_tokens()
-
-
-def add_prompt(prompts: tuple[MemoryEntry, ...], entry: MemoryEntry, most: int | None) -> tuple[MemoryEntry, ...]:
-    """``prompts`` with ``entry``, sorted by frame; beyond ``most`` the oldest but the first goes, never the new one."""
-    joined = put(prompts, entry)
-    if most is None or len(joined) <= most:
-        return joined
-    oldest = next(p for p in joined[1:] if p is not entry)
-    return tuple(p for p in joined if p is not oldest)
-
-
 def newest_first(
-    entries: Iterable[MemoryEntry],
+    entries: Iterable[Entry],
     prompted: Collection[int],
     frame: FrameContext,
     *,
-    accept: Callable[[MemoryEntry], bool],
-    most: int,
-) -> list[MemoryEntry | None]:
-    """Up to ``most`` accepted entries of earlier frames, newest first, and before them the previous frame, accepted or
-    not: the selection of SAM2Long and SAMURAI. Places in this list are temporal slots (and, in SAM2Long, pointer ages).
+    accept: Callable[[Entry], bool],
+    max_accepted: int,
+) -> list[Entry | None]:
+    """Accepted entries of earlier frames, newest first, and before them the previous frame, accepted or not: the selection
+    of SAM2Long and SAMURAI. Positions in this list are temporal slots (and, in SAM2Long, pointer ages).
 
-    A frame in ``prompted`` takes a place, as in SAM 2, but leaves it empty (None): its entry is read as a prompt.
+    A frame in ``prompted`` takes a position, as in SAM 2, but leaves it empty (None): its entry is read as a prompt.
+
+    Args:
+        entries: tracked entries.
+        prompted: frames read as prompts.
+        frame: the frame that reads.
+        accept: whether an entry is worth reading.
+        max_accepted: most accepted entries.
     """
-    ages = {frame.age(e.frame): e for e in entries if frame.age(e.frame) > 0}
-    oldest = max(ages, default=0)
-    holes = {frame.age(f) for f in prompted if 0 < frame.age(f) < oldest}
-    places: list[MemoryEntry | None] = []
+    by_age: dict[int, Entry | None] = {frame.age(e.frame): e for e in entries if frame.age(e.frame) > 0}
+    oldest = max(by_age, default=0)
+    by_age |= {frame.age(f): None for f in prompted if 0 < frame.age(f) < oldest}
+    selection: list[Entry | None] = []
     accepted = 0
-    for age in sorted(ages.keys() | holes):
-        entry = None if age in holes else ages[age]
-        good = entry is None or accept(entry)
-        if accepted < most and (good or age == 1):
-            places.append(entry)
-            accepted += good
-    return places
+    for age in sorted(by_age):
+        entry = by_age[age]
+        is_accepted = entry is None or accept(entry)
+        if accepted < max_accepted and (is_accepted or age == 1):
+            selection.append(entry)
+            accepted += is_accepted
+    return selection
 
 
 def nearest_accepted(
-    entries: Sequence[MemoryEntry],
+    entries: Sequence[Entry],
     anchors: Collection[int],
     *,
-    accept: Callable[[MemoryEntry], bool],
-    whole: int,
-    pointers: int,
+    accept: Callable[[Entry], bool],
+    max_maps: int,
+    max_pointers: int,
 ) -> tuple[set[int], set[int]]:
     """What :func:`newest_first` can still reach from ``anchors`` (frames), in either direction of time.
 
     Returns:
-        frames to keep whole: on each side of an anchor the nearest one and the ``whole`` nearest accepted ones; frames
-        of which the pointer is enough: the ``pointers`` nearest accepted ones.
+        frames to keep with their tokens: on each side of an anchor the nearest one and the ``max_maps`` nearest accepted
+        ones; frames of which the pointer is enough: the ``max_pointers`` nearest accepted ones.
     """
-    keep, pointer_only = set(), set()
-    good = {e.frame for e in entries if accept(e)}
+    with_tokens: set[int] = set()
+    with_pointer: set[int] = set()
+    accepted = {e.frame for e in entries if accept(e)}
     frames = sorted(e.frame for e in entries)
     for anchor in anchors:
         for side in ([f for f in reversed(frames) if f <= anchor], [f for f in frames if f >= anchor]):
-            accepted = [f for f in side if f in good]
-            keep.update(side[:1], accepted[:whole])
-            pointer_only.update(accepted[:pointers])
-    return keep, pointer_only - keep
+            accepted_side = [f for f in side if f in accepted]
+            with_tokens.update(side[:1], accepted_side[:max_maps])
+            with_pointer.update(accepted_side[:max_pointers])
+    return with_tokens, with_pointer - with_tokens
 
 
-def anchors_of(prompts: Sequence[MemoryEntry], now: int) -> set[int]:
+def anchors_of(state: Bank, now: int) -> set[int]:
     """Frames that tracking may go on from: this one, the earliest and the last prompted one."""
-    return {now} | {p.frame for p in (*prompts[:1], *prompts[-1:])}
+    frames = state.prompted_frames()
+    return {now, *frames[:1], *frames[-1:]}

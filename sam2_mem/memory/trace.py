@@ -1,23 +1,21 @@
-"""What memory tells about itself: events with reasons, and notes on what is held. Asked for by listeners only.
+"""What memory does, for listeners: events with reasons, and what is held.
 
-A policy answers two questions about values that it has given out before, so tracing never touches tracking:
-``explain`` (what has this change done, and why) and ``notes`` (what is held, as what, by which score). The tracker
-makes a :class:`TraceRecord` of the answers, plain values that keep no tensor alive.
+A comparison of two states says what happened, the reasons that the policy's ``write`` left in the state say why, and
+``entry_infos`` of a policy that :class:`~sam2_mem.memory.policy.Explains` says as what an entry is held, and by which
+score. The tracker makes a :class:`TraceRecord` of them, plain values that keep no tensor alive; tracking never depends on it.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
-
-from torch import Tensor
+from typing import Any, Protocol, runtime_checkable
 
 from sam2_mem._moved import renamed
 from sam2_mem.memory.tokens import tensor_bytes
-from sam2_mem.types import (
+from sam2_mem.types import Entry, (
     CandidateId,
     FrameContext,
     Hypotheses,
@@ -64,6 +62,32 @@ class Action(Enum):
     """Pathway ``pathway`` goes on from pathway ``parent`` of the frame before."""
     REVISED = "revised"
     """The mask already shown of this frame was replaced."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why memory changed as it did, left in the state by the write that decided it.
+
+    Attributes:
+        frame: the frame it is about, None for memory that belongs to no single frame.
+        text: a clause for people.
+        score: the number that decided.
+        limit: what the score was compared with.
+        action: makes it an event of its own; None says why the frame came or went.
+        pathway: the pathway, where there are several.
+        parent: the pathway that it goes on from.
+    """
+
+    frame: int | None
+    text: str
+    score: float | None = None
+    limit: float | None = None
+    action: Action | None = None
+    pathway: int | None = None
+    parent: int | None = None
+
+    def event(self, action: Action) -> TraceEvent:
+        return TraceEvent(action, self.frame, self.text, self.score, self.limit, self.pathway, self.parent)
 
 
 @dataclass(frozen=True)
@@ -115,25 +139,9 @@ class Change:
     before: Any
     after: Any
     hypotheses: Hypotheses | None = None
-    choice: MaskSelection | None = None
+    selection: MaskSelection | None = None
     entries: tuple[MemoryEntry, ...] = ()
     usage: tuple[ReadUsage, ...] | None = None
-
-    @property
-    def shown(self) -> CandidateId:
-        """The candidate shown, of a write."""
-        assert self.choice is not None, "only a write has a choice"
-        return self.choice.output
-
-    @property
-    def shown_iou(self) -> float:
-        """Predicted IoU of the mask shown, of a write."""
-        return self.hypotheses.iou[self.shown.pathway][self.shown.candidate]
-
-    @property
-    def shown_objectness(self) -> float:
-        """Object-score logit of the mask shown, of a write."""
-        return self.hypotheses.objectness[self.shown.pathway]
 
 
 # -- what the tracker makes of it -------------------------------------------------------------------------------------
@@ -169,9 +177,9 @@ class EntryTrace:
 
 @dataclass(frozen=True)
 class TraceRecord:
-    """What a listener hears: one change of one object's memory.
+    """What a listener receives: one change of one object's memory.
 
-    ``found``: memory before the change; ``readings``: what of it this frame attended to, () where nothing was read;
+    ``held_before``: memory before the change; ``readings``: what of it this frame attended to, () where nothing was read;
     ``pointers``: object pointers read, over distinct pathways; ``events``: what the change did; ``held``: memory after
     it; ``tokens`` and ``bytes`` of it; ``pathways``: how many there were to read.
     """
@@ -180,7 +188,7 @@ class TraceRecord:
     frame: int
     reverse: bool
     cause: Cause
-    found: tuple[EntryTrace, ...]
+    held_before: tuple[EntryTrace, ...]
     readings: tuple[ReadTrace, ...]
     pointers: int
     events: tuple[TraceEvent, ...]
@@ -189,68 +197,95 @@ class TraceRecord:
     bytes: int
     pathways: int = 0
 
+    @property
+    def found(self) -> tuple[EntryTrace, ...]:
+        """Earlier name of ``held_before``."""
+        warnings.warn("TraceRecord.found is now TraceRecord.held_before", FutureWarning, stacklevel=2)
+        return self.held_before
+
 
 class Listener(Protocol):
-    """Who wants to know. ``read_mass``: also measure the attention that every item of a read receives, which costs one
-    more attention map a frame and changes no result."""
+    """Receives a record of every change of memory (:func:`notify`)."""
 
     read_mass: bool
+    """Also measure the attention that every item of a read receives, which costs one more attention map a frame and changes
+    no result."""
 
-    def hear(self, moment: TraceRecord) -> None: ...
+    def on_change(self, record: TraceRecord) -> None: ...
 
 
-class Policy(Protocol):
-    """The verbs of a policy that tracing asks."""
+def notify(listener: Listener, record: TraceRecord) -> None:
+    """Give ``record`` to ``listener``, also to one that still calls the method ``hear``."""
+    receive = getattr(listener, "on_change", None)
+    if receive is None:
+        warnings.warn("Listener.hear is now Listener.on_change; rename the method", FutureWarning, stacklevel=2)
+        receive = listener.hear  # type: ignore[attr-defined]
+    receive(record)
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """Ability of a policy: says as what it holds its entries, and by which score."""
+
+    def entry_infos(self, state: Any, frame: FrameContext) -> Sequence[EntryInfo]:
+        """One info for everything that ``state`` holds. Pure."""
+
+
+class Reads(Protocol):
+    """What a record asks of a policy."""
 
     def read(self, state: Any, frame: FrameContext) -> Sequence[MemoryRead]: ...
 
-    def notes(self, state: Any, frame: FrameContext) -> Sequence[EntryInfo]: ...
 
-    def explain(self, change: Change) -> Sequence[TraceEvent]: ...
-
-    def token_count(self, state: Any) -> int: ...
-
-    def tensors(self, state: Any) -> tuple[Tensor, ...]: ...
-
-
-def trace_record(policy: Policy, obj_id: int, change: Change) -> TraceRecord:
-    """Ask ``policy`` about ``change``."""
-    read = change.cause in (Cause.WRITE, Cause.READ)
-    found = () if change.before is None else tuple(policy.notes(change.before, change.frame))
-    held = () if change.after is None else tuple(policy.notes(change.after, change.frame))
-    reads = tuple(policy.read(change.before, change.frame)) if read else ()
+def trace_record(policy: Reads, obj_id: int, change: Change) -> TraceRecord:
+    """The record of ``change``."""
+    before = () if change.before is None else tuple(infos_of(policy, change.before, change.frame))
+    after = () if change.after is None else tuple(infos_of(policy, change.after, change.frame))
+    reads = tuple(policy.read(change.before, change.frame)) if change.cause in (Cause.WRITE, Cause.READ) else ()
     distinct = {r.key(): r for r in reads}.values()
     return TraceRecord(
         obj_id=obj_id,
         frame=change.frame.index,
         reverse=change.frame.reverse,
         cause=change.cause,
-        found=tuple(_plain(n) for n in found),
-        readings=tuple(x for p, r in enumerate(reads) for x in _readings(p, r, found, _masses(change, p, r))),
+        held_before=tuple(_plain(info) for info in before),
+        readings=tuple(x for p, r in enumerate(reads) for x in _readings(p, r, before, _masses(change, p, r))),
         pointers=sum(len(r.pointers) for r in distinct),
-        events=tuple(policy.explain(change)),
-        held=tuple(_plain(n) for n in held),
-        tokens=0 if change.after is None else policy.token_count(change.after),
-        bytes=0 if change.after is None else tensor_bytes(policy.tensors(change.after)),
+        events=tuple(change_events(change)),
+        held=tuple(_plain(info) for info in after),
+        tokens=0 if change.after is None else change.after.token_count(),
+        bytes=0 if change.after is None else tensor_bytes(change.after.tensors()),
         pathways=len(reads),
     )
 
 
-def _plain(note: EntryInfo) -> EntryTrace:
-    count = note.count or (0 if note.tokens is None else len(note.tokens))
-    return EntryTrace(note.frame, note.kind, count, note.score, note.score_name, note.pathways, note.text)
+def infos_of(policy: Reads, state: Any, frame: FrameContext) -> Sequence[EntryInfo]:
+    """What ``state`` holds, in the policy's own words where it has some."""
+    return policy.entry_infos(state, frame) if isinstance(policy, Explains) else plain_infos(state.all_entries())
+
+
+def change_events(change: Change) -> list[TraceEvent]:
+    """What a change has done to memory; of a write also why, as the policy left it in the state."""
+    before, after = (() if s is None else s.all_entries() for s in (change.before, change.after))
+    events = plain_events(change, before, after)
+    return with_reasons(events, change.after.reasons) if change.cause is Cause.WRITE else events
+
+
+def _plain(info: EntryInfo) -> EntryTrace:
+    count = info.count or (0 if info.tokens is None else len(info.tokens))
+    return EntryTrace(info.frame, info.kind, count, info.score, info.score_name, info.pathways, info.text)
 
 
 def _readings(
-    pathway: int, read: MemoryRead, found: Sequence[EntryInfo], masses: Sequence[float | None]
+    pathway: int, read: MemoryRead, infos: Sequence[EntryInfo], masses: Sequence[float | None]
 ) -> list[ReadTrace]:
     """What one pathway read. An item that belongs to no entry was made on reading, from memory of several frames."""
-    known = {id(n.tokens): n for n in found if n.tokens is not None}
-    made = next((n for n in found if n.frame is None and n.tokens is None), EntryInfo(None, "made on reading", None))
-    notes = [known.get(id(item.tokens), made) for item in read.items]
+    by_tokens = {id(i.tokens): i for i in infos if i.tokens is not None}
+    merged = next((i for i in infos if i.frame is None and i.tokens is None), EntryInfo(None, "made on reading", None))
     return [
-        ReadTrace(pathway, n.frame, n.kind, i.slot, i.gain, len(i.tokens), m)
-        for n, i, m in zip(notes, read.items, masses)
+        ReadTrace(pathway, info.frame, info.kind, item.slot, item.gain, len(item.tokens), mass)
+        for item, mass in zip(read.items, masses)
+        for info in (by_tokens.get(id(item.tokens), merged),)
     ]
 
 
@@ -274,53 +309,60 @@ def shares(usage: ReadUsage, queries: int) -> list[float]:
 
 
 def entry_infos(
-    held: Sequence[MemoryEntry], kind: Callable[[MemoryEntry], str], scores: Mapping[int, float], name: str
+    entries: Sequence[Entry], kind: Callable[[MemoryEntry], str], scores: Mapping[int, float], name: str
 ) -> list[EntryInfo]:
-    """Notes on entries: ``kind`` of those that are neither prompts nor bare pointers, ``scores`` by frame."""
-    notes = []
-    for entry in held:
-        plain = plain_kind(entry)
+    """Infos of entries.
+
+    Args:
+        entries: all that is held.
+        kind: says as what an entry is held that is neither a prompt nor a pointer alone.
+        scores: by frame.
+        name: of the score.
+    """
+    infos = []
+    for entry in entries:
+        tracked = isinstance(entry, MemoryEntry) and not entry.is_prompt
         score = scores.get(entry.frame)
-        word = kind(entry) if plain == "map" else plain
-        notes.append(EntryInfo(entry.frame, word, entry.tokens, score, name if score is not None else ""))
-    return notes
+        text = kind(entry) if tracked else plain_kind(entry)  # type: ignore[arg-type]
+        infos.append(EntryInfo(entry.frame, text, entry.tokens, score, name if score is not None else ""))
+    return infos
 
 
-def plain_notes(held: Sequence[MemoryEntry]) -> list[EntryInfo]:
+def plain_infos(entries: Sequence[Entry]) -> list[EntryInfo]:
     """Entries as what they are: prompts, maps, pointers."""
-    return [EntryInfo(e.frame, plain_kind(e), e.tokens) for e in held]
+    return [EntryInfo(e.frame, plain_kind(e), e.tokens) for e in entries]
 
 
-def plain_kind(entry: MemoryEntry) -> str:
+def plain_kind(entry: Entry) -> str:
     """The kind of an entry of which no more is known."""
     return "prompt" if entry.is_prompt else "pointer" if entry.tokens is None else "map"
 
 
-def plain_events(change: Change, before: Sequence[MemoryEntry], after: Sequence[MemoryEntry]) -> list[TraceEvent]:
+def plain_events(change: Change, before: Sequence[Entry], after: Sequence[Entry]) -> list[TraceEvent]:
     """What a comparison of the entries held before and after shows; an entry is known by its frame and its pointer."""
     old, new = _by_identity(before), _by_identity(after)
-    came = [e for key, e in new.items() if key not in old]
-    gone = [e for key, e in old.items() if key not in new]
-    events = [_entered(change, e, e.frame in {g.frame for g in gone}) for e in came]
-    if change.cause is Cause.WRITE and not came:
-        given = any(change.entries)
-        reason = "not kept" if given else "nothing was remembered"
+    arrived = [e for key, e in new.items() if key not in old]
+    departed = [e for key, e in old.items() if key not in new]
+    events = [_arrival(change, e, e.frame in {d.frame for d in departed}) for e in arrived]
+    if change.cause is Cause.WRITE and not arrived:
+        reason = "not kept" if change.entries else "nothing was remembered"
         events.append(TraceEvent(Action.REJECTED, change.frame.index, reason))
     for key, entry in old.items():
         if key in new:
-            events += _changed(entry, new[key])
-    held = {e.frame for e in new.values()}
-    lost = {e.frame: e for e in gone if e.frame not in held}
-    return events + [TraceEvent(Action.EVICTED, f, _why_lost(change, e)) for f, e in lost.items()]
+            events += _alterations(entry, new[key])
+    frames = {e.frame for e in new.values()}
+    evicted = {e.frame: e for e in departed if e.frame not in frames}
+    events += [TraceEvent(Action.EVICTED, f, _eviction_reason(change, e)) for f, e in evicted.items()]
+    return list(dict.fromkeys(events))
 
 
-def _why_lost(change: Change, entry: MemoryEntry) -> str:
+def _eviction_reason(change: Change, entry: Entry) -> str:
     if change.cause is Cause.WRITE and entry.tokens is None:
         return "its pointer is out of reach of every read"
-    return _LEFT[change.cause]
+    return _EVICTION_REASONS[change.cause]
 
 
-_LEFT = {
+_EVICTION_REASONS = {
     Cause.PROMPT: "made room for the prompt",
     Cause.WRITE: "out of reach of every read",
     Cause.FORGET: "near a correction",
@@ -330,24 +372,24 @@ _LEFT = {
 }
 
 
-def _by_identity(entries: Sequence[MemoryEntry]) -> dict[tuple[int, int], MemoryEntry]:
-    """Entries by frame and pointer; whole where any of several is whole."""
-    found: dict[tuple[int, int], MemoryEntry] = {}
+def _by_identity(entries: Sequence[Entry]) -> dict[tuple[int, int], Entry]:
+    """Entries by frame and pointer; with tokens where any of several has them."""
+    result: dict[tuple[int, int], Entry] = {}
     for entry in entries:
         key = (entry.frame, id(entry.pointer))
-        if key not in found or found[key].tokens is None:
-            found[key] = entry
-    return found
+        if key not in result or result[key].tokens is None:
+            result[key] = entry
+    return result
 
 
-def _entered(change: Change, entry: MemoryEntry, replaces: bool) -> TraceEvent:
+def _arrival(change: Change, entry: Entry, replaces: bool) -> TraceEvent:
     if change.cause is Cause.LOAD:
         return TraceEvent(Action.WRITTEN, entry.frame, "loaded from a file")
     action = Action.REPLACED if replaces else Action.WRITTEN
     return TraceEvent(action, entry.frame, "prompted" if entry.is_prompt else "tracked")
 
 
-def _changed(old: MemoryEntry, new: MemoryEntry) -> list[TraceEvent]:
+def _alterations(old: Entry, new: Entry) -> list[TraceEvent]:
     events = []
     if old.is_prompt and not new.is_prompt:
         events.append(TraceEvent(Action.RELEASED, old.frame, "its prompt was taken back"))
@@ -359,36 +401,33 @@ def _changed(old: MemoryEntry, new: MemoryEntry) -> list[TraceEvent]:
     return events
 
 
-class Reason(NamedTuple):
-    """A reason, the score that decided and what it was held against."""
-
-    reason: str
-    score: float | None = None
-    limit: float | None = None
-
-    def event(self, action: Action, frame: int | None) -> TraceEvent:
-        return TraceEvent(action, frame, self.reason, self.score, self.limit)
+_ARRIVALS = (Action.WRITTEN, Action.REPLACED)
+_DEPARTURES = (Action.EVICTED, Action.REDUCED, Action.COMPACTED, Action.MERGED)
 
 
-_CAME = (Action.WRITTEN, Action.REPLACED)
-_WENT = (Action.EVICTED, Action.REDUCED, Action.COMPACTED, Action.MERGED)
+def with_reasons(events: Iterable[TraceEvent], reasons: Sequence[Reason]) -> list[TraceEvent]:
+    """``events`` with the reasons of a policy.
 
-
-def with_reasons(
-    events: Iterable[TraceEvent],
-    *,
-    came: Mapping[int, Reason] = MappingProxyType({}),
-    went: Mapping[int, Reason] = MappingProxyType({}),
-    kept: Mapping[int, Reason] = MappingProxyType({}),
-) -> list[TraceEvent]:
-    """``events`` with reasons by frame for what entered, for what left or shrank, and, as events of their own, for what
-    won the contest."""
-    told = []
+    A reason without an action explains how its frame came or went. One with an action is an event of its own; it takes the
+    place of plain events of the same kind (came, went, rejected) of its frame.
+    """
+    texts = {r.frame: r for r in reasons if r.action is None}
+    events_of_own = [r for r in reasons if r.action is not None]
+    replaced = {(r.frame, kind) for r in events_of_own if (kind := _kind(r.action)) is not None}
+    result = []
     for event in events:
-        reasons = came if event.action in _CAME else went if event.action in _WENT else {}
-        why = reasons.get(event.frame)
-        told.append(event if why is None else why.event(event.action, event.frame))
-    return told + [why.event(Action.KEPT, frame) for frame, why in kept.items()]
+        if (event.frame, _kind(event.action)) in replaced:
+            continue
+        reason = texts.get(event.frame) if event.action in _ARRIVALS + _DEPARTURES else None
+        result.append(event if reason is None else reason.event(event.action))
+    return result + [r.event(r.action) for r in events_of_own if r.action is not None]
+
+
+def _kind(action: Action | None) -> str | None:
+    """What an event does to its frame, for events of which a frame can have one."""
+    if action in _DEPARTURES:
+        return "left"
+    return "rejected" if action is Action.REJECTED else None
 
 
 __getattr__ = renamed(__name__)
