@@ -64,6 +64,20 @@ MODULES = {
 }
 
 NAMES = {
+    "sam2_mem.memory.policies.sam2long:SAM2Long": "sam2_mem.memory.policies.sam2long.policy:SAM2Long",
+    "sam2_mem.memory.policies.sam2long:Tree": "sam2_mem.memory.policies.sam2long.policy:Tree",
+    "sam2_mem.memory.policies.samurai:Samurai": "sam2_mem.memory.policies.samurai.policy:Samurai",
+    "sam2_mem.memory.policies.samurai:SamuraiBank": "sam2_mem.memory.policies.samurai.policy:SamuraiBank",
+    "sam2_mem.memory.policies.xmem:XMem": "sam2_mem.memory.policies.xmem.policy:XMem",
+    "sam2_mem.memory.policies.xmem:XMemBank": "sam2_mem.memory.policies.xmem.policy:XMemBank",
+    "sam2_mem.memory.policy:Bank": "sam2_mem.memory.bank:Bank",
+    "sam2_mem.memory.policy:drop": "sam2_mem.memory.bank:drop",
+    "sam2_mem.memory.policy:map_tensors": "sam2_mem.model.tensor_tree:map_tensors",
+    "sam2_mem.memory.policy:put": "sam2_mem.memory.bank:put",
+    "sam2_mem.memory.policy:tensors_in": "sam2_mem.model.tensor_tree:tensors_in",
+    "sam2_mem.memory.trace:plain_notes": "sam2_mem.memory.trace:plain_infos",
+    "sam2_mem.memory.windows:add_prompt": "sam2_mem.memory.bank:add_prompt",
+    "sam2_mem.memory.windows:within_reach": "sam2_mem.memory.bank:within_reach",
     "sam2_mem.build_sam:checkpoint_dir": "sam2_mem.config:checkpoint_dir",
     "sam2_mem.build_sam:compose_training": "sam2_mem.config:compose_training",
     "sam2_mem.build_sam:compose_video": "sam2_mem.config:compose_video",

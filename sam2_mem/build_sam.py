@@ -28,7 +28,7 @@ from sam2_mem.config import (
     compose_video,
     missing_model,
 )
-from sam2_mem.memory.policy import MemoryPolicy
+from sam2_mem.memory.policy import MemoryPolicy, Merging
 from sam2_mem.model.acceleration.cuda_graphs import optimize
 from sam2_mem.model.distiller import TokenDistiller
 from sam2_mem.model.sam2 import SAM2
@@ -275,7 +275,7 @@ def _note_unused(policy: MemoryPolicy, model: SAM2) -> None:
             "sensory memory is not used: %s keeps no state of it; xmem does", type(policy.unwrapped).__name__
         )
     distiller = model.memory_encoder.distiller
-    if distiller.merged_time is not None and type(policy.unwrapped).condense is MemoryPolicy.condense:
+    if distiller.merged_time is not None and not isinstance(policy.unwrapped, Merging):
         name, own = type(policy.unwrapped).__name__, type(distiller).__name__
         logger.warning("%s never merges frames: %s hands none over; memory_policy=distilled does", own, name)
 

@@ -169,7 +169,9 @@ class MemoryEntry:
 
     def __post_init__(self) -> None:
         if self.tokens is None:
-            raise ValueError(f"expected the tokens of frame {self.frame}, got None; an entry without them is a PointerEntry")
+            raise ValueError(
+                f"expected the tokens of frame {self.frame}, got None; an entry without them is a PointerEntry"
+            )
 
     def without_tokens(self) -> PointerEntry:
         """What is left of the entry when its spatial memory is given up."""

@@ -191,7 +191,7 @@ def _wait(model: SAM2) -> None:
 
 def _cost(model: SAM2, size: int, runner: _Runner, encoder: float) -> Cost:
     model.memory_encoder.distiller = runner.distiller
-    policy, state = runner.tracker.policy, runner.tracker.tracks[1].state
+    state = runner.tracker.tracks[1].state
     tokens, nbytes = stored(model, runner.tracker.settings.memory_dtype)
     return Cost(
         size=size,
@@ -199,7 +199,7 @@ def _cost(model: SAM2, size: int, runner: _Runner, encoder: float) -> Cost:
         policy=runner.names[1],
         frame_tokens=tokens,
         frame_bytes=nbytes,
-        held_bytes=tensor_bytes(policy.tensors(state)),
+        held_bytes=tensor_bytes(state.tensors()),
         keys=fmean(rows.feat.shape[1] for rows in runner.reads),
         gflop=fmean(operations(model, rows) for rows in runner.reads) / 1e9,
         attention_ms=1000 * median(runner.attending),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from sam2_mem.memory.tokens import token_count
 from sam2_mem.memory.trace import Reason
+from sam2_mem.model.tensor_tree import tensors_in
 from sam2_mem.types import Entry, FrameContext, MemoryEntry, PointerEntry
 
 E = TypeVar("E", MemoryEntry, PointerEntry)
@@ -201,41 +202,3 @@ def within_reach(
 def shifted(entries: Iterable[E], by: int) -> tuple[E, ...]:
     """``entries`` with their frame numbers shifted by ``by``."""
     return tuple(replace(e, frame=e.frame + by) for e in entries)
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor in a value made of dataclasses, tuples, lists, dicts, numbers and tensors, as states are."""
-    if isinstance(value, Tensor):
-        yield value
-    elif is_dataclass(value) and not isinstance(value, type):
-        for field in fields(value):
-            yield from tensors_in(getattr(value, field.name))
-    elif isinstance(value, tuple | list | dict):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from tensors_in(item)
-
-
-def map_tensors(value: Any, change: Callable[[Tensor], Tensor], made: dict[int, Any] | None = None) -> Any:
-    """A state with ``change`` applied to every tensor. What is one object in ``value`` is one object in the result, and
-    what holds no tensor that changes is the same object. ``made``: give the same dict to keep that over several calls."""
-    made = {} if made is None else made
-    if id(value) not in made:
-        made[id(value)] = (_mapped(value, change, made), value)  # the value too: its id must not be used again
-    return made[id(value)][0]
-
-
-def _mapped(value: Any, change: Callable[[Tensor], Tensor], made: dict[int, Any]) -> Any:
-    if isinstance(value, Tensor):
-        return change(value)
-    if is_dataclass(value) and not isinstance(value, type):
-        own = {f.name: getattr(value, f.name) for f in fields(value)}
-        new = {name: map_tensors(v, change, made) for name, v in own.items()}
-        return value if all(new[n] is own[n] for n in own) else replace(value, **new)
-    if isinstance(value, dict):
-        return {k: map_tensors(v, change, made) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        items = [map_tensors(v, change, made) for v in value]
-        if all(a is b for a, b in zip(items, value)):
-            return value
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value

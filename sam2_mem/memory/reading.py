@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from sam2_mem.memory.bank import Bank, E
-from sam2_mem.types import Entry, FrameContext, MemoryEntry, ReadPointer
+from sam2_mem.types import Entry, FrameContext, ReadPointer
 
 LAST_SLOT = 5
 """The oldest slot of SAM 2's temporal code that is not the prompts' own."""

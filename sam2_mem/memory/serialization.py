@@ -10,17 +10,22 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from importlib import import_module
-from os import PathLike, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sam2_mem._moved import current
+from sam2_mem.files import atomic_path
 from sam2_mem.memory.policy import MemoryPolicy
+from sam2_mem.types import MemoryEntry, PointerEntry
 
 FORMAT = "sam2_mem.memory"
 VERSION = 1
+EARLIER_FIELDS: dict[str, dict[str, str]] = {}
+"""Names of fields in files of earlier versions, by the name of their class now: {"module:class": {earlier: now}}."""
 
 
 class MemoryFileError(ValueError):
@@ -40,9 +45,8 @@ def save_memory(path: str | PathLike[str], policy: MemoryPolicy, state: Any) -> 
         "root": root,
         "objects": packer.objects,
     }
-    part = path.with_name(f".{path.name}.part")
-    torch.save(content, part)
-    replace(part, path)
+    with atomic_path(path) as part:
+        torch.save(content, part)
 
 
 def load_memory(path: str | PathLike[str], policy: MemoryPolicy, *, device: torch.device | str = "cpu") -> Any:
@@ -60,10 +64,10 @@ def load_memory(path: str | PathLike[str], policy: MemoryPolicy, *, device: torc
         raise MemoryFileError(
             f"expected a memory file of version {VERSION}, got version {content['version']} in '{path}'"
         )
-    own = _name(type(policy))
-    if content["policy"] != own:
+    name, written_by = _name(type(policy)), ":".join(current(*content["policy"].split(":", 1)))
+    if written_by != name:
         raise MemoryFileError(
-            f"expected the memory of a {own}, got that of a {content['policy']} in '{path}'; build with its policy"
+            f"expected the memory of a {name}, got that of a {written_by} in '{path}'; build with its policy"
         )
     return _Unpacker(content["objects"], allowed=type(policy).__module__).unpack(content["root"])
 
@@ -121,12 +125,12 @@ class _Packer:
 
 
 class _Unpacker:
-    """The inverse. Only dataclasses and enums of this package and of the policy's own module are made."""
+    """The inverse. Only dataclasses and enums of this package and of the policy's own module are built."""
 
     def __init__(self, objects: list[dict[str, Any]], *, allowed: str) -> None:
-        self._objects = objects
+        self._packed = objects
         self._allowed = allowed
-        self._made: dict[int, Any] = {}
+        self._objects: dict[int, Any] = {}
 
     def unpack(self, value: Any) -> Any:
         if not isinstance(value, dict):
@@ -141,22 +145,28 @@ class _Unpacker:
         return readers[kind](value)
 
     def _sequence(self, value: dict[str, Any]) -> Any:
-        made = [self.unpack(v) for v in value["values"]]
-        return tuple(made) if value["sequence"] == "tuple" else made
+        values = [self.unpack(v) for v in value["values"]]
+        return tuple(values) if value["sequence"] == "tuple" else values
 
     def _object(self, number: int) -> Any:
-        if number not in self._made:
-            packed = self._objects[number]
-            self._made[number] = self._class(packed["type"])(**{k: self.unpack(v) for k, v in packed["keep"].items()})
-        return self._made[number]
+        if number not in self._objects:
+            packed = self._packed[number]
+            kind = self._class(packed["type"])
+            names = EARLIER_FIELDS.get(_name(kind), {})
+            values = {names.get(k, k): self.unpack(v) for k, v in packed["keep"].items()}
+            if kind is MemoryEntry and values["tokens"] is None:
+                kind = PointerEntry
+                del values["tokens"], values["sensory"]
+            self._objects[number] = kind(**values)
+        return self._objects[number]
 
     def _class(self, name: str) -> Any:
-        module, _, qualname = name.partition(":")
+        module, qualname = current(*name.split(":", 1))
         if module != self._allowed and not module.startswith("sam2_mem."):
             raise MemoryFileError(f"expected state classes of sam2_mem or {self._allowed}, got {name}")
-        made: Any = import_module(module)
+        value: Any = import_module(module)
         for part in qualname.split("."):
-            made = getattr(made, part)
-        if not (is_dataclass(made) or (isinstance(made, type) and issubclass(made, Enum))):
+            value = getattr(value, part)
+        if not (is_dataclass(value) or (isinstance(value, type) and issubclass(value, Enum))):
             raise MemoryFileError(f"expected a dataclass or an enum, got {name}")
-        return made
+        return value

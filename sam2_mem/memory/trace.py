@@ -15,8 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from sam2_mem._moved import renamed
 from sam2_mem.memory.tokens import tensor_bytes
-from sam2_mem.types import Entry, (
-    CandidateId,
+from sam2_mem.types import (
+    Entry,
     FrameContext,
     Hypotheses,
     MaskSelection,

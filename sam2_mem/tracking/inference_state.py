@@ -118,7 +118,7 @@ class InferenceState:
             outputs = [*track.outputs.values(), *track.pending.values()]
             tensors += [t for o in outputs for t in (o.logits, o.pointer)]
             if track.state is not None:
-                tensors += self.tracker.policy.tensors(track.state)
+                tensors += track.state.tensors()
         return tensor_bytes(tensors)
 
     # -- SAM 2's keys ---------------------------------------------------------------------------------------------

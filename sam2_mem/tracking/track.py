@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from sam2_mem._moved import renamed
-from sam2_mem.memory.policy import Bank
+from sam2_mem.memory.bank import Bank
 from sam2_mem.types import SensoryUpdate
 
 
@@ -100,7 +100,7 @@ class Track:
     look: ReferenceAppearance | None = None
 
     def prompted_frames(self) -> set[int]:
-        return set() if self.state is None else {p.frame for p in self.state.prompts}
+        return set() if self.state is None else set(self.state.prompted_frames())
 
     def answered(self, frame: int) -> bool:
         """Whether the mask of ``frame`` was given by a prompt. (A prompt of a loaded memory has no mask in this video.)"""

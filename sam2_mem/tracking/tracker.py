@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_mem.memory.policy import Bank, MemoryPolicy, best_candidate
+from sam2_mem.memory.bank import Bank
+from sam2_mem.memory.policy import HasSensory, MemoryPolicy, Merging, Revising, best_candidate
 from sam2_mem.memory.tokens import foreground_weights, map_tokens, masked_mean
-from sam2_mem.memory.trace import Cause, Change, Listener, trace_record
+from sam2_mem.memory.trace import Cause, Change, Listener, notify, trace_record
 from sam2_mem.model.acceleration.transfer import to_device_async
 from sam2_mem.model.mask_decoder import DecoderMaps
 from sam2_mem.model.sam2 import SAM2, Decoded
@@ -175,7 +176,7 @@ class Tracker:
         before, track.state = track.state, state
         if self.listener is not None:
             told = Change(cause, frame, before, state, **given)
-            self.listener.hear(trace_record(self.policy, track.obj_id, told))
+            notify(self.listener, trace_record(self.policy, track.obj_id, told))
 
     def _shown_to(self, track: Track, context: FrameContext) -> FrameContext:
         """The frame as the policy of ``track`` sees it."""
@@ -265,8 +266,11 @@ class Tracker:
         """Prompts update sensory memory by their memory map."""
         if self.sensory is None:
             return outputs
-        states = [None if t.state is None else self.policy.sensory(t.state) for t in tracks]
+        states = [None if t.state is None else self._sensory_state(t) for t in tracks]
         return [replace(o, sensory=s, update=SensoryUpdate.DEEP) for o, s in zip(outputs, states)]
+
+    def _sensory_state(self, track: Track) -> Tensor | None:
+        return self.policy.sensory(track.state) if isinstance(self.policy, HasSensory) else None
 
     def _note_look(self, track: Track, features: FrameFeatures, output: MaskOutput) -> None:
         """What the object looks like on the first frame on which it is seen."""
@@ -300,6 +304,8 @@ class Tracker:
     def finish(self) -> tuple[Revision, ...]:
         """Masks that policies with deferred output still want to correct at the end of a pass."""
         tracks = [t for t in self.tracks.values() if t.state is not None]
+        if not isinstance(self.policy, Revising):
+            return ()
         return tuple(self._rewritten(t, r) for t in tracks for r in self.policy.finish(t.state))
 
     def _rewritten(self, track: Track, revision: Revision) -> Revision:
@@ -334,11 +340,11 @@ class Tracker:
             if not track.frozen:
                 state = self._settled(self.policy.write(state, frame, hyp, choice, entries), frame)
             cause, written = (Cause.READ, ()) if track.frozen else (Cause.WRITE, tuple(entries))
-            self.change(track, cause, frame, state, hypotheses=hyp, choice=choice, entries=written, usage=seen.usage)
+            self.change(track, cause, frame, state, hypotheses=hyp, selection=choice, entries=written, usage=seen.usage)
         shown = self._clean(torch.stack([o.logits for o in outputs]))
         for track, output, logits in zip(tracks, outputs, shown):
             track.remember_output(replace(output, logits=logits.clone()), self._history)
-        if not self.policy.needs.revise:
+        if not self.policy.needs.revise or not isinstance(self.policy, Revising):
             return ()
         written = [t for t in tracks if not t.frozen]
         revised = ((t, self.policy.revise(t.state, self._shown_to(t, context))) for t in written)
@@ -358,7 +364,7 @@ class Tracker:
         """Outputs that carry their object's state of sensory memory."""
         if self.sensory is None:
             return outputs
-        before = [self.policy.sensory(t.state) for t in tracks]
+        before = [self._sensory_state(t) for t in tracks]
         maps = [s.maps[c.output.pathway] for s, c in zip(looked, choices)]
         return sensory_update.carried(self.sensory, outputs, [c.sensory for c in choices], before, maps)
 
@@ -428,11 +434,11 @@ class Tracker:
 
     def _usage(self, tracks: Sequence[Track], context: FrameContext) -> Usage:
         """What any object needs; the network measures a batch as a whole. RuntimeError where two need different things."""
-        wanted = {self.policy.wanted_usage(t.state, self._shown_to(t, context)) for t in tracks} - {Usage.NONE}
+        wanted = {self.policy.usage_at(t.state, self._shown_to(t, context)) for t in tracks} - {Usage.NONE}
         if len(wanted) > 1:
             raise RuntimeError(
                 f"expected all objects to want one kind of usage on frame {context.index}, got {sorted(u.value for u in wanted)}; "
-                f"have wanted_usage of {type(self.policy).__name__} return needs.usage or Usage.NONE"
+                f"have usage_at of {type(self.policy).__name__} return needs.usage or Usage.NONE"
             )
         return wanted.pop() if wanted else Usage.NONE
 
@@ -523,16 +529,18 @@ class Tracker:
 
     def _settled(self, state: Bank, frame: FrameContext) -> Bank:
         """``state`` with everything merged that its policy wants merged."""
+        if not isinstance(self.policy, Merging):
+            return state
         for _ in range(MOST_MERGES):
-            requests = self.policy.condense(state, frame)
+            requests = self.policy.merge_requests(state, frame)
             if not requests:
                 return state
             for request in requests:
-                state = self.policy.condensed(state, frame, request, self._merged(request, frame))
-        raise RuntimeError(f"{type(self.policy).__name__} still asks to condense after {MOST_MERGES} rounds")
+                state = self.policy.take_merged(state, frame, request, self._merged(request, frame))
+        raise RuntimeError(f"{type(self.policy).__name__} still asks to merge after {MOST_MERGES} rounds")
 
     def _merged(self, request: MergeRequest, frame: FrameContext) -> MemoryTokens:
-        tube = [e.tokens for e in request.entries if e.tokens is not None]
+        tube = [e.tokens for e in request.entries]
         distiller = self.model.memory_encoder.distiller
         return self._store(distiller.condense([tube], frame.features.grid, request.strength)[0])
 
@@ -594,7 +602,7 @@ class Tracker:
     # -- results ------------------------------------------------------------------------------------------------
 
     def _held(self, track: Track) -> set[int]:
-        return {e.frame for e in self.policy.held(track.state) if e.tokens is not None}
+        return {e.frame for e in track.state.all_entries() if e.tokens is not None}
 
     def _result(
         self, tracks: Sequence[Track], frame: int, before: dict[int, set[int]], revisions: tuple[Revision, ...]
@@ -619,7 +627,7 @@ class Tracker:
             prompted=output.prompted,
             held=tuple(sorted(held)),
             dropped=tuple(sorted(before - held)),
-            tokens=self.policy.token_count(track.state),
+            tokens=track.state.token_count(),
             refined=output.refined,
         )
 

@@ -322,7 +322,7 @@ class SAM2VideoPredictor:
         state.check_frame(start)
         before = start + 1 if reverse else start - 1
         context = FrameContext(index=start, reverse=reverse, num_frames=state.tracker.num_frames)
-        lost = [t.obj_id for t in tracks if before in t.tracked and not self.policy.can_resume(t.state, context)]
+        lost = [t.obj_id for t in tracks if before in t.tracked and not t.state.can_resume(context)]
         gone = f"the memory of frame {before} is no longer held for objects {lost}"
         if lost and start not in prompted:
             raise ValueError(
@@ -431,10 +431,10 @@ class SAM2VideoPredictor:
         if obj_id in state.tracker.tracks:
             raise ValueError(f"expected an object id that is not in use, got {obj_id}; call remove_object first")
         memory = load_memory(path, self.policy, device=self.device)
-        newest = max(e.frame for e in self.policy.held(memory))
+        newest = max(e.frame for e in memory.all_entries())
         track = state.tracker.track(obj_id)
         track.frozen = frozen
-        placed = self.policy.moved(memory, frame_idx - 1 - newest)
+        placed = memory.shift_frames(frame_idx - 1 - newest)
         state.tracker.change(track, Cause.LOAD, FrameContext(frame_idx), placed)
 
     # -- shared --------------------------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sam2_mem.memory.policy import MemoryPolicy, map_tensors
+from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.model.sam2 import SAM2, Decoded
+from sam2_mem.model.tensor_tree import map_tensors
 from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.track import MaskOutput, Track
 from sam2_mem.tracking.tracker import Tracker, TrackerSettings

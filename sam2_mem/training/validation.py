@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 import torch
 
+from sam2_mem.memory.bank import Bank
 from sam2_mem.memory.policies.fifo import FIFO
-from sam2_mem.memory.policy import Bank, MemoryPolicy
+from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.prompts import Prompt
 from sam2_mem.synthetic.generator import make_clip
@@ -81,7 +82,7 @@ class Remembering(FIFO):
             return super().read(state, frame)
         if self.first:
             return super().read(Bank(prompts=state.prompts), frame)
-        last = max(state.all_entries(), key=lambda e: e.frame)
+        last = max((*state.prompts, *state.entries), key=lambda e: e.frame)
         only = Bank(prompts=(last,)) if last.is_prompt else Bank(entries=(last,))
         return super().read(only, frame)
 

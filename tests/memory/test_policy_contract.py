@@ -31,7 +31,8 @@ from policy_contract import (
 from sam2_mem.build_sam import build_policy
 from sam2_mem.config import ConfigError, compose, config_dir, policy_names
 from sam2_mem.memory.policies.fifo import FIFO
-from sam2_mem.memory.policy import Bank, MemoryPolicy, Needs, put
+from sam2_mem.memory.bank import Bank, put
+from sam2_mem.memory.policy import MemoryPolicy, Needs
 from sam2_mem.types import (
     PROMPT_SLOT,
     CandidateId,

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sam2_mem.memory.policies.fifo import FIFO
-from sam2_mem.memory.policy import Bank
+from sam2_mem.memory.bank import Bank
 from sam2_mem.types import PROMPT_SLOT, CandidateId, FrameContext, Hypotheses, MaskSelection, MemoryEntry, MemoryTokens
 
 SEEN = Hypotheses(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2), ((0.5,),), (1.0,))

@@ -10,7 +10,7 @@ import torch
 from micro import blob, micro_predictor, pictures
 
 from sam2_mem.memory.policies.fifo import FIFO
-from sam2_mem.memory.policy import Bank
+from sam2_mem.memory.bank import Bank
 from sam2_mem.memory.serialization import MemoryFileError, load_memory, save_memory
 from sam2_mem.types import FrameContext, MemoryEntry, MemoryTokens
 

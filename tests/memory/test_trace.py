@@ -36,7 +36,8 @@ from sam2_mem.memory.policies.rmem import RMem
 from sam2_mem.memory.policies.sam2long import SAM2Long
 from sam2_mem.memory.policies.samurai import Samurai
 from sam2_mem.memory.policies.xmem import XMem
-from sam2_mem.memory.policy import Bank, MemoryPolicy, put
+from sam2_mem.memory.bank import Bank, put
+from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.memory.trace import Action, Cause, Change, TraceEvent, TraceRecord
 from sam2_mem.tracking.tracker import Tracker
 from sam2_mem.types import (

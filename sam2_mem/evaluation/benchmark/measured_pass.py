@@ -145,8 +145,8 @@ class Census:
     def close_frame(self, index: int) -> None:
         tracks = [] if self.state is None else self.state.tracker.tracks.values()
         states = [track.state for track in tracks if track.state is not None]
-        self.state_bytes.append(tensor_bytes(t for s in states for t in self.policy.tensors(s)))
-        self.held.append(_mean([self.policy.token_count(s) for s in states]))
+        self.state_bytes.append(tensor_bytes(t for s in states for t in s.tensors()))
+        self.held.append(_mean([s.token_count() for s in states]))
         self.read.append(_mean([tokens for tokens, _ in self._now]))
         self.pointers.append(_mean([pointers for _, pointers in self._now]))
         self._now.clear()

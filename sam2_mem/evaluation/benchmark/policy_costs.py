@@ -114,8 +114,8 @@ def take_census(setting: Setting, policy: MemoryPolicy, footage: Footage) -> Cen
     held, tokens, read, pointers = [], [], [], []
     for tracker, counts in _counted(setting, policy, footage):
         states = [track.state for track in tracker.tracks.values()]
-        held.append(tensor_bytes(t for state in states for t in policy.tensors(state)))
-        tokens.append(max(policy.token_count(state) for state in states))
+        held.append(tensor_bytes(t for state in states for t in state.tensors()))
+        tokens.append(max(state.token_count() for state in states))
         read.append(fmean(n for n, _ in counts) if counts else 0.0)
         pointers.append(fmean(n for _, n in counts) if counts else 0.0)
     return Census(tuple(held), tuple(tokens), tuple(read), tuple(pointers))
@@ -293,9 +293,9 @@ def watch(setting: Setting, name: str, policy: MemoryPolicy, footage: Footage, *
     for index in range(footage.num_frames):
         predictor.track_frame(state, footage.picture(index), footage.prompts if index == 0 else ())
         states = [track.state for track in state.tracker.tracks.values()]
-        most = max(most, *(policy.token_count(s) for s in states))
+        most = max(most, *(s.token_count() for s in states))
         if (index + 1) % every == 0:
-            held = tensor_bytes(t for s in states for t in policy.tensors(s))
+            held = tensor_bytes(t for s in states for t in s.tensors())
             marks.append(Mark(index + 1, held, resident_bytes()))
     capacity = policy.capacity(setting.model.tokens_per_map)
     return Stay(
