@@ -13,8 +13,7 @@ from streams import TOKENS, at, begin, entry, furthest, hypotheses, reads, recta
 
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.policies.samurai import Samurai, SamuraiBank
-from sam2_mem.memory.policies.samurai.kalman_filter import Box, BoxFilter, box_iou, mask_boxes
-from sam2_mem.memory.tokens import token_count
+from sam2_mem.memory.policies.samurai.kalman_filter import BoxFilter, MaskBox, box_iou, mask_boxes
 
 LIKE_FIFO = {
     "kf_score_weight": 0.0,
@@ -69,12 +68,12 @@ def random_boxes(seed: int, count: int) -> np.ndarray:
 
 def test_four_small_filters_are_the_large_one() -> None:
     boxes = random_boxes(0, 40)
-    ours, textbook = BoxFilter.start(Box(*boxes[0])), TextbookFilter(boxes[0])
+    ours, textbook = BoxFilter.start(MaskBox(*boxes[0])), TextbookFilter(boxes[0])
     for number, box in enumerate(boxes[1:]):
         ours = ours.predict()
         textbook.predict()
         if number % 5:
-            ours = ours.update(Box(*box))
+            ours = ours.update(MaskBox(*box))
             textbook.update(box)
         parts = (ours.x, ours.y, ours.aspect, ours.height)
         assert [p.value for p in parts] + [p.speed for p in parts] == pytest.approx(list(textbook.mean), rel=1e-9)
@@ -87,9 +86,9 @@ def test_filter_scales_with_the_picture() -> None:
     boxes = random_boxes(1, 20)
 
     def last(scale: float) -> BoxFilter:
-        f = BoxFilter.start(Box(*boxes[0] * scale))
+        f = BoxFilter.start(MaskBox(*boxes[0] * scale))
         for box in boxes[1:]:
-            f = f.predict().update(Box(*box * scale))
+            f = f.predict().update(MaskBox(*box * scale))
         return f
 
     one, four = last(1.0), last(4.0)
@@ -103,17 +102,22 @@ def test_boxes_of_masks() -> None:
     masks[0, 2:5, 1:8] = 1
     masks[1, 7, 7] = 1
     masks[3] = 1
-    assert mask_boxes(masks) == [Box(128, 256, 1023, 639), Box(896, 896, 1023, 1023), None, Box(0, 0, 1023, 1023)]
+    assert mask_boxes(masks) == [
+        MaskBox(128, 256, 1023, 639),
+        MaskBox(896, 896, 1023, 1023),
+        None,
+        MaskBox(0, 0, 1023, 1023),
+    ]
     fine = torch.full((1, 1024, 1024), -1.0)
     fine[0, 10, 20:31] = 1
-    assert mask_boxes(fine) == [Box(20, 10, 30, 10)]
-    assert BoxFilter.start(Box(20, 10, 30, 10)).height.value == 1, "a height of zero counts as one"
+    assert mask_boxes(fine) == [MaskBox(20, 10, 30, 10)]
+    assert BoxFilter.start(MaskBox(20, 10, 30, 10)).height.value == 1, "a height of zero counts as one"
 
 
 def test_box_iou() -> None:
-    assert box_iou(Box(0, 0, 10, 10), Box(5, 0, 15, 10)) == pytest.approx(1 / 3)
-    assert box_iou(Box(0, 0, 10, 10), Box(10, 0, 20, 10)) == 0
-    assert box_iou(None, Box(0, 0, 1, 1)) == box_iou(Box(0, 0, 1, 1), None) == 0
+    assert box_iou(MaskBox(0, 0, 10, 10), MaskBox(5, 0, 15, 10)) == pytest.approx(1 / 3)
+    assert box_iou(MaskBox(0, 0, 10, 10), MaskBox(10, 0, 20, 10)) == 0
+    assert box_iou(None, MaskBox(0, 0, 1, 1)) == box_iou(MaskBox(0, 0, 1, 1), None) == 0
 
 
 # The three regimes
@@ -260,7 +264,7 @@ class Literal:
         known = sorted((f for f in self.seen.keys() | self.prompts if (t - f) * step > 0), key=lambda f: abs(t - f))
         valid = [f for f in known if f in self.prompts or self.good(f)][:15]  # D: a prompt keeps its place
         if t - step in self.seen and t - step not in valid:
-            valid = [t - step] + valid
+            valid = [t - step, *valid]
         maps = [(f, -1) for f in self.prompts] + [(f, r) for r, f in enumerate(valid[:6]) if f not in self.prompts]
         near = [f for f in self.seen if 0 < (t - f) * step <= 15]
         return sorted(maps), sorted(near + [f for f in self.prompts if (t - f) * step >= 0])
@@ -274,7 +278,7 @@ class Literal:
         if self.stable:
             self.filter.predict()
         if self.stable >= 15:
-            overlaps = [0.0 if b is None else box_iou(Box(*self.filter.box()), Box(*b)) for b in boxes]
+            overlaps = [0.0 if b is None else box_iou(MaskBox(*self.filter.box()), MaskBox(*b)) for b in boxes]
             weight = self.p.kf_score_weight
             best = int(np.argmax(weight * np.array(overlaps) + (1 - weight) * iou))
             kf = overlaps[best]
@@ -335,7 +339,7 @@ def test_policy_follows_the_literal_rule(seed: int) -> None:
         differs += best != int(np.argmax(iou))
         state, choice = track(policy, state, frame, hypotheses(masks, iou, score))
         assert choice.output.candidate == best, f"frame {t}"
-        assert token_count(policy.held(state)) <= policy.capacity(TOKENS)
+        assert state.token_count() <= policy.capacity(TOKENS)
     assert trusted > 5 and differs > 0, "control: the motion score must have had something to say"
 
 
@@ -372,6 +376,6 @@ def test_moved_memory_reads_the_same() -> None:
     policy = Samurai()
     state = steady(policy, 20)
     state = replace(state, off_course=(18,))
-    there = policy.moved(state, 100)
+    there = state.shift_frames(100)
     here, far = reads(policy, state, at(21))[0], reads(policy, there, at(121))[0]
     assert here.maps == far.maps and 18 not in here.frames

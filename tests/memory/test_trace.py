@@ -27,7 +27,8 @@ from torch import Tensor
 from sam2_mem.build_sam import build_policy
 from sam2_mem.config import policy_names
 from sam2_mem.memory import trace
-from sam2_mem.memory.bounded import Bounded
+from sam2_mem.memory.bank import Bank
+from sam2_mem.memory.bounded import Bounded, least_capacity
 from sam2_mem.memory.policies.dam4sam import DAM4SAM
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.policies.hq_smem import HQSMem
@@ -36,9 +37,8 @@ from sam2_mem.memory.policies.rmem import RMem
 from sam2_mem.memory.policies.sam2long import SAM2Long
 from sam2_mem.memory.policies.samurai import Samurai
 from sam2_mem.memory.policies.xmem import XMem
-from sam2_mem.memory.bank import Bank, put
 from sam2_mem.memory.policy import MemoryPolicy
-from sam2_mem.memory.trace import Action, Cause, Change, TraceEvent, TraceRecord
+from sam2_mem.memory.trace import Action, Cause, Change, EntryInfo, TraceEvent, TraceRecord, change_events
 from sam2_mem.tracking.tracker import Tracker
 from sam2_mem.types import (
     CandidateId,
@@ -63,8 +63,8 @@ class Recorder:
         self.read_mass = read_mass
         self.moments: list[TraceRecord] = []
 
-    def hear(self, moment: TraceRecord) -> None:
-        self.moments.append(moment)
+    def on_change(self, record: TraceRecord) -> None:
+        self.moments.append(record)
 
     def events(self, action: Action, obj_id: int = 1) -> list[TraceEvent]:
         return [e for m in self.moments if m.obj_id == obj_id for e in m.events if e.action is action]
@@ -117,6 +117,9 @@ class Counting(FIFO):
             super().__getattribute__("calls")[name] += 1
         return found
 
+    def entry_infos(self, state: Bank, frame: FrameContext) -> Sequence[EntryInfo]:
+        return trace.plain_infos(state.all_entries())
+
 
 def calls(listener: Any) -> Counter:
     counted = Counter()
@@ -126,7 +129,7 @@ def calls(listener: Any) -> Counter:
 
 def test_nobody_listening_costs_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
     made = Counter()
-    for name in ("moment", "Change"):
+    for name in ("trace_record", "Change"):
         original = getattr(trace, name)
         spy = lambda *a, _name=name, _original=original, **k: made.update([_name]) or _original(*a, **k)  # noqa: E731
         monkeypatch.setattr(f"sam2_mem.tracking.tracker.{name}", spy)
@@ -135,11 +138,11 @@ def test_nobody_listening_costs_no_call(monkeypatch: pytest.MonkeyPatch) -> None
     heard = lambda m, f, b, u=Usage.NONE: usages.append(u) or attend(m, f, b, u)  # noqa: E731
     monkeypatch.setattr(type(micro_model()), "attend", heard)
     off = calls(None)
-    assert made == {} and {"notes", "explain"}.isdisjoint(off) and set(usages) == {Usage.NONE}
+    assert made == {} and "entry_infos" not in off and set(usages) == {Usage.NONE}
     moving = 2 * FRAMES - 3
     assert off["read"] == off["write"] == off["choose"] == moving
     on = calls(Recorder())  # the control: listening does call
-    assert on["read"] > off["read"] and on["explain"] > 0 and made["moment"] == made["Change"] > 0
+    assert on["read"] > off["read"] and on["entry_infos"] > 0 and made["trace_record"] == made["Change"] > 0
     assert set(usages) == {Usage.NONE}
     calls(Recorder(read_mass=True))
     assert Usage.TOKENS in usages
@@ -151,9 +154,9 @@ class Suspicious(FIFO):
 
     seen: list = None
 
-    def write(self, state, frame, hypotheses, choice, entries):
+    def write(self, state, frame, hypotheses, selection, entries):
         self.seen.append(hypotheses.usage)
-        return super().write(state, frame, hypotheses, choice, entries)
+        return super().write(state, frame, hypotheses, selection, entries)
 
 
 def test_policies_do_not_see_what_was_measured_for_the_listener() -> None:
@@ -195,36 +198,35 @@ def test_read_mass_is_that_of_the_attention() -> None:
 def test_events_and_notes_agree_with_what_is_held(name: str) -> None:
     recorder = Recorder()
     tracker, results = track(name, recorder)
-    policy = tracker.policy
     for obj_id in (1, 2):
         mine = [m for m in recorder.moments if m.obj_id == obj_id]
         for one, following in zip(mine, mine[1:]):
-            assert {(h.frame, h.kind) for h in one.held} == {(h.frame, h.kind) for h in following.found} or (
+            assert {(h.frame, h.kind) for h in one.held} == {(h.frame, h.kind) for h in following.held_before} or (
                 one.frame != following.frame
             )
-            assert {h.frame for h in one.held} == {h.frame for h in following.found}
+            assert {h.frame for h in one.held} == {h.frame for h in following.held_before}
         for m in mine:
             check_moment(m)
         state = tracker.tracks[obj_id].state
-        whole = {e.frame for e in policy.held(state) if e.tokens is not None}
+        whole = {e.frame for e in state.all_entries() if e.tokens is not None}
         assert {h.frame for h in mine[-1].held if h.tokens and h.frame is not None} == whole
-        assert mine[-1].tokens == policy.token_count(state) == results[-1].scores[obj_id - 1].tokens
+        assert mine[-1].tokens == state.token_count() == results[-1].scores[obj_id - 1].tokens
         assert {m.frame for m in mine} == set(range(FRAMES))
 
 
 def check_moment(m: TraceRecord) -> None:
     """The events are the difference between memory before and after, and each has a reason."""
-    before, after = ({h.frame for h in held if h.frame is not None} for held in (m.found, m.held))
+    before, after = ({h.frame for h in held if h.frame is not None} for held in (m.held_before, m.held))
     came = {e.frame for e in m.events if e.action in (Action.WRITTEN, Action.REPLACED)}
     gone = {e.frame for e in m.events if e.action in (Action.EVICTED, Action.MERGED)} - {None}
     evicted = {e.frame for e in m.events if e.action is Action.EVICTED}
     assert after - before <= came and before - after <= gone and evicted.isdisjoint(after - came)
-    lost = {h.frame for h in m.found if h.tokens} - {h.frame for h in m.held if h.tokens} - {None}
+    lost = {h.frame for h in m.held_before if h.tokens} - {h.frame for h in m.held if h.tokens} - {None}
     told = {e.frame for e in m.events if e.action in (Action.REDUCED, Action.EVICTED, Action.MERGED, Action.REPLACED)}
     assert lost <= told
     assert all(e.reason for e in m.events)
     if m.cause is Cause.WRITE:
-        assert {r.frame for r in m.readings} <= {h.frame for h in m.found}
+        assert {r.frame for r in m.readings} <= {h.frame for h in m.held_before}
         assert all(r.slot is None or -1 <= r.slot <= 5 for r in m.readings)
 
 
@@ -235,15 +237,11 @@ class Silent(MemoryPolicy[Bank]):
     def capacity(self, tokens_per_map: int) -> int:
         return tokens_per_map * 40
 
-    def prompt(self, state, frame, entry):
-        return replace(state or Bank(), prompts=put((state or Bank()).prompts, entry))
-
     def read(self, state, frame) -> Sequence[MemoryRead]:
         return (MemoryRead(items=tuple(ReadItem(e.tokens, 0) for e in state.all_entries() if e.tokens is not None)),)
 
-    def write(self, state, frame, hypotheses, choice, entries):
-        kept = (*(e.without_tokens() if i else e for i, e in enumerate(reversed(state.entries[-2:]))), *entries)
-        return replace(state, entries=tuple(sorted(kept, key=lambda e: e.frame)))
+    def write(self, state, frame, hypotheses, selection, entries):
+        return state.keep_near({frame.index}, token_reach=1, pointer_reach=2).add(*entries)
 
 
 def test_a_policy_that_overrides_nothing() -> None:
@@ -345,18 +343,18 @@ class Life:
         else:
             self.state = self.policy.write(before, frame, entries=entries, **given)
         change = Change(cause, frame, before, self.state, entries=entries, **given)
-        return list(self.policy.explain(change))
+        return change_events(change)
 
     def write(self, index: int, hypotheses: Hypotheses | None = None, **scores: Any) -> list[TraceEvent]:
         hypotheses = seen() if hypotheses is None else hypotheses
-        choice = self.policy.choose(self.state, at(index), hypotheses)
+        selection = self.policy.choose(self.state, at(index), hypotheses)
         made: dict[CandidateId, MemoryEntry] = {}
-        for pick in choice.remember:
+        for pick in selection.remember:
             iou = hypotheses.iou[pick.pathway][pick.candidate]
             logit = hypotheses.objectness[pick.pathway]
             made.setdefault(pick, entry(index, **({"iou": iou, "objectness": logit} | scores)))
-        entries = tuple(made[p] for p in choice.remember)
-        return self.step(Cause.WRITE, at(index), entries, hypotheses=hypotheses, choice=choice)
+        entries = tuple(made[p] for p in selection.remember)
+        return self.step(Cause.WRITE, at(index), entries, hypotheses=hypotheses, selection=selection)
 
 
 def told(events: Sequence[TraceEvent], action: Action, frame: int | None) -> TraceEvent:
@@ -387,7 +385,7 @@ def test_rmem_tells_relevance_and_freshness() -> None:
     fresh_1 = 1.5 * math.sqrt(math.log(8) / (3 + 8))
     assert kept.score == pytest.approx(0.2 * 0.5 + 0.8 * 0.4 + fresh_1)
     assert left.limit == kept.score and kept.limit == left.score
-    notes = {n.frame: n for n in life.policy.notes(life.state, at(3))}
+    notes = {n.frame: n for n in life.policy.entry_infos(life.state, at(3))}
     assert [notes[f].kind for f in (0, 1, 2, 3)] == ["prompt", "bank", "pointer", "bank"]
     now = 0.42 + 1.5 * math.sqrt(math.log(3 + 3 + 1) / (3 + 8))  # frame 2 no longer counts
     assert notes[1].score == pytest.approx(now) and notes[1].score_name == "relevance + freshness"
@@ -428,7 +426,7 @@ def test_keyframe_tells_significance() -> None:
     lost = [e for step in events for e in step if e.reason == "least significant"]
     assert {e.action for e in lost} >= {Action.COMPACTED, Action.REDUCED}
     scores = significances(life.state, pointer_weight=0.5)
-    assert {n.frame: n.score for n in policy.notes(life.state, at(5)) if "keyframe" in n.kind} == scores
+    assert {n.frame: n.score for n in policy.entry_infos(life.state, at(5)) if "keyframe" in n.kind} == scores
     doubtful = Life(policy, summary=[1.0, 0.0, 0.0])
     doubtful.write(1, iou=0.2, summary=[0.0, 1.0, 0.0])
     rejected = told(doubtful.write(2, summary=[0.0, 1.0, 0.0]), Action.REJECTED, 1)
@@ -446,7 +444,7 @@ def test_samurai_tells_its_gates() -> None:
     assert "candidate 0 to 2" in moved.reason and moved.score == pytest.approx(1.0)
     gone = [e.reason for e in life.write(5, seen(objectness=(-4.0,))) if e.action is Action.REJECTED]
     assert any("motion filter ended" in r for r in gone) and any("object score" in r for r in gone)
-    kinds = {n.frame: n.kind for n in life.policy.notes(life.state, at(5))}
+    kinds = {n.frame: n.kind for n in life.policy.entry_infos(life.state, at(5))}
     assert (kinds[1], kinds[2], kinds[5]) == ("accepted", "pointer", "doubtful")
 
 
@@ -465,7 +463,7 @@ def test_dam4sam_tells_its_gates() -> None:
     calm.write(1)
     alone = told(calm.write(2), Action.WRITTEN, 2)
     assert "no distractor" in alone.reason and alone.score == pytest.approx(0.5)
-    kinds = {n.frame: n.kind for n in life.policy.notes(life.state, at(5))}
+    kinds = {n.frame: n.kind for n in life.policy.entry_infos(life.state, at(5))}
     assert (kinds[2], kinds[4]) == ("distractor-resolving", "recent")
 
 
@@ -482,7 +480,7 @@ def test_sam2long_tells_its_tree() -> None:
     turn = life.write(3, seen(iou=((0.1, 0.1, 0.1), (0.9, 0.8, 0.7)), objectness=(5.0, 5.0)))
     assert [(e.pathway, e.parent) for e in turn if e.action is Action.BRANCHED] == [(0, 1), (1, 1)]
     assert "other ancestry" in told(turn, Action.REVISED, 2).reason
-    assert {n.pathways for n in life.policy.notes(life.state, at(3)) if n.frame == 0} == {(0, 1)}
+    assert {n.pathways for n in life.policy.entry_infos(life.state, at(3)) if n.frame == 0} == {(0, 1)}
 
 
 def test_xmem_tells_consolidation_and_eviction() -> None:
@@ -496,7 +494,7 @@ def test_xmem_tells_consolidation_and_eviction() -> None:
     evicted = [e for step in moments for e in step if e.action is Action.EVICTED and e.frame is None]
     assert evicted and "least used prototypes" in evicted[0].reason
     assert evicted[0].score <= (evicted[0].limit or math.inf)
-    store = next(n for n in policy.notes(life.state, at(9)) if n.kind == "long-term")
+    store = next(n for n in policy.entry_infos(life.state, at(9)) if n.kind == "long-term")
     assert store.frame is None and store.count == len(life.state.long_term)
     lazy = Life(XMem(mem_every=5))
     assert "not due" in told(lazy.write(1, seen()), Action.WRITTEN, 1).reason
@@ -505,7 +503,7 @@ def test_xmem_tells_consolidation_and_eviction() -> None:
 @pytest.mark.parametrize("name", BASE)
 def test_reasons_hold_within_a_budget_of_bytes(name: str) -> None:
     policy = build_policy(name)
-    tight = Bounded(policy=policy, max_bytes=(policy.least_capacity(TOKENS) + TOKENS) * 128)
+    tight = Bounded(policy=policy, max_bytes=(least_capacity(policy, TOKENS) + TOKENS) * 128)
     recorder = Recorder(read_mass=True)
     tracker, _ = track(tight, recorder)
     for m in recorder.moments:

@@ -26,7 +26,7 @@ ASPECT_MEASUREMENT_STD = 1e-1
 
 
 @dataclass(frozen=True)
-class Box:
+class MaskBox:
     """Corners: first and last pixel of a mask on the 1024 grid, both inclusive."""
 
     x0: float
@@ -45,7 +45,7 @@ class Box:
         return self.x0 + width / 2, self.y0 + height / 2, width / height, height
 
 
-def box_iou(a: Box | None, b: Box | None) -> float:
+def box_iou(a: MaskBox | None, b: MaskBox | None) -> float:
     """0 where either box is missing or the boxes do not meet."""
     if a is None or b is None:
         return 0.0
@@ -56,23 +56,23 @@ def box_iou(a: Box | None, b: Box | None) -> float:
     return width * height / (a.area + b.area - width * height)
 
 
-def mask_boxes(logits: Tensor) -> list[Box | None]:
+def mask_boxes(logits: Tensor) -> list[MaskBox | None]:
     """Boxes of masks (N, h, w), where logits are above 0; None for an empty mask. One transfer from the device.
 
     A pixel of a coarser mask stands for a block of the 1024 grid: a mask from column i to column j of w runs from i k
     to (j + 1) k - 1 with k = 1024 / w.
     """
     inside = logits > 0
-    height, width = logits.shape[-2:]
+    width = logits.shape[-1]
     table = torch.cat([inside.any(dim=1), inside.any(dim=2)], dim=1).tolist()
     return [_box(line[:width], line[width:]) for line in table]
 
 
-def _box(columns: list[bool], rows: list[bool]) -> Box | None:
+def _box(columns: list[bool], rows: list[bool]) -> MaskBox | None:
     if True not in columns:
         return None
     (x0, x1), (y0, y1) = _ends(columns), _ends(rows)
-    return Box(x0, y0, x1, y1)
+    return MaskBox(x0, y0, x1, y1)
 
 
 def _ends(occupied: list[bool]) -> tuple[float, float]:
@@ -103,10 +103,10 @@ class Moving:
 
     def updated(self, measured: float, std: float) -> Moving:
         total = self.vv + std**2
-        surprise = measured - self.value
+        innovation = measured - self.value
         return Moving(
-            value=self.value + self.vv / total * surprise,
-            speed=self.speed + self.vs / total * surprise,
+            value=self.value + self.vv / total * innovation,
+            speed=self.speed + self.vs / total * innovation,
             vv=self.vv - self.vv**2 / total,
             vs=self.vs - self.vv * self.vs / total,
             ss=self.ss - self.vs**2 / total,
@@ -115,7 +115,7 @@ class Moving:
 
 @dataclass(frozen=True)
 class BoxFilter:
-    """The filtered box; ``predict`` once a frame, then ``update`` with what was seen."""
+    """The filtered box; ``predict`` once a frame, then ``update`` with the box of the mask."""
 
     x: Moving
     y: Moving
@@ -123,23 +123,23 @@ class BoxFilter:
     height: Moving
 
     @staticmethod
-    def start(box: Box) -> BoxFilter:
+    def start(box: MaskBox) -> BoxFilter:
         x, y, aspect, height = box.measured()
-        place, speed = 2 * POSITION_STD * height, 10 * VELOCITY_STD * height
-        moving = [Moving(value, 0.0, place**2, 0.0, speed**2) for value in (x, y, height)]
-        shape = Moving(aspect, 0.0, ASPECT_STD**2, 0.0, ASPECT_VELOCITY_STD**2)
-        return BoxFilter(moving[0], moving[1], shape, moving[2])
+        position_std, velocity_std = 2 * POSITION_STD * height, 10 * VELOCITY_STD * height
+        moving = [Moving(value, 0.0, position_std**2, 0.0, velocity_std**2) for value in (x, y, height)]
+        ratio = Moving(aspect, 0.0, ASPECT_STD**2, 0.0, ASPECT_VELOCITY_STD**2)
+        return BoxFilter(moving[0], moving[1], ratio, moving[2])
 
     def predict(self) -> BoxFilter:
-        place, speed = POSITION_STD * self.height.value, VELOCITY_STD * self.height.value
+        std, velocity_std = POSITION_STD * self.height.value, VELOCITY_STD * self.height.value
         return BoxFilter(
-            self.x.predicted(place, speed),
-            self.y.predicted(place, speed),
+            self.x.predicted(std, velocity_std),
+            self.y.predicted(std, velocity_std),
             self.aspect.predicted(ASPECT_STD, ASPECT_VELOCITY_STD),
-            self.height.predicted(place, speed),
+            self.height.predicted(std, velocity_std),
         )
 
-    def update(self, box: Box) -> BoxFilter:
+    def update(self, box: MaskBox) -> BoxFilter:
         x, y, aspect, height = box.measured()
         std = POSITION_STD * self.height.value
         return BoxFilter(
@@ -149,7 +149,7 @@ class BoxFilter:
             self.height.updated(height, std),
         )
 
-    def box(self) -> Box:
+    def box(self) -> MaskBox:
         width, height = self.aspect.value * self.height.value, self.height.value
         x0, y0 = self.x.value - width / 2, self.y.value - height / 2
-        return Box(x0, y0, x0 + width, y0 + height)
+        return MaskBox(x0, y0, x0 + width, y0 + height)
