@@ -23,7 +23,8 @@ import torch
 from micro import SCORE_BIAS, TOKENS, empty_prompt, features_at, mask_prompt, micro_model, micro_tracker, run
 from torch import Tensor
 
-from sam2_mem.memory.policy import MemoryPolicy
+from sam2_mem.memory.bounded import Bounded, least_capacity
+from sam2_mem.memory.policy import MemoryPolicy, Revising
 from sam2_mem.memory.serialization import load_memory, save_memory
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.prompts import Prompt
@@ -136,9 +137,9 @@ def assert_finite(state: Any) -> None:
 
 # -- watching a policy at work ----------------------------------------------------------------------------------------
 
-VERBS = (
-    "prompt read wanted_usage choose write condense condensed revise finish forget unprompt moved held can_resume capacity "
-    "strip shrink notes explain"
+METHODS = (
+    "capacity read write prompt choose forget unprompt new_state usage_at merge_requests take_merged revise finish sensory "
+    "entry_infos"
 ).split()
 
 
@@ -163,46 +164,55 @@ def _frozen_view(value: Any) -> Any:
         return repr(value) if not isinstance(value, ModuleType) else id(value)
 
 
-class Watched:
-    """A policy behind glass: after every verb its arguments and the policy itself must be as before."""
+class PureProxy:
+    """Stands in for a policy: after every method its arguments and the policy itself must be as before."""
 
     def __init__(self, inner: MemoryPolicy) -> None:
         self._inner = inner
         self.calls: dict[str, int] = {}
 
+    @property
+    def __class__(self) -> type:
+        return type(self._inner)
+
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._inner, name)
-        return self._guarded(name, value) if name in VERBS else value
+        return self._guarded(name, value) if name in METHODS else value
 
-    def _guarded(self, name: str, verb: Callable[..., Any]) -> Callable[..., Any]:
+    def _guarded(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             self.calls[name] = self.calls.get(name, 0) + 1
-            given, kept = snapshot((args, kwargs), "arguments"), kept_outside_states(self._inner)
-            result = verb(*args, **kwargs)
-            changed = difference(given, snapshot((args, kwargs), "arguments"))
-            assert changed is None, f"{name} changed what it was given: {changed}"
-            stored = difference(kept, kept_outside_states(self._inner))
-            assert stored is None, f"{name} kept something outside the state: {stored}"
+            arguments, outside = snapshot((args, kwargs), "arguments"), kept_outside_states(self._inner)
+            result = method(*args, **kwargs)
+            changed = difference(arguments, snapshot((args, kwargs), "arguments"))
+            assert changed is None, (
+                f"{name} changed its arguments: {changed}; states are values, build a new one with dataclasses.replace"
+            )
+            stored = difference(outside, kept_outside_states(self._inner))
+            assert stored is None, f"{name} kept something outside the state: {stored}; put it in a field of the state"
             return result
 
         return call
 
 
-class Recorded:
-    """A policy whose reads, hypotheses, choices and entries are looked at as they pass."""
+class CheckedProxy:
+    """Stands in for a policy: checks its reads, hypotheses, selections and entries as they pass."""
 
     def __init__(self, inner: MemoryPolicy) -> None:
         self._inner = inner
         self.frames = 0
-        self._reads: Sequence[MemoryRead] = ()
+
+    @property
+    def __class__(self) -> type:
+        return type(self._inner)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def wanted_usage(self, state: Any, frame: FrameContext) -> Usage:
-        wanted = self._inner.wanted_usage(state, frame)
+    def usage_at(self, state: Any, frame: FrameContext) -> Usage:
+        wanted = self._inner.usage_at(state, frame)
         declared = self._inner.needs.usage
-        assert wanted in (declared, Usage.NONE), f"wanted_usage asks for {wanted}, needs.usage declares {declared}"
+        assert wanted in (declared, Usage.NONE), f"usage_at asks for {wanted}, needs.usage declares {declared}"
         return wanted
 
     def read(self, state: Any, frame: FrameContext) -> Sequence[MemoryRead]:
@@ -212,26 +222,25 @@ class Recorded:
             _assert_read(read)
         again = self._inner.read(state, frame)
         assert [_shape(r) for r in reads] == [_shape(r) for r in again], "two reads of one state differ"
-        self._reads = reads
         return reads
 
     def choose(self, state: Any, frame: FrameContext, hypotheses: Hypotheses) -> MaskSelection:
         reads = self._inner.read(state, frame)
         _assert_usage(self._inner, state, frame, hypotheses, reads)
-        choice = self._inner.choose(state, frame, hypotheses)
-        for pick in (choice.output, *choice.remember):
+        selection = self._inner.choose(state, frame, hypotheses)
+        for pick in (selection.output, *selection.remember):
             _assert_pick(pick, hypotheses)
-        return choice
+        return selection
 
     def write(
         self,
         state: Any,
         frame: FrameContext,
         hypotheses: Hypotheses,
-        choice: MaskSelection,
+        selection: MaskSelection,
         entries: Sequence[MemoryEntry],
     ) -> Any:
-        assert len(entries) == len(choice.remember)
+        assert len(entries) == len(selection.remember)
         for entry in entries:
             if not self._inner.needs.summary:
                 assert entry.summary is None, "a summary came that needs.summary does not ask for"
@@ -240,7 +249,7 @@ class Recorded:
                     "the summary asked for did not come"
                 )
         self.frames += 1
-        return self._inner.write(state, frame, hypotheses, choice, entries)
+        return self._inner.write(state, frame, hypotheses, selection, entries)
 
     def revise(self, state: Any, frame: FrameContext) -> Any:
         revisions = self._inner.revise(state, frame)
@@ -275,7 +284,7 @@ def _assert_pick(pick: CandidateId, hypotheses: Hypotheses) -> None:
 def _assert_usage(
     policy: MemoryPolicy, state: Any, frame: FrameContext, hypotheses: Hypotheses, reads: Sequence[MemoryRead]
 ) -> None:
-    wanted = policy.wanted_usage(state, frame)
+    wanted = policy.usage_at(state, frame)
     if policy.needs.usage is Usage.NONE:
         assert hypotheses.usage is None, "usage came although needs.usage is NONE"
     if wanted is Usage.NONE:
@@ -328,10 +337,20 @@ def seen(results: Sequence[FrameResult], obj_id: int) -> Tensor:
     return torch.cat([masks_of(results, obj_id).flatten(1), torch.tensor(scores)], dim=1)
 
 
-def assert_close(a: Tensor, b: Tensor, what: str) -> None:
+def assert_close(a: Tensor, b: Tensor, what: str, advice: str) -> None:
     assert a.shape == b.shape, f"{what}: {tuple(a.shape)} and {tuple(b.shape)}"
     worst = (a - b).abs().max().item()
-    assert worst <= TOLERANCE, f"{what}: logits differ by {worst:.3g}"
+    assert worst <= TOLERANCE, f"{what}: logits differ by {worst:.3g}; {advice}"
+
+
+NO_SHARING = (
+    "what one object reads must depend on its own state alone: keep nothing on the policy, its class or its module"
+)
+BY_AGE = (
+    "measure time with frame.age(), never by the difference or the order of frame numbers, and let slots depend on age, not "
+    "on the order in which entries came"
+)
+PLAIN_STATE = "everything that a read depends on must be in the fields of the state"
 
 
 # -- the promises -----------------------------------------------------------------------------------------------------
@@ -353,22 +372,25 @@ def check_frozen(policy: MemoryPolicy) -> None:
 
 def check_pure(policy: MemoryPolicy) -> None:
     """No verb changes what it is given, and none keeps anything outside the state it returns."""
-    watched = Watched(policy)
+    proxy = PureProxy(policy)
     kept = kept_outside_states(policy)
     prompts = {0: [mask_prompt(1), mask_prompt(2, number=1)], 9: [mask_prompt(2, 9, 1)]}
     settings = {"clear_non_cond_mem_around_input": True, "clear_non_cond_mem_for_multi_obj": True, "forget_radius": 3}
-    tracker = _tracker(watched, **settings)
+    tracker = _tracker(proxy, **settings)
     go_on(tracker, range(18), prompts)
     go_on(tracker, range(8, 3, -1), {}, reverse=True)
     for track in tracker.tracks.values():
         here = FrameContext(index=18, features=features_at(18))
-        watched.can_resume(track.state, here)
-        watched.finish(track.state)
-        watched.moved(track.state, 3)
-        watched.unprompt(track.state, 0)
-    missing = {"prompt", "read", "choose", "write", "forget", "held", "can_resume", "finish", "moved"} - set(
-        watched.calls
-    )
+        if isinstance(policy, Revising):
+            proxy.finish(track.state)
+        before = snapshot(track.state)
+        track.state.can_resume(here)
+        track.state.shift_frames(3)
+        track.state.drop_tokens(12)
+        changed = difference(before, snapshot(track.state))
+        assert changed is None, f"a method of the state changed it: {changed}; return a new state (dataclasses.replace)"
+        proxy.unprompt(track.state, 0)
+    missing = {"prompt", "read", "choose", "write", "forget", "unprompt"} - set(proxy.calls)
     assert not missing, f"never called: {missing}"
     stored = difference(kept, kept_outside_states(policy))
     assert stored is None, f"a run kept something outside the states: {stored}"
@@ -377,7 +399,7 @@ def check_pure(policy: MemoryPolicy) -> None:
 def check_bounded(policy: MemoryPolicy) -> None:
     """500 frames and 45 corrections stay within the stated capacity, and what goes with the tokens does not grow."""
     capacity = policy.capacity(TOKENS)
-    assert capacity is not None, "capacity is None: a policy that is offered by name must be bounded"
+    assert capacity is not None, "capacity is None: a policy that is offered by name must be bounded; return a number"
     corrections = {i: [mask_prompt(1, i)] for i in range(60, 150, 2)}
     tracker = _tracker(policy)
     sizes = []
@@ -385,9 +407,14 @@ def check_bounded(policy: MemoryPolicy) -> None:
         go_on(tracker, [i], {**START, **corrections})
         state = tracker.tracks[1].state
         held = tokens_in(state)
-        assert held <= capacity, f"{held} tokens on frame {i}, capacity is {capacity}"
-        stated = policy.token_count(state)
-        assert stated == held, f"token_count says {stated} on frame {i}, the state holds {held}"
+        assert held <= capacity, (
+            f"{held} tokens on frame {i}, capacity is {capacity}; write must evict down to it (Bank.keep), prompts included"
+        )
+        stated = state.token_count()
+        assert stated == held, (
+            f"state.token_count() says {stated} on frame {i}, the state holds {held}; tokens outside prompts and entries must "
+            "be counted: override all_entries or token_count of the state"
+        )
         if i % 2 and (280 <= i < 360 or i >= LONG - 80):
             sizes.append((held, sum(1 for _ in leaves(state)), bytes_in(state)))
     early, late = (max(column) for column in zip(*sizes[:40])), (max(column) for column in zip(*sizes[40:]))
@@ -407,7 +434,7 @@ def check_alone_as_in_batch(policy: MemoryPolicy) -> None:
     alone = play(policy, range(24), {0: [mask_prompt(2, number=1)]})
     beside = [mask_prompt(1), mask_prompt(2, number=1), mask_prompt(3, number=2)]
     together = play(policy, range(24), {0: beside}, max_padding=0.5)
-    assert_close(seen(alone, 2), seen(together, 2), "alone and in a batch")
+    assert_close(seen(alone, 2), seen(together, 2), "alone and in a batch", NO_SHARING)
 
 
 def check_late_objects(policy: MemoryPolicy) -> None:
@@ -417,8 +444,8 @@ def check_late_objects(policy: MemoryPolicy) -> None:
     both = go_on(tracker, range(18), {**START, 9: [late]})
     tracker.remove(2)
     both += go_on(tracker, range(18, 26), {})
-    assert_close(seen(both, 1), seen(play(policy, range(26), START), 1), "with and without a late object")
-    assert_close(seen(both, 2), seen(play(policy, range(9, 18), {9: [late]}), 2), "late and on its own")
+    assert_close(seen(both, 1), seen(play(policy, range(26), START), 1), "with and without a late object", NO_SHARING)
+    assert_close(seen(both, 2), seen(play(policy, range(9, 18), {9: [late]}), 2), "late and on its own", NO_SHARING)
 
 
 def check_prompt_midstream(policy: MemoryPolicy) -> None:
@@ -428,16 +455,16 @@ def check_prompt_midstream(policy: MemoryPolicy) -> None:
     correction = {10: [mask_prompt(1, 10, 2)]}
     shown = go_on(tracker, [10], correction)[0]
     state = tracker.tracks[1].state
-    assert shown.scores[0].prompted, "the correction was taken for a tracked frame"
-    prompted = [e.frame for e in policy.held(state) if e.is_prompt]
+    assert shown.scores[0].prompted, "the correction was taken for a tracked frame; add it with state.add_prompt"
+    prompted = [e.frame for e in state.all_entries() if e.is_prompt]
     assert sorted(prompted) == [0, 10], f"prompted frames in memory are {prompted}, prompts were given on 0 and 10"
     go_on(tracker, [10], correction)
-    again = [e.frame for e in policy.held(tracker.tracks[1].state) if e.is_prompt]
+    again = [e.frame for e in tracker.tracks[1].state.all_entries() if e.is_prompt]
     assert sorted(again) == [0, 10], f"prompted frames in memory are {again} after the same prompt twice"
     after = go_on(tracker, range(11, 24), {})
     plain = play(policy, range(24), START)[11:]
     moved = max(abs(a.scores[0].objectness - b.scores[0].objectness) for a, b in zip(after, plain))
-    assert moved > 0.01, "a correction changed nothing on the frames after it"
+    assert moved > 0.01, "a correction changed nothing on the frames after it; read state.prompts"
     assert_finite(tracker.tracks[1].state)
 
 
@@ -447,7 +474,7 @@ def check_reverse(policy: MemoryPolicy) -> None:
     forward = play(policy, range(24), START)
     mirrored = [replace(features_at(i), index=FAR - i) for i in range(24)]
     backward = run(_tracker(policy), mirrored, {FAR: [mask_prompt(1)]}, reverse=True)
-    assert_close(seen(forward, 1), seen(backward, 1), "forward and mirrored")
+    assert_close(seen(forward, 1), seen(backward, 1), "forward and mirrored", BY_AGE)
     tracker = _tracker(policy)
     go_on(tracker, range(12, 30), {12: [mask_prompt(1, 12)]})
     results = go_on(tracker, range(11, -1, -1), {}, reverse=True)
@@ -482,7 +509,9 @@ def check_trackers_apart(policy: MemoryPolicy) -> None:
     for i in range(20):
         results += go_on(mine, [i], START)
         go_on(other, [100 + i], {100: [mask_prompt(1, 100, 2)]})
-    assert_close(seen(results, 1), seen(play(policy, range(20), START), 1), "with and without another video")
+    assert_close(
+        seen(results, 1), seen(play(policy, range(20), START), 1), "with and without another video", NO_SHARING
+    )
 
 
 def check_repeatable(policy: MemoryPolicy) -> None:
@@ -492,7 +521,7 @@ def check_repeatable(policy: MemoryPolicy) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             runs.append(seen(play(policy, range(24), START), 1))
-    assert torch.equal(*runs), "two runs on the same frames differ"
+    assert torch.equal(*runs), "two runs on the same frames differ; draw no random numbers"
 
 
 def check_forget_and_unprompt(policy: MemoryPolicy) -> None:
@@ -501,12 +530,14 @@ def check_forget_and_unprompt(policy: MemoryPolicy) -> None:
     tracker = _tracker(policy)
     go_on(tracker, range(18), {**START, 8: [mask_prompt(1, 8)]})
     state = tracker.tracks[1].state
-    left = policy.held(policy.forget(state, 15, 6))
+    left = policy.forget(state, 15, 6).all_entries()
     close = [e.frame for e in left if abs(e.frame - 15) <= 6 and not e.is_prompt and e.tokens is not None]
-    assert not close, f"frames {close} are still held after forgetting 9 to 21"
+    assert not close, (
+        f"frames {close} are still held after forgetting 9 to 21; override forget of the state for entries in fields of its own"
+    )
     assert {e.frame for e in left if e.is_prompt} == {0, 8}, "forget dropped a prompt"
     freed = policy.unprompt(state, 8)
-    assert freed is not None and {e.frame for e in policy.held(freed) if e.is_prompt} == {0}, (
+    assert freed is not None and {e.frame for e in freed.all_entries() if e.is_prompt} == {0}, (
         "the prompt was not taken back"
     )
     assert policy.unprompt(freed, 0) is None, "a state without prompts is left"
@@ -533,7 +564,7 @@ def check_state_is_plain(policy: MemoryPolicy) -> None:
         found = difference(held, snapshot(twin))
         assert found is None, f"{how}: {found} differs"
         tracker.tracks[1].state = twin
-        assert_close(seen(go_on(tracker, range(14, 20), {}), 1), expected, f"original and {how}")
+        assert_close(seen(go_on(tracker, range(14, 20), {}), 1), expected, f"original and {how}", PLAIN_STATE)
 
 
 def _through_a_file(policy: MemoryPolicy, state: Any) -> Any:
@@ -545,13 +576,36 @@ def _through_a_file(policy: MemoryPolicy, state: Any) -> Any:
 
 def check_needs(policy: MemoryPolicy) -> None:
     """What passes between policy and tracker is what ``needs`` says, and fits together."""
-    recorded = Recorded(policy)
-    tracker = _tracker(recorded)
+    proxy = CheckedProxy(policy)
+    tracker = _tracker(proxy)
     go_on(tracker, range(30), {**START, 5: [mask_prompt(2, 5, 1)], 20: [mask_prompt(1, 20)]})
-    assert recorded.frames > 40
+    assert proxy.frames > 40
     if not policy.needs.revise:
         state, here = tracker.tracks[1].state, FrameContext(index=29, features=features_at(29))
-        assert not policy.revise(state, here) and not policy.finish(state), "needs.revise is 0, but masks are revised"
+        if isinstance(policy, Revising):
+            assert not policy.revise(state, here) and not policy.finish(state), (
+                "needs.revise is 0, but masks are revised"
+            )
+
+
+def check_byte_budget(policy: MemoryPolicy) -> None:
+    """Under ``memory_bound=bytes`` the policy reads what is left of its memory: tokens may be given up at any time."""
+    prompts = {**START, 9: [mask_prompt(1, 9, 2)], 14: [mask_prompt(1, 14, 1)]}
+    budget = least_capacity(policy, TOKENS) + TOKENS // 2
+    tracker = _tracker(Bounded(policy=policy, max_bytes=budget * 128))
+    try:
+        results = go_on(tracker, range(26), prompts) + go_on(tracker, range(20, 8, -1), {}, reverse=True)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise AssertionError(
+            f"reading failed under a budget of bytes: {error}; read state.prompts and state.entries, whose tokens are never "
+            "None, and state.pointers for frames of which only the pointer is left"
+        ) from error
+    assert masks_of(results, 1).isfinite().all()
+    tokens = tokens_in(tracker.tracks[1].state)
+    assert tokens <= budget, (
+        f"{tokens} tokens are held, the budget is {budget}; state.drop_tokens(frame) must give up the tokens of a tracked "
+        "frame wherever the state has them"
+    )
 
 
 CHECKS: tuple[Callable[[MemoryPolicy], None], ...] = (
@@ -568,4 +622,5 @@ CHECKS: tuple[Callable[[MemoryPolicy], None], ...] = (
     check_forget_and_unprompt,
     check_state_is_plain,
     check_needs,
+    check_byte_budget,
 )

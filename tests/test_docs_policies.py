@@ -9,7 +9,7 @@ from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -27,7 +27,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "policies.md").read_text()
 NAMES = policy_names()
 POLICIES = sorted({type(build_policy(name)).__module__.rpartition(".")[2] for name in NAMES})
-EXAMPLE = "sam2_mem.memory.policies.every_nth"
 
 
 def section(title: str, page: str = PAGE) -> str:
@@ -174,6 +173,56 @@ def test_control_other_settings_differ() -> None:
     assert (logits(build_policy("keyframe")) - logits(build_policy("fifo"))).abs().max() > 1e-2
 
 
+EARLIER_EXAMPLE = """
+'''Prompts, the previous frame, and the latest few of every n-th frame.'''
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sam2_mem.memory.policy import Bank, MemoryPolicy, drop, put
+from sam2_mem.memory.windows import add_prompt, pointer_window, rank_slots
+from sam2_mem.types import PROMPT_SLOT, Choice, FrameContext, Hypotheses, MemoryEntry, MemoryRead, ReadItem
+
+
+@dataclass(frozen=True, kw_only=True)
+class EveryNth(MemoryPolicy[Bank]):
+    '''Attributes: n: frames between two that are kept. most: of those, how many. max_prompts: most prompts held.'''
+
+    n: int = 10
+    most: int = 5
+    max_prompts: int = 32
+
+    def __post_init__(self) -> None:
+        for name, least in (("n", 1), ("most", 0), ("max_prompts", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"expected {name} >= {least}, got {getattr(self, name)}")
+
+    def capacity(self, tokens_per_map: int) -> int:
+        return tokens_per_map * (self.max_prompts + self.most + 1)
+
+    def prompt(self, state: Bank | None, frame: FrameContext, entry: MemoryEntry) -> Bank:
+        state = Bank() if state is None else state
+        return Bank(add_prompt(state.prompts, entry, self.max_prompts), drop(state.entries, entry.frame))
+
+    def read(self, state: Bank, frame: FrameContext) -> Sequence[MemoryRead]:
+        others = sorted((e for e in state.entries if e.frame != frame.index), key=lambda e: abs(frame.age(e.frame)))
+        old = [e for e in others if frame.age(e.frame) != 1]
+        items = [ReadItem(e.tokens, PROMPT_SLOT) for e in state.prompts]
+        items += [ReadItem(e.tokens, slot) for e, slot in zip(old, rank_slots(len(old)))]
+        items += [ReadItem(e.tokens, 0) for e in others if e not in old]
+        pointers = pointer_window(state.prompts, {e.frame: e for e in others}, frame)
+        return (MemoryRead(tuple(items), tuple(pointers)),)
+
+    def write(
+        self, state: Bank, frame: FrameContext, hypotheses: Hypotheses, choice: Choice, entries: Sequence[MemoryEntry]
+    ) -> Bank:
+        kept = [e for e in state.entries if e.frame % self.n == 0 and e.frame != frame.index]
+        kept.sort(key=lambda e: abs(frame.age(e.frame)))
+        return Bank(state.prompts, put(tuple(kept[: self.most]), *entries))
+"""
+
 # -- the example ------------------------------------------------------------------------------------------------------
 
 
@@ -184,47 +233,68 @@ def example(path: str) -> str:
     return found[1]
 
 
-@pytest.fixture(scope="module")
-def every_nth() -> Iterator[ModuleType]:
-    """The module that a reader would write."""
-    made = ModuleType(EXAMPLE)
-    sys.modules[EXAMPLE] = made
-    exec(compile(example("sam2_mem/memory/policies/every_nth.py"), "docs/policies.md", "exec"), vars(made))
-    yield made
-    del sys.modules[EXAMPLE]
+class Example(NamedTuple):
+    """A policy of the page: its module, as a reader would write it, and its class."""
+
+    name: str
+    policy: type[MemoryPolicy]
+
+    def from_yaml(self) -> MemoryPolicy:
+        return build_policy(OmegaConf.create(example(f"configs/memory_policy/{self.name}.yaml")))
 
 
-def from_yaml() -> MemoryPolicy:
-    return build_policy(OmegaConf.create(example("configs/memory_policy/every_nth.yaml")))
+@pytest.fixture(scope="module", params=["confident:Confident", "every_nth:EveryNth"])
+def written(request: pytest.FixtureRequest) -> Iterator[Example]:
+    name, _, kind = request.param.partition(":")
+    module_name = f"sam2_mem.memory.policies.{name}"
+    module = ModuleType(module_name)
+    sys.modules[module_name] = module
+    exec(compile(example(f"sam2_mem/memory/policies/{name}.py"), "docs/policies.md", "exec"), vars(module))
+    yield Example(name, getattr(module, kind))
+    del sys.modules[module_name]
 
 
-def test_example_is_built_from_its_yaml(every_nth: ModuleType) -> None:
-    assert from_yaml() == every_nth.EveryNth()
-    written = set(OmegaConf.create(example("configs/memory_policy/every_nth.yaml"))) - {"_target_"}
-    assert written == set(defaults_of(every_nth.EveryNth))
+def test_example_is_built_from_its_yaml(written: Example) -> None:
+    assert written.from_yaml() == written.policy()
+    keys = set(OmegaConf.create(example(f"configs/memory_policy/{written.name}.yaml"))) - {"_target_"}
+    assert keys == set(defaults_of(written.policy))
 
 
-def test_example_test_passes(every_nth: ModuleType) -> None:
+def test_example_test_passes(written: Example) -> None:
     space: dict[str, Any] = {}
-    exec(compile(example("tests/test_policy_every_nth.py"), "docs/policies.md", "exec"), space)
+    exec(compile(example(f"tests/memory/test_policy_{written.name}.py"), "docs/policies.md", "exec"), space)
     tests = [v for k, v in space.items() if k.startswith("test_")]
     assert len(tests) == 1
     tests[0]()
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
-def test_example_keeps_the_contract(every_nth: ModuleType, check: Any) -> None:
-    check(from_yaml())
+def test_example_keeps_the_contract(written: Example, check: Any) -> None:
+    check(written.from_yaml())
 
 
-def test_example_refuses_wrong_values(every_nth: ModuleType) -> None:
-    with pytest.raises(ValueError, match="expected n >= 1, got 0"):
-        every_nth.EveryNth(n=0)
+def test_example_refuses_wrong_values(written: Example) -> None:
+    with pytest.raises(ValueError, match="expected size >= 0, got -1"):
+        written.policy(size=-1)
 
 
-def test_example_is_short() -> None:
-    body = example("sam2_mem/memory/policies/every_nth.py").splitlines()
-    assert sum(bool(line.strip()) for line in body) <= 48 and max(map(len, body)) <= 120
+@pytest.mark.parametrize(("name", "lines"), [("confident", 12), ("every_nth", 42)])
+def test_example_is_short(name: str, lines: int) -> None:
+    body = example(f"sam2_mem/memory/policies/{name}.py").splitlines()
+    assert sum(bool(line.strip()) for line in body) <= lines and max(map(len, body)) <= 120
+
+
+def test_a_policy_of_the_earlier_interface_still_works() -> None:
+    """The example of the first release: other imports, another signature of write, entries that give up their tokens."""
+    space: dict[str, Any] = {}
+    with pytest.warns(FutureWarning, match="is now"):
+        exec(compile(EARLIER_EXAMPLE, "earlier example", "exec"), space)
+    results = run(
+        micro_tracker(space["EveryNth"](n=4, most=2)), [features_at(t) for t in range(19)], {0: [mask_prompt(1)]}
+    )
+    assert results[-1].scores[0].held == (0, 12, 16, 18)
+    with pytest.raises(TypeError, match="expected Old to define methods that are called, got held"):
+        type("Old", (space["EveryNth"],), {"held": lambda self, state: ()})
 
 
 # -- the rest ---------------------------------------------------------------------------------------------------------
@@ -233,7 +303,7 @@ def test_example_is_short() -> None:
 def test_names_of_the_page_exist() -> None:
     assert "memory_policy" in compose("sam2.1_hiera_t", ["memory_policy=xmem", "memory_policy.mem_every=10"])
     for path in re.findall(r"(?:docs|tests|tools)/[\w.]+\.(?:md|py)", PAGE):
-        assert (ROOT / path).exists() or "every_nth" in path, path
+        assert (ROOT / path).exists() or "every_nth" in path or "confident" in path, path
     for target in re.findall(r"\]\(#([\w-]+)\)", PAGE):
         assert target in [t.lower().replace(" ", "-") for t in re.findall(r"^#+ (.*)$", PAGE, re.M)], target
     assert PAGE.count("<!-- measured: begin") == PAGE.count("<!-- measured: end") == 1

@@ -19,8 +19,8 @@ from sam2_mem.build_sam import build_sam2, build_sam2_video_predictor
 from sam2_mem.checkpoint import CheckpointError
 from sam2_mem.cli.train import evaluate
 from sam2_mem.config import checkpoint_dir, compose
-from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.bank import Bank
+from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.synthetic.generator import make_clip
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.training.clips import Clip

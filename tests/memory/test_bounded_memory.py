@@ -17,8 +17,8 @@ from PIL import Image
 from policy_contract import difference, kept_outside_states, snapshot
 from torch import Tensor
 
-from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.bank import Bank
+from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.inference_state import InferenceState
 from sam2_mem.tracking.track import Track

@@ -12,11 +12,11 @@ from policy_contract import CHECKS, check_bounded, tokens_in
 
 from sam2_mem.build_sam import build_policy, build_sam2_video_predictor
 from sam2_mem.config import ConfigError, compose, policy_names
-from sam2_mem.memory.bounded import Bounded
+from sam2_mem.memory.bounded import Bounded, least_capacity
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.policies.sam2long import SAM2Long
 from sam2_mem.memory.policies.xmem import XMem
-from sam2_mem.memory.policy import MemoryPolicy
+from sam2_mem.memory.policy import Explains, HasSensory, MemoryPolicy, Merging, Revising
 from sam2_mem.memory.serialization import load_memory, save_memory
 
 NAMES = [name for name in policy_names() if "_" not in name or name == "hq_smem"]
@@ -39,7 +39,7 @@ def most_held(policy: MemoryPolicy, frames: int = 60) -> int:
 @pytest.mark.parametrize("name", NAMES)
 def test_no_policy_exceeds_the_least_budget(name: str) -> None:
     policy = build_policy(name)
-    least = policy.least_capacity(TOKENS)
+    least = least_capacity(policy, TOKENS)
     tight = Bounded(policy=policy, max_bytes=least * 128)
     assert tight.capacity(TOKENS) == least
     assert 0 < most_held(tight) <= least < most_held(policy), "without the bound it must hold more"
@@ -62,7 +62,7 @@ def test_a_budget_never_reached_changes_nothing(name: str) -> None:
     policy = build_policy(name)
     plain, wide, tight = (
         torch.stack([r.masks for r in run(micro_tracker(p), [features_at(t) for t in range(30)], PROMPTS)])
-        for p in (policy, bounded(policy, 500), Bounded(policy=policy, max_bytes=policy.least_capacity(TOKENS) * 128))
+        for p in (policy, bounded(policy, 500), Bounded(policy=policy, max_bytes=least_capacity(policy, TOKENS) * 128))
     )
     assert torch.equal(plain, wide)
     assert (plain - tight).abs().max() > 1e-3, "a tight budget must show"
@@ -73,24 +73,24 @@ def test_the_farthest_frame_goes_first_and_its_pointer_stays() -> None:
     tracker = micro_tracker(policy)
     run(tracker, [features_at(t) for t in range(12)], {0: [mask_prompt(1)]})
     state = tracker.tracks[1].state
-    assert [e.frame for e in policy.held(state) if e.tokens is not None] == [0, 9, 10, 11]
-    assert [e.frame for e in policy.held(state)] == list(range(12)), "pointers cost little and stay"
+    assert [e.frame for e in state.all_entries() if e.tokens is not None] == [0, 9, 10, 11]
+    assert [e.frame for e in state.all_entries()] == list(range(12)), "pointers cost little and stay"
     back = bounded(FIFO(), 4)
     tracker = micro_tracker(back)
     run(tracker, [features_at(t) for t in range(30, 18, -1)], {30: [mask_prompt(1, 30)]}, reverse=True)
-    assert [e.frame for e in back.held(tracker.tracks[1].state) if e.tokens is not None] == [30, 19, 20, 21]
+    assert [e.frame for e in tracker.tracks[1].state.all_entries() if e.tokens is not None] == [30, 19, 20, 21]
 
 
 def test_prompts_go_last_and_the_first_stays() -> None:
     policy = bounded(FIFO(), 3)
     tracker = micro_tracker(policy)
     run(tracker, [features_at(t) for t in range(20)], PROMPTS)
-    whole = [(e.frame, e.is_prompt) for e in policy.held(tracker.tracks[1].state) if e.tokens is not None]
+    whole = [(e.frame, e.is_prompt) for e in tracker.tracks[1].state.all_entries() if e.tokens is not None]
     assert whole == [(0, True), (14, True), (19, False)], "of the prompts the oldest but the first left"
 
 
 def test_pathways_and_prototypes_count() -> None:
-    assert SAM2Long().least_capacity(TOKENS) == 4 * TOKENS
+    assert least_capacity(SAM2Long(), TOKENS) == 4 * TOKENS
     policy = Bounded(policy=XMem(max_working=4, min_working=2, num_prototypes=32), max_bytes=(2 * TOKENS + 40) * 128)
     tracker = micro_tracker(policy)
     sizes = set()
@@ -137,7 +137,11 @@ def test_memory_is_of_the_policy_inside(tmp_path: Path) -> None:
     assert policy.unwrapped == FIFO()
 
 
-def test_every_verb_of_a_policy_reaches_the_one_inside() -> None:
-    verbs = {n for n, v in vars(MemoryPolicy).items() if callable(v) and not n.startswith("_")}
-    assert {"revise", "forget", "moved", "can_resume"} <= verbs
-    assert not verbs - set(vars(Bounded)), "a verb that is not delegated would be that of the base"
+def test_every_method_of_a_policy_reaches_the_inner_one() -> None:
+    methods = {n for n, v in vars(MemoryPolicy).items() if callable(v) or isinstance(v, property)}
+    methods |= {
+        n for ability in (Merging, Revising, HasSensory, Explains) for n, v in vars(ability).items() if callable(v)
+    }
+    methods = {n for n in methods if not n.startswith("_")}
+    assert {"revise", "forget", "take_merged", "needs", "entry_infos"} <= methods
+    assert not methods - set(vars(Bounded)), "a method that is not passed on would be that of the base"

@@ -16,6 +16,7 @@ from policy_contract import (
     check_absent_object,
     check_alone_as_in_batch,
     check_bounded,
+    check_byte_budget,
     check_forget_and_unprompt,
     check_frozen,
     check_late_objects,
@@ -30,8 +31,8 @@ from policy_contract import (
 
 from sam2_mem.build_sam import build_policy
 from sam2_mem.config import ConfigError, compose, config_dir, policy_names
-from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.bank import Bank, put
+from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.policy import MemoryPolicy, Needs
 from sam2_mem.types import (
     PROMPT_SLOT,
@@ -100,7 +101,7 @@ class Sound(FIFO):
 class Grows(Sound):
     def write(self, state: Bank, frame: FrameContext, *rest: Any) -> Bank:
         written = super().write(state, frame, *rest)
-        return replace(written, entries=tuple(state.entries) + tuple(rest[-1]))
+        return replace(written, entries=tuple(state.entries) + tuple(rest[-1]), pointers=())
 
 
 class KeepsEveryPrompt(Sound):
@@ -123,11 +124,14 @@ class WithDiary(Sound):
 
     def prompt(self, state: Bank | None, frame: FrameContext, entry: MemoryEntry) -> Diary:
         bank = super().prompt(state, frame, entry)
-        return Diary(bank.prompts, bank.entries, self.first() if state is None else state.notes)
+        return self.diary(bank, self.first() if state is None else state.notes)
 
     def write(self, state: Diary, frame: FrameContext, *rest: Any) -> Diary:
         bank = super().write(state, frame, *rest)
-        return Diary(bank.prompts, bank.entries, self.noted(state, frame, rest[-1]))
+        return self.diary(bank, self.noted(state, frame, rest[-1]))
+
+    def diary(self, bank: Bank, notes: Any) -> Diary:
+        return Diary(bank.prompts, bank.entries, bank.pointers, notes=notes)
 
     def noted(self, state: Diary, frame: FrameContext, entries: Sequence[MemoryEntry]) -> Any:
         return state.notes
@@ -229,9 +233,9 @@ class OnlyForward(Sound):
 
 
 class DividesByTheArea(Sound):
-    def write(self, state: Bank, frame: FrameContext, hypotheses: Any, choice: MaskSelection, entries: Any) -> Bank:
+    def write(self, state: Bank, frame: FrameContext, hypotheses: Any, selection: MaskSelection, entries: Any) -> Bank:
         mean = [replace(e, pointer=e.pointer * torch.tensor(e.area) / torch.tensor(e.area)) for e in entries]
-        return super().write(state, frame, hypotheses, choice, mean)
+        return super().write(state, frame, hypotheses, selection, mean)
 
 
 class RollsDice(Sound):
@@ -272,7 +276,7 @@ class Thawed:
 
 
 class AsksForUsageUndeclared(Sound):
-    def wanted_usage(self, state: Bank, frame: FrameContext) -> Usage:
+    def usage_at(self, state: Bank, frame: FrameContext) -> Usage:
         return Usage.TOKENS
 
 
@@ -292,30 +296,60 @@ class ReadsAnUnknownSlot(Sound):
 
 
 class RevisesUndeclared(Sound):
+    def revise(self, state: Bank, frame: FrameContext) -> Sequence[Revision]:
+        return ()
+
     def finish(self, state: Bank) -> Sequence[Revision]:
         return (Revision(0, torch.zeros(16, 16), 1.0, 1.0),)
 
 
 class RevisesTheDistantPast(Sound):
-    needs: ClassVar[Needs] = Needs(revise=2)
+    @property
+    def needs(self) -> Needs:
+        return Needs(revise=2)
 
     def revise(self, state: Bank, frame: FrameContext) -> Sequence[Revision]:
         return (Revision(0, torch.zeros(16, 16), 1.0, 1.0),)
 
+    def finish(self, state: Bank) -> Sequence[Revision]:
+        return ()
+
+
+class ReadsWhatIsGone(Sound):
+    """Expects every frame it once held in the order in which it wrote them."""
+
+    def read(self, state: Bank, frame: FrameContext) -> Sequence[MemoryRead]:
+        (read,) = super().read(state, frame)
+        tracked = [*state.entries, *state.pointers]
+        return (replace(read, items=(*read.items, *(ReadItem(e.tokens, 5) for e in tracked[-1:]))),)
+
+
+@dataclass(frozen=True, eq=False)
+class HoldsOnBank(Bank):
+    def drop_tokens(self, frame: int) -> HoldsOnBank:
+        return self
+
+
+class HoldsOn(Sound):
+    """Does not give up tokens when asked to."""
+
+    def new_state(self, frame: FrameContext) -> HoldsOnBank:
+        return HoldsOnBank()
+
 
 CONTROLS = [
     (check_frozen, Thawed, "not frozen"),
-    (check_pure, ReadWritesAList, "read changed what it was given"),
-    (check_pure, ReadScalesATensor, "read changed what it was given"),
-    (check_pure, ChooseWritesAList, "choose changed what it was given"),
-    (check_pure, WriteChangesTheOldState, "write changed what it was given"),
+    (check_pure, ReadWritesAList, "read changed its arguments"),
+    (check_pure, ReadScalesATensor, "read changed its arguments"),
+    (check_pure, ChooseWritesAList, "choose changed its arguments"),
+    (check_pure, WriteChangesTheOldState, "write changed its arguments"),
     (check_pure, KeepsOnItself, "read kept something outside the state"),
     (check_pure, SharesThroughItsClass, "read kept something outside the state: class SharesThroughItsClass"),
     (check_bounded, Grows, "capacity is"),
     (check_bounded, KeepsEveryPrompt, "capacity is"),
     (check_bounded, LeaksNumbers, "values in the state became"),
     (check_bounded, LeaksBytes, "bytes in the state became"),
-    (check_bounded, HidesTokens, "token_count says"),
+    (check_bounded, HidesTokens, r"token_count\(\) says"),
     (check_bounded, Unbounded, "must be bounded"),
     (check_alone_as_in_batch, SharesThroughItsClass, "alone and in a batch"),
     (check_late_objects, SharesThroughItsClass, "late"),
@@ -333,11 +367,12 @@ CONTROLS = [
     (check_state_is_plain, KeepsAGenerator, "is a Random; a state is made of plain"),
     (check_needs, AsksForUsageUndeclared, "needs.usage declares"),
     (check_needs, ReadsNothing, "no pathway"),
-    (check_needs, PicksBesideTheList, "chose Pick"),
+    (check_needs, PicksBesideTheList, "chose CandidateId"),
     (check_needs, ReadsAnUnknownSlot, "slot 9"),
     (check_needs, RollsDice, "two reads of one state differ"),
     (check_needs, RevisesUndeclared, "needs.revise is 0"),
     (check_needs, RevisesTheDistantPast, "needs.revise is 2"),
+    (check_byte_budget, ReadsWhatIsGone, "reading failed under a budget of bytes: .*got None"),
 ]
 
 

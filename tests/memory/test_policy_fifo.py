@@ -22,8 +22,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.bank import Bank
+from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.types import PROMPT_SLOT, CandidateId, FrameContext, Hypotheses, MaskSelection, MemoryEntry, MemoryTokens
 
 SEEN = Hypotheses(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2), ((0.5,),), (1.0,))
@@ -263,7 +263,7 @@ class KeepsTooFew(FIFO):
 
     def write(self, state: Bank, frame: FrameContext, *rest: Any) -> Bank:
         bank = super().write(state, frame, *rest)
-        return Bank(bank.prompts, tuple(e for e in bank.entries if abs(e.frame - frame.index) <= 7))
+        return bank.keep(tokens=(near := range(frame.index - 7, frame.index + 8)), pointers=near)
 
 
 class KeepsNoPins(FIFO):
@@ -271,7 +271,7 @@ class KeepsNoPins(FIFO):
 
     def write(self, state: Bank, frame: FrameContext, *rest: Any) -> Bank:
         bank = super().write(state, frame, *rest)
-        return Bank(bank.prompts, tuple(e for e in bank.entries if abs(e.frame - frame.index) <= 15))
+        return bank.keep(tokens=(near := range(frame.index - 15, frame.index + 16)), pointers=near)
 
 
 @pytest.mark.parametrize(
@@ -324,8 +324,8 @@ def test_entries_lose_their_tokens_first_and_leave_later() -> None:
     session = Session(FIFO(), FIFO())
     session.prompt(0)
     session.track(1, 80)
-    whole = [e.frame for e in session.state.entries if e.tokens is not None]
-    pointers = [e.frame for e in session.state.entries if e.tokens is None]
+    whole = [e.frame for e in session.state.entries]
+    pointers = [e.frame for e in session.state.pointers]
     assert whole == [1, 2, 3, 4, 5, 6, 74, 75, 76, 77, 78, 79, 80]
     assert pointers == [*range(7, 16), *range(65, 74)]
 
@@ -379,7 +379,7 @@ def test_can_resume_where_the_frame_before_is_held_whole(frame: int, reverse: bo
     session = Session(FIFO(), FIFO())
     session.prompt(0)
     session.track(1, 30)
-    assert session.policy.can_resume(session.state, FrameContext(index=frame, reverse=reverse)) is possible
+    assert session.state.can_resume(FrameContext(index=frame, reverse=reverse)) is possible
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 import torch
 from micro import blob, micro_predictor, pictures
 
-from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.bank import Bank
+from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.serialization import MemoryFileError, load_memory, save_memory
 from sam2_mem.types import FrameContext, MemoryEntry, MemoryTokens
 
@@ -50,7 +50,7 @@ def test_round_trip_keeps_values_types_and_sharing(tmp_path):
 
 def test_reading_after_moving_is_the_same_read(tmp_path):
     state, policy = bank(), FIFO()
-    moved = policy.moved(state, 100)
+    moved = state.shift_frames(100)
     here = policy.read(state, FrameContext(index=5))[0]
     there = policy.read(moved, FrameContext(index=105))[0]
     elsewhere = policy.read(moved, FrameContext(index=106))[0]

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -20,7 +19,6 @@ from micro import (
     micro_model,
     micro_tracker,
     new_model,
-    one_thread,
     run,
 )  # noqa: F401
 from torch import Tensor

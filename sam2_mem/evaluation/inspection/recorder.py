@@ -16,7 +16,7 @@ class Recorder:
         self.read_mass = read_mass
         self.moments: list[TraceRecord] = []
 
-    def hear(self, moment: TraceRecord) -> None:
+    def on_change(self, moment: TraceRecord) -> None:
         self.moments.append(moment)
 
     def of(self, obj_id: int) -> list[TraceRecord]:
