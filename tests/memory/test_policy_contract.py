@@ -218,7 +218,7 @@ class NeedsNoCorrections(Sound):
 
 class NeverReadsCorrections(Sound):
     def read(self, state: Bank, frame: FrameContext) -> Sequence[MemoryRead]:
-        return super().read(replace(state, prompts=state.prompts[:1], entries=()), frame)
+        return super().read(replace(state, prompts=state.prompts[:1], entries=(), pointers=()), frame)
 
 
 class AppendsCorrections(Sound):
