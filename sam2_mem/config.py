@@ -15,11 +15,7 @@ from pathlib import Path
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    MissingConfigException,
-)
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -239,7 +235,9 @@ class _Missing:
 def choice_config(group: str, name: str) -> DictConfig:
     if name not in _choice_names(group):
         raise _unknown_choice(group, name)
-    return OmegaConf.load(config_dir() / group / f"{name}.yaml")
+    config = OmegaConf.load(config_dir() / group / f"{name}.yaml")
+    assert isinstance(config, DictConfig), f"{name}.yaml is no mapping"
+    return config
 
 
 def _unknown_choice(group: str, name: str) -> ConfigError:

@@ -286,7 +286,8 @@ def test_wheel_carries_configs_code_and_the_small_model(wheel: Path) -> None:
     configs = {f"sam2_mem/{file.relative_to(ROOT).as_posix()}" for file in (ROOT / "configs").rglob("*.yaml")}
     code = {file.relative_to(ROOT).as_posix() for file in (ROOT / "sam2_mem").rglob("*.py")}
     assert {f"sam2_mem/{config}" for config in CONFIGS} <= configs
-    assert configs | code | {"sam2_mem/checkpoints/sam2_mem_nano.safetensors"} <= packed
+    beside = {"sam2_mem/checkpoints/sam2_mem_nano.safetensors", "sam2_mem/py.typed"}
+    assert configs | code | beside <= packed
 
 
 def test_wheel_carries_no_official_weights_and_nothing_beside_the_package(wheel: Path) -> None:
