@@ -1,4 +1,5 @@
-# make test    set up a virtual environment on a fresh machine, then run the tests
+# make test    set up a virtual environment on a fresh machine, then run the quick tests, before every commit
+# make test-all  the same set-up, then all tests; make test-rest: those that `make test` leaves out
 # make test-gpu  the same set-up, then the tests that need a CUDA device
 # make style   the same set-up, then ruff and mypy; what they ask for is in pyproject.toml
 # make docs    the documentation site, in site/
@@ -28,10 +29,14 @@ READY := $(VENV)/.ready
 READY_FOR_TESTS := $(VENV)/.ready-for-tests
 READY_FOR_DOCS := $(VENV)/.ready-for-docs
 
-.PHONY: test test-gpu style docs demo clean
+.PHONY: test test-all test-rest test-gpu style docs demo clean
 
-test: $(READY_FOR_TESTS)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests $(PYTEST_FLAGS)
+# The files are handed out in the order of tests/conftest.py, those that take longest first.
+test test-all test-rest: $(READY_FOR_TESTS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TIER) tests $(PYTEST_FLAGS)
+
+test: TIER := -m "not full"
+test-rest: TIER := -m full
 
 test-gpu: $(READY_FOR_TESTS)
 	$(PY) -c "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 'no CUDA device is visible to torch')"

@@ -15,7 +15,6 @@ from helpers import centre_scores, encode_once, lively_state, make_predictor, sa
 
 from sam2_mem import SAM2VideoPredictor
 
-
 LONGEST_FIRST = ("test_parity.py", "test_policy_contract.py", "test_bounded_policy.py", "test_comparison.py")
 """Files that start before all others, so that no process is left alone with one of them at the end."""
 
@@ -24,7 +23,9 @@ peaks = pytest.StashKey[dict[str, int]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--order", default="longest", help="order of the tests: 'longest' files first, 'reversed', or the seed of a shuffle"
+        "--order",
+        default="longest",
+        help="order of the tests: 'longest' files first, 'reversed', or the seed of a shuffle",
     )
 
 
@@ -75,8 +76,9 @@ def pytest_testnodedown(node, error) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    sizes = ", ".join(f"{name} {peak} MiB" for name, peak in sorted(config.stash[peaks].items()))
-    terminalreporter.write_line(f"peak memory of the processes: {sizes}")
+    sizes = config.stash[peaks]
+    tested = sorted(sizes.keys() - {"main"}) or ["main"]
+    terminalreporter.write_line("peak memory: " + ", ".join(f"{name} {sizes[name]} MiB" for name in tested))
 
 
 # -- fixtures ---------------------------------------------------------------------------------------------------------

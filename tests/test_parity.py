@@ -335,7 +335,7 @@ def test_late_object(tiny_2_1: Bench, scenario: Scenario):
 
 def test_frames_before_a_late_prompt(tiny_2_1: Bench):
     """The reference cannot do this: a read without object pointers fails there on a dtype."""
-    alone = [s for s in only(tiny_2_1.expected(late_after_a_pass).shown, 1)[1:14]]
+    alone = only(tiny_2_1.expected(late_after_a_pass).shown, 1)[1:14]
     session = Session(tiny_2_1.ours(), tiny_2_1.folder)
     session.mask(0, 1, tiny_2_1.clip.mask(1))
     session.box(10, 2, tiny_2_1.clip.box(2, 10))
@@ -441,7 +441,7 @@ def two_there_and_back(session: Session, clip: Clip) -> None:
     session.track(8, 3, reverse=True)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("which", [0, 1], ids=["2.1", "2.0"])
 def test_base_plus(base_benches: tuple[Bench, Bench], which: int):
     bench = base_benches[which]
@@ -462,7 +462,7 @@ def still(clip: Clip) -> Clip:
     return Clip(clip.frames[[0, 0]], clip.labels[[0, 0]])
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("size", ["t", "l"])
 def test_full_resolution(size: str, tmp_path: Path):
     """Prompts and one tracked frame, of the same picture, at image size 1024. The object score is raised, so that
