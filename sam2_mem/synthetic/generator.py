@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 
 import cv2
 import numpy as np
@@ -135,7 +136,7 @@ class Scene:
     skins: tuple[Skin, ...]  # one for each moving object
     background: Texture
     texels: float  # background texels per pixel
-    light: tuple[Wave, Wave, Wave]  # relative brightness of red, green, blue
+    light: tuple[Wave, ...]  # relative brightness of red, green, blue
     noise: np.ndarray | None  # (_NOISE_LENGTH,) int16
     shutter: float = 0.0  # frames the shutter stays open
     shadow: tuple[float, float, float] | None = None  # x, y offset in radii, strength
@@ -254,7 +255,7 @@ class SyntheticVideo:
         if self.scene.shutter <= 0.0:
             return self._paint(t)
         times = t + self.scene.shutter * ((np.arange(SUBFRAMES) + 0.5) / SUBFRAMES - 0.5)
-        total = sum(self._paint(float(s)) for s in times)
+        total = reduce(np.add, (self._paint(float(s)) for s in times))
         return darken(total, np.uint64(OPAQUE // SUBFRAMES))
 
     def _paint(self, t: float) -> np.ndarray:
@@ -313,18 +314,17 @@ class SyntheticVideo:
             table = np.clip(np.rint(steps), 0, 255).astype(np.uint8)
             image = np.stack([table[:, c].take(image[..., c]) for c in range(3)], axis=-1)
         if scene.noise is not None:
-            image = np.clip(image + self._noise(t), 0, 255).astype(np.uint8)
+            image = np.clip(image + self._noise(scene.noise, t), 0, 255).astype(np.uint8)
         if scene.jpeg_quality is not None:
             image = _compress(image, scene.jpeg_quality)
         return image
 
-    def _noise(self, t: int) -> np.ndarray:
+    def _noise(self, noise: np.ndarray, t: int) -> np.ndarray:
         start = (
             int(np.random.SeedSequence(entropy=self.scene.seed, spawn_key=(99, t)).generate_state(1)[0]) % _NOISE_LENGTH
         )
         count = self.height * self.width * 3
-        noise = np.roll(self.scene.noise, -start)
-        return np.resize(noise, count).reshape(self.height, self.width, 3)
+        return np.resize(np.roll(noise, -start), count).reshape(self.height, self.width, 3)
 
 
 def _close(key: tuple[int, str], start: int, end: int, num_frames: int) -> list[Event]:
@@ -346,9 +346,10 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _compress(image: np.ndarray, quality: int) -> np.ndarray:
-    done, data = cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    assert done
-    return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+    encoded, data = cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    assert encoded and decoded is not None
+    return np.ascontiguousarray(decoded[..., ::-1])
 
 
 def make_clip(

@@ -51,7 +51,7 @@ class MovingObject:
     rock: Wave = STILL
     breathe: Wave = STILL  # relative change of scale
     squash: Wave = STILL  # log of the aspect
-    bend: tuple[Wave, Wave] = (STILL, STILL)
+    bend: tuple[Wave, ...] = (STILL, STILL)
     limbs: tuple[Limb, ...] = ()
     change: Schedule = field(default_factory=Schedule)  # towards the second outline and skin
     growth: float = 1.0  # scale once changed
@@ -102,7 +102,7 @@ class Camera:
     roll: Wave = STILL
     shake: tuple[Wave, ...] = ()  # x, y, x, y
     drift: tuple[float, float] = (0.0, 0.0)
-    pan: tuple[Wave, Wave] = (STILL, STILL)
+    pan: tuple[Wave, ...] = (STILL, STILL)
 
     def view(self, t: float) -> Affine:
         """From the scene's pixels to the frame's."""

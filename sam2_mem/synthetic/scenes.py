@@ -319,7 +319,9 @@ class SceneSampler:
         """A path that is not behind the block at time t, if a few draws find one."""
         reach = 1.3 * hiding.occluder.radius + obj.radius
         for _ in range(8):
-            x, y = base.at(t)
+            position = base.at(t)
+            assert position is not None
+            x, y = position
             if math.hypot(x - hiding.centre[0], y - hiding.centre[1]) > reach:
                 break
             self._taken.pop()
@@ -336,7 +338,9 @@ class SceneSampler:
 
     def _entrance(self, base: Path, obj: MovingObject, entry: int) -> Path:
         """Dart in from the nearest side: already well inside at the entry frame, then slowing down."""
-        x, y = base.at(entry)
+        position = base.at(entry)
+        assert position is not None
+        x, y = position
         gaps = (x, self._frame.width - x, y, self._frame.height - y)
         side = int(np.argmin(gaps))
         reach = max(gaps[side] - 0.75 * obj.radius, 0.0)

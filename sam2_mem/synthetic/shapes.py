@@ -281,7 +281,7 @@ class Bounce:
 
     origin: tuple[float, float]
     velocity: tuple[float, float]
-    sway: tuple[Wave, Wave]
+    sway: tuple[Wave, ...]  # of x and y
     low: tuple[float, float]
     high: tuple[float, float]
     since: float = 0.0
