@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: docstrings, hooks and pins."""
+"""The house rules that a machine can check: docstrings, workflows and pins."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -227,7 +227,39 @@ def test_a_bad_docstring_is_noticed(old: str, new: str, fault: str) -> None:
     assert len(found) == 1 and fault in found[0]
 
 
-# -- hooks and pins ----------------------------------------------------------------------------------------------------
+# -- workflows, hooks, pins -------------------------------------------------------------------------------------------
+
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+def steps(workflow: dict[str, Any]) -> list[dict[str, Any]]:
+    return [step for job in workflow["jobs"].values() for step in job["steps"]]
+
+
+def make_targets(makefile: str) -> set[str]:
+    return set(" ".join(re.findall(r"^([\w -]+):(?!=)", makefile, re.MULTILINE)).split())
+
+
+def missing_targets(workflow: dict[str, Any], makefile: str) -> set[str]:
+    """Targets of ``make`` that a workflow runs and the Makefile does not have."""
+    commands = "\n".join(step["run"] for step in steps(workflow) if "run" in step)
+    used = re.findall(r"^make ([\w-]+)", commands, re.MULTILINE)
+    assert used, "no command of a workflow begins with make"
+    return set(used) - make_targets(makefile)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_run_what_the_makefile_has(path: Path) -> None:
+    workflow = yaml.safe_load(path.read_text())
+    assert missing_targets(workflow, (ROOT / "Makefile").read_text()) == set()
+    pins = [step["uses"] for step in steps(workflow) if "uses" in step]
+    assert [pin for pin in pins if not re.fullmatch(r"[\w-]+/[\w-]+@v\d+", pin)] == []
+
+
+def test_a_missing_target_is_noticed() -> None:
+    workflow = {"jobs": {"a": {"steps": [{"run": "make test"}, {"run": "make tests"}]}}}
+    assert missing_targets(workflow, "test test-all: x\n\ty\nVENV := z\n") == {"tests"}
 
 
 def constraints() -> dict[str, str]:
