@@ -1,8 +1,11 @@
-# make test    set up a virtual environment on a fresh machine, then run the tests
+# make test    set up a virtual environment on a fresh machine, then run the quick tests, before every commit
+# make test-all  the same set-up, then all tests; make test-rest: those that `make test` leaves out
 # make test-gpu  the same set-up, then the tests that need a CUDA device
+# make style   the same set-up, then ruff and mypy; what they ask for is in pyproject.toml
+# make docs    the documentation site, in site/
 # make demo    the same set-up, then segment the demo video; the result is in outputs/demo
 #              (DEMO_POLICY=fifo for SAM 2's own memory, which fills up with the tree and loses the fish behind it)
-# make clean   remove the virtual environment and the results of the demo
+# make clean   remove the virtual environment, the site and the results of the demo
 #
 # VENV=DIR         another place for the virtual environment (also as an environment variable)
 # PIP_FLAGS=...    more flags for pip, for example the CPU build of torch:
@@ -24,15 +27,28 @@ PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check -c constraints.t
 RECIPE := setup.py pyproject.toml constraints.txt
 READY := $(VENV)/.ready
 READY_FOR_TESTS := $(VENV)/.ready-for-tests
+READY_FOR_DOCS := $(VENV)/.ready-for-docs
 
-.PHONY: test test-gpu demo clean
+.PHONY: test test-all test-rest test-gpu style docs demo clean
 
-test: $(READY_FOR_TESTS)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests $(PYTEST_FLAGS)
+# The files are handed out in the order of tests/conftest.py, those that take longest first.
+test test-all test-rest: $(READY_FOR_TESTS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TIER) tests $(PYTEST_FLAGS)
+
+test: TIER := -m "not full"
+test-rest: TIER := -m full
 
 test-gpu: $(READY_FOR_TESTS)
 	$(PY) -c "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 'no CUDA device is visible to torch')"
 	$(PY) -m pytest -q -rs -m gpu tests $(PYTEST_FLAGS)
+
+style: $(READY_FOR_TESTS)
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+
+docs: $(READY_FOR_DOCS)
+	$(PY) -m mkdocs build
 
 demo: $(READY)
 	$(PY) tools/vos_inference.py \
@@ -56,5 +72,9 @@ $(READY_FOR_TESTS): $(READY)
 	SAM2_BUILD_CUDA=0 $(PIP_INSTALL) --no-build-isolation --no-deps sam2==1.1.0
 	touch $@
 
+$(READY_FOR_DOCS): $(READY)
+	$(PIP_INSTALL) --no-build-isolation -e ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) outputs/demo
+	rm -rf $(VENV) outputs/demo site

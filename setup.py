@@ -34,7 +34,10 @@ EXTRAS_REQUIRE = {
         "nbclient>=0.10",
         "nbformat>=5.10",
         "ipykernel>=6.29",
+        "ruff>=0.17",
+        "mypy>=2.4",
     ],
+    "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
     "hub": ["huggingface_hub>=0.23"],
     "submitit": ["submitit>=1.5"],
 }
@@ -61,6 +64,7 @@ setup(
     packages=[*find_packages(include=["sam2_mem", "sam2_mem.*"]), "sam2_mem.configs", "sam2_mem.checkpoints"],
     package_dir={"sam2_mem.configs": "configs", "sam2_mem.checkpoints": "checkpoints"},
     package_data={
+        "sam2_mem": ["py.typed"],
         "sam2_mem.configs": ["*.yaml", "**/*.yaml"],
         # The models of this project only: official *.pt files lie in the same folder and must never be packed.
         "sam2_mem.checkpoints": ["sam2_mem_*.safetensors", "*.md"],

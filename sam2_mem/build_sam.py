@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from hydra.errors import (
-    InstantiationException,
-)
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -71,8 +70,8 @@ def _make(config: DictConfig, what: str, **given: Any) -> Any:
 
 
 def _settings(kind: type, config: DictConfig | None) -> Any:
-    values = {} if config is None else OmegaConf.to_container(config, resolve=True)
-    valid = list(kind.__dataclass_fields__)
+    values: Any = {} if config is None else OmegaConf.to_container(config, resolve=True)
+    valid = [field.name for field in fields(kind)]
     unknown = sorted(set(values) - set(valid))
     if unknown:
         raise ConfigError(f"expected keys out of {', '.join(valid)}, got {', '.join(unknown)}")

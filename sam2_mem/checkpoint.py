@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from iopath.common.file_io import HTTPURLHandler, PathManager
@@ -279,7 +279,7 @@ def _find_weights(content: Any, path: Path) -> dict[str, Tensor]:
     raise CheckpointError(f"expected {{\"model\": state_dict}} or a state dict in '{path}', got {got}")
 
 
-def _is_state_dict(content: Any) -> bool:
+def _is_state_dict(content: Any) -> TypeGuard[Mapping[str, Tensor]]:
     if not isinstance(content, Mapping) or not content:
         return False
     return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())

@@ -9,25 +9,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import cache
 from os import PathLike
 from pathlib import Path
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    MissingConfigException,
-)
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
-
-
-class ConfigError(ValueError):
-    """A config, an override or a policy that does not exist or does not fit; says what does."""
-
 
 CHOICES = {
     "memory_policy": "a memory policy",
@@ -39,9 +32,16 @@ CHOICES = {
 }
 """Config groups out of which one file is chosen by name."""
 
+STABILITY = (
+    "model.dynamic_multimask_via_stability=true",
+    "model.dynamic_multimask_stability_delta=0.05",
+    "model.dynamic_multimask_stability_thresh=0.98",
+)
+"""Overrides: single masks are chosen by stability, a part of SAM 2's post-processing."""
+
+_VIDEO_POSTPROCESSING = ("model.binarize_prompted_masks=true", "tracker.fill_hole_area=8")
 
 _GROUPS = ("base", "training", *CHOICES)
-
 
 # SAM 2's override keys that live elsewhere here.
 _MOVED = {
@@ -60,9 +60,7 @@ _MOVED = {
     "model.multimask_output_in_sam": "model.multimask_output",
 }
 
-
 _EXTRA_ARGS = "model.sam_mask_decoder_extra_args."
-
 
 # SAM 2's switches that have one setting here: key -> (that setting, why).
 _FIXED = {
@@ -70,27 +68,29 @@ _FIXED = {
     "model.compile_image_encoder": ("false", "compile with vos_optimized=True instead"),
 }
 
-
-STABILITY = (
-    "model.dynamic_multimask_via_stability=true",
-    "model.dynamic_multimask_stability_delta=0.05",
-    "model.dynamic_multimask_stability_thresh=0.98",
-)
+_MISSING = object()
 
 
-_VIDEO_POSTPROCESSING = ("model.binarize_prompted_masks=true", "tracker.fill_hole_area=8")
+class ConfigError(ValueError):
+    """A config, an override or a policy that does not exist or does not fit; says what does."""
+
+
+# -- files and names ----------------------------------------------------------------------------------------------------
 
 
 def config_dir() -> Path:
     """Where the configs are: inside an installed package, or beside it in a checkout."""
-    installed = Path(__file__).parent / "configs"
-    return installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
+    return _data_dir("configs")
 
 
 def checkpoint_dir() -> Path:
     """Where this project's own weights are: inside an installed package, or beside it in a checkout."""
-    installed = Path(__file__).parent / "checkpoints"
-    return installed if installed.is_dir() else Path(__file__).parents[1] / "checkpoints"
+    return _data_dir("checkpoints")
+
+
+def _data_dir(name: str) -> Path:
+    installed = Path(__file__).parent / name
+    return installed if installed.is_dir() else Path(__file__).parents[1] / name
 
 
 def config_names() -> list[str]:
@@ -110,6 +110,42 @@ def _choice_names(group: str) -> list[str]:
     return sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
 
 
+def _locate(config: str) -> tuple[Path, str]:
+    """Directory and name of a model config given by short name or by path."""
+    root = config_dir()
+    file_name = _with_suffix(config)
+    short = file_name.removeprefix("configs/")
+    if not Path(short).is_absolute() and (root / short).is_file() and Path(short).parts[0] not in _GROUPS:
+        return root, short
+    path = Path(file_name).expanduser()
+    if path.is_file():
+        return path.parent, path.name
+    same_stem = [n.removeprefix("configs/") for n in config_names() if Path(n).name == file_name]
+    if len(same_stem) == 1:
+        return root, same_stem[0]
+    valid = "\n  ".join(config_names())
+    raise ConfigError(f"expected the name or the path of a model config, got {config!r}; names are:\n  {valid}")
+
+
+def _locate_training(config: str) -> tuple[Path, str]:
+    """Directory and name of a training config given by the name of one of ours or by path."""
+    root = config_dir() / "training"
+    path = root / Path(_with_suffix(config)).name
+    if not path.is_file():
+        path = Path(_with_suffix(config)).expanduser()
+    if not path.is_file():
+        valid = ", ".join(sorted(p.stem for p in root.glob("*.yaml")))
+        raise ConfigError(f"expected the path of a training config or a name out of {valid}, got {config!r}")
+    return path.parent, path.name
+
+
+def _with_suffix(name: str) -> str:
+    return name if name.endswith((".yaml", ".yml")) else f"{name}.yaml"
+
+
+# -- composing ----------------------------------------------------------------------------------------------------------
+
+
 def compose(config: str | PathLike[str] | DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
     """The full config of a model, a tracker and a policy.
 
@@ -122,18 +158,10 @@ def compose(config: str | PathLike[str] | DictConfig, overrides: Sequence[str] =
     Raises:
         ConfigError: names what is valid.
     """
-    overrides = [moved for moved in (_translate(o) for o in overrides) if moved is not None]
+    translated = [ours for ours in map(_translate, overrides) if ours is not None]
     if isinstance(config, DictConfig):
-        return _overridden(config, overrides)
-    directory, name = _locate(str(config))
-    ours = config_dir().resolve()
-    search = [] if directory.resolve() == ours else [f"hydra.searchpath=[file://{ours}]"]
-    try:
-        with _own_hydra(directory):
-            composed = hydra_compose(name, overrides=[*overrides, *search])
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise _explained(error, name) from error
-    return composed
+        return _overridden(config, translated)
+    return _compose_file(*_locate(str(config)), translated)
 
 
 def compose_video(
@@ -150,18 +178,35 @@ def compose_video(
 def compose_training(config: str | PathLike[str], overrides: Sequence[str] = ()) -> DictConfig:
     """A training config by the name of a file in ``configs/training`` or by path, with Hydra overrides such as
     ``plan.optimisation.rate=1e-4``."""
-    directory, name = _locate_training(str(config))
-    search = [f"hydra.searchpath=[file://{config_dir().resolve()}]"]
+    return _compose_file(*_locate_training(str(config)), overrides)
+
+
+def choice_config(group: str, name: str) -> DictConfig:
+    """One file of a group of :data:`CHOICES`, composed: a preset lists only its differences from what it builds on."""
+    if name not in _choice_names(group):
+        raise _unknown_choice(group, name)
+    return deepcopy(_compose_choice(config_dir(), group, name))
+
+
+@cache
+def _compose_choice(directory: Path, group: str, name: str) -> DictConfig:
+    return _compose_file(directory, f"{group}/{name}")[group]
+
+
+def _compose_file(directory: Path, name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """A file of ``directory``, which may build on its neighbours and on ours."""
+    ours = config_dir().resolve()
+    search = [] if directory.resolve() == ours else [f"hydra.searchpath=[file://{ours}]"]
     try:
-        with _own_hydra(directory):
+        with _private_hydra(directory):
             return hydra_compose(name, overrides=[*overrides, *search])
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise _explained(error, name) from error
 
 
 @contextmanager
-def _own_hydra(directory: Path) -> Iterator[None]:
-    """A Hydra of our own for a moment, whatever the program around it has initialised."""
+def _private_hydra(directory: Path) -> Iterator[None]:
+    """A Hydra of our own while this lasts, whatever the program around it has initialised."""
     singleton = GlobalHydra.instance()
     outer = singleton.hydra
     singleton.clear()
@@ -174,47 +219,20 @@ def _own_hydra(directory: Path) -> Iterator[None]:
         GlobalHydra.instance().hydra = outer
 
 
-def _locate(config: str) -> tuple[Path, str]:
-    """Directory and name of a config given by short name or by path."""
-    root = config_dir()
-    wanted = config if config.endswith((".yaml", ".yml")) else f"{config}.yaml"
-    short = wanted.removeprefix("configs/")
-    if not Path(short).is_absolute() and (root / short).is_file() and Path(short).parts[0] not in _GROUPS:
-        return root, short
-    path = Path(wanted).expanduser()
-    if path.is_file():
-        return path.parent, path.name
-    same_stem = [n.removeprefix("configs/") for n in config_names() if Path(n).name == wanted]
-    if len(same_stem) == 1:
-        return root, same_stem[0]
-    valid = "\n  ".join(config_names())
-    raise ConfigError(f"expected the name or the path of a model config, got {config!r}; names are:\n  {valid}")
-
-
-def _locate_training(config: str) -> tuple[Path, str]:
-    wanted = config if config.endswith((".yaml", ".yml")) else f"{config}.yaml"
-    ours = config_dir() / "training"
-    path = ours / Path(wanted).name if (ours / Path(wanted).name).is_file() else Path(wanted).expanduser()
-    if not path.is_file():
-        valid = ", ".join(sorted(p.stem for p in ours.glob("*.yaml")))
-        raise ConfigError(f"expected the path of a training config or a name out of {valid}, got {config!r}")
-    return path.parent, path.name
+# -- overrides ----------------------------------------------------------------------------------------------------------
 
 
 def _translate(override: str) -> str | None:
     """An override with SAM 2's key replaced by ours; None for one that changes nothing here."""
-    prefix = override[: len(override) - len(override.lstrip("+~"))]
-    key, equals, value = override[len(prefix) :].partition("=")
-    if key.startswith(_EXTRA_ARGS):
-        key = "model." + key[len(_EXTRA_ARGS) :]
+    key, equals, value = override.lstrip("+~").partition("=")
     if key in _FIXED:
-        fixed, why = _FIXED[key]
-        if value.lower() != fixed:
-            raise ConfigError(f"expected {key}={fixed}, got {value}: {why}")
+        setting, reason = _FIXED[key]
+        if value.lower() != setting:
+            raise ConfigError(f"expected {key}={setting}, got {value}: {reason}")
         return None
-    if key in _MOVED:
-        return f"{_MOVED[key]}={value}"
-    return override if key == override[len(prefix) :].partition("=")[0] else f"{key}{equals}{value}"
+    if key.startswith(_EXTRA_ARGS):
+        return f"model.{key.removeprefix(_EXTRA_ARGS)}{equals}{value}"
+    return f"{_MOVED[key]}={value}" if key in _MOVED else override
 
 
 def _overridden(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -225,34 +243,29 @@ def _overridden(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
         key, _, value = override.lstrip("+").partition("=")
         if key in CHOICES:
             result[key] = choice_config(key, value)
-        elif not override.startswith("+") and OmegaConf.select(result, key, default=_Missing) is _Missing:
+        elif not override.startswith("+") and OmegaConf.select(result, key, default=_MISSING) is _MISSING:
             raise ConfigError(f"expected an override of a key that exists, got {override!r}")
         else:
             OmegaConf.update(result, key, OmegaConf.from_dotlist([f"value={value}"]).value)
     return result
 
 
-class _Missing:
-    """Stands for a key that is not there."""
+# -- errors -------------------------------------------------------------------------------------------------------------
 
 
-def choice_config(group: str, name: str) -> DictConfig:
-    if name not in _choice_names(group):
-        raise _unknown_choice(group, name)
-    return OmegaConf.load(config_dir() / group / f"{name}.yaml")
+def missing_model(name: str) -> ConfigError:
+    """The error for a config without a model."""
+    return ConfigError(
+        f"expected a section 'model' in {name}, got none; build on ours with defaults: [/base/sam2.1, _self_]"
+    )
 
 
 def _unknown_choice(group: str, name: str) -> ConfigError:
     return ConfigError(f"expected {CHOICES[group]} out of {', '.join(_choice_names(group))}, got {name!r}")
 
 
-def missing_model(name: str) -> ConfigError:
-    return ConfigError(
-        f"expected a section 'model' in {name}, got none; build on ours with defaults: [/base/sam2.1, _self_]"
-    )
-
-
 def _explained(error: Exception, name: str) -> ConfigError:
+    """Hydra's error in words of ours."""
     text = str(error)
     missing = [g for g in CHOICES if f"{g}/" in text] if isinstance(error, MissingConfigException) else []
     if missing:

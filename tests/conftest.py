@@ -1,6 +1,11 @@
-"""Fixtures shared by several files: one clip, and the tiny network at image size 128 with lively random weights."""
+"""Fixtures shared by several files: one clip, and the tiny network at image size 128 with lively random weights.
+
+Also the order of the tests (``--order``), and the peak memory of the test processes in the summary.
+"""
 
 import os
+import random
+import resource
 from pathlib import Path
 
 import pytest
@@ -10,14 +15,73 @@ from helpers import centre_scores, encode_once, lively_state, make_predictor, sa
 
 from sam2_mem import SAM2VideoPredictor
 
+LONGEST_FIRST = ("test_parity.py", "test_policy_contract.py", "test_bounded_policy.py", "test_comparison.py")
+"""Files that start before all others, so that no process is left alone with one of them at the end."""
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+peaks = pytest.StashKey[dict[str, int]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--order",
+        default="longest",
+        help="order of the tests: 'longest' files first, 'reversed', or the seed of a shuffle",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[peaks] = {}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests marked ``gpu`` are skipped, and say so, where there is no CUDA device and none is named in their stead."""
+    sort_items(items, config.getoption("order"))
     if torch.cuda.is_available() or "SAM2_MEM_TEST_DEVICE" in os.environ:
         return
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; run `make test-gpu` where there is one"))
+
+
+def sort_items(items: list[pytest.Item], order: str) -> None:
+    """In place. A shuffle keeps the tests of a file together, so that what they share is built once."""
+    if order == "longest":
+        items.sort(key=lambda item: item.path.name not in LONGEST_FIRST)
+    elif order == "reversed":
+        items.reverse()
+    else:
+        generator = random.Random(int(order))
+        ranks = {path: generator.random() for path in sorted({item.path for item in items})}
+        generator.shuffle(items)
+        items.sort(key=lambda item: ranks[item.path])
+
+
+# -- peak memory of the processes -------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """MiB that this process had at most; a worker sends its own to the process that reports."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["peak"] = peak
+    else:
+        session.config.stash[peaks]["main"] = peak
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error) -> None:
+    if "peak" in getattr(node, "workeroutput", {}):
+        node.config.stash[peaks][node.gateway.id] = node.workeroutput["peak"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    sizes = config.stash[peaks]
+    tested = sorted(sizes.keys() - {"main"}) or ["main"]
+    terminalreporter.write_line("peak memory: " + ", ".join(f"{name} {sizes[name]} MiB" for name in tested))
+
+
+# -- fixtures ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -125,13 +126,14 @@ def with_policy(predictor: SAM2VideoPredictor, policy: MemoryPolicy, **tracker: 
 
 
 def encode_once(model: nn.Module, memo: dict[bytes, list[FrameFeatures]]) -> None:
-    """Let the image encoder, the slowest part and the same for every policy, see each picture once."""
-    encode = model.encode_image
+    """Let the image encoder, the slowest part and the same for every policy, see each picture once. The model does not
+    refer to itself by this: it is freed with its last user, without the garbage collector."""
+    encode, network = type(model).encode_image, weakref.ref(model)
 
     def remembered(images: Tensor, indices: Sequence[int] = (0,)) -> list[FrameFeatures]:
         key = picture_key(images)
         if key not in memo:
-            memo[key] = encode(images, indices)
+            memo[key] = encode(network(), images, indices)
         return [replace(features, index=i) for features, i in zip(memo[key], indices)]
 
     model.encode_image = remembered

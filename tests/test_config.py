@@ -19,7 +19,15 @@ from torch import nn
 
 from sam2_mem import build_sam2, build_sam2_video_predictor
 from sam2_mem.build_sam import RANDOM, build_policy
-from sam2_mem.config import ConfigError, compose, compose_video, config_dir, config_names, policy_names
+from sam2_mem.config import (
+    ConfigError,
+    choice_config,
+    compose,
+    compose_video,
+    config_dir,
+    config_names,
+    policy_names,
+)
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 
@@ -60,6 +68,46 @@ def test_every_choice_composes(group: str) -> None:
         chosen = compose(TINY, [f"{group}={path.stem}"])[group]
         assert "_target_" in chosen
         assert chosen == compose(compose(TINY), [f"{group}={path.stem}"])[group]
+
+
+def presets() -> dict[str, str]:
+    """Presets of memory policies and what each builds on."""
+    files = {name: OmegaConf.load(config_dir() / "memory_policy" / f"{name}.yaml") for name in policy_names()}
+    return {name: file.defaults[0] for name, file in files.items() if "defaults" in file}
+
+
+@pytest.mark.parametrize(("preset", "parent"), presets().items())
+def test_a_preset_lists_its_differences_only(preset: str, parent: str) -> None:
+    file = OmegaConf.load(config_dir() / "memory_policy" / f"{preset}.yaml")
+    differences = {key: value for key, value in file.items() if key != "defaults"}
+    composed, base = choice_config("memory_policy", preset), choice_config("memory_policy", parent)
+    assert file.defaults == [parent, "_self_"]
+    assert differences == {key: value for key, value in composed.items() if base[key] != value} != {}
+
+
+def test_values_of_a_preset() -> None:
+    """By every way in; the control is what it builds on."""
+    policy = build(TINY, "memory_policy=xmem_faithful", "memory_policy.mem_every=10").policy
+    assert (policy.max_working, policy.min_working, policy.max_long_term, policy.mem_every) == (10, 5, 10000, 10)
+    for config in (TINY, compose(TINY)):
+        for preset, size in (("xmem_faithful", 10), ("xmem", 6)):
+            assert build(config, f"memory_policy={preset}").policy.max_working == size
+    assert build(TINY, memory_policy="xmem_faithful").policy == build_policy("xmem_faithful")
+
+
+def test_a_preset_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "memory_policy").mkdir()
+    (tmp_path / "memory_policy" / "mine.yaml").write_text("defaults: [xmem_faithful, _self_]\nmin_working: 4\n")
+    (tmp_path / "mine.yaml").write_text(MINE.replace("fifo", "mine").replace("num_maskmem: 4", "max_working: 8"))
+    policy = build(tmp_path / "mine.yaml", "memory_policy.mem_every=7").policy
+    assert (policy.mem_every, policy.max_working, policy.min_working, policy.max_long_term) == (7, 8, 4, 10000)
+    (tmp_path / "mine.yaml").write_text(MINE)
+    assert build(tmp_path / "mine.yaml", "memory_policy=mine", "~memory_policy.num_maskmem").policy.max_working == 10
+
+
+def test_a_choice_is_a_copy() -> None:
+    choice_config("memory_policy", "fifo").num_maskmem = 2
+    assert choice_config("memory_policy", "fifo").num_maskmem == 7
 
 
 def test_every_yaml_is_a_model_a_base_or_a_choice() -> None:

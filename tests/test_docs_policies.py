@@ -19,14 +19,14 @@ from omegaconf import OmegaConf
 from policy_contract import CHECKS
 
 from sam2_mem.build_sam import build_policy
-from sam2_mem.config import compose, config_dir, policy_names
+from sam2_mem.config import choice_config, compose, policy_names
 from sam2_mem.evaluation.benchmark.policy_costs import Footage, Setting, take_census
 from sam2_mem.memory.policy import MemoryPolicy
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "policies.md").read_text()
 NAMES = policy_names()
-POLICIES = sorted({type(build_policy(name)).__module__.rpartition(".")[2] for name in NAMES})
+POLICIES = sorted({type(build_policy(name)).__module__.removesuffix(".policy").rpartition(".")[2] for name in NAMES})
 
 
 def section(title: str, page: str = PAGE) -> str:
@@ -70,7 +70,7 @@ def defaults_of(kind: type) -> dict[str, Any]:
 
 
 def file_of(group: str, name: str) -> dict[str, Any]:
-    values = OmegaConf.to_container(OmegaConf.load(config_dir() / group / f"{name}.yaml"))
+    values = OmegaConf.to_container(choice_config(group, name))
     return {k: v for k, v in values.items() if k != "_target_"}
 
 

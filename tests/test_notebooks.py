@@ -75,7 +75,7 @@ def test_one_line_changes_the_model(path: Path) -> None:
     assert Path(weights).name in fetched and weights.startswith("../checkpoints/")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     began = used_by_kernels()

@@ -52,6 +52,10 @@ def test_that_the_heavy_packages_would_be_noticed() -> None:
     assert {"torch", "hydra"} <= set(loaded_after("import hydra, torch"))
 
 
+def test_procedural_video_starts_neither_torch_nor_hydra() -> None:
+    assert loaded_after("import sam2_mem.synthetic.demo, sam2_mem.synthetic.export") == ["numpy", "cv2"]
+
+
 def test_public_names() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", sam2_mem.__version__)
     missing = [name for name in sam2_mem.__all__ if not hasattr(sam2_mem, name)]
@@ -102,6 +106,7 @@ MAY_IMPORT = {
 # SAM 2's predictors have a class method `from_pretrained`, which has to build a model: inside it, and only there,
 # the tracking part may reach up.
 REACHES_UP = ("tracking", "from_pretrained", "build_sam")
+SYNTHETIC_NEEDS = sys.stdlib_module_names | {"numpy", "cv2", "PIL"}
 MAY_COMPOSE_CONFIGS = ("config", "build_sam", "cli", "tools")
 # Every part may say where its earlier names are now, and write files that are complete or not there.
 EVERYWHERE = ("_moved", "files")
@@ -168,6 +173,8 @@ def violation(importer: str, name: str, function: str) -> str | None:
         return "the reference package belongs in tests only"
     if package in ("hydra", "omegaconf") and here not in MAY_COMPOSE_CONFIGS:
         return "only config.py and build_sam.py compose configurations"
+    if here == "synthetic" and there is None and package not in SYNTHETIC_NEEDS:
+        return "procedural video needs NumPy, OpenCV and Pillow only"
     if policy_of(importer) and policy_of(name) and policy_of(importer) != policy_of(name):
         return "one policy imports another"
     if (
@@ -216,6 +223,8 @@ def test_dependency_order() -> None:
         ("sam2_mem/evaluation/metrics.py", "from sam2_mem.training.clips import x", "may not import training"),
         ("sam2_mem/evaluation/synthetic.py", "from sam2_mem.training import loop", "may not import training"),
         ("sam2_mem/synthetic/scenes.py", "from sam2_mem.video import open_video", "synthetic may not import video"),
+        ("sam2_mem/synthetic/export.py", "from ..training import clips", "synthetic may not import training"),
+        ("sam2_mem/synthetic/shapes.py", "from torch import Tensor", "NumPy, OpenCV and Pillow only"),
         ("sam2_mem/build_sam.py", "import tools.train", "build_sam may not import tools"),
         ("sam2_mem/__init__.py", "from .build_sam import build_sam2", "the package itself may not import build_sam"),
         ("sam2_mem/memory/policies/rmem.py", "from .fifo import Fifo", "one policy imports another"),
@@ -238,6 +247,7 @@ def test_a_forbidden_import_is_noticed(tmp_path: Path, file: str, statement: str
         ("sam2_mem/memory/policies/rmem.py", "from ..policy import MemoryPolicy\nfrom sam2_mem.memory import tokens"),
         ("sam2_mem/memory/__init__.py", "from .policy import MemoryPolicy\nimport sam2_mem.types"),
         ("sam2_mem/tracking/tracker.py", "from sam2_mem.memory.policy import MemoryPolicy\nfrom . import track"),
+        ("sam2_mem/synthetic/export.py", "import math\nimport cv2\nfrom PIL import Image\nfrom .scenes import Level"),
         ("sam2_mem/build_sam.py", "import hydra, omegaconf\nfrom sam2_mem import checkpoint, __version__"),
         ("sam2_mem/tracking/p.py", "class P:\n    def from_pretrained(c):\n        from sam2_mem import build_sam2_hf"),
         ("tools/train.py", "import hydra\nimport sam2_mem\nfrom sam2_mem.training import loop"),
@@ -276,7 +286,8 @@ def test_wheel_carries_configs_code_and_the_small_model(wheel: Path) -> None:
     configs = {f"sam2_mem/{file.relative_to(ROOT).as_posix()}" for file in (ROOT / "configs").rglob("*.yaml")}
     code = {file.relative_to(ROOT).as_posix() for file in (ROOT / "sam2_mem").rglob("*.py")}
     assert {f"sam2_mem/{config}" for config in CONFIGS} <= configs
-    assert configs | code | {"sam2_mem/checkpoints/sam2_mem_nano.safetensors"} <= packed
+    beside = {"sam2_mem/checkpoints/sam2_mem_nano.safetensors", "sam2_mem/py.typed"}
+    assert configs | code | beside <= packed
 
 
 def test_wheel_carries_no_official_weights_and_nothing_beside_the_package(wheel: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from sam2_mem.synthetic.demo import demo_clip
 from sam2_mem.synthetic.export import contact_sheet, export_clip, write_demo, write_image
-from sam2_mem.synthetic.generator import ClipSpec, build_clip
+from sam2_mem.synthetic.generator import SyntheticSpec, build_clip
 from sam2_mem.synthetic.scenes import LEVELS
 
 VIDEOS = Path(__file__).resolve().parents[1] / "notebooks" / "videos"
@@ -46,8 +46,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def spec(options: argparse.Namespace, seed: int) -> ClipSpec:
-    return ClipSpec(
+def spec(options: argparse.Namespace, seed: int) -> SyntheticSpec:
+    return SyntheticSpec(
         seed=seed,
         level=options.level,
         num_frames=options.num_frames,

@@ -24,7 +24,7 @@ import numpy as np
 from sam2_mem.evaluation.videos import AnnotatedVideo, ListedObject
 from sam2_mem.prompts import Prompt
 from sam2_mem.synthetic.export import write_image, write_masks
-from sam2_mem.synthetic.generator import ClipSpec, SyntheticVideo, build_clip
+from sam2_mem.synthetic.generator import SyntheticSpec, SyntheticVideo, build_clip
 from sam2_mem.tracking.vos import PromptPlan
 from sam2_mem.video import Frame, VideoSource
 from sam2_mem.video.source import Frames, SeekableSource
@@ -66,7 +66,7 @@ class SyntheticClip(AnnotatedVideo):
 
     name: str
     track: str
-    spec: ClipSpec
+    spec: SyntheticSpec
 
     @cached_property
     def video(self) -> SyntheticVideo:
@@ -223,8 +223,8 @@ class _Recipe:
             for number, seed in enumerate(self.seeds, start=1):
                 yield SyntheticClip(f"{track.name}_{number}", track.name, self._spec(track, seed))
 
-    def _spec(self, track: Track, seed: int) -> ClipSpec:
-        return ClipSpec(
+    def _spec(self, track: Track, seed: int) -> SyntheticSpec:
+        return SyntheticSpec(
             seed=seed,
             level=track.level,
             num_frames=self.num_frames,

@@ -1,1 +1,1 @@
-"""Procedural video with exact ground truth. NumPy and OpenCV only."""
+"""Procedural video with exact ground truth. Needs NumPy and OpenCV only, and Pillow to write masks."""

@@ -1,17 +1,17 @@
-"""The clip that ships with the project: one thing passes behind a tree while a second one enters."""
+"""The clip that ships with the project: one object passes behind a tree while a second one enters."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from sam2_mem.synthetic.generator import Scene, Skin, SyntheticVideo
-from sam2_mem.synthetic.moving_objects import Actor, Camera, Limb
-from sam2_mem.synthetic.scenes import Frame
-from sam2_mem.synthetic.shapes import Bounce, Entrance, Fixed, Outline, Path, Wave, draw_outline, draw_wave
+from sam2_mem.synthetic.moving_objects import Camera, Limb, MovingObject
+from sam2_mem.synthetic.scenes import SceneFrame
+from sam2_mem.synthetic.shapes import Bounce, Entrance, Fixed, Outline, Path, Wave, draw_outline, draw_wave, fin
 from sam2_mem.synthetic.textures import Texture, make_background, make_skin
 
 _SEED = 20240
-_FRAME = Frame(width=320, height=240, num_frames=48)
+_FRAME = SceneFrame(width=320, height=240, num_frames=48)
 _ENTRY = 12
 _OPEN = ((-1000.0, -1000.0), (1000.0, 1000.0))  # no walls
 
@@ -21,7 +21,7 @@ def demo_clip() -> SyntheticVideo:
     rng = np.random.Generator(np.random.PCG64(_SEED))
     hills = np.array([[120, 142, 110], [96, 128, 70], [128, 124, 62], [88, 116, 52]], float)
     backdrop = make_background(rng, 256, kind="landscape", palette=hills)
-    actors = (
+    moving_objects = (
         _crawler(rng),
         _flyer(rng),
         _trunk(),
@@ -40,7 +40,7 @@ def demo_clip() -> SyntheticVideo:
             frame=_FRAME,
             num_objects=2,
             seed=_SEED,
-            actors=actors,
+            moving_objects=moving_objects,
             camera=_camera(rng),
             skins=skins,
             background=Texture.from_rgb(backdrop),
@@ -73,8 +73,8 @@ def _skin(
 
 def _body(
     rng: np.random.Generator, object_id: int, path: Path, radius: float, limbs: tuple[Limb, ...], entry: int = 0
-) -> Actor:
-    return Actor(
+) -> MovingObject:
+    return MovingObject(
         object_id=object_id,
         path=path,
         radius=radius,
@@ -88,12 +88,10 @@ def _body(
 
 
 def _fin(x: float, y: float, angle: float, length: float, shift: float) -> Limb:
-    turns = np.arange(24) * (2 * np.pi / 24)
-    polygon = np.stack([length * (0.8 + np.cos(turns)), 0.55 * length * np.sin(turns)], axis=1)
-    return Limb(polygon, (x, y), Wave(0.35, 0.55, shift, angle), (shift, 0.3 * shift))
+    return Limb(fin(length, 0.55 * length), (x, y), Wave(0.35, 0.55, shift, angle), (shift, 0.3 * shift))
 
 
-def _crawler(rng: np.random.Generator) -> Actor:
+def _crawler(rng: np.random.Generator) -> MovingObject:
     """Object 1: from left to right behind the trunk."""
     path = Bounce(
         origin=(58.0, 128.0),
@@ -106,7 +104,7 @@ def _crawler(rng: np.random.Generator) -> Actor:
     return _body(rng, 1, path, 30.0, fins)
 
 
-def _flyer(rng: np.random.Generator) -> Actor:
+def _flyer(rng: np.random.Generator) -> MovingObject:
     """Object 2: in from the right at the entry frame."""
     base = Bounce(
         origin=(262.0, 62.0),
@@ -120,17 +118,17 @@ def _flyer(rng: np.random.Generator) -> Actor:
     return _body(rng, 2, Entrance(base, float(_ENTRY), (38.0, -6.0), slow=4.0), 28.0, fins, entry=_ENTRY)
 
 
-def _trunk() -> Actor:
+def _trunk() -> MovingObject:
     half = 36.0
     polygon = np.array([[-0.9, -6.0], [0.9, -6.0], [1.0, 0.0], [1.2, 4.0], [-1.25, 4.0], [-1.0, 0.0]])
-    return Actor(object_id=0, path=Fixed((162.0, 130.0)), radius=half, polygon=polygon, occludes=True)
+    return MovingObject(object_id=0, path=Fixed((162.0, 130.0)), radius=half, outline=polygon, occludes=True)
 
 
-def _leaves(rng: np.random.Generator, place: tuple[float, float], radius: float) -> Actor:
+def _leaves(rng: np.random.Generator, centre: tuple[float, float], radius: float) -> MovingObject:
     """A clump with a lobed edge that stirs a little."""
     angles = np.arange(60) * (2 * np.pi / 60)
     radii = 0.86 + 0.08 * np.cos(9 * angles + rng.uniform(0, 6)) + 0.06 * np.cos(14 * angles + rng.uniform(0, 6))
     outline = Outline(first=radii, second=radii, wobble=(Wave(0.02, 0.2, 0.0), Wave(0.02, 0.27, 1.0)))
-    return Actor(
-        object_id=0, path=Fixed(place), radius=radius, outline=outline, squash=Wave(0.0, 0.0, 0.0, 0.3), occludes=True
+    return MovingObject(
+        object_id=0, path=Fixed(centre), radius=radius, outline=outline, squash=Wave(0.0, 0.0, 0.0, 0.3), occludes=True
     )

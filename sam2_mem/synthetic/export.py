@@ -82,6 +82,6 @@ def write_demo(clip: SyntheticVideo, videos: Path, *, quality: int = 82) -> None
         write_image(videos / "demo" / f"{frame.index:05d}.jpg", frame.image, quality)
         write_masks(videos / "demo_gt" / "demo" / f"{frame.index:05d}.png", frame.masks)
         if frame.index in entries:
-            alone = np.where(frame.masks == entries[frame.index], frame.masks, 0).astype(np.uint8)
-            write_masks(videos / "demo_prompts" / "demo" / f"{frame.index:05d}.png", alone)
+            prompt = np.where(frame.masks == entries[frame.index], frame.masks, 0).astype(np.uint8)
+            write_masks(videos / "demo_prompts" / "demo" / f"{frame.index:05d}.png", prompt)
     (videos / "demo.txt").write_text("demo\n")

@@ -6,22 +6,22 @@
     clip.events()
 
 A clip is a function of its arguments: any frame can be asked for at any time, in any order and in any process,
-and nothing is kept but a background and the skins. Imports NumPy and OpenCV only. Levels and casting are in
-`scenes.py`.
+and nothing is stored but a background and the skins. Levels of difficulty are in `scenes.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 
 import cv2
 import numpy as np
 
-from sam2_mem.synthetic.appearance import Skin, Wardrobe, paint_blobs
-from sam2_mem.synthetic.moving_objects import Actor, Camera, PlacedPart, actor_map, place_parts
-from sam2_mem.synthetic.scenes import LEVELS, Caster, Frame, Level, mix_level, scale_level
-from sam2_mem.synthetic.shapes import Affine, Box, Wave, bounding_box, coverage, draw_wave
+from sam2_mem.synthetic.appearance import AppearanceSampler, Skin, paint_blobs
+from sam2_mem.synthetic.moving_objects import Camera, MovingObject, PlacedPart, front_map, place_parts
+from sam2_mem.synthetic.scenes import LEVELS, Level, SceneFrame, SceneSampler, mix_level, scale_level
+from sam2_mem.synthetic.shapes import Affine, Bounds, Wave, bounding_box, coverage, draw_wave
 from sam2_mem.synthetic.textures import (
     OPAQUE,
     SKIN_SPAN,
@@ -40,7 +40,7 @@ _NOISE_LENGTH = 65521
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipSpec:
+class SyntheticSpec:
     """Everything a clip depends on; `late_objects` and `jpeg_quality` are the level's where None."""
 
     seed: int
@@ -128,15 +128,15 @@ class Event:
 class Scene:
     """A complete drawn world."""
 
-    frame: Frame
+    frame: SceneFrame
     num_objects: int
     seed: int
-    actors: tuple[Actor, ...]  # from back to front
+    moving_objects: tuple[MovingObject, ...]  # from back to front
     camera: Camera
-    skins: tuple[Skin, ...]  # one for each actor
+    skins: tuple[Skin, ...]  # one for each moving object
     background: Texture
     texels: float  # background texels per pixel
-    light: tuple[Wave, Wave, Wave]  # relative brightness of red, green, blue
+    light: tuple[Wave, ...]  # relative brightness of red, green, blue
     noise: np.ndarray | None  # (_NOISE_LENGTH,) int16
     shutter: float = 0.0  # frames the shutter stays open
     shadow: tuple[float, float, float] | None = None  # x, y offset in radii, strength
@@ -151,8 +151,8 @@ class SyntheticVideo:
         self.num_frames = scene.frame.num_frames
         self.height, self.width = scene.frame.height, scene.frame.width
         self.num_objects = scene.num_objects
-        self._box = Box(0, 0, self.width, self.height)
-        self._ids = np.array([0, *(a.object_id for a in scene.actors)], np.uint8)
+        self._box = Bounds(0, 0, self.width, self.height)
+        self._ids = np.array([0, *(o.object_id for o in scene.moving_objects)], np.uint8)
         self._still: tuple[Affine, np.ndarray] | None = None  # the last background: a camera at rest needs it again
 
     def __len__(self) -> int:
@@ -164,67 +164,69 @@ class SyntheticVideo:
     def frame(self, t: int) -> SyntheticFrame:
         """Render frame t, 0 <= t < num_frames."""
         self._check(t)
-        return SyntheticFrame(index=t, image=self._finish(self._expose(t), t), masks=self._ids.take(self.actor_map(t)))
+        return SyntheticFrame(index=t, image=self._finish(self._expose(t), t), masks=self._ids.take(self.front_map(t)))
 
     def masks(self, t: int) -> np.ndarray:
         """The masks of frame t without its image: (H, W) uint8."""
         self._check(t)
-        return self._ids.take(self.actor_map(t))
+        return self._ids.take(self.front_map(t))
 
-    def actor_map(self, t: int) -> np.ndarray:
-        """1 + index in scene.actors of whatever is in front at each pixel, 0 for the background: (H, W) uint16."""
-        return actor_map(self.scene.actors, self.scene.camera, self._box, t)
+    def front_map(self, t: int) -> np.ndarray:
+        """1 + index in scene.moving_objects of what is in front at each pixel, 0 for the background: (H, W) uint16."""
+        return front_map(self.scene.moving_objects, self.scene.camera, self._box, t)
 
     def entry_frame(self, object_id: int) -> int:
         """The first frame in which an object is visible."""
-        return self._actor(object_id).entry
+        return self._object_of(object_id).entry
 
     def info(self, t: int) -> tuple[ObjectInfo, ...]:
         """How much of each object shows in frame t, in the order of the ids."""
         self._check(t)
-        visible = np.bincount(self._ids.take(self.actor_map(t)).reshape(-1), minlength=self.num_objects + 1)
+        visible = np.bincount(self._ids.take(self.front_map(t)).reshape(-1), minlength=self.num_objects + 1)
         infos = []
         for object_id in range(1, self.num_objects + 1):
-            whole, inside = self._areas(self._actor(object_id), t)
-            shown = int(visible[object_id])
-            infos.append(ObjectInfo(object_id, self._actor(object_id).entry <= t, shown, inside, max(whole, shown)))
+            obj = self._object_of(object_id)
+            amodal_area, in_frame_area = self._areas(obj, t)
+            visible_area = int(visible[object_id])
+            infos.append(
+                ObjectInfo(object_id, obj.entry <= t, visible_area, in_frame_area, max(amodal_area, visible_area))
+            )
         return tuple(infos)
 
     def events(self) -> list[Event]:
         """What happens to whom, in order of time. Visibility is measured: this draws the masks of every frame."""
-        found: list[Event] = []
+        events: list[Event] = []
         open_runs: dict[tuple[int, str], int] = {}
         for t in range(self.num_frames + 1):
-            now = (
-                set() if t == self.num_frames else {(i.object_id, k) for i in self.info(t) for k in self._states(i, t)}
-            )
-            for key in [k for k in sorted(open_runs) if k not in now]:
-                found += _close(key, open_runs.pop(key), t, self.num_frames)
-            for key in now:
+            infos = self.info(t) if t < self.num_frames else ()
+            active = {(i.object_id, kind) for i in infos for kind in self._states(i, t)}
+            for key in [k for k in sorted(open_runs) if k not in active]:
+                events += _close(key, open_runs.pop(key), t, self.num_frames)
+            for key in active:
                 open_runs.setdefault(key, t)
-        late = (a for a in self.scene.actors if a.object_id and a.entry > 0)
-        return sorted(found + [Event(a.entry, a.entry + 1, "entry", a.object_id) for a in late])
+        late = (o for o in self.scene.moving_objects if o.object_id and o.entry > 0)
+        return sorted([*events, *(Event(o.entry, o.entry + 1, "entry", o.object_id) for o in late)])
 
     def _states(self, info: ObjectInfo, t: int) -> Iterator[str]:
-        actor = self._actor(info.object_id)
+        obj = self._object_of(info.object_id)
         if not info.present:
             return
         if info.in_frame_area == 0:
             yield "leave"
         elif info.visible_area < 0.2 * info.in_frame_area:
             yield "occlusion"
-        if 0.0 < actor.change.level(t) < 1.0:
+        if 0.0 < obj.change.level(t) < 1.0:
             yield "appearance"
-        if actor.split.level(t) > 0.0:
+        if obj.split.level(t) > 0.0:
             yield "split"
 
-    def _actor(self, object_id: int) -> Actor:
-        found = [a for a in self.scene.actors if a.object_id == object_id]
-        if not object_id or not found:
+    def _object_of(self, object_id: int) -> MovingObject:
+        matching = [o for o in self.scene.moving_objects if o.object_id == object_id]
+        if not object_id or not matching:
             raise ValueError(
                 f"expected an object id in 1..{self.num_objects}, got {object_id}; ids are fixed for the whole clip"
             )
-        return found[0]
+        return matching[0]
 
     def _check(self, t: int) -> None:
         if not 0 <= t < self.num_frames:
@@ -232,20 +234,20 @@ class SyntheticVideo:
                 f"expected a frame in 0..{self.num_frames - 1}, got {t}; raise num_frames for a longer clip"
             )
 
-    def _areas(self, actor: Actor, t: int) -> tuple[int, int]:
-        """Pixels of an actor with nothing in front: all of it, and inside the frame."""
-        limits = Box(-4 * self.width, -4 * self.height, 5 * self.width, 5 * self.height)
-        polygons = [placed.polygon for placed in place_parts(actor, self.scene.camera, t)]
+    def _areas(self, obj: MovingObject, t: int) -> tuple[int, int]:
+        """Pixels of a moving object with nothing in front: all of it, and inside the frame."""
+        limits = Bounds(-4 * self.width, -4 * self.height, 5 * self.width, 5 * self.height)
+        polygons = [placed.polygon for placed in place_parts(obj, self.scene.camera, t)]
         boxes = [(polygon, bounding_box(polygon, limits)) for polygon in polygons]
         boxes = [(polygon, box) for polygon, box in boxes if not box.empty]
         if not boxes:
             return 0, 0
-        whole = Box(*np.min([b for _, b in boxes], axis=0)[:2], *np.max([b for _, b in boxes], axis=0)[2:])
-        covered = np.zeros((whole.y1 - whole.y0, whole.x1 - whole.x0), bool)
+        extent = Bounds(*np.min([b for _, b in boxes], axis=0)[:2], *np.max([b for _, b in boxes], axis=0)[2:])
+        covered = np.zeros((extent.y1 - extent.y0, extent.x1 - extent.x0), bool)
         for polygon, box in boxes:
-            covered[_within(box, whole)] |= coverage(polygon, box) >= OPAQUE // 2
-        x0, y0 = max(0, -whole.x0), max(0, -whole.y0)
-        inside = covered[y0 : max(0, self.height - whole.y0), x0 : max(0, self.width - whole.x0)]
+            covered[_within(box, extent)] |= coverage(polygon, box) >= OPAQUE // 2
+        x0, y0 = max(0, -extent.x0), max(0, -extent.y0)
+        inside = covered[y0 : max(0, self.height - extent.y0), x0 : max(0, self.width - extent.x0)]
         return int(covered.sum()), int(inside.sum())
 
     def _expose(self, t: int) -> np.ndarray:
@@ -253,17 +255,17 @@ class SyntheticVideo:
         if self.scene.shutter <= 0.0:
             return self._paint(t)
         times = t + self.scene.shutter * ((np.arange(SUBFRAMES) + 0.5) / SUBFRAMES - 0.5)
-        total = sum(self._paint(float(s)) for s in times)
+        total = reduce(np.add, (self._paint(float(s)) for s in times))
         return darken(total, np.uint64(OPAQUE // SUBFRAMES))
 
     def _paint(self, t: float) -> np.ndarray:
         canvas = self._backdrop(t).copy()
-        for actor, skin in zip(self.scene.actors, self.scene.skins, strict=True):
-            parts = place_parts(actor, self.scene.camera, t)
-            if self.scene.shadow is not None and not actor.occludes:
-                self._cast_shadow(canvas, actor, parts)
-            texture = cross_fade(skin.first, skin.second, actor.change.level(t))
-            for placed in parts:
+        for obj, skin in zip(self.scene.moving_objects, self.scene.skins, strict=True):
+            placed_parts = place_parts(obj, self.scene.camera, t)
+            if self.scene.shadow is not None and not obj.occludes:
+                self._paint_shadow(canvas, obj, placed_parts, self.scene.shadow)
+            texture = cross_fade(skin.first, skin.second, obj.change.level(t))
+            for placed in placed_parts:
                 self._paint_part(canvas, placed, texture, skin)
         return canvas
 
@@ -274,10 +276,16 @@ class SyntheticVideo:
             self._still = (lookup, sample(scene.background, *lookup.on_pixels(self._box)))
         return self._still[1]
 
-    def _cast_shadow(self, canvas: np.ndarray, actor: Actor, parts: list[PlacedPart]) -> None:
-        dx, dy, strength = self.scene.shadow
-        for placed in parts:
-            moved = placed.polygon + (dx * actor.radius, dy * actor.radius)
+    def _paint_shadow(
+        self,
+        canvas: np.ndarray,
+        obj: MovingObject,
+        placed_parts: list[PlacedPart],
+        shadow: tuple[float, float, float],
+    ) -> None:
+        dx, dy, strength = shadow
+        for placed in placed_parts:
+            moved = placed.polygon + obj.radius * np.array([dx, dy])
             box = bounding_box(moved, self._box)
             if not box.empty:
                 area = _within(box, self._box)
@@ -306,30 +314,29 @@ class SyntheticVideo:
             table = np.clip(np.rint(steps), 0, 255).astype(np.uint8)
             image = np.stack([table[:, c].take(image[..., c]) for c in range(3)], axis=-1)
         if scene.noise is not None:
-            image = np.clip(image + self._noise(t), 0, 255).astype(np.uint8)
+            image = np.clip(image + self._noise(scene.noise, t), 0, 255).astype(np.uint8)
         if scene.jpeg_quality is not None:
             image = _compress(image, scene.jpeg_quality)
         return image
 
-    def _noise(self, t: int) -> np.ndarray:
+    def _noise(self, noise: np.ndarray, t: int) -> np.ndarray:
         start = (
             int(np.random.SeedSequence(entropy=self.scene.seed, spawn_key=(99, t)).generate_state(1)[0]) % _NOISE_LENGTH
         )
         count = self.height * self.width * 3
-        noise = np.roll(self.scene.noise, -start)
-        return np.resize(noise, count).reshape(self.height, self.width, 3)
+        return np.resize(np.roll(noise, -start), count).reshape(self.height, self.width, 3)
 
 
 def _close(key: tuple[int, str], start: int, end: int, num_frames: int) -> list[Event]:
     """The event of a run of frames, and the return that follows it."""
     object_id, kind = key
-    found = [Event(start, end, kind, object_id)]
+    events = [Event(start, end, kind, object_id)]
     if kind == "leave" and end < num_frames:
-        found.append(Event(end, end + 1, "return", object_id))
-    return found
+        events.append(Event(end, end + 1, "return", object_id))
+    return events
 
 
-def _within(box: Box, outer: Box) -> tuple[slice, slice]:
+def _within(box: Bounds, outer: Bounds) -> tuple[slice, slice]:
     return slice(box.y0 - outer.y0, box.y1 - outer.y0), slice(box.x0 - outer.x0, box.x1 - outer.x0)
 
 
@@ -339,9 +346,10 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _compress(image: np.ndarray, quality: int) -> np.ndarray:
-    done, data = cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    assert done
-    return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+    encoded, data = cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    assert encoded and decoded is not None
+    return np.ascontiguousarray(decoded[..., ::-1])
 
 
 def make_clip(
@@ -356,9 +364,9 @@ def make_clip(
     late_objects: int | None = None,
     jpeg_quality: int | None = None,
 ) -> SyntheticVideo:
-    """A clip that is a function of these arguments; see ClipSpec. Object 1 is in frame 0, others may enter late."""
+    """A clip that is a function of these arguments; see SyntheticSpec. Object 1 is in frame 0, others may enter late."""
     return build_clip(
-        ClipSpec(
+        SyntheticSpec(
             seed=seed,
             level=level,
             num_frames=num_frames,
@@ -372,18 +380,22 @@ def make_clip(
     )
 
 
-def build_clip(spec: ClipSpec) -> SyntheticVideo:
-    """Cast until every object is well visible when it first appears, then dress; ValueError if that fails."""
-    frame = Frame(spec.width, spec.height, spec.num_frames)
+def build_clip(spec: SyntheticSpec) -> SyntheticVideo:
+    """Draw moving objects until each is well visible when it first appears, then the rest; ValueError if that fails."""
+    frame = SceneFrame(spec.width, spec.height, spec.num_frames)
     number = sorted(LEVELS).index(spec.level)
     level = scale_level(LEVELS[spec.level], spec.difficulty)
     if spec.level == "mixed":
         level = mix_level(_stream(spec.seed, number, 1), level)
     for attempt in range(ATTEMPTS):
-        caster = Caster(_stream(spec.seed, number, 2, attempt), frame, level, spec.num_objects, spec.late_objects)
-        actors, camera = caster.cast(), caster.camera()
-        if _starts_well(actors, camera, frame):
-            return SyntheticVideo(_dress(_stream(spec.seed, number, 3), spec, level, frame, actors, camera))
+        sampler = SceneSampler(
+            _stream(spec.seed, number, 2, attempt), frame, level, spec.num_objects, spec.late_objects
+        )
+        moving_objects, camera = sampler.moving_objects(), sampler.camera()
+        if _starts_well(moving_objects, camera, frame):
+            return SyntheticVideo(
+                _draw_scene(_stream(spec.seed, number, 3), spec, level, frame, moving_objects, camera)
+            )
     raise ValueError(
         f"expected room for {spec.num_objects} objects that are well visible at first, got {spec.width} x "
         f"{spec.height} pixels at level {spec.level!r} after {ATTEMPTS} attempts; ask for fewer objects or another seed"
@@ -421,48 +433,48 @@ def _stream(seed: int, *key: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy=seed, spawn_key=key)))
 
 
-def least_first_area(actors: tuple[Actor, ...]) -> float:
-    """The least share of the frame an object covers in its entry frame: a hundredth, less in a crowd above six."""
-    return min(0.01, 0.06 / sum(not a.occludes for a in actors))
+def least_first_area(moving_objects: tuple[MovingObject, ...]) -> float:
+    """The least share of the frame an object covers in its entry frame: a hundredth, less if there are more than six."""
+    return min(0.01, 0.06 / sum(not o.occludes for o in moving_objects))
 
 
-def _starts_well(actors: tuple[Actor, ...], camera: Camera, frame: Frame) -> bool:
+def _starts_well(moving_objects: tuple[MovingObject, ...], camera: Camera, frame: SceneFrame) -> bool:
     """Whether each object is large enough in its entry frame and at most a fifth of it is hidden."""
-    needed = frame.width * frame.height * least_first_area(actors)
-    box = Box(0, 0, frame.width, frame.height)
-    for entry in sorted({a.entry for a in actors if a.object_id}):
-        front = actor_map(actors, camera, box, entry)
-        for number, actor in enumerate(actors, start=1):
-            if actor.object_id and actor.entry == entry:
-                alone = np.count_nonzero(actor_map((actor,), camera, box, entry))
-                shown = np.count_nonzero(front == number)
-                if shown < needed or shown < 0.8 * alone:
+    needed = frame.width * frame.height * least_first_area(moving_objects)
+    box = Bounds(0, 0, frame.width, frame.height)
+    for entry in sorted({o.entry for o in moving_objects if o.object_id}):
+        front = front_map(moving_objects, camera, box, entry)
+        for number, obj in enumerate(moving_objects, start=1):
+            if obj.object_id and obj.entry == entry:
+                unoccluded = np.count_nonzero(front_map((obj,), camera, box, entry))
+                visible = np.count_nonzero(front == number)
+                if visible < needed or visible < 0.8 * unoccluded:
                     return False
     return True
 
 
-def _dress(
+def _draw_scene(
     rng: np.random.Generator,
-    spec: ClipSpec,
+    spec: SyntheticSpec,
     level: Level,
-    frame: Frame,
-    actors: tuple[Actor, ...],
+    frame: SceneFrame,
+    moving_objects: tuple[MovingObject, ...],
     camera: Camera,
 ) -> Scene:
-    """Give a cast its skins, the background, the light and the sensor."""
+    """Add the skins, the background, the light and the sensor."""
     longest = max(frame.width, frame.height)
     size = 128 if longest <= 128 else 256 if longest <= 320 else 512
     kind = str(rng.choice(level.backgrounds))
     backdrop = make_background(rng, size, kind=kind, vivid=0.65 * level.vivid, lines=level.lines)
-    wardrobe = Wardrobe(rng, level, backdrop.reshape(-1, 3)[::7].mean(axis=0))
-    paint_blobs(rng, backdrop, wardrobe, level.blobs)
-    skins = wardrobe.dress(actors)
+    appearance = AppearanceSampler(rng, level, backdrop.reshape(-1, 3)[::7].mean(axis=0))
+    paint_blobs(rng, backdrop, appearance, level.blobs)
+    skins = appearance.draw_skins(moving_objects)
     angle, lit = rng.uniform(0, 2 * np.pi), rng.random() < level.shadow
     return Scene(
         frame=frame,
         num_objects=spec.num_objects,
         seed=spec.seed,
-        actors=actors,
+        moving_objects=moving_objects,
         camera=camera,
         skins=skins,
         background=Texture.from_rgb(backdrop),
@@ -475,7 +487,7 @@ def _dress(
     )
 
 
-def _draw_quality(rng: np.random.Generator, spec: ClipSpec, level: Level) -> int | None:
+def _draw_quality(rng: np.random.Generator, spec: SyntheticSpec, level: Level) -> int | None:
     if spec.jpeg_quality is not None:
         return spec.jpeg_quality
     return int(rng.integers(35, 90)) if rng.random() < level.jpeg else None

@@ -1,4 +1,4 @@
-"""What moves in a procedural scene: actors with deforming parts, the camera, and where polygons fall in a frame."""
+"""Moving objects with deforming parts, the camera, and where their polygons fall in a frame."""
 
 from __future__ import annotations
 
@@ -9,50 +9,49 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sam2_mem.synthetic.shapes import Affine, Bend, Box, Outline, Path, Schedule, Wave, bounding_box, coverage, cut
+from sam2_mem.synthetic.shapes import Affine, Bend, Bounds, Outline, Path, Schedule, Wave, bounding_box, coverage, cut
 from sam2_mem.synthetic.textures import OPAQUE
 
 
-class Part(NamedTuple):
-    """A polygon in its own coordinates, its place in the actor (radius 1), and where on the skin it lies."""
+class BodyPart(NamedTuple):
+    """A polygon in its own coordinates, its pose in the moving object (radius 1), and where on the skin it lies."""
 
     polygon: np.ndarray
-    place: Affine
+    pose: Affine
     skin_shift: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class Limb:
-    """A polygon hinged to its actor that swings to and fro."""
+    """A polygon hinged to its object that swings to and fro."""
 
     polygon: np.ndarray
     hinge: tuple[float, float]
     swing: Wave
     skin_shift: tuple[float, float]
 
-    def at(self, t: float) -> Part:
-        return Part(self.polygon, Affine.pose(*self.hinge, self.swing.at(t)), self.skin_shift)
+    def at(self, t: float) -> BodyPart:
+        return BodyPart(self.polygon, Affine.pose(*self.hinge, self.swing.at(t)), self.skin_shift)
 
 
 STILL = Wave(0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Actor:
+class MovingObject:
     """Anything that moves or hides: an object (object_id >= 1), a distractor or an occluder (object_id 0)."""
 
     object_id: int
     path: Path
     radius: float
-    outline: Outline | None = None
-    polygon: np.ndarray | None = None  # a rigid contour instead of the outline
+    outline: Outline | np.ndarray  # an array (n, 2) is a rigid contour
     entry: int = 0
     angle: float = 0.0
     spin: float = 0.0
     rock: Wave = STILL
     breathe: Wave = STILL  # relative change of scale
     squash: Wave = STILL  # log of the aspect
-    bend: tuple[Wave, Wave] = (STILL, STILL)
+    bend: tuple[Wave, ...] = (STILL, STILL)
     limbs: tuple[Limb, ...] = ()
     change: Schedule = field(default_factory=Schedule)  # towards the second outline and skin
     growth: float = 1.0  # scale once changed
@@ -63,15 +62,15 @@ class Actor:
     occludes: bool = False
 
     def pose(self, t: float) -> Affine | None:
-        """From the actor's coordinates (radius 1) to the scene's pixels; None while it is not in the scene."""
-        place = self.path.at(t)
-        if place is None:
+        """From the object's coordinates (radius 1) to the scene's pixels; None while it is not in the scene."""
+        centre = self.path.at(t)
+        if centre is None:
             return None
         share = self.change.level(t)
         scale = self.radius * (1.0 + self.breathe.at(t)) * (1.0 + share * (self.growth - 1.0))
         aspect = math.exp(self.squash.at(t))
         angle = self.angle + self.spin * t + self.rock.at(t)
-        return Affine.pose(place[0], place[1], angle, scale * aspect, scale / aspect)
+        return Affine.pose(centre[0], centre[1], angle, scale * aspect, scale / aspect)
 
     def bend_at(self, t: float) -> Bend:
         first, second = self.bend
@@ -79,18 +78,19 @@ class Actor:
             first.amplitude, 2.4, first.rate * t + first.phase, second.amplitude, 2.9, second.rate * t + second.phase
         )
 
-    def parts(self, t: float) -> list[Part]:
+    def parts(self, t: float) -> list[BodyPart]:
         """What to draw, from back to front."""
-        body = self.polygon if self.outline is None else self.outline.at(t, self.change.level(t))
-        apart = self.split.level(t)
-        if apart > 0.0:
-            return [self._half(body, apart, side) for side in (1.0, -1.0)]
-        return [limb.at(t) for limb in self.limbs] + [Part(body, Affine())]
+        outline = self.outline
+        body = outline.at(t, self.change.level(t)) if isinstance(outline, Outline) else outline
+        separation = self.split.level(t)
+        if separation > 0.0:
+            return [self._half(body, separation, side) for side in (1.0, -1.0)]
+        return [limb.at(t) for limb in self.limbs] + [BodyPart(body, Affine())]
 
-    def _half(self, body: np.ndarray, apart: float, side: float) -> Part:
+    def _half(self, body: np.ndarray, separation: float, side: float) -> BodyPart:
         x, y = side * math.cos(self.split_axis), side * math.sin(self.split_axis)
-        reach = apart * self.split_reach
-        return Part(cut(body, (x, y)), Affine.pose(x * reach, y * reach, 0.35 * side * apart))
+        reach = separation * self.split_reach
+        return BodyPart(cut(body, (x, y)), Affine.pose(x * reach, y * reach, 0.35 * side * separation))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ class Camera:
     roll: Wave = STILL
     shake: tuple[Wave, ...] = ()  # x, y, x, y
     drift: tuple[float, float] = (0.0, 0.0)
-    pan: tuple[Wave, Wave] = (STILL, STILL)
+    pan: tuple[Wave, ...] = (STILL, STILL)
 
     def view(self, t: float) -> Affine:
         """From the scene's pixels to the frame's."""
@@ -124,39 +124,39 @@ class PlacedPart:
     """A part as it falls in the frame: its polygon in pixels and the way back to its own coordinates."""
 
     polygon: np.ndarray
-    part: Part
-    to_actor: Affine
+    part: BodyPart
+    to_object: Affine
     bend: Bend
 
-    def on_pixels(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
+    def on_pixels(self, box: Bounds) -> tuple[np.ndarray, np.ndarray]:
         """The part's coordinates (radius 1) at the pixel centres of a box: two (h, w) float32."""
-        x, y = self.bend.undo(*self.to_actor.on_pixels(box))
-        back = self.part.place.inverse()
+        x, y = self.bend.undo(*self.to_object.on_pixels(box))
+        back = self.part.pose.inverse()
         if back == Affine():
             return x, y
         a, b, c, d, e, f = (np.float32(v) for v in (back.a, back.b, back.c, back.d, back.e, back.f))
         return a * x + b * y + c, d * x + e * y + f
 
 
-def place_parts(actor: Actor, camera: Camera, t: float) -> list[PlacedPart]:
-    """The parts of an actor at time t from back to front; empty while it is not in the scene."""
-    pose = actor.pose(t)
+def place_parts(obj: MovingObject, camera: Camera, t: float) -> list[PlacedPart]:
+    """The parts of a moving object at time t from back to front; empty while it is not in the scene."""
+    pose = obj.pose(t)
     if pose is None:
         return []
-    bend, to_frame = actor.bend_at(t), camera.view(t).after(pose)
-    to_actor, placed = to_frame.inverse(), []
-    for part in actor.parts(t):
+    bend, to_frame = obj.bend_at(t), camera.view(t).after(pose)
+    to_object, placed = to_frame.inverse(), []
+    for part in obj.parts(t):
         if len(part.polygon) >= 3:
-            polygon = to_frame.apply(bend.apply(part.place.apply(part.polygon)))
-            placed.append(PlacedPart(polygon, part, to_actor, bend))
+            polygon = to_frame.apply(bend.apply(part.pose.apply(part.polygon)))
+            placed.append(PlacedPart(polygon, part, to_object, bend))
     return placed
 
 
-def actor_map(actors: Iterable[Actor], camera: Camera, frame: Box, t: float) -> np.ndarray:
-    """1 + index of the actor in front at each pixel of the frame, 0 where there is none: (H, W) uint16."""
+def front_map(moving_objects: Iterable[MovingObject], camera: Camera, frame: Bounds, t: float) -> np.ndarray:
+    """1 + index of the moving object in front at each pixel of the frame, 0 where there is none: (H, W) uint16."""
     front = np.zeros((frame.y1, frame.x1), np.uint16)
-    for number, actor in enumerate(actors, start=1):
-        for placed in place_parts(actor, camera, t):
+    for number, obj in enumerate(moving_objects, start=1):
+        for placed in place_parts(obj, camera, t):
             box = bounding_box(placed.polygon, frame)
             if not box.empty:
                 front[box.y0 : box.y1, box.x0 : box.x1][coverage(placed.polygon, box) >= OPAQUE // 2] = number

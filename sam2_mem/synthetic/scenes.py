@@ -1,8 +1,8 @@
-"""Levels of difficulty and the casting of a procedural scene: who moves where, what hides whom, and the camera.
+"""Levels of difficulty, and what they make a procedural scene of: moving objects, what hides them, and the camera.
 
-A level is a set of numbers; a scene is drawn from it with a seeded generator. Lengths are in pixels once cast,
-time is in frames. Actors know geometry only; what they look like is added in `synthetic.py`, so that a cast can
-be checked and redrawn cheaply.
+A level is a set of numbers; a scene is drawn from it with a seeded generator. Lengths of a level are fractions, those of
+a scene are in pixels; time is in frames. This is geometry only; `generator.py` adds what things look like, so that moving
+objects can be checked and drawn again cheaply.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sam2_mem.synthetic.moving_objects import STILL, Actor, Camera, Limb
+from sam2_mem.synthetic.moving_objects import STILL, Camera, Limb, MovingObject
 from sam2_mem.synthetic.shapes import (
     OUTLINES,
     Bounce,
@@ -28,6 +28,7 @@ from sam2_mem.synthetic.shapes import (
     Window,
     draw_outline,
     draw_wave,
+    fin,
     rectangle,
 )
 
@@ -132,7 +133,7 @@ def mix_level(rng: np.random.Generator, level: Level) -> Level:
     )
 
 
-class Frame(NamedTuple):
+class SceneFrame(NamedTuple):
     """Size in pixels and length in frames of a clip, with the length that fractions of it refer to."""
 
     width: int
@@ -144,11 +145,11 @@ class Frame(NamedTuple):
         return min(math.sqrt(self.width * self.height), 1.3 * min(self.width, self.height))
 
 
-class Caster:
-    """Draws the actors and the camera of one scene; holds the generator and the places already taken."""
+class SceneSampler:
+    """Draws the moving objects and the camera of one scene; holds the generator and the positions already taken."""
 
     def __init__(
-        self, rng: np.random.Generator, frame: Frame, level: Level, num_objects: int, late_objects: int | None
+        self, rng: np.random.Generator, frame: SceneFrame, level: Level, num_objects: int, late_objects: int | None
     ) -> None:
         self._rng = rng
         self._frame = frame
@@ -156,18 +157,17 @@ class Caster:
         self._num_objects = num_objects
         self._late = self._draw_late(late_objects)
         self._taken: list[tuple[float, float]] = []
-        crowd = num_objects * (1 + level.lookalikes)
-        self._shrink = min(1.0, math.sqrt(4.0 / crowd))
+        num_moving = num_objects * (1 + level.lookalikes)
+        self._shrink = min(1.0, math.sqrt(4.0 / num_moving))
 
-    def cast(self) -> tuple[Actor, ...]:
-        """All moving things from back to front; occluders come last."""
-        lanes = self._draw_hiding_place() if self._wants("occlusion") or self._wants("long") else None
-        objects = [self._object(i + 1, lanes) for i in range(self._num_objects)]
-        doubles = [self._lookalike(actor) for actor in objects for _ in range(self._level.lookalikes)]
-        people = objects + doubles
-        order = self._rng.permutation(len(people))
-        hides = [] if lanes is None else [lanes.actor]
-        return tuple(people[i] for i in order) + tuple(hides) + tuple(self._sweepers(objects, lanes))
+    def moving_objects(self) -> tuple[MovingObject, ...]:
+        """All that moves or hides, from back to front; occluders come last."""
+        hiding = self._draw_hiding_place() if self._wants("occlusion") or self._wants("long") else None
+        objects = [self._object(i + 1, hiding) for i in range(self._num_objects)]
+        moving = objects + [self._lookalike(obj) for obj in objects for _ in range(self._level.lookalikes)]
+        order = self._rng.permutation(len(moving))
+        occluders = ([] if hiding is None else [hiding.occluder]) + self._sweepers(objects, hiding)
+        return (*(moving[i] for i in order), *occluders)
 
     def camera(self) -> Camera:
         """A camera that stays, drifts, sways, zooms and shakes as far as the level asks."""
@@ -195,22 +195,22 @@ class Caster:
 
     def _draw_late(self, late_objects: int | None) -> frozenset[int]:
         """Which objects enter late; the first never does."""
-        others = np.arange(2, self._num_objects + 1)
+        candidates = np.arange(2, self._num_objects + 1)
         if late_objects is None:
-            return frozenset(int(i) for i in others if self._rng.random() < self._level.late)
-        return frozenset(int(i) for i in self._rng.permutation(others)[:late_objects])
+            return frozenset(int(i) for i in candidates if self._rng.random() < self._level.late)
+        return frozenset(int(i) for i in self._rng.permutation(candidates)[:late_objects])
 
-    def _free_place(self, margin: float) -> tuple[float, float]:
-        """The best of a few random places: far from those taken."""
+    def _free_position(self, margin: float) -> tuple[float, float]:
+        """The best of a few random positions: far from those taken."""
         rng, frame = self._rng, self._frame
         mx, my = min(margin, 0.45 * frame.width), min(margin, 0.45 * frame.height)
         points = rng.uniform((mx, my), (frame.width - mx, frame.height - my), (10 + 4 * self._num_objects, 2))
         if self._taken:
             gaps = np.hypot(*(points[:, None, :] - np.array(self._taken)[None]).transpose(2, 0, 1)).min(axis=1)
             points = points[np.argsort(-gaps)]
-        place = (float(points[0, 0]), float(points[0, 1]))
-        self._taken.append(place)
-        return place
+        position = (float(points[0, 0]), float(points[0, 1]))
+        self._taken.append(position)
+        return position
 
     def _bounce(self, radius: float, since: float) -> Bounce:
         rng, frame, level = self._rng, self._frame, self._level
@@ -219,7 +219,7 @@ class Caster:
         margin = 0.9 * radius
         low = (min(margin, 0.4 * frame.width), min(margin, 0.4 * frame.height))
         return Bounce(
-            origin=self._free_place(1.15 * radius),
+            origin=self._free_position(1.15 * radius),
             velocity=(speed * math.cos(heading), speed * math.sin(heading)),
             sway=sway,
             low=low,
@@ -227,15 +227,15 @@ class Caster:
             since=since,
         )
 
-    def _body(self, object_id: int) -> Actor:
-        """Shape and manners of a deformable thing; its path comes later."""
+    def _body(self, object_id: int) -> MovingObject:
+        """Shape and deformation of a moving object; its path comes later."""
         rng, level = self._rng, self._level
         radius = self._frame.side * rng.uniform(*level.radius) * self._shrink
         kind = str(rng.choice(OUTLINES, p=(0.5, 0.2, 0.1, 0.2)))
         limbs = self._limbs() if rng.random() < level.limbs else ()
         if limbs:
             kind, radius = "capsule", 0.85 * radius
-        return Actor(
+        return MovingObject(
             object_id=object_id,
             path=Fixed((0.0, 0.0)),
             radius=radius,
@@ -255,99 +255,105 @@ class Caster:
         for i in range(count):
             around = 2 * math.pi * (i + rng.uniform(-0.2, 0.2)) / count
             length, width = rng.uniform(0.3, 0.5), rng.uniform(0.13, 0.24)
-            angles = np.arange(24) * (2 * np.pi / 24)
-            polygon = np.stack([length * (0.8 + np.cos(angles)), width * np.sin(angles)], axis=1)
             swing = replace(draw_wave(rng, rng.uniform(0.2, 0.6), (10, 28)), mean=around)
             limbs.append(
-                Limb(polygon, (0.6 * math.cos(around), 0.45 * math.sin(around)), swing, tuple(rng.uniform(-1, 1, 2)))
+                Limb(
+                    fin(length, width),
+                    (0.6 * math.cos(around), 0.45 * math.sin(around)),
+                    swing,
+                    tuple(rng.uniform(-1, 1, 2)),
+                )
             )
         return tuple(limbs)
 
-    def _object(self, object_id: int, hiding: _Hiding | None) -> Actor:
+    def _object(self, object_id: int, hiding: _HidingPlace | None) -> MovingObject:
         rng, frame = self._rng, self._frame
-        actor = self._with_changes(self._body(object_id))
+        obj = self._with_changes(self._body(object_id))
         entry = 0
         if object_id in self._late:
             entry = min(frame.num_frames - 1, max(1, round(frame.num_frames * rng.uniform(0.15, 0.5))))
-        shuttles = hiding is not None and self._wants("occlusion") and hiding.shuttle and not entry
-        base: Path = (
-            hiding.lane(rng, actor, object_id, self._num_objects) if shuttles else self._bounce(actor.radius, entry)
-        )
-        base = self._absences(base, actor, entry, hiding)
+        base: Path
+        if hiding is not None and self._wants("occlusion") and hiding.shuttle and not entry:
+            base = hiding.lane(rng, obj, object_id, self._num_objects)
+        else:
+            base = self._bounce(obj.radius, entry)
+        base = self._absences(base, obj, entry, hiding)
         if entry:
-            base = self._entrance(base, actor, entry)
-        return replace(actor, path=base, entry=entry)
+            base = self._entrance(base, obj, entry)
+        return replace(obj, path=base, entry=entry)
 
-    def _with_changes(self, actor: Actor) -> Actor:
+    def _with_changes(self, obj: MovingObject) -> MovingObject:
         """Add the appearance and splitting events of the level."""
         rng, total = self._rng, self._frame.num_frames
         if self._wants("appearance"):
             ramp = min(0.45 * total, rng.uniform(20, 50))
             change = repeat(rng, total, ramp=ramp, hold=rng.uniform(15, 40), first=0.12 * total)
             growth = rng.uniform(1.25, 1.6) if rng.random() < 0.6 else rng.uniform(0.7, 0.85)
-            actor = replace(actor, change=change, growth=growth)
+            obj = replace(obj, change=change, growth=growth)
         if self._wants("split"):
             ramp = min(0.25 * total, rng.uniform(5, 10))
             split = repeat(rng, total, ramp=ramp, hold=rng.uniform(15, 45), first=0.3 * total)
             axis, reach = rng.uniform(0, 2 * math.pi), rng.uniform(0.45, 0.9)
-            actor = replace(actor, split=split, split_axis=axis, split_reach=reach, limbs=())
-        return actor
+            obj = replace(obj, split=split, split_axis=axis, split_reach=reach, limbs=())
+        return obj
 
-    def _absences(self, base: Path, actor: Actor, entry: int, hiding: _Hiding | None) -> Path:
+    def _absences(self, base: Path, obj: MovingObject, entry: int, hiding: _HidingPlace | None) -> Path:
         """Let the object leave, or hide for long, if the level asks for it."""
-        rng, left = self._rng, self._frame.num_frames - entry
+        rng, remaining = self._rng, self._frame.num_frames - entry
         if self._wants("long"):
-            hold, ramp = min(200.0, left * rng.uniform(0.35, 0.5)), min(10.0, 0.08 * left)
+            hold, ramp = min(200.0, remaining * rng.uniform(0.35, 0.5)), min(10.0, 0.08 * remaining)
         elif self._wants("leave"):
-            hold, ramp = min(0.3 * left, rng.uniform(4, 14)), min(0.2 * left, rng.uniform(5, 11))
+            hold, ramp = min(0.3 * remaining, rng.uniform(4, 14)), min(0.2 * remaining, rng.uniform(5, 11))
         else:
             return base
         gap = 50.0 if self._wants("long") else 25.0
-        first = left * rng.uniform(0.12, 0.2 if self._wants("long") else 0.4)
-        schedule = repeat(rng, left, ramp=ramp, hold=hold, first=first, gap=gap, offset=entry)
-        hides = hiding is not None and self._wants("long") and actor.object_id % 2 == 1 and not hiding.shuttle
+        first = remaining * rng.uniform(0.12, 0.2 if self._wants("long") else 0.4)
+        schedule = repeat(rng, remaining, ramp=ramp, hold=hold, first=first, gap=gap, offset=entry)
         if hiding is not None and not hiding.shuttle and schedule.windows:
-            base = self._clear_of(hiding, base, actor, entry, schedule.windows[0].end + 3.0)
-        exits = tuple(
-            (hiding.place,) * 2 if hides else (self._exit(actor), self._exit(actor)) for _ in schedule.windows
-        )
-        return Excursion(base, schedule, exits)
+            base = self._clear_of(hiding, base, obj, entry, schedule.windows[0].end + 3.0)
+            if self._wants("long") and obj.object_id % 2 == 1:
+                return Excursion(base, schedule, ((hiding.centre, hiding.centre),) * len(schedule.windows))
+        return Excursion(base, schedule, tuple((self._exit(obj), self._exit(obj)) for _ in schedule.windows))
 
-    def _clear_of(self, hiding: _Hiding, base: Path, actor: Actor, entry: int, t: float) -> Path:
+    def _clear_of(self, hiding: _HidingPlace, base: Path, obj: MovingObject, entry: int, t: float) -> Path:
         """A path that is not behind the block at time t, if a few draws find one."""
-        reach = 1.3 * hiding.actor.radius + actor.radius
+        reach = 1.3 * hiding.occluder.radius + obj.radius
         for _ in range(8):
-            x, y = base.at(t)
-            if math.hypot(x - hiding.place[0], y - hiding.place[1]) > reach:
+            position = base.at(t)
+            assert position is not None
+            x, y = position
+            if math.hypot(x - hiding.centre[0], y - hiding.centre[1]) > reach:
                 break
             self._taken.pop()
-            base = self._bounce(actor.radius, entry)
+            base = self._bounce(obj.radius, entry)
         return base
 
-    def _exit(self, actor: Actor) -> tuple[float, float]:
-        """A point so far outside that nothing of the actor shows, whatever the camera does."""
+    def _exit(self, obj: MovingObject) -> tuple[float, float]:
+        """A point so far outside that nothing of the object shows, whatever the camera does."""
         rng, frame = self._rng, self._frame
-        out = 1.9 * actor.radius * max(1.0, actor.growth) + 0.12 * max(frame.width, frame.height)
+        out = 1.9 * obj.radius * max(1.0, obj.growth) + 0.12 * max(frame.width, frame.height)
         x, y = rng.uniform(0.2, 0.8) * frame.width, rng.uniform(0.2, 0.8) * frame.height
         edges = ((-out, y), (frame.width + out, y), (x, -out), (x, frame.height + out))
         return edges[int(rng.integers(4))]
 
-    def _entrance(self, base: Path, actor: Actor, entry: int) -> Path:
+    def _entrance(self, base: Path, obj: MovingObject, entry: int) -> Path:
         """Dart in from the nearest side: already well inside at the entry frame, then slowing down."""
-        x, y = base.at(entry)
+        position = base.at(entry)
+        assert position is not None
+        x, y = position
         gaps = (x, self._frame.width - x, y, self._frame.height - y)
         side = int(np.argmin(gaps))
-        reach = max(gaps[side] - 0.75 * actor.radius, 0.0)
+        reach = max(gaps[side] - 0.75 * obj.radius, 0.0)
         offset = ((-reach, 0.0), (reach, 0.0), (0.0, -reach), (0.0, reach))[side]
         return Entrance(base, float(entry), offset)
 
-    def _lookalike(self, twin: Actor) -> Actor:
-        """A moving distractor of the same kind, size and manners as an object."""
+    def _lookalike(self, twin: MovingObject) -> MovingObject:
+        """A moving distractor of the same kind and size as an object."""
         body = self._body(0)
         radius = twin.radius * self._rng.uniform(0.85, 1.15)
         return replace(body, path=self._bounce(radius, 0.0), radius=radius, limbs=twin.limbs, resembles=twin.object_id)
 
-    def _draw_hiding_place(self) -> _Hiding | None:
+    def _draw_hiding_place(self) -> _HidingPlace | None:
         """A pillar that objects shuttle behind, or a block to hide behind for long, or none (sweepers only)."""
         rng, frame, level = self._rng, self._frame, self._level
         shuttle = self._wants("occlusion") and not self._wants("long")
@@ -368,15 +374,17 @@ class Caster:
             centre = (frame.width * rng.uniform(0.3, 0.7), frame.height * rng.uniform(0.3, 0.7))
             polygon = rectangle(half * rng.uniform(1.0, 1.15), half * rng.uniform(1.0, 1.15))
             self._taken.append(centre)
-        actor = Actor(object_id=0, path=Fixed(centre), radius=half, polygon=polygon / half, angle=tilt, occludes=True)
-        return _Hiding(actor=actor, place=centre, shuttle=shuttle, upright=upright, frame=frame)
+        occluder = MovingObject(
+            object_id=0, path=Fixed(centre), radius=half, outline=polygon / half, angle=tilt, occludes=True
+        )
+        return _HidingPlace(occluder=occluder, centre=centre, shuttle=shuttle, upright=upright, frame=frame)
 
-    def _sweepers(self, objects: list[Actor], hiding: _Hiding | None) -> list[Actor]:
+    def _sweepers(self, objects: list[MovingObject], hiding: _HidingPlace | None) -> list[MovingObject]:
         if not self._wants("occlusion") or (hiding is not None and hiding.shuttle):
             return []
-        return [self._sweeper(actor) for actor in objects]
+        return [self._sweeper(obj) for obj in objects]
 
-    def _sweeper(self, target: Actor) -> Actor:
+    def _sweeper(self, target: MovingObject) -> MovingObject:
         """An occluder that crosses its target again and again."""
         rng, frame = self._rng, self._frame
         reach = (
@@ -385,43 +393,45 @@ class Caster:
         )
         half = reach * rng.uniform(1.1, 1.4)
         span = 1.1 * max(frame.width, frame.height) + half
-        left = frame.num_frames - target.entry
-        ramp = min(0.35 * left, rng.uniform(11, 20))
-        schedule = repeat(rng, left, ramp=ramp, hold=0.0, first=0.1 * left, gap=12.0, offset=target.entry, centred=True)
+        remaining = frame.num_frames - target.entry
+        ramp = min(0.35 * remaining, rng.uniform(11, 20))
+        schedule = repeat(
+            rng, remaining, ramp=ramp, hold=0.0, first=0.1 * remaining, gap=12.0, offset=target.entry, centred=True
+        )
         tilt = rng.uniform(-0.5, 0.5) + (0.0 if rng.random() < 0.7 else math.pi / 2)
         signs = rng.choice([-1.0, 1.0], len(schedule.windows))
         directions = tuple((s * span * math.cos(tilt), s * span * math.sin(tilt)) for s in signs)
         bar = rng.random() < 0.6
-        polygon = rectangle(1.0, 3.0 * max(frame.width, frame.height) / half) if bar else None
-        return Actor(
+        return MovingObject(
             object_id=0,
             path=Sweep(target.path, schedule, directions),
             radius=half if bar else 1.3 * half,
-            polygon=polygon,
-            outline=None if bar else draw_outline(rng, "capsule", deform=0.1),
+            outline=rectangle(1.0, 3.0 * max(frame.width, frame.height) / half)
+            if bar
+            else draw_outline(rng, "capsule", deform=0.1),
             angle=tilt + (0.0 if bar else math.pi / 2),
             occludes=True,
         )
 
 
 @dataclass(frozen=True)
-class _Hiding:
+class _HidingPlace:
     """A standing occluder and the lanes that lead behind it."""
 
-    actor: Actor
-    place: tuple[float, float]
+    occluder: MovingObject
+    centre: tuple[float, float]
     shuttle: bool
     upright: bool
-    frame: Frame
+    frame: SceneFrame
 
-    def lane(self, rng: np.random.Generator, actor: Actor, number: int, count: int) -> Path:
+    def lane(self, rng: np.random.Generator, obj: MovingObject, number: int, count: int) -> Path:
         """To and fro behind the pillar, on a lane of its own, starting at one end."""
         along, across = (self.frame.width, self.frame.height) if self.upright else (self.frame.height, self.frame.width)
         lane = across * ((number - 0.5) / count + rng.uniform(-0.1, 0.1) / count)
-        lane = min(max(lane, 0.9 * actor.radius), across - 0.9 * actor.radius)
-        centre = (self.place[0], lane) if self.upright else (lane, self.place[1])
-        middle = self.place[0] if self.upright else self.place[1]
-        reach = min(middle, along - middle) - 0.6 * actor.radius
+        lane = min(max(lane, 0.9 * obj.radius), across - 0.9 * obj.radius)
+        centre = (self.centre[0], lane) if self.upright else (lane, self.centre[1])
+        middle = self.centre[0] if self.upright else self.centre[1]
+        reach = min(middle, along - middle) - 0.6 * obj.radius
         period = min(rng.uniform(40, 64), 2.4 * max(self.frame.num_frames, 2))
         phase = math.pi / 2 + rng.uniform(-0.2, 0.2) + (math.pi if rng.random() < 0.5 else 0.0)
         turn = Wave(1.0, 2 * math.pi / period, phase)

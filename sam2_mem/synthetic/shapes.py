@@ -25,7 +25,7 @@ _SINE = np.sin(np.arange(_SINE_STEPS) * (2 * np.pi / _SINE_STEPS)).astype(np.flo
 OUTLINES = ("blob", "polygon", "star", "capsule")
 
 
-class Box(NamedTuple):
+class Bounds(NamedTuple):
     """Pixel rectangle [x0, x1) x [y0, y1)."""
 
     x0: int
@@ -105,17 +105,23 @@ def rectangle(half_width: float, half_height: float) -> np.ndarray:
     return np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]]) * (half_width, half_height)
 
 
+def fin(length: float, width: float) -> np.ndarray:
+    """An ellipse that reaches from its hinge at the origin along x: (24, 2)."""
+    angles = np.arange(24) * (2 * np.pi / 24)
+    return np.stack([length * (0.8 + np.cos(angles)), width * np.sin(angles)], axis=1)
+
+
 def cut(polygon: np.ndarray, normal: tuple[float, float]) -> np.ndarray:
     """The part of a polygon where normal . p >= 0 (possibly with edges along the cut): (m, 2)."""
     side = polygon @ np.asarray(normal)
-    kept: list[np.ndarray] = []
+    corners: list[np.ndarray] = []
     for i in range(len(polygon)):
         j = (i + 1) % len(polygon)
         if side[i] >= 0:
-            kept.append(polygon[i])
+            corners.append(polygon[i])
         if (side[i] >= 0) != (side[j] >= 0):
-            kept.append(polygon[i] + (polygon[j] - polygon[i]) * (side[i] / (side[i] - side[j])))
-    return np.array(kept) if kept else np.zeros((0, 2))
+            corners.append(polygon[i] + (polygon[j] - polygon[i]) * (side[i] / (side[i] - side[j])))
+    return np.array(corners) if corners else np.zeros((0, 2))
 
 
 @dataclass(frozen=True)
@@ -139,15 +145,15 @@ class Affine:
         x, y = points[:, 0], points[:, 1]
         return np.stack([self.a * x + self.b * y + self.c, self.d * x + self.e * y + self.f], axis=1)
 
-    def after(self, other: Affine) -> Affine:
-        """First `other`, then this one."""
+    def after(self, inner: Affine) -> Affine:
+        """First `inner`, then this one."""
         return Affine(
-            self.a * other.a + self.b * other.d,
-            self.a * other.b + self.b * other.e,
-            self.a * other.c + self.b * other.f + self.c,
-            self.d * other.a + self.e * other.d,
-            self.d * other.b + self.e * other.e,
-            self.d * other.c + self.e * other.f + self.f,
+            self.a * inner.a + self.b * inner.d,
+            self.a * inner.b + self.b * inner.e,
+            self.a * inner.c + self.b * inner.f + self.c,
+            self.d * inner.a + self.e * inner.d,
+            self.d * inner.b + self.e * inner.e,
+            self.d * inner.c + self.e * inner.f + self.f,
         )
 
     def inverse(self) -> Affine:
@@ -155,7 +161,7 @@ class Affine:
         a, b, d, e = self.e / det, -self.b / det, -self.d / det, self.a / det
         return Affine(a, b, -(a * self.c + b * self.f), d, e, -(d * self.c + e * self.f))
 
-    def on_pixels(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
+    def on_pixels(self, box: Bounds) -> tuple[np.ndarray, np.ndarray]:
         """Both coordinates of the pixel centres of a box after the map: two (h, w) float32."""
         x = np.arange(box.x0, box.x1, dtype=np.float64) + 0.5
         y = (np.arange(box.y0, box.y1, dtype=np.float64) + 0.5)[:, None]
@@ -192,12 +198,12 @@ def _table_sine(x: np.ndarray, rate: float, phase: float) -> np.ndarray:
     return _SINE.take((x * (np.float32(rate) * turns) + offset).astype(np.int32) & (_SINE_STEPS - 1))
 
 
-def bounding_box(polygon: np.ndarray, limits: Box) -> Box:
+def bounding_box(polygon: np.ndarray, limits: Bounds) -> Bounds:
     """The pixel box of a polygon, a pixel wider for its soft edge, inside the limits."""
     if len(polygon) < 3:
-        return Box(0, 0, 0, 0)
+        return Bounds(0, 0, 0, 0)
     low, high = np.floor(polygon.min(axis=0)) - 1, np.ceil(polygon.max(axis=0)) + 1
-    return Box(
+    return Bounds(
         max(int(low[0]), limits.x0),
         max(int(low[1]), limits.y0),
         min(int(high[0]), limits.x1),
@@ -205,7 +211,7 @@ def bounding_box(polygon: np.ndarray, limits: Box) -> Box:
     )
 
 
-def coverage(polygon: np.ndarray, box: Box) -> np.ndarray:
+def coverage(polygon: np.ndarray, box: Bounds) -> np.ndarray:
     """Softened coverage of a polygon in 0..64 (textures.OPAQUE), half at its edge: (h, w) uint8.
 
     Exact integers once the vertices are rounded to 1/64 pixel.
@@ -275,7 +281,7 @@ class Bounce:
 
     origin: tuple[float, float]
     velocity: tuple[float, float]
-    sway: tuple[Wave, Wave]
+    sway: tuple[Wave, ...]  # of x and y
     low: tuple[float, float]
     high: tuple[float, float]
     since: float = 0.0
@@ -291,7 +297,7 @@ class Bounce:
 
 @dataclass(frozen=True)
 class Shuttle:
-    """To and fro across a fixed place along `reach`, swaying slightly to the side."""
+    """To and fro along `reach` across a fixed centre, swaying slightly to the side."""
 
     centre: tuple[float, float]
     reach: tuple[float, float]
@@ -309,21 +315,21 @@ class Shuttle:
 
 @dataclass(frozen=True)
 class Excursion:
-    """A path that leaves for points outside the frame during its schedule: out by one exit, back by another."""
+    """A path that leaves for points outside the frame during its schedule: out by one exit, back by aninner."""
 
     base: Path
     schedule: Schedule
     exits: tuple[tuple[tuple[float, float], tuple[float, float]], ...]
 
     def at(self, t: float) -> tuple[float, float] | None:
-        here = self.base.at(t)
+        position = self.base.at(t)
         i = self.schedule.find(t)
-        if i is None or here is None:
-            return here
+        if i is None or position is None:
+            return position
         window = self.schedule.windows[i]
-        away = self.exits[i][0 if t < (window.start + window.end) / 2 else 1]
+        outside = self.exits[i][0 if t < (window.start + window.end) / 2 else 1]
         share = window.level(t)
-        return here[0] + share * (away[0] - here[0]), here[1] + share * (away[1] - here[1])
+        return position[0] + share * (outside[0] - position[0]), position[1] + share * (outside[1] - position[1])
 
 
 @dataclass(frozen=True)
@@ -336,16 +342,16 @@ class Entrance:
     slow: float = 3.0
 
     def at(self, t: float) -> tuple[float, float] | None:
-        here = self.base.at(t)
-        if t < self.entry - 0.5 or here is None:
+        position = self.base.at(t)
+        if t < self.entry - 0.5 or position is None:
             return None
         share = math.exp(-max(t - self.entry, 0.0) / self.slow)
-        return here[0] + share * self.offset[0], here[1] + share * self.offset[1]
+        return position[0] + share * self.offset[0], position[1] + share * self.offset[1]
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Crosses the place of a target during each window of its schedule, half-way on it; otherwise absent."""
+    """Crosses the position of a target during each window of its schedule, half-way on it; otherwise absent."""
 
     target: Path
     schedule: Schedule
@@ -353,19 +359,19 @@ class Sweep:
 
     def at(self, t: float) -> tuple[float, float] | None:
         i = self.schedule.find(t)
-        place = self.target.at(t)
-        if i is None or place is None:
+        centre = self.target.at(t)
+        if i is None or centre is None:
             return None
         window, (dx, dy) = self.schedule.windows[i], self.directions[i]
         share = 1.0 - 2.0 * (t - window.start) / (window.end - window.start)
-        return place[0] + share * dx, place[1] + share * dy
+        return centre[0] + share * dx, centre[1] + share * dy
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """Stays at one place."""
+    """Stays at one position."""
 
-    place: tuple[float, float]
+    position: tuple[float, float]
 
     def at(self, t: float) -> tuple[float, float]:
-        return self.place
+        return self.position

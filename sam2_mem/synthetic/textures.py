@@ -19,7 +19,6 @@ _SHIFT = np.uint64(6)
 _WEIGHTS = np.uint64(8)
 SKIN_SPAN = 3.2  # a skin covers [-1.6, 1.6] x [-1.6, 1.6] of an object whose radius is 1
 SKIN_PATTERNS = ("stripes", "spots", "patches", "bands", "checks")
-BACKGROUNDS = ("gradient", "noise", "patches", "landscape")
 
 
 @dataclass(frozen=True)
@@ -55,19 +54,19 @@ def unpack(lanes: np.ndarray) -> np.ndarray:
     return halves[..., :3].astype(np.uint8)
 
 
-def blend(under: np.ndarray, over: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def blend(under: np.ndarray, over: np.ndarray, weight: np.ndarray | np.uint64) -> np.ndarray:
     """Lanes of `over` at weight / OPAQUE upon `under`; the weight (uint64 array or scalar) lies in 0..OPAQUE."""
     return ((over * weight + under * (np.uint64(OPAQUE) - weight)) >> _SHIFT) & LANES
 
 
-def darken(lanes: np.ndarray, keep: np.ndarray) -> np.ndarray:
+def darken(lanes: np.ndarray, keep: np.ndarray | np.uint64) -> np.ndarray:
     """Lanes scaled by keep / OPAQUE, keep in 0..OPAQUE."""
     return ((lanes * keep) >> _SHIFT) & LANES
 
 
 def cross_fade(first: Texture, second: Texture, share: float) -> Texture:
     """A texture between two of equal size; share 0 is the first, 1 the second, in steps of 1 / OPAQUE."""
-    weight = int(round(share * OPAQUE))
+    weight = round(share * OPAQUE)
     if weight <= 0 or first is second:
         return first
     if weight >= OPAQUE:
@@ -251,14 +250,13 @@ def _landscape(rng: np.random.Generator, size: int, palette: np.ndarray) -> np.n
     ridges = int(rng.integers(3, 5))
     fine = noise_field(rng, size, 0.75)
     for i in range(ridges):
-        near = (i + 1) / ridges
+        nearness = (i + 1) / ridges
         crest = _skyline(rng, size, 0.24 + 0.42 * i / ridges, 0.05)
-        ground = haze + (palette[i % len(palette)] * (1.0 - 0.35 * near) - haze) * (0.35 + 0.65 * near)
-        relief = 1.0 + 0.17 * near * np.roll(fine, 37 * i, axis=1) + 0.12 * (rows - crest[None, :]) / size
+        ground = haze + (palette[i % len(palette)] * (1.0 - 0.35 * nearness) - haze) * (0.35 + 0.65 * nearness)
+        relief = 1.0 + 0.17 * nearness * np.roll(fine, 37 * i, axis=1) + 0.12 * (rows - crest[None, :]) / size
         image = np.where((rows >= crest[None, :])[..., None], ground * relief[..., None], image)
-    return np.where(
-        (rows > 0.92 * size)[..., None], sky, image
-    )  # so that a camera that looks up sees sky beyond the top
+    # The texture repeats: a camera that looks up sees sky beyond the top.
+    return np.where((rows > 0.92 * size)[..., None], sky, image)
 
 
 def _draw_lines(rng: np.random.Generator, image: np.ndarray, count: int) -> None:
@@ -281,7 +279,7 @@ def make_background(
     lines: int = 0,
     palette: np.ndarray | None = None,
 ) -> np.ndarray:
-    """A periodic background of one of BACKGROUNDS with `lines` pieces of line clutter: (size, size, 3) uint8.
+    """A periodic background of kind gradient, noise, patches or landscape with `lines` pieces of line clutter: (size, size, 3) uint8.
 
     Without a palette, its hues lie between earth and sky, seldom elsewhere."""
     painters = {"gradient": _gradient, "noise": _natural, "patches": _patchwork, "landscape": _landscape}

@@ -29,38 +29,38 @@ class FrameLike(Protocol):
     def name(self) -> str: ...
 
 
-def to_rgb(item: object, where: str) -> np.ndarray:
-    """Return `item` as an (H, W, 3) uint8 RGB array; `where` names the frame in error messages.
+def to_rgb(item: object, label: str) -> np.ndarray:
+    """Return `item` as an (H, W, 3) uint8 RGB array; `label` names the frame in error messages.
 
     Takes a PIL image of any 8-bit mode, or an array or tensor (H, W, 3) or (3, H, W) that is uint8, or float in [0, 1].
     Arrays must be in RGB order: OpenCV's BGR cannot be told apart and has to be flipped by the caller.
     """
     if isinstance(item, Image.Image):
-        return _from_pil(item, where)
+        return _from_pil(item, label)
     if isinstance(item, torch.Tensor):
         item = item.detach().cpu()
         item = (item.float() if item.dtype == torch.bfloat16 else item).numpy()
     if not isinstance(item, np.ndarray):
-        raise ValueError(f"{where}: expected an (H, W, 3) array, a tensor or a PIL image, got {type(item).__name__}")
-    return np.ascontiguousarray(_to_bytes(_channels_last(item, where), where))
+        raise ValueError(f"{label}: expected an (H, W, 3) array, a tensor or a PIL image, got {type(item).__name__}")
+    return np.ascontiguousarray(_to_bytes(_channels_last(item, label), label))
 
 
-def _from_pil(image: Image.Image, where: str) -> np.ndarray:
+def _from_pil(image: Image.Image, label: str) -> np.ndarray:
     if image.mode.startswith(("I", "F")):
         raise ValueError(
-            f"{where}: expected an image of 8 bits per channel, got PIL mode {image.mode!r}; scale it to 8 bits first"
+            f"{label}: expected an image of 8 bits per channel, got PIL mode {image.mode!r}; scale it to 8 bits first"
         )
     return np.array(image.convert("RGB"))
 
 
-def _channels_last(array: np.ndarray, where: str) -> np.ndarray:
+def _channels_last(array: np.ndarray, label: str) -> np.ndarray:
     shape = tuple(array.shape)
     if array.ndim == 3 and shape[-1] == 3:
         return array
     if array.ndim == 3 and shape[0] == 3:
         return array.transpose(1, 2, 0)
     raise ValueError(
-        f"{where}: expected an RGB image (H, W, 3) or (3, H, W), got shape {shape}; {_channel_advice(shape)}"
+        f"{label}: expected an RGB image (H, W, 3) or (3, H, W), got shape {shape}; {_channel_advice(shape)}"
     )
 
 
@@ -72,18 +72,18 @@ def _channel_advice(shape: tuple[int, ...]) -> str:
     return "give one RGB image per frame"
 
 
-def _to_bytes(image: np.ndarray, where: str) -> np.ndarray:
+def _to_bytes(image: np.ndarray, label: str) -> np.ndarray:
     if image.size == 0:
-        raise ValueError(f"{where}: expected at least one pixel, got shape {tuple(image.shape)}")
+        raise ValueError(f"{label}: expected at least one pixel, got shape {tuple(image.shape)}")
     if image.dtype == np.uint8:
         return image
     if not np.issubdtype(image.dtype, np.floating):
         raise ValueError(
-            f"{where}: expected uint8, or float in [0, 1], got {image.dtype}; convert with astype(np.uint8)"
+            f"{label}: expected uint8, or float in [0, 1], got {image.dtype}; convert with astype(np.uint8)"
         )
     low, high = float(image.min()), float(image.max())
     if not (low >= 0.0 and high <= 1.0):  # written so that NaN fails too
         raise ValueError(
-            f"{where}: expected float pixels in [0, 1], got values from {low:g} to {high:g}; rescale them or pass uint8"
+            f"{label}: expected float pixels in [0, 1], got values from {low:g} to {high:g}; rescale them or pass uint8"
         )
     return np.rint(image * 255.0).astype(np.uint8)

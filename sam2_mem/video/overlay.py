@@ -83,7 +83,7 @@ class OverlayWriter(MaskWriter):
     def _open_video(self, width: int, height: int) -> cv2.VideoWriter:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         for codec in self._codecs:
-            video = cv2.VideoWriter(str(self._part), cv2.VideoWriter_fourcc(*codec), self._fps, (width, height))
+            video = cv2.VideoWriter(str(self._part), cv2.VideoWriter.fourcc(*codec), self._fps, (width, height))
             if video.isOpened():
                 return video
             video.release()
@@ -152,7 +152,7 @@ class ContactSheetWriter(MaskWriter):
             return
         count = min(self._max_tiles, len(self._tiles))
         chosen = np.linspace(0, len(self._tiles) - 1, count).round().astype(int)
-        sheet = _arrange([self._tiles[place] for place in chosen], self._columns)
+        sheet = _arrange([self._tiles[index] for index in chosen], self._columns)
         with atomic_path(self._path) as part:
             Image.fromarray(sheet).save(part, format="PNG")
 
@@ -162,9 +162,9 @@ def _arrange(tiles: list[np.ndarray], columns: int) -> np.ndarray:
     height, width = tiles[0].shape[:2]
     columns = min(columns, len(tiles))
     sheet = np.zeros((-(-len(tiles) // columns) * height, columns * width, 3), np.uint8)
-    for place, tile in enumerate(tiles):
-        top, left = place // columns * height, place % columns * width
-        sheet[top : top + height, left : left + width] = tile
+    for index, tile in enumerate(tiles):
+        y, x = index // columns * height, index % columns * width
+        sheet[y : y + height, x : x + width] = tile
     return sheet
 
 
@@ -210,8 +210,8 @@ def _stroke(scale: float) -> int:
 def _write_label(image: np.ndarray, text: str, at: tuple[int, int], scale: float) -> None:
     """White text on a black box centred at (x, y), moved so that it lies inside the picture."""
     width, height, pad = _label_box(text, scale)
-    left = min(max(at[0] - width // 2, 0), max(image.shape[1] - width, 0))
-    top = min(max(at[1] - height // 2, 0), max(image.shape[0] - height, 0))
-    cv2.rectangle(image, (left, top), (left + width - 1, top + height - 1), BLACK, cv2.FILLED)
-    base_line = left + pad, top + height - pad
+    x = min(max(at[0] - width // 2, 0), max(image.shape[1] - width, 0))
+    y = min(max(at[1] - height // 2, 0), max(image.shape[0] - height, 0))
+    cv2.rectangle(image, (x, y), (x + width - 1, y + height - 1), BLACK, cv2.FILLED)
+    base_line = x + pad, y + height - pad
     cv2.putText(image, text, base_line, cv2.FONT_HERSHEY_SIMPLEX, scale, WHITE, _stroke(scale), cv2.LINE_AA)

@@ -73,8 +73,8 @@ def finished_object_frames(root: str | Path, video: str, object_ids: Collection[
     """Names of the frames that `PerObjectWriter` has written for all `object_ids` (default: all with a folder)."""
     folder = Path(root) / video
     folders = _object_folders(folder) if folder.is_dir() else {}
-    wanted = folders.keys() if object_ids is None else object_ids
-    names = [_png_names(folders[obj_id]) if obj_id in folders else set() for obj_id in wanted]
+    object_ids = folders.keys() if object_ids is None else object_ids
+    names = [_png_names(folders[obj_id]) if obj_id in folders else set() for obj_id in object_ids]
     return set.intersection(*names) if names else set()
 
 
@@ -86,8 +86,8 @@ def _object_folders(folder: Path) -> dict[int, Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder of masks: '{folder}'; expected one sub-folder per object id in it")
     named = ((sub, sub.name.removeprefix("-")) for sub in folder.iterdir() if sub.is_dir())
-    found = {int(sub.name): sub for sub, digits in named if digits.isdecimal()}
-    return dict(sorted(found.items()))
+    by_id = {int(sub.name): sub for sub, digits in named if digits.isdecimal()}
+    return dict(sorted(by_id.items()))
 
 
 def _bit_depth(path: Path) -> int:

@@ -23,16 +23,49 @@ from .prefetch import Ledger, prefetched
 Frames: TypeAlias = Generator[Frame, None, None]
 
 
+class FrameCache:
+    """The `size` frames used last, by index."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._frames: OrderedDict[int, Frame] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def add(self, frame: Frame) -> Frame:
+        with self._lock:
+            self._frames[frame.index] = frame
+            self._frames.move_to_end(frame.index)
+            while len(self._frames) > self.size:
+                self._frames.popitem(last=False)
+        return frame
+
+    def get(self, index: int) -> Frame | None:
+        with self._lock:
+            if index in self._frames:
+                self._frames.move_to_end(index)
+            return self._frames.get(index)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._frames)
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def clear(self) -> None:
+        self._frames.clear()
+
+
 class VideoSource(ABC):
     """Frames by iteration or by index. Close it, or use it in a `with` statement."""
+
+    _length_advice = "it is known only when the stream has ended"
 
     def __init__(self, *, prefetch: int = 2, cache: int = 4) -> None:
         for label, value in (("prefetch", prefetch), ("cache", cache)):
             if not isinstance(value, int) or value < 0:
                 raise ValueError(f"expected {label} to be an integer >= 0, got {value!r}")
         self._prefetch = prefetch
-        self._cache_size = cache
-        self._cache: OrderedDict[int, Frame] = OrderedDict()
+        self._cache = FrameCache(cache)
         self._ledger = Ledger()
         self._lock = threading.RLock()
         self._size: tuple[int, int] | None = None
@@ -77,7 +110,7 @@ class VideoSource(ABC):
 
     def __len__(self) -> int:
         if self.num_frames is None:
-            raise TypeError(f"the length of this {type(self).__name__} is not known; {self._length_advice()}")
+            raise TypeError(f"the length of this {type(self).__name__} is not known; {self._length_advice}")
         return self.num_frames
 
     def __iter__(self) -> Iterator[Frame]:
@@ -105,9 +138,6 @@ class VideoSource(ABC):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _length_advice(self) -> str:
-        return "it is known only when the stream has ended"
-
     @abstractmethod
     def _get_size(self) -> tuple[int, int]: ...
 
@@ -128,23 +158,9 @@ class VideoSource(ABC):
             )
         return Frame(index, self.name(index), image)
 
-    def _keep(self, frame: Frame) -> Frame:
-        with self._lock:
-            self._cache[frame.index] = frame
-            self._cache.move_to_end(frame.index)
-            while len(self._cache) > self._cache_size:
-                self._cache.popitem(last=False)
-        return frame
-
-    def _cached(self, index: int) -> Frame | None:
-        with self._lock:
-            if index in self._cache:
-                self._cache.move_to_end(index)
-            return self._cache.get(index)
-
     def _out_of_range(self, index: int) -> IndexError:
-        known = f"0 to {self._length - 1}" if self._length is not None else "0 upwards"
-        return IndexError(f"frame {index} is out of range; valid frames are {known}")
+        valid = f"0 to {self._length - 1}" if self._length is not None else "0 upwards"
+        return IndexError(f"frame {index} is out of range; valid frames are {valid}")
 
 
 class SeekableSource(VideoSource):
@@ -179,12 +195,12 @@ class SeekableSource(VideoSource):
         if index < 0 or (self._length is not None and index >= self._length):
             raise self._out_of_range(index)
         with self._lock:
-            return self._cached(index) or self._keep(self._fetch(index))
+            return self._cache.get(index) or self._cache.add(self._fetch(index))
 
     def _deliver(self, indices: range) -> Frames:
         with closing(prefetched(self._decode(indices), self._prefetch, self._ledger)) as ahead:
             for frame in ahead:
-                yield self._keep(frame)
+                yield self._cache.add(frame)
 
     def _resolve(self, start: int | None, stop: int | None, step: int) -> range:
         if step == 0:

@@ -79,6 +79,8 @@ class FileSource(SeekableSource):
     decoding up to the frame, and `num_frames` is None until a pass or `count_frames` has met the end.
     """
 
+    _length_advice = "count_frames() decodes the file to find it"
+
     def __init__(self, path: Path, *, prefetch: int = 2, cache: int = 4) -> None:
         super().__init__(prefetch=prefetch, cache=cache)
         self._path = path
@@ -90,7 +92,7 @@ class FileSource(SeekableSource):
                 f"cannot read video '{path}': OpenCV decoded no frame; the file may be damaged or use a "
                 "codec that OpenCV lacks; convert it with ffmpeg, or extract its frames into a folder"
             )
-        self._keep(self._make_frame(0, first))
+        self._cache.add(self._make_frame(0, first))
 
     @property
     def fps(self) -> float | None:
@@ -108,9 +110,6 @@ class FileSource(SeekableSource):
     def close(self) -> None:
         super().close()
         self._reader.close()
-
-    def _length_advice(self) -> str:
-        return "count_frames() decodes the file to find it"
 
     def _met_end(self, reader: _Reader) -> None:
         if self._length is None and reader.position != reader.stated_length:
@@ -163,9 +162,9 @@ class FileSource(SeekableSource):
             self._reader.close()
             self._reader = _Reader(self._path)
         # Stepping back usually goes on: also keep the frames just before this one.
-        first = max(index - self._cache_size + 1, 0) if backwards else index
+        first = max(index - self._cache.size + 1, 0) if backwards else index
         for earlier in range(first, index):
-            self._keep(self._read_exactly(earlier))
+            self._cache.add(self._read_exactly(earlier))
         return self._read_exactly(index)
 
     def _read_exactly(self, index: int) -> Frame:
@@ -210,29 +209,29 @@ def _list_images(folder: Path) -> list[Path]:
     entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     paths = [entry for entry in entries if entry.suffix.lower() in IMAGE_EXTENSIONS and entry.is_file()]
     if not paths:
-        found = ", ".join(sorted(entry.name for entry in entries)[:3]) or "nothing"
-        raise ValueError(f"no frames in '{folder}': looked for {', '.join(IMAGE_EXTENSIONS)} (any case), found {found}")
+        names = ", ".join(sorted(entry.name for entry in entries)[:3]) or "nothing"
+        raise ValueError(f"no frames in '{folder}': looked for {', '.join(IMAGE_EXTENSIONS)} (any case), found {names}")
     by_stem: dict[str, Path] = {}
     for path in paths:
-        other = by_stem.setdefault(path.stem, path)
-        if other is not path:
+        first = by_stem.setdefault(path.stem, path)
+        if first is not path:
             raise ValueError(
-                f"two frames share one name in '{folder}': '{other.name}' and '{path.name}'; remove one of them"
+                f"two frames share one name in '{folder}': '{first.name}' and '{path.name}'; remove one of them"
             )
     return sorted(paths, key=lambda path: (_natural_key(path.stem), path.stem))
 
 
 def _natural_key(stem: str) -> list[tuple[int, int, str]]:
     """Digit runs compare as numbers, other text as text: 'frame2' < 'frame10'."""
-    parts = re.findall(r"[0-9]+|[^0-9]+", stem)
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
+    runs = re.findall(r"[0-9]+|[^0-9]+", stem)
+    return [(0, int(run), "") if run.isdecimal() else (1, 0, run) for run in runs]
 
 
 def _read_image(path: Path, index: int) -> np.ndarray:
-    where = f"frame {index} ('{path}')"
+    label = f"frame {index} ('{path}')"
     try:
         with Image.open(path) as image:
             image.load()
-            return to_rgb(image, where)
+            return to_rgb(image, label)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read {where}: {error}; replace or remove the file") from error
+        raise ValueError(f"cannot read {label}: {error}; replace or remove the file") from error

@@ -53,12 +53,12 @@ class _StreamSource(VideoSource):
         """A recent frame that is still cached, or a coming one: the stream is then read up to it."""
         self._check_open()
         with self._lock:
-            frame = self._cached(index)
+            frame = self._cache.get(index)
             if frame is None and index < self._position:
-                held = ", ".join(map(str, self._cache)) or "none"
+                cached = ", ".join(map(str, self._cache)) or "none"
                 raise IndexError(
                     f"frame {index} has passed; valid frames are {self._position} upwards and, kept in "
-                    f"the cache: {held}"
+                    f"the cache: {cached}"
                 )
             frame = frame or self._read_up_to(index)
             if frame is None:
@@ -95,7 +95,7 @@ class _StreamSource(VideoSource):
             frame = self._next_frame()
             if frame is None:
                 return None
-            self._keep(frame)
+            self._cache.add(frame)
         return frame
 
     def _next_frame(self) -> Frame | None:
@@ -128,12 +128,13 @@ class CameraSource(_StreamSource):
 
     def __init__(self, index: int, *, cache: int = 4) -> None:
         super().__init__(cache=cache)
-        self._capture = cv2.VideoCapture(index) if index >= 0 else None
-        if self._capture is None or not self._capture.isOpened():
+        capture = cv2.VideoCapture(index) if index >= 0 else None
+        if capture is None or not capture.isOpened():
             raise ValueError(
                 f"cannot open camera {index}: expected the index of a connected camera (0 is the first); "
                 "check that it is plugged in, permitted, and not in use by another program"
             )
+        self._capture = capture
 
     @property
     def fps(self) -> float | None:

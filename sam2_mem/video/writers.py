@@ -59,19 +59,21 @@ class MaskWriter(ABC):
     def _write(self, frame: FrameLike, masks: dict[int, np.ndarray], image: np.ndarray | None) -> None:
         """Write checked masks, which come in ascending order of id; `self._size` is known."""
 
-    def _finish(self) -> None: ...
+    def _finish(self) -> None:  # noqa: B027 - a hook: many writers have nothing to finish
+        """Complete the output; called once."""
 
-    def _discard(self) -> None: ...
+    def _discard(self) -> None:  # noqa: B027 - a hook: many writers have nothing to discard
+        """Remove what is not complete; called once."""
 
     def _check_sizes(self, frame: FrameLike, masks: dict[int, np.ndarray], image: np.ndarray | None) -> None:
         sizes = {f"the mask of object {obj_id}": mask.shape for obj_id, mask in masks.items()}
         if image is not None:
             sizes["the image"] = tuple(image.shape[:2])
-        for what, size in sizes.items():
+        for name, size in sizes.items():
             self._size = self._size or size
             if size != self._size:
                 raise ValueError(
-                    f"frame {frame.index} ('{frame.name}'): expected {what} to be {self._size[0]}x"
+                    f"frame {frame.index} ('{frame.name}'): expected {name} to be {self._size[0]}x"
                     f"{self._size[1]} (height x width), got {size[0]}x{size[1]}; resize it to the video"
                 )
         if self._size is None:
@@ -145,13 +147,13 @@ class MultiWriter(MaskWriter):
 
 
 def _check_mask(obj_id: int, mask: np.ndarray | torch.Tensor, frame: FrameLike) -> np.ndarray:
-    where = f"frame {frame.index} ('{frame.name}'), object {obj_id!r}"
+    label = f"frame {frame.index} ('{frame.name}'), object {obj_id!r}"
     if isinstance(obj_id, bool) or not isinstance(obj_id, int | np.integer):
-        raise ValueError(f"{where}: expected an integer object id, got {type(obj_id).__name__}")
+        raise ValueError(f"{label}: expected an integer object id, got {type(obj_id).__name__}")
     array = mask.detach().cpu().numpy() if isinstance(mask, torch.Tensor) else np.asarray(mask)
     if array.dtype != bool or array.ndim != 2:
         raise ValueError(
-            f"{where}: expected a bool (H, W) mask, got {array.dtype} {array.shape}; "
+            f"{label}: expected a bool (H, W) mask, got {array.dtype} {array.shape}; "
             "threshold logits with logits > 0 and drop leading axes"
         )
     return array

@@ -515,7 +515,7 @@ def whole(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_killed_process_started_again_ends_the_same(whole: Path, weights: Path, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, str(TOOL), *arguments(tmp_path, weights)], env=environment)
@@ -539,7 +539,7 @@ def test_shards_of_the_command(whole: Path, weights: Path, tmp_path: Path) -> No
     assert lasting(tmp_path) == lasting(whole)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_submitit(whole: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("submitit", reason="SUBMITIT IS NOT INSTALLED: pip install sam2_mem[submitit]")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
@@ -673,7 +673,7 @@ def test_the_page_needs_nothing_else(done: ResultFolder) -> None:
     assert "keyframe" in text and "J&amp;F - fifo" in text
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_page_in_a_browser(done: ResultFolder, tmp_path: Path) -> None:
     if programs() is None:
         pytest.skip("CHROMIUM AND CHROMEDRIVER ARE MISSING: the page has not been opened in a browser")

@@ -161,7 +161,7 @@ def test_every_track_holds_what_it_promises(track) -> None:
         assert objects, f"no {kind}"
     assert sum(first > 0 for first in clip.entries.values()) == track.late
     if track.name == "lookalikes":
-        assert sum(bool(actor.resembles) for actor in clip.video.scene.actors) == 2 * track.objects
+        assert sum(bool(obj.resembles) for obj in clip.video.scene.moving_objects) == 2 * track.objects
     if track.name == "long_absence":
         absent = np.array([[info.absent for info in clip.video.info(t)] for t in range(0, 120, 4)])
         assert (absent.mean(0) > 0.35).all()

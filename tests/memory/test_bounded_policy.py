@@ -45,6 +45,7 @@ def test_no_policy_exceeds_the_least_budget(name: str) -> None:
     assert 0 < most_held(tight) <= least < most_held(policy), "without the bound it must hold more"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", NAMES)
 def test_the_contract_holds_under_a_budget(name: str) -> None:
     for check in CHECKS:

@@ -19,7 +19,7 @@ from sam2_mem.synthetic.demo import demo_clip
 from sam2_mem.synthetic.export import export_clip, vos_palette
 from sam2_mem.synthetic.generator import SyntheticVideo, least_first_area, make_clip, sample_training_clip
 from sam2_mem.synthetic.scenes import LEVELS
-from sam2_mem.synthetic.shapes import Affine, Bend, Box, Schedule, Window, coverage, rectangle
+from sam2_mem.synthetic.shapes import Affine, Bend, Bounds, Schedule, Window, coverage, rectangle
 from sam2_mem.synthetic.textures import OPAQUE, Texture, blend, noise_field, pack, sample, unpack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,10 +62,10 @@ def test_checksum_is_pinned_whatever_the_threads(level: str) -> None:
 def test_another_process_gives_the_same_bits() -> None:
     code = (
         "from sam2_mem.synthetic.generator import make_clip\n"
-        "from tests.test_synthetic import fingerprint, small\n"
+        "from test_synthetic import fingerprint, small\n"
         "print(*[fingerprint(small(11, level)) for level in ('mixed', 'lookalikes', 'appearance')])"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "77"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}", "PYTHONHASHSEED": "77"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
@@ -117,7 +117,7 @@ def test_objects_start_well_visible_and_late_ones_not_before(level: str) -> None
         assert entries[0] == 0 and sum(e > 0 for e in entries) == 1
         for object_id, entry in enumerate(entries, start=1):
             info = clip.info(entry)[object_id - 1]
-            assert info.visible_area >= least_first_area(clip.scene.actors) * 96 * 96
+            assert info.visible_area >= least_first_area(clip.scene.moving_objects) * 96 * 96
             assert info.visible_area >= 0.8 * info.in_frame_area
             for t in range(0, entry, 3):
                 before = clip.info(t)[object_id - 1]
@@ -139,7 +139,7 @@ def test_masks_follow_what_is_painted() -> None:
     """Repainting one object changes its own pixels (and a soft edge), and hardly any other."""
     clip = small(0, "easy")
     scene = clip.scene
-    index = next(i for i, a in enumerate(scene.actors) if a.object_id == 1)
+    index = next(i for i, a in enumerate(scene.moving_objects) if a.object_id == 1)
     skin = scene.skins[index]
     black = Texture(skin.first.size, np.zeros_like(skin.first.lanes))
     painted = tuple(type(s)(black, black, s.light) if i == index else s for i, s in enumerate(scene.skins))
@@ -224,10 +224,14 @@ def test_lookalikes_share_the_colours_of_an_object() -> None:
     for seed in range(5):
         scene = small(seed, "lookalikes", 8).scene
         colours = {
-            a.object_id: s.first.mean_colour() for a, s in zip(scene.actors, scene.skins, strict=True) if a.object_id
+            a.object_id: s.first.mean_colour()
+            for a, s in zip(scene.moving_objects, scene.skins, strict=True)
+            if a.object_id
         }
         doubles = [
-            (a.resembles, s.first.mean_colour()) for a, s in zip(scene.actors, scene.skins, strict=True) if a.resembles
+            (a.resembles, s.first.mean_colour())
+            for a, s in zip(scene.moving_objects, scene.skins, strict=True)
+            if a.resembles
         ]
         assert len(doubles) == 4
         gaps += [np.linalg.norm(colours[i] - c) for i, c in doubles]
@@ -238,8 +242,8 @@ def test_lookalikes_share_the_colours_of_an_object() -> None:
 
 def test_lookalikes_are_on_screen_and_unmarked() -> None:
     clip = small(1, "lookalikes")
-    front, masks = clip.actor_map(10), clip.masks(10)
-    doubles = [i for i, a in enumerate(clip.scene.actors, start=1) if a.resembles]
+    front, masks = clip.front_map(10), clip.masks(10)
+    doubles = [i for i, a in enumerate(clip.scene.moving_objects, start=1) if a.resembles]
     seen = np.isin(front, doubles)
     assert seen.sum() > 100 and (masks[seen] == 0).all()
 
@@ -248,18 +252,20 @@ def test_lookalikes_are_on_screen_and_unmarked() -> None:
 def test_appearance_changes_colour_size_and_shape(seed: int) -> None:
     clip = small(seed, "appearance", 50, num_objects=1)
     change = next(e for e in clip.events() if e.kind == "appearance")
-    actor, skin = clip.scene.actors[0], clip.scene.skins[0]
-    assert actor.change.level(change.start - 1) == 0.0 and actor.change.level(change.end) == 1.0
+    obj, skin = clip.scene.moving_objects[0], clip.scene.skins[0]
+    assert obj.change.level(change.start - 1) == 0.0 and obj.change.level(change.end) == 1.0
     assert skin.first.lanes.tobytes() != skin.second.lanes.tobytes()
     assert np.linalg.norm(skin.first.mean_colour() - skin.second.mean_colour()) > 25
-    assert not 0.85 < actor.growth < 1.2
-    outline = actor.outline
+    assert not 0.85 < obj.growth < 1.2
+    outline = obj.outline
     assert np.abs(outline.first - outline.second).max() > 0.1
 
 
 def test_difficulty_raises_speed() -> None:
     def travel(difficulty: float) -> float:
-        paths = [small(s, "clutter", difficulty=difficulty, num_objects=1).scene.actors[0].path for s in range(8)]
+        paths = [
+            small(s, "clutter", difficulty=difficulty, num_objects=1).scene.moving_objects[0].path for s in range(8)
+        ]
         return float(np.mean([np.hypot(*np.subtract(p.at(1), p.at(0))) for p in paths]))
 
     assert travel(1.0) > 1.5 * travel(0.0)
@@ -387,7 +393,7 @@ def test_noise_falls_with_frequency() -> None:
 
 
 def test_coverage_is_half_at_the_edge_and_conserves_area() -> None:
-    box = Box(0, 0, 40, 40)
+    box = Bounds(0, 0, 40, 40)
     covered = coverage(rectangle(10.0, 8.0) + 20.0, box)
     assert (covered >= OPAQUE // 2).sum() == 20 * 16
     assert covered.max() == OPAQUE and covered[20, 5] == 0

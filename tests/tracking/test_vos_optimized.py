@@ -14,7 +14,7 @@ from sam2_mem import build_sam2_video_predictor
 NO_COMPILER = "needs a C++ compiler: torch.compile builds CPU kernels with one"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.skipif(shutil.which("g++") is None, reason=NO_COMPILER)
 def test_compiled_equals_eager(tmp_path):
     eager, compiled = (

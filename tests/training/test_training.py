@@ -559,7 +559,7 @@ def test_a_worse_score_does_not_replace_the_best_weights(tmp_path: Path, monkeyp
     assert torch.load(tmp_path / BEST, weights_only=True)["step"] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_it_learns_one_clip(tmp_path: Path) -> None:
     class Same(Blobs):
         def sample(self, rng: np.random.Generator, wish: ClipWish) -> Clip:

@@ -1,0 +1,289 @@
+"""The house rules that a machine can check: docstrings, workflows and pins."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARY = ROOT / "sam2_mem"
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def parsed(root: Path) -> dict[str, ast.Module]:
+    """Syntax trees by the file's path from above ``root``."""
+    files = sorted(root.rglob("*.py"))
+    return {str(file.relative_to(root.parent)): ast.parse(file.read_text(encoding="utf-8")) for file in files}
+
+
+@pytest.fixture(scope="module")
+def library() -> dict[str, ast.Module]:
+    return parsed(LIBRARY)
+
+
+# -- docstrings: one entry a line, names that exist -------------------------------------------------------------------
+
+SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises")
+
+
+class Section(NamedTuple):
+    title: str
+    entries: list[str]
+    """Each entry with its continuation lines, joined by spaces."""
+
+
+def sections(docstring: str) -> Iterator[Section]:
+    """The Google-style sections of a cleaned docstring. An entry is indented by four, its further lines by more."""
+    lines = docstring.splitlines()
+    for start, line in enumerate(lines):
+        if line.rstrip(":") not in SECTIONS or not line.endswith(":"):
+            continue
+        entries: list[str] = []
+        for following in lines[start + 1 :]:
+            if following and not following.startswith("    "):
+                break
+            if re.match(r" {4}\S", following):
+                entries.append(following.strip())
+            elif entries and following.strip():
+                entries[-1] += " " + following.strip()
+        yield Section(line.rstrip(":"), entries)
+
+
+def parameters(function: Function) -> set[str]:
+    arguments = function.args
+    named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    starred = [arg for arg in (arguments.vararg, arguments.kwarg) if arg is not None]
+    return {arg.arg for arg in [*named, *starred]}
+
+
+def base_names(node: ast.ClassDef) -> list[str]:
+    bases = [base.value if isinstance(base, ast.Subscript) else base for base in node.bases]
+    return [base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "") for base in bases]
+
+
+def fields(node: ast.ClassDef, classes: dict[str, list[ast.ClassDef]]) -> set[str]:
+    """What a class docstring may list: annotated and assigned names, properties, what ``__init__`` takes; inherited ones too."""
+    names: set[str] = set()
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            names.add(item.target.id)
+        elif isinstance(item, ast.Assign):
+            names |= {target.id for target in item.targets if isinstance(target, ast.Name)}
+        elif isinstance(item, Function):
+            names |= parameters(item) | assigned_to_self(item) if item.name == "__init__" else {item.name}
+    above = [base for name in base_names(node) for base in classes.get(name, []) if base is not node]
+    return names.union(*(fields(base, classes) for base in above))
+
+
+def assigned_to_self(function: Function) -> set[str]:
+    stored = (
+        node for node in ast.walk(function) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+    )
+    return {node.attr for node in stored if isinstance(node.value, ast.Name) and node.value.id == "self"}
+
+
+def number_of_results(function: Function) -> int:
+    """The values in the annotated result: those of a tuple, of what an iterator yields, else one."""
+    annotation = function.returns
+    while isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) in (
+        "Iterator",
+        "Generator",
+        "Iterable",
+    ):
+        inner = annotation.slice
+        annotation = inner.elts[0] if isinstance(inner, ast.Tuple) else inner
+    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "tuple":
+        return len(annotation.slice.elts) if isinstance(annotation.slice, ast.Tuple) else 1
+    return 1
+
+
+def faults(section: Section, names: set[str], results: int) -> Iterator[str]:
+    if not section.entries:
+        yield f"{section.title}: no entry indented by four"
+    if section.title in ("Returns", "Yields"):
+        if len(section.entries) > max(results, 1):
+            yield f"{section.title}: {len(section.entries)} entries for {results} results; indent further lines of an entry"
+        return
+    for entry in section.entries:
+        name = re.match(r"\*{0,2}([\w.]+):(?: |$)", entry)
+        if name is None:
+            yield f"{section.title}: expected 'name: text', got {entry[:40]!r}"
+        elif section.title == "Raises":
+            if not re.fullmatch(r"[\w.]*(Error|Exception|Warning|Interrupt|Iteration|Exit)", name[1]):
+                yield f"Raises: {name[1]} is no exception"
+        elif name[1] not in names:
+            yield f"{section.title}: there is no {name[1]}"
+        else:
+            joined = [other for other in re.findall(r"[.,;] (\w+):(?= )", entry) if other in names]
+            yield from (f"{section.title}: {other} needs a line of its own" for other in joined)
+
+
+def docstring_faults(trees: dict[str, ast.Module]) -> list[str]:
+    classes: dict[str, list[ast.ClassDef]] = {}
+    for tree in trees.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                classes.setdefault(node.name, []).append(node)
+    result = []
+    for file, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef | Function) and (text := ast.get_docstring(node)):
+                is_class = isinstance(node, ast.ClassDef)
+                names = fields(node, classes) if is_class else parameters(node)
+                results = 1 if is_class else number_of_results(node)
+                found = (fault for section in sections(text) for fault in faults(section, names, results))
+                result += [f"{file}:{node.lineno} {node.name}: {fault}" for fault in found]
+    return result
+
+
+NOT_CONVERTED: tuple[str, ...] = (
+    "sam2_mem/cli/",
+    "sam2_mem/evaluation/",
+    "sam2_mem/memory/",
+    "sam2_mem/model/",
+    "sam2_mem/tracking/",
+    "sam2_mem/training/",
+    "sam2_mem/build_sam.py",
+    "sam2_mem/checkpoint.py",
+    "sam2_mem/config.py",
+    "sam2_mem/prompts.py",
+    "sam2_mem/types.py",
+)
+"""Beginnings of the paths of files that are still to be converted. The list only shrinks."""
+
+
+def test_docstring_sections(library: dict[str, ast.Module]) -> None:
+    assert [fault for fault in docstring_faults(library) if not fault.startswith(NOT_CONVERTED)] == []
+
+
+GOOD = '''
+class Base:
+    """A base.
+
+    Attributes:
+        size: how large.
+    """
+    size: int
+
+class Derived(Base):
+    """Derived.
+
+    Attributes:
+        size: from above.
+        count: of things, in a text that
+            goes on: with a colon.
+    """
+    count: int = 0
+
+def f(a: int, *rest: int) -> tuple[int, str]:
+    """Do.
+
+    Args:
+        a: a number.
+        *rest: more of them.
+
+    Returns:
+        the number,
+            on two lines.
+        its text.
+
+    Raises:
+        ValueError: when it is negative.
+    """
+'''
+
+
+def test_good_docstrings_pass() -> None:
+    assert docstring_faults({"good.py": ast.parse(GOOD)}) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        (
+            "a: a number.\n        *rest: more of them.",
+            "a: a number. rest: more of them.",
+            "rest needs a line of its own",
+        ),
+        ("a: a number.", "b: a number.", "there is no b"),
+        ("a: a number.", "a, rest: numbers.", "expected 'name: text'"),
+        ("size: from above.", "width: from above.", "there is no width"),
+        ("size: from above.", "size: from above, count: of things.", "count needs a line of its own"),
+        ("            on two lines.", "        on two lines.", "3 entries for 2 results"),
+        ("ValueError: when", "Negative: when", "Negative is no exception"),
+        ("        a: a number.\n        *rest: more of them.\n", "", "no entry indented by four"),
+    ],
+)
+def test_a_bad_docstring_is_noticed(old: str, new: str, fault: str) -> None:
+    assert GOOD.count(old) == 1
+    found = docstring_faults({"bad.py": ast.parse(GOOD.replace(old, new))})
+    assert len(found) == 1 and fault in found[0]
+
+
+# -- workflows, hooks, pins -------------------------------------------------------------------------------------------
+
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+def steps(workflow: dict[str, Any]) -> list[dict[str, Any]]:
+    return [step for job in workflow["jobs"].values() for step in job["steps"]]
+
+
+def make_targets(makefile: str) -> set[str]:
+    return set(" ".join(re.findall(r"^([\w -]+):(?!=)", makefile, re.MULTILINE)).split())
+
+
+def missing_targets(workflow: dict[str, Any], makefile: str) -> set[str]:
+    """Targets of ``make`` that a workflow runs and the Makefile does not have."""
+    commands = "\n".join(step["run"] for step in steps(workflow) if "run" in step)
+    used = re.findall(r"^make ([\w-]+)", commands, re.MULTILINE)
+    assert used, "no command of a workflow begins with make"
+    return set(used) - make_targets(makefile)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_run_what_the_makefile_has(path: Path) -> None:
+    workflow = yaml.safe_load(path.read_text())
+    assert missing_targets(workflow, (ROOT / "Makefile").read_text()) == set()
+    pins = [step["uses"] for step in steps(workflow) if "uses" in step]
+    assert [pin for pin in pins if not re.fullmatch(r"[\w-]+/[\w-]+@v\d+", pin)] == []
+
+
+def test_a_missing_target_is_noticed() -> None:
+    workflow = {"jobs": {"a": {"steps": [{"run": "make test"}, {"run": "make tests"}]}}}
+    assert missing_targets(workflow, "test test-all: x\n\ty\nVENV := z\n") == {"tests"}
+
+
+def constraints() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = (re.match(r"([\w.-]+)==([\w.]+)", line) for line in lines)
+    return {normalized(pin[1]): pin[2] for pin in pins if pin}
+
+
+def normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_hooks_have_the_versions_of_the_constraints() -> None:
+    repositories = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    ruff = next(repository for repository in repositories if "ruff" in repository["repo"])
+    assert ruff["rev"] == f"v{constraints()['ruff']}"
+
+
+def test_every_requirement_is_pinned() -> None:
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    strings = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    required = {
+        normalized(match[1]) for text in strings if (match := re.fullmatch(r"([\w-]+)(?:\[\w+\])?>=[\d.]+", text))
+    }
+    assert "torch" in required
+    # Optional and of the user's own choice, so not among the versions that the tests are run with.
+    assert required - constraints().keys() <= {"huggingface-hub", "submitit"}
