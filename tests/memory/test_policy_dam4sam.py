@@ -13,7 +13,6 @@ from streams import TOKENS, at, begin, entry, furthest, hypotheses, reads, recta
 
 from sam2_mem.memory.policies.dam4sam import DAM4SAM, DistractorBank, box_overlap
 from sam2_mem.memory.policies.fifo import FIFO
-from sam2_mem.memory.tokens import token_count
 from sam2_mem.types import FrameContext, Hypotheses, MaskSelection
 
 LIKE_FIFO = {"max_box_overlap": 0.0, "memory_temporal_stride_for_eval": 1, "only_visible": False}
@@ -89,7 +88,7 @@ def test_prompts_anywhere_and_time_running_backwards() -> None:
     found = reads(policy, state, at(10, reverse=True))[0]
     assert found.prompts == [30, 43]
     assert [(f, s) for f, s, _ in found.maps if s != -1] == [(11, 0), (15, 1), (20, 2), (25, 3), (35, 4)]
-    assert dict((f, round(offset * 15)) for f, offset, _ in found.pointers)[30] == 20
+    assert {f: round(offset * 15) for f, offset, _ in found.pointers}[30] == 20
 
 
 def test_a_later_prompt_is_read_at_once() -> None:
@@ -223,7 +222,7 @@ def test_memory_is_bounded() -> None:
             state = policy.prompt(state, at(t), entry(t, prompt=True))
             continue
         state, _ = track(policy, state, at(t), (PUZZLE, PLAIN, GONE)[rng.choice(3, p=[0.4, 0.4, 0.2])])
-        most = max(most, token_count(policy.held(state)))
+        most = max(most, state.token_count())
         assert len(state.areas) <= 10 and len(state.all_entries()) < 120
     assert most <= policy.capacity(TOKENS)
     assert most > 20 * TOKENS, "control: there is something to bound"
@@ -242,7 +241,7 @@ class Literal:
         self.last_added = -1
 
     def read(self, t: int) -> tuple[list[int], list[int], list[int]]:
-        anchors = [0] + [f for f in self.drm[1:] if f != t - 1][-3:]
+        anchors = [0, *[f for f in self.drm[1:] if f != t - 1][-3:]]
         recent: list[int] = []
         p = t - 1
         while p > 0 and (not self.visible[p] or (p in self.drm and p != t - 1)):
@@ -381,6 +380,6 @@ def test_wrong_values(wrong: dict) -> None:
 def test_tracking_can_go_on_after_a_frame_without_the_object() -> None:
     policy = DAM4SAM()
     state = tracked(policy, range(1, 50), gone=range(40, 50))
-    assert policy.can_resume(state, at(50))
-    assert not policy.can_resume(state, at(38)), "control"
-    assert policy.can_resume(policy.moved(state, 100), at(150))
+    assert state.can_resume(at(50))
+    assert not state.can_resume(at(38)), "control"
+    assert state.shift_frames(100).can_resume(at(150))

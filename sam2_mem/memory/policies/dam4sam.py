@@ -9,13 +9,16 @@ from statistics import median
 
 import cv2
 import numpy as np
+from typing_extensions import Self
 
-from sam2_mem.memory.policy import Bank, MemoryPolicy, best_candidate, drop, put
-from sam2_mem.memory.reading import add_prompt, anchors_of, pointer_window
-from sam2_mem.memory.trace import Action, Cause, Change, EntryInfo, Reason, TraceEvent, entry_infos, with_reasons
+from sam2_mem.memory.bank import Bank, drop, put, shifted
+from sam2_mem.memory.policy import MemoryPolicy, best_candidate, setting
+from sam2_mem.memory.reading import anchors_of, pointer_window
+from sam2_mem.memory.trace import Action, EntryInfo, Reason, entry_infos
 from sam2_mem.types import (
     PROMPT_SLOT,
     CandidateId,
+    Entry,
     FrameContext,
     Hypotheses,
     MaskSelection,
@@ -27,9 +30,15 @@ from sam2_mem.types import (
 
 @dataclass(frozen=True, eq=False)
 class DistractorBank(Bank):
-    """``entries`` is the recent memory, ``resolved`` the frames promoted out of it, both sorted by frame; ``areas`` the
-    (step, pixels) of the latest visible masks, a step being a tracked frame; ``promoted_at`` the step of the latest
-    promotion; ``latest`` the frame tracked last."""
+    """A state whose ``entries`` are the recent memory.
+
+    Attributes:
+        resolved: frames promoted out of it, sorted by frame.
+        steps: tracked frames so far.
+        areas: (step, pixels) of the latest visible masks.
+        promoted_at: step of the latest promotion.
+        latest: frame tracked last.
+    """
 
     resolved: tuple[MemoryEntry, ...] = ()
     steps: int = 0
@@ -37,8 +46,38 @@ class DistractorBank(Bank):
     promoted_at: int | None = None
     latest: int | None = None
 
-    def all_entries(self) -> tuple[MemoryEntry, ...]:
-        return self.prompts + self.resolved + self.entries
+    def all_entries(self) -> tuple[Entry, ...]:
+        return (*self.prompts, *self.resolved, *self.entries, *self.pointers)
+
+    def can_resume(self, frame: FrameContext) -> bool:
+        """As in :class:`~sam2_mem.memory.bank.Bank`, and after a frame without the object, which leaves nothing in
+        memory."""
+        just_tracked = self.latest is not None and frame.age(self.latest) == 1
+        return just_tracked or super().can_resume(frame)
+
+    def without(self, frame: int) -> Self:
+        return replace(super().without(frame), resolved=drop(self.resolved, frame))
+
+    def forget(self, frame: int, radius: int) -> Self:
+        resolved = tuple(e for e in self.resolved if abs(e.frame - frame) > radius)
+        return replace(super().forget(frame, radius), resolved=resolved)
+
+    def shift_frames(self, by: int) -> Self:
+        latest = None if self.latest is None else self.latest + by
+        return replace(super().shift_frames(by), resolved=shifted(self.resolved, by), latest=latest)
+
+
+@dataclass(frozen=True)
+class PromotionSelection(MaskSelection):
+    """A selection with what is known of its mask.
+
+    Attributes:
+        area: pixels of the mask, 0 for an absent object.
+        reason: why the frame is promoted, or not, or not remembered at all.
+    """
+
+    area: int = 0
+    reason: Reason | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +97,6 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
     8-connected part of a \\ m, the box of m covers at most ``max_box_overlap`` of the box of m and c together. Its
     memory is made from the hard mask. On the next frame it still is recent memory; it changes over on the frame after.
 
-    Attributes:
-        num_maskmem: maps read, 7. max_cond_frames_in_attn: of the distractor-resolving memory, 4, the first prompt
-            included.
-        memory_temporal_stride_for_eval: frames, 5.
-        min_iou: predicted IoU, 0.8. min_area_ratio, max_area_ratio: 0.8 and 1.2. area_count: 10 frames. area_window:
-            300 frames. min_gap: 5 frames. max_box_overlap: share of the joint box, 0.7; 0 promotes nothing.
-        only_visible: frames without the object are neither remembered nor is their pointer read.
-        max_obj_ptrs_in_encoder, only_obj_ptrs_in_the_past_for_eval, max_prompts: as in FIFO.
-
     With ``max_box_overlap`` 0, ``memory_temporal_stride_for_eval`` 1 and ``only_visible`` false this is FIFO, as long
     as an object has one prompt and time does not turn round.
 
@@ -76,44 +106,46 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
     of the video (all thresholds are free of scale); time is measured in tracked frames of this object; promoted frames
     that can no longer be read are dropped and do not return as recent memory; the pointer time span is constant, also
     on a stream; frames read as prompts take no place in the recent memory.
+
+    Attributes:
+        num_maskmem: maps read, 7.
+        max_cond_frames_in_attn: of the distractor-resolving memory, 4, the first prompt included.
+        memory_temporal_stride_for_eval: frames, 5.
+        min_iou: predicted IoU, 0.8.
+        min_area_ratio: share of the usual area, 0.8.
+        max_area_ratio: share of the usual area, 1.2.
+        area_count: frames in the usual area, 10.
+        area_window: tracked frames it may reach back, 300.
+        min_gap: tracked frames, 5.
+        max_box_overlap: share of the joint box, 0.7; 0 promotes nothing.
+        only_visible: frames without the object are neither remembered nor is their pointer read.
+        only_obj_ptrs_in_the_past_for_eval: as in FIFO.
     """
 
     num_maskmem: int = 7
-    max_cond_frames_in_attn: int = 4
-    memory_temporal_stride_for_eval: int = 5
+    max_cond_frames_in_attn: int = setting(4, at_least=1)
+    memory_temporal_stride_for_eval: int = setting(5, at_least=1)
     min_iou: float = 0.8
-    min_area_ratio: float = 0.8
+    min_area_ratio: float = setting(0.8, at_least=0.0)
     max_area_ratio: float = 1.2
-    area_count: int = 10
-    area_window: int = 300
+    area_count: int = setting(10, at_least=1)
+    area_window: int = setting(300, at_least=1)
     min_gap: int = 5
-    max_box_overlap: float = 0.7
+    max_box_overlap: float = setting(0.7, at_least=0.0, at_most=1.0)
     only_visible: bool = True
-    max_obj_ptrs_in_encoder: int = 16
     only_obj_ptrs_in_the_past_for_eval: bool = True
-    max_prompts: int = 32
 
     def __post_init__(self) -> None:
-        for name in (
-            "max_cond_frames_in_attn",
-            "memory_temporal_stride_for_eval",
-            "area_count",
-            "area_window",
-            "max_obj_ptrs_in_encoder",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
+        super().__post_init__()
         if self.num_maskmem <= self.max_cond_frames_in_attn:
-            least = self.max_cond_frames_in_attn + 1
-            raise ValueError(f"expected num_maskmem >= max_cond_frames_in_attn + 1 = {least}, got {self.num_maskmem}")
-        if not 0 <= self.min_area_ratio <= self.max_area_ratio:
+            smallest = self.max_cond_frames_in_attn + 1
+            raise ValueError(
+                f"expected num_maskmem >= max_cond_frames_in_attn + 1 = {smallest}, got {self.num_maskmem}"
+            )
+        if not self.min_area_ratio <= self.max_area_ratio:
             raise ValueError(
                 f"expected min_area_ratio in 0..max_area_ratio, got {self.min_area_ratio} beside {self.max_area_ratio}"
             )
-        if not 0 <= self.max_box_overlap <= 1:
-            raise ValueError(f"expected max_box_overlap in 0..1, got {self.max_box_overlap}")
-        if self.max_prompts < 2:
-            raise ValueError(f"expected max_prompts >= 2, got {self.max_prompts}")
 
     def capacity(self, tokens_per_map: int) -> int:
         """Prompts, and on both sides of the current frame, the earliest and the last prompt what one read can reach of
@@ -121,93 +153,101 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
         per_side = self.num_maskmem + self.max_cond_frames_in_attn - 1
         return tokens_per_map * (self.max_prompts + 3 * 2 * per_side + 1)
 
+    def new_state(self, frame: FrameContext) -> DistractorBank:
+        return DistractorBank()
+
     # -- reading ------------------------------------------------------------------------------------------------
 
-    def prompt(self, state: DistractorBank | None, frame: FrameContext, entry: MemoryEntry) -> DistractorBank:
-        state = DistractorBank() if state is None else state
-        return replace(
-            state,
-            prompts=add_prompt(state.prompts, entry, self.max_prompts),
-            entries=drop(state.entries, entry.frame),
-            resolved=drop(state.resolved, entry.frame),
-        )
-
     def read(self, state: DistractorBank, frame: FrameContext) -> Sequence[MemoryRead]:
-        anchors = self._anchors(state, frame)
-        recent = self._recent(state, frame, self.num_maskmem - len(anchors))
-        items = [ReadItem(e.tokens, PROMPT_SLOT) for e in anchors if e.tokens is not None]
-        items += [ReadItem(e.tokens, slot) for slot, e in reversed(list(enumerate(recent))) if e.tokens is not None]
-        read = {e.frame for e in anchors}
-        tracked = {e.frame: e for e in (*state.prompts, *state.resolved, *state.entries) if self._usable(e)}
+        resolving = self._distractor_resolving(state, frame)
+        recent = self._recent(state, frame, self.num_maskmem - len(resolving))
+        items = [ReadItem(e.tokens, PROMPT_SLOT) for e in resolving]
+        for slot, entry in reversed(list(enumerate(recent))):
+            if isinstance(entry, MemoryEntry):
+                items.append(ReadItem(entry.tokens, slot))
+        frames = {e.frame for e in resolving}
         pointers = pointer_window(
-            anchors,
-            {f: e for f, e in tracked.items() if f not in read},
+            resolving,
+            {e.frame: e for e in state.all_entries() if e.frame not in frames and self._usable(e)},
             frame,
             max_obj_ptrs=self.max_obj_ptrs_in_encoder,
             past_only=self.only_obj_ptrs_in_the_past_for_eval,
         )
         return (MemoryRead(items=tuple(items), pointers=tuple(pointers)),)
 
-    def _usable(self, entry: MemoryEntry) -> bool:
+    def _usable(self, entry: Entry) -> bool:
         return entry.area > 0 or not self.only_visible
 
-    def _anchors(self, state: DistractorBank, frame: FrameContext) -> list[MemoryEntry]:
-        """The first prompt, then the nearest others, sorted by frame; a promoted frame waits until it is two frames
-        old."""
+    def _distractor_resolving(self, state: DistractorBank, frame: FrameContext) -> list[MemoryEntry]:
+        """The first prompt, then the nearest of the other prompts and promoted frames, sorted by frame; a promoted frame
+        waits until it is two frames old."""
         first = state.prompts[-1 if frame.reverse else 0]
-        others = [p for p in state.prompts if p is not first]
-        others += [e for e in state.resolved if frame.age(e.frame) > 1]
-        others.sort(key=lambda e: abs(frame.age(e.frame)))
-        return sorted([first, *others[: self.max_cond_frames_in_attn - 1]], key=lambda e: e.frame)
+        candidates = [p for p in state.prompts if p is not first]
+        candidates += [e for e in state.resolved if frame.age(e.frame) > 1]
+        candidates.sort(key=lambda e: abs(frame.age(e.frame)))
+        return sorted([first, *candidates[: self.max_cond_frames_in_attn - 1]], key=lambda e: e.frame)
 
-    def _recent(self, state: DistractorBank, frame: FrameContext, most: int) -> list[MemoryEntry]:
-        """Up to ``most`` frames of recent memory, newest first."""
-        waiting = [e for e in state.resolved if frame.age(e.frame) == 1]
-        past = {frame.age(e.frame): e for e in (*state.entries, *waiting) if self._usable(e)}
-        ages = sorted(age for age in past if age > 0)
-        return [past[age] for age in ages if age == ages[0] or self._on_stride(past[age])][:most]
+    def _recent(self, state: DistractorBank, frame: FrameContext, max_frames: int) -> list[Entry]:
+        """Up to ``max_frames`` frames of recent memory, newest first."""
+        entries = list(state.tracked().values())
+        entries += [e for e in state.resolved if frame.age(e.frame) == 1]
+        by_age = {frame.age(e.frame): e for e in entries if self._usable(e)}
+        ages = sorted(age for age in by_age if age > 0)
+        return [by_age[age] for age in ages if age == ages[0] or self._on_stride(by_age[age])][:max_frames]
 
-    def _on_stride(self, entry: MemoryEntry) -> bool:
+    def _on_stride(self, entry: Entry) -> bool:
         return entry.frame % self.memory_temporal_stride_for_eval == 0
 
     # -- choosing -----------------------------------------------------------------------------------------------
 
-    def choose(self, state: DistractorBank, frame: FrameContext, hypotheses: Hypotheses) -> MaskSelection:
+    def choose(self, state: DistractorBank, frame: FrameContext, hypotheses: Hypotheses) -> PromotionSelection:
         best = best_candidate(hypotheses)
         area = self._area(hypotheses, best)
         if self.only_visible and area == 0:
-            return MaskSelection(output=best, remember=())
-        promoted = self._may_promote(state, hypotheses, best, area) and self._sees_another(hypotheses, best)
-        return MaskSelection(output=best, remember=(replace(best, binarize=promoted),))
+            score, limit = hypotheses.objectness[best.pathway], self.min_obj_score_logits
+            absent = Reason(frame.index, "the object is absent", score, limit, Action.REJECTED)
+            return PromotionSelection(best, (), area=area, reason=absent)
+        reason = self._promotion(state, frame.index, hypotheses, best, area)
+        remembered = replace(best, binarize=reason.action is Action.PROMOTED)
+        return PromotionSelection(best, (remembered,), area=area, reason=reason)
 
-    def _area(self, hypotheses: Hypotheses, pick: CandidateId) -> int:
+    def _area(self, hypotheses: Hypotheses, candidate: CandidateId) -> int:
         """Pixels of the mask, 0 for an absent object."""
-        if hypotheses.objectness[pick.pathway] <= self.min_obj_score_logits:
+        if hypotheses.objectness[candidate.pathway] <= self.min_obj_score_logits:
             return 0
-        mask = hypotheses.masks[pick.pathway, pick.candidate]
+        mask = hypotheses.masks[candidate.pathway, candidate.candidate]
         if hypotheses.areas is None:
             return int((mask > 0).sum())
-        return round(hypotheses.areas[pick.pathway][pick.candidate] * mask.numel())
+        return round(hypotheses.areas[candidate.pathway][candidate.candidate] * mask.numel())
 
-    def _may_promote(self, state: DistractorBank, hypotheses: Hypotheses, pick: CandidateId, area: int) -> bool:
-        """The conditions that need no pixels."""
-        rested = state.promoted_at is None or state.steps + 1 - state.promoted_at > self.min_gap
-        good = hypotheses.iou[pick.pathway][pick.candidate] > self.min_iou
-        if area == 0 or state.steps == 0 or not (rested and good):
-            return False
-        usual = median(a for _, a in self._areas_with(state, area))
-        return self.min_area_ratio <= area / usual <= self.max_area_ratio
+    def _promotion(
+        self, state: DistractorBank, now: int, hypotheses: Hypotheses, candidate: CandidateId, area: int
+    ) -> Reason:
+        """That the frame is promoted, or the first condition that it does not meet; pixels are looked at last."""
+        iou = hypotheses.iou[candidate.pathway][candidate.candidate]
+        gap = None if state.promoted_at is None else state.steps + 1 - state.promoted_at
+        if state.steps == 0:
+            return Reason(now, "recent memory; the first tracked frame is never promoted")
+        if gap is not None and gap <= self.min_gap:
+            return Reason(now, "recent memory; too soon after the last promotion, in frames", gap, self.min_gap)
+        if not iou > self.min_iou:
+            return Reason(now, "recent memory; predicted IoU not above its threshold", iou, self.min_iou)
+        ratio = area / median(a for _, a in self._areas_with(state, area)) if area else 0.0
+        if not area or not self.min_area_ratio <= ratio <= self.max_area_ratio:
+            return Reason(now, "recent memory; unusual size, as a share of the usual one", ratio)
+        overlap, limit = least_box_overlap(hypotheses, candidate), self.max_box_overlap
+        if not overlap <= limit:
+            return Reason(now, "recent memory; no distractor in sight: box overlap of the alternatives", overlap, limit)
+        text = "tells the object from a distractor: box overlap with it"
+        return Reason(now, text, overlap, limit, Action.PROMOTED)
 
     def _areas_with(self, state: DistractorBank, area: int) -> tuple[tuple[int, int], ...]:
         """The history of visible areas with this frame's."""
-        now = state.steps + 1
-        recent = [(step, a) for step, a in state.areas if now - step < self.area_window]
+        step = state.steps + 1
+        recent = [(s, a) for s, a in state.areas if step - s < self.area_window]
         if area > 0:
-            recent.append((now, area))
+            recent.append((step, area))
         return tuple(recent[-self.area_count :])
-
-    def _sees_another(self, hypotheses: Hypotheses, pick: CandidateId) -> bool:
-        return least_box_overlap(hypotheses, pick) <= self.max_box_overlap
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -216,123 +256,64 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
         state: DistractorBank,
         frame: FrameContext,
         hypotheses: Hypotheses,
-        choice: MaskSelection,
+        selection: MaskSelection,
         entries: Sequence[MemoryEntry],
     ) -> DistractorBank:
-        recent, resolved = drop(state.entries, frame.index), drop(state.resolved, frame.index)
-        promoted = any(pick.binarize for pick in choice.remember)
-        for entry in entries:
-            recent, resolved = (recent, put(resolved, entry)) if promoted else (put(recent, entry), resolved)
-        step = state.steps + 1
-        grown = replace(
-            state,
-            entries=recent,
-            resolved=resolved,
+        assert isinstance(selection, PromotionSelection) and selection.reason is not None, "a selection of this policy"
+        step, reasons = state.steps + 1, [selection.reason]
+        updated = replace(
+            state.forget(frame.index, 0),
             steps=step,
-            areas=self._areas_with(state, self._area(hypotheses, choice.output)),
-            promoted_at=step if promoted else state.promoted_at,
+            areas=self._areas_with(state, selection.area),
             latest=frame.index,
         )
-        return self._evicted(grown)
+        if selection.reason.action is Action.PROMOTED:
+            reasons.append(Reason(frame.index, "distractor-resolving memory"))
+            updated = replace(updated, resolved=put(updated.resolved, entries[0]), promoted_at=step)
+        else:
+            updated = updated.add(*entries)
+        return replace(self._evict(updated, frame.index), reasons=tuple(reasons))
 
-    def _evicted(self, state: DistractorBank) -> DistractorBank:
-        anchors = anchors_of(state.prompts, state.latest)
-        whole = _nearest([e for e in state.entries if self._usable(e)], anchors, 1)
-        on_stride = [e for e in state.entries if self._usable(e) and self._on_stride(e)]
-        whole |= _nearest(on_stride, anchors, self.num_maskmem - 1)
+    def _evict(self, state: DistractorBank, now: int) -> DistractorBank:
+        anchors = anchors_of(state, now)
+        tracked = state.tracked()
+        usable = [e for e in tracked.values() if self._usable(e)]
+        readable = _nearest(usable, anchors, 1)
+        readable |= _nearest([e for e in usable if self._on_stride(e)], anchors, self.num_maskmem - 1)
         reach = self.max_obj_ptrs_in_encoder - 1
-        kept = [
-            e if e.frame in whole else e.without_tokens()
-            for e in state.entries
-            if e.frame in whole or min(abs(e.frame - a) for a in anchors) <= reach
-        ]
-        older = [e for e in state.resolved if e.frame != state.latest]
-        held = _nearest(older, anchors, self.max_cond_frames_in_attn - 1) | {state.latest}
-        return replace(state, entries=tuple(kept), resolved=tuple(e for e in state.resolved if e.frame in held))
+        within_reach = {f for f in tracked if min(abs(f - a) for a in anchors) <= reach}
+        promoted = _nearest([e for e in state.resolved if e.frame != now], anchors, self.max_cond_frames_in_attn - 1)
+        resolved = tuple(e for e in state.resolved if e.frame == now or e.frame in promoted)
+        return replace(state.keep(tokens=readable, pointers=within_reach), resolved=resolved)
 
-    # -- other verbs --------------------------------------------------------------------------------------------
-
-    def forget(self, state: DistractorBank, frame: int, radius: int) -> DistractorBank:
-        far = tuple(e for e in state.resolved if abs(e.frame - frame) > radius)
-        return replace(super().forget(state, frame, radius), resolved=far)
-
-    def moved(self, state: DistractorBank, by: int) -> DistractorBank:
-        return replace(
-            super().moved(state, by),
-            resolved=tuple(replace(e, frame=e.frame + by) for e in state.resolved),
-            latest=None if state.latest is None else state.latest + by,
-        )
-
-    def can_resume(self, state: DistractorBank, frame: FrameContext) -> bool:
-        """Also after a frame without the object, which leaves nothing in memory."""
-        just_tracked = state.latest is not None and frame.age(state.latest) == 1
-        return just_tracked or super().can_resume(state, frame)
-
-    # -- reasons ------------------------------------------------------------------------------------------------
-
-    def notes(self, state: DistractorBank, frame: FrameContext) -> Sequence[EntryInfo]:
+    def entry_infos(self, state: DistractorBank, frame: FrameContext) -> Sequence[EntryInfo]:
         resolved = {e.frame for e in state.resolved}
         kind = lambda e: "distractor-resolving" if e.frame in resolved else "recent"  # noqa: E731
-        scores = {e.frame: e.iou for e in (*state.resolved, *state.entries) if e.tokens is not None}
-        return entry_infos(self.held(state), kind, scores, "predicted IoU")
-
-    def explain(self, change: Change) -> Sequence[TraceEvent]:
-        events, now = super().explain(change), change.frame.index
-        if change.cause is not Cause.WRITE:
-            return events
-        if not change.entries:
-            absent = Reason("the object is absent", change.shown_objectness, self.min_obj_score_logits)
-            told = [e for e in events if e.action is not Action.REJECTED]
-            return [*told, absent.event(Action.REJECTED, now)]
-        if change.after.promoted_at != change.before.promoted_at:
-            overlap = least_box_overlap(change.hypotheses, change.shown)
-            why = Reason("tells the object from a distractor: box overlap with it", overlap, self.max_box_overlap)
-            return [
-                *with_reasons(events, came={now: Reason("distractor-resolving memory")}),
-                why.event(Action.PROMOTED, now),
-            ]
-        return with_reasons(events, came={now: self._not_promoted(change)})
-
-    def _not_promoted(self, change: Change) -> Reason:
-        """The first condition of promotion that a frame in recent memory does not meet."""
-        state, hypotheses, pick = change.before, change.hypotheses, change.shown
-        rest = None if state.promoted_at is None else state.steps + 1 - state.promoted_at
-        if state.steps == 0:
-            return Reason("recent memory; the first tracked frame is never promoted")
-        if rest is not None and rest <= self.min_gap:
-            return Reason("recent memory; too soon after the last promotion, in frames", rest, self.min_gap)
-        if change.shown_iou <= self.min_iou:
-            return Reason("recent memory; predicted IoU not above its threshold", change.shown_iou, self.min_iou)
-        area = self._area(hypotheses, pick)
-        usual = median(a for _, a in self._areas_with(state, area)) if area else 0
-        if not usual or not self.min_area_ratio <= area / usual <= self.max_area_ratio:
-            ratio = area / usual if usual else 0.0
-            return Reason("recent memory; unusual size, as a share of the usual one", ratio)
-        overlap = least_box_overlap(hypotheses, pick)
-        limit = self.max_box_overlap
-        return Reason("recent memory; no distractor in sight: box overlap of the alternatives", overlap, limit)
+        scores = {e.frame: e.iou for e in (*state.resolved, *state.entries)}
+        return entry_infos(state.all_entries(), kind, scores, "predicted IoU")
 
 
-def least_box_overlap(hypotheses: Hypotheses, pick: CandidateId) -> float:
-    """:func:`box_overlap` of the picked mask with the alternative that shows most beside it; 1 without alternatives."""
-    masks = (hypotheses.masks[pick.pathway] > 0).cpu().numpy()
-    chosen, others = masks[pick.candidate], np.delete(masks, pick.candidate, axis=0)
-    return min((box_overlap(chosen, other) for other in others), default=1.0)
+def least_box_overlap(hypotheses: Hypotheses, candidate: CandidateId) -> float:
+    """:func:`box_overlap` of a candidate's mask with the alternative that shows most beside it; 1 without alternatives."""
+    masks = (hypotheses.masks[candidate.pathway] > 0).cpu().numpy()
+    chosen, alternatives = masks[candidate.candidate], np.delete(masks, candidate.candidate, axis=0)
+    return min((box_overlap(chosen, mask) for mask in alternatives), default=1.0)
 
 
-def _nearest(entries: Sequence[MemoryEntry], anchors: set[int], most: int) -> set[int]:
-    """Frames of the ``most`` entries nearest to each anchor on either side."""
+def _nearest(entries: Sequence[Entry], anchors: set[int], count: int) -> set[int]:
+    """Frames of the ``count`` entries nearest to each anchor on either side."""
     frames = sorted(e.frame for e in entries)
-    near = set()
+    nearest: set[int] = set()
     for anchor in anchors:
-        near.update([f for f in reversed(frames) if f <= anchor][:most], [f for f in frames if f >= anchor][:most])
-    return near
+        before, after = [f for f in reversed(frames) if f <= anchor], [f for f in frames if f >= anchor]
+        nearest.update(before[:count], after[:count])
+    return nearest
 
 
-def box_overlap(chosen: np.ndarray, other: np.ndarray) -> float:
-    """IoU of the box of ``chosen`` (h, w) bool and of the box of it with the largest part that ``other`` adds; 1 where
+def box_overlap(chosen: np.ndarray, alternative: np.ndarray) -> float:
+    """IoU of the box of ``chosen`` (h, w) bool and of the box of it with the largest part that ``alternative`` adds; 1 where
     it adds nothing. Boxes are counted in whole pixels."""
-    part = _largest_part(other & ~chosen)
+    part = _largest_part(alternative & ~chosen)
     if part is None:
         return 1.0
     return _box_area(chosen) / _box_area(chosen | part)
