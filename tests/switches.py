@@ -16,7 +16,7 @@ from sam2_mem.model.attention_operators import Auto, Exact
 from sam2_mem.model.memory_attention import MemoryAttention
 from sam2_mem.model.rope import Rotation
 from sam2_mem.model.trunks import hiera
-from sam2_mem.tracking import tracker
+from sam2_mem.tracking import batching
 
 
 def rotary_by_parts() -> AbstractContextManager:
@@ -78,7 +78,7 @@ def fine_maps_at_full_width() -> AbstractContextManager:
 
 def all_rows_together() -> AbstractContextManager:
     """Batches of any size on a CPU."""
-    return patch.object(tracker, "CPU_BATCH", 1 << 40)
+    return patch.object(batching, "CPU_BATCH", 1 << 40)
 
 
 SWITCHES: dict[str, Callable[[], AbstractContextManager]] = {

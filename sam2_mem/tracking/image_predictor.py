@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_mem.model.sam2 import SAM2
-from sam2_mem.tracking.mask_postprocessing import fill_holes, remove_regions
+from sam2_mem.tracking.mask_postprocessing import clean_masks
 from sam2_mem.types import FrameFeatures
 from sam2_mem.video.frame import to_rgb
 from sam2_mem.video.resize import MEAN, STD
@@ -149,8 +149,7 @@ class SAM2ImagePredictor:
     def _finished(self, logits: Tensor, return_logits: bool) -> Tensor:
         """(B, M, h, w) -> (B, M, H, W) at the size of the image."""
         shape = logits.shape
-        clean = fill_holes(logits.flatten(0, 1), self.max_hole_area)
-        clean = remove_regions(clean, self.max_sprinkle_area).reshape(shape)
+        clean = clean_masks(logits.flatten(0, 1), self.max_hole_area, self.max_sprinkle_area).reshape(shape)
         large = F.interpolate(clean, size=self._size, mode="bilinear", align_corners=False)
         return large if return_logits else large > self.mask_threshold
 

@@ -28,6 +28,15 @@ def suppress_overlap(logits: Tensor) -> Tensor:
     return torch.where(winner == ids, logits, logits.clamp(max=OVERLAP_LOGIT))
 
 
+def clean_masks(logits: Tensor, max_hole_area: int, max_region_area: int) -> Tensor:
+    """(N, h, w) with small holes filled, then small regions removed; areas in pixels, 0 for never."""
+    if max_hole_area > 0:
+        logits = fill_holes(logits, max_hole_area)
+    if max_region_area > 0:
+        logits = remove_regions(logits, max_region_area)
+    return logits
+
+
 def fill_holes(logits: Tensor, max_area: int) -> Tensor:
     """(N, h, w) with background regions (8-connected) of at most ``max_area`` pixels turned into weak foreground."""
     return _repaint_small(logits, max_area, background=True)
@@ -41,17 +50,14 @@ def remove_regions(logits: Tensor, max_area: int) -> Tensor:
 def _repaint_small(logits: Tensor, max_area: int, *, background: bool) -> Tensor:
     if max_area <= 0 or logits.shape[0] == 0:
         return logits
-    where = (logits <= 0) if background else (logits > 0)
-    small = np.stack([_small_regions(m, max_area) for m in where.cpu().numpy()])
+    masks = ((logits <= 0) if background else (logits > 0)).cpu().numpy()
+    small = np.zeros_like(masks)
+    for number, mask in enumerate(masks):
+        _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+        is_small = stats[:, cv2.CC_STAT_AREA] <= max_area
+        is_small[0] = False  # label 0 is what lies outside the regions
+        small[number] = is_small[labels]
     if not small.any():
         return logits
     value = HOLE_LOGIT if background else -HOLE_LOGIT
     return logits.masked_fill(torch.from_numpy(small).to(logits.device), value)
-
-
-def _small_regions(mask: np.ndarray, max_area: int) -> np.ndarray:
-    """Pixels of ``mask`` (h, w) bool that lie in regions of at most ``max_area`` pixels."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    small = np.zeros(count, dtype=bool)
-    small[1:] = stats[1:, cv2.CC_STAT_AREA] <= max_area
-    return small[labels]

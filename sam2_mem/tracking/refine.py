@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2_mem._moved import renamed
 from sam2_mem.model.sam2 import SAM2, Decoded
 from sam2_mem.tracking.mask_postprocessing import suppress_overlap
 from sam2_mem.tracking.track import MaskOutput, ReferenceAppearance
@@ -25,11 +26,11 @@ EMPTY = 1e-6
 
 
 class Coarse(NamedTuple):
-    """Masks of N objects to refine: ``logits`` (N, h, w), ``looks`` of their first frames, ``conditioned`` (N, Q, C)
+    """Masks of N objects to refine: ``logits`` (N, h, w), ``references`` what they looked like on their first frames, ``conditioned`` (N, Q, C)
     the features they were decoded from."""
 
     logits: Tensor
-    looks: tuple[ReferenceAppearance, ...]
+    references: tuple[ReferenceAppearance, ...]
     conditioned: Tensor
 
 
@@ -146,10 +147,10 @@ class HQRefiner(Refiner):
 
     def _closeness(self, features: FrameFeatures, coarse: Coarse, proposals: Tensor) -> Tensor:
         """Cosines (N, M) of proposals (N, M, h, w) and reference."""
-        centres = torch.stack([look.centre for look in coarse.looks])[:, None]
+        centres = torch.stack([reference.centre for reference in coarse.references])[:, None]
         each = F.normalize(pooled(features, proposals) - centres, dim=-1)
         if self.hq_ref == "first":
-            reference = torch.stack([look.appearance for look in coarse.looks])[:, None] - centres
+            reference = torch.stack([reference.appearance for reference in coarse.references])[:, None] - centres
         else:
             reference = pooled(features, coarse.logits[:, None]) - centres
         return (each * F.normalize(reference, dim=-1)).sum(-1)
@@ -173,7 +174,7 @@ def pooled(features: FrameFeatures, logits: Tensor) -> Tensor:
     return torch.where(total > EMPTY, weights @ feat / total.clamp(min=EMPTY), 0.0)
 
 
-def first_look(features: FrameFeatures, logits: Tensor) -> ReferenceAppearance:
+def reference_appearance(features: FrameFeatures, logits: Tensor) -> ReferenceAppearance:
     """What to compare an object with later, from its first mask (h, w)."""
     return ReferenceAppearance(
         centre=_appearance(features)[0].mean(0), appearance=pooled(features, logits[None, None])[0, 0]
@@ -215,33 +216,41 @@ def refine(
     model: SAM2,
     features: FrameFeatures,
     outputs: Sequence[MaskOutput],
-    looks: Sequence[ReferenceAppearance | None],
+    references: Sequence[ReferenceAppearance | None],
     conditioned: Sequence[Tensor],
 ) -> list[MaskOutput]:
     """Outputs of all objects of a frame with accepted proposals in their place. One transfer from the device.
 
     Args:
-        outputs: after the absent-object gate. looks: of their objects; None is not refined. conditioned: (Q, C) each.
+        refiner: proposes masks.
+        model: the network.
+        features: of the frame.
+        outputs: after the absent-object gate.
+        references: of their objects; None is not refined.
+        conditioned: (Q, C) for each output.
     """
-    which = [i for i, (o, look) in enumerate(zip(outputs, looks)) if o.area > 0 and look is not None]
-    if not which or not refiner.wants(features.index):
+    indices = [i for i, (o, reference) in enumerate(zip(outputs, references)) if o.area > 0 and reference is not None]
+    if not indices or not refiner.wants(features.index):
         return list(outputs)
     logits = torch.stack([o.logits for o in outputs])
-    part = Coarse(logits[which], tuple(looks[i] for i in which), torch.stack([conditioned[i] for i in which]))
-    proposal = refiner.propose(model, features, part)
+    coarse = Coarse(
+        logits[indices], tuple(references[i] for i in indices), torch.stack([conditioned[i] for i in indices])
+    )
+    proposal = refiner.propose(model, features, coarse)
     refined = torch.zeros(len(outputs), dtype=torch.bool, device=logits.device)
-    refined[which] = proposal.accepted
+    refined[indices] = proposal.accepted
     merged = logits.clone()
-    merged[which] = torch.where(proposal.accepted[:, None, None], proposal.logits.to(logits.dtype), part.logits)
+    merged[indices] = torch.where(proposal.accepted[:, None, None], proposal.logits.to(logits.dtype), coarse.logits)
     merged = settle_overlap(merged, refined)
     changed = (merged != logits).flatten(1).any(1)
-    facts = torch.stack([refined.float(), changed.float(), (merged > 0).flatten(1).float().mean(1)], dim=1).tolist()
-    result = [
-        replace(o, logits=m, area=area) if touched else o for o, m, (_, touched, area) in zip(outputs, merged, facts)
-    ]
-    for n, i in enumerate(which):
-        if facts[i][0]:
-            result[i] = _as_refined(refiner, result[i], proposal.pointers[n])
+    areas = (merged > 0).flatten(1).float().mean(1)
+    table = torch.stack([refined.float(), changed.float(), areas], dim=1).tolist()
+    result = []
+    for output, mask, (_, is_changed, area) in zip(outputs, merged, table):
+        result.append(replace(output, logits=mask, area=area) if is_changed else output)
+    for row, i in enumerate(indices):
+        if table[i][0]:
+            result[i] = _as_refined(refiner, result[i], proposal.pointers[row])
     return result
 
 
@@ -252,3 +261,6 @@ def _as_refined(refiner: Refiner, output: MaskOutput, pointer: Tensor) -> MaskOu
         binarize=output.binarize or refiner.hard_memory,
         pointer=pointer.to(output.pointer) if refiner.own_pointer else output.pointer,
     )
+
+
+__getattr__ = renamed(__name__)

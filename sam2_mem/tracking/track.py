@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from sam2_mem._moved import renamed
 from sam2_mem.memory.bank import Bank
-from sam2_mem.types import SensoryUpdate
+from sam2_mem.model.acceleration.transfer import to_device_async
+from sam2_mem.model.sam2 import SAM2
+from sam2_mem.types import ABSENT_LOGIT, CandidateId, Hypotheses, SensoryUpdate
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +32,33 @@ class MaskOutput:
     refined: bool = False
     sensory: Tensor | None = None
     update: SensoryUpdate = SensoryUpdate.NONE
+
+
+def gated_output(
+    model: SAM2,
+    frame: int,
+    hypotheses: Hypotheses,
+    candidate: CandidateId,
+    threshold: float,
+    *,
+    prompted: bool = False,
+) -> MaskOutput:
+    """A candidate after the absent-object gate: where its object score is not above ``threshold``, the mask is empty and
+    the pointer is the learned "no object" pointer."""
+    pathway, number = candidate.pathway, candidate.candidate
+    logits, pointer = hypotheses.masks[pathway, number], hypotheses.pointers[pathway, number]
+    objectness = hypotheses.objectness[pathway]
+    present = objectness > threshold
+    flag = to_device_async([present], pointer.device)
+    return MaskOutput(
+        frame=frame,
+        logits=logits.clone() if present else torch.full_like(logits, ABSENT_LOGIT),
+        pointer=model.gate_pointers(pointer[None], flag)[0],
+        iou=hypotheses.iou[pathway][number],
+        objectness=objectness,
+        area=hypotheses.areas[pathway][number] if present else 0.0,
+        prompted=prompted,
+    )
 
 
 class ReferenceAppearance(NamedTuple):
@@ -87,8 +117,8 @@ class Track:
     """Bookkeeping of one object. Ids never change, positions in a batch do.
 
     ``state`` is None until the first prompt has been taken into memory; ``pending`` holds prompts that have not;
-    ``outputs`` the latest masks and those of prompted frames; ``frozen`` memory is read but no longer written; ``look``
-    is noted where there is a refiner.
+    ``outputs`` the latest masks and those of prompted frames; ``frozen`` memory is read but no longer written; ``reference`` what it
+    looked like on the first frame on which it is visible, where there is a refiner.
     """
 
     obj_id: int
@@ -97,7 +127,7 @@ class Track:
     pending: dict[int, MaskOutput] = field(default_factory=dict)
     tracked: TrackedRanges = field(default_factory=TrackedRanges)
     frozen: bool = False
-    look: ReferenceAppearance | None = None
+    reference: ReferenceAppearance | None = None
 
     def prompted_frames(self) -> set[int]:
         return set() if self.state is None else set(self.state.prompted_frames())

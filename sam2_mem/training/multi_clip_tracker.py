@@ -12,13 +12,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sam2_mem._moved import renamed
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.model.sam2 import SAM2, Decoded
 from sam2_mem.model.tensor_tree import map_tensors
 from sam2_mem.prompts import Prompt
-from sam2_mem.tracking.track import MaskOutput, Track
-from sam2_mem.tracking.tracker import Tracker, TrackerSettings
-from sam2_mem.types import CandidateId, FrameContext, FrameFeatures, MemoryEntry, ReadUsage, RowBatch, Usage
+from sam2_mem.tracking.memory_reader import DecodedBatch, MemoryReader, split_by_track
+from sam2_mem.tracking.memory_writer import MemoryWriter
+from sam2_mem.tracking.prompt_decoder import PromptDecoder, points_at_input_size
+from sam2_mem.tracking.settings import TrackerSettings
+from sam2_mem.tracking.track import MaskOutput, Track, gated_output
+from sam2_mem.tracking.tracker import Tracker
+from sam2_mem.types import CandidateId, FrameContext, FrameFeatures, MemoryEntry, RowBatch, Usage
 
 MaskChange = Callable[[int, Tensor, Sequence[int]], Tensor]
 """(frame, logits (N, h, w), object ids) -> logits (N, h, w): what is put into memory instead of the network's own
@@ -62,11 +67,107 @@ class StackedFeatures(FrameFeatures):
         return FrameFeatures(self.index, self.low[number], self.low_pos, high, self.grid)
 
 
-class LockstepTracker(Tracker):
+class MultiClipPromptDecoder(PromptDecoder):
+    """Answers prompts on the clips of their objects, and keeps what the network said in ``predictions``."""
+
+    def __init__(
+        self,
+        model: SAM2,
+        policy: MemoryPolicy,
+        settings: TrackerSettings,
+        *,
+        clip_of: Sequence[int],
+        predictions: list[ObjectPrediction],
+    ) -> None:
+        super().__init__(model, policy, settings)
+        self.clip_of = clip_of
+        self.predictions = predictions
+
+    def decode(self, track: Track, features: FrameFeatures, prompt: Prompt, context: FrameContext) -> MaskOutput:
+        clip = _stacked(features).clip(self.clip_of[track.obj_id])
+        return super().decode(track, clip, prompt, context)
+
+    def decode_points(self, track: Track, features: FrameFeatures, prompt: Prompt, context: FrameContext) -> Decoded:
+        decoded = super().decode_points(track, features, prompt, context)
+        conditioned = features.low.unsqueeze(0)
+        self.predictions.append(ObjectPrediction(features.index, (track.obj_id,), decoded, conditioned, True))
+        return decoded
+
+
+class MultiClipReader(MemoryReader):
+    """Predicts masks of objects of several clips, and keeps what the network said in ``predictions``."""
+
+    def __init__(
+        self,
+        model: SAM2,
+        policy: MemoryPolicy,
+        settings: TrackerSettings,
+        *,
+        clip_of: Sequence[int],
+        predictions: list[ObjectPrediction],
+    ) -> None:
+        super().__init__(model, policy, settings)
+        self.clip_of = clip_of
+        self.predictions = predictions
+
+    def context_for(self, track: Track, context: FrameContext) -> FrameContext:
+        """A policy sees the clip of its own object."""
+        return replace(context, features=_stacked(context.features).clip(self.clip_of[track.obj_id]))
+
+    def attend_and_decode(
+        self, tracks: Sequence[Track], features: FrameFeatures, rows: RowBatch, usage: Usage
+    ) -> DecodedBatch:
+        obj_ids = tuple(track.obj_id for track in tracks)
+        row_features = _stacked(features).rows([self.clip_of[obj_id] for obj_id in obj_ids])
+        batch = super().attend_and_decode(tracks, row_features, rows, usage)
+        self.predictions.append(ObjectPrediction(features.index, obj_ids, batch.decoded, batch.conditioned, False))
+        return batch
+
+
+class MultiClipWriter(MemoryWriter):
+    """Makes memory of objects of several clips; ``mask_change`` is put between a mask and its memory."""
+
+    def __init__(
+        self,
+        model: SAM2,
+        policy: MemoryPolicy,
+        settings: TrackerSettings,
+        *,
+        clip_of: Sequence[int],
+        mask_change: MaskChange | None,
+    ) -> None:
+        super().__init__(model, policy, settings)
+        self.clip_of = clip_of
+        self.mask_change = mask_change
+
+    def encode_outputs(
+        self, tracks: Sequence[Track], features: FrameFeatures, outputs: Sequence[MaskOutput]
+    ) -> list[MemoryEntry]:
+        row_features = _stacked(features).rows([self.clip_of[track.obj_id] for track in tracks])
+        return super().encode_outputs(tracks, row_features, self._changed(tracks, features.index, outputs))
+
+    def _changed(self, tracks: Sequence[Track], frame: int, outputs: Sequence[MaskOutput]) -> list[MaskOutput]:
+        """Outputs with the masks that memory is to be made of; those in answer to prompts stay as they are."""
+        changed = list(outputs)
+        indices = [i for i, output in enumerate(outputs) if not output.prompted]
+        if self.mask_change is None or not indices:
+            return changed
+        logits = torch.stack([outputs[i].logits for i in indices])
+        obj_ids = [tracks[i].obj_id for i in indices]
+        for i, mask in zip(indices, self.mask_change(frame, logits, obj_ids)):
+            changed[i] = replace(outputs[i], logits=mask)
+        return changed
+
+
+class MultiClipTracker(Tracker):
     """A Tracker of the objects of several clips; frames are :class:`StackedFeatures`.
 
     Args:
-        clip_of: the clip of every object, by object id 0, 1, ... change: noise on the masks that enter memory.
+        model: the network.
+        policy: how every object remembers.
+        clip_of: the clip of every object, by object id 0, 1, ...
+        settings: of the tracker.
+        change: of the masks that enter memory.
     """
 
     def __init__(
@@ -81,85 +182,56 @@ class LockstepTracker(Tracker):
         if policy.needs.summary:
             name = type(policy).__name__
             raise ValueError(f"expected a policy that needs no pooled features, got {name}; train with another")
-        super().__init__(model, policy, settings=settings)
+        settings = TrackerSettings() if settings is None else settings
         self.clip_of = tuple(clip_of)
-        self.noise = change
-        self.sightings: list[ObjectPrediction] = []
+        self.predictions: list[ObjectPrediction] = []
+        recording = {"clip_of": self.clip_of, "predictions": self.predictions}
+        super().__init__(
+            model,
+            policy,
+            settings=settings,
+            prompt_decoder=MultiClipPromptDecoder(model, policy, settings, **recording),
+            reader=MultiClipReader(model, policy, settings, **recording),
+            writer=MultiClipWriter(model, policy, settings, clip_of=self.clip_of, mask_change=change),
+        )
 
     def detach(self) -> None:
-        """Cut the graph: what is remembered from here on is data. Sightings so far are dropped."""
-        made: dict[int, object] = {}
+        """Cut the graph: what is remembered from here on is data. Predictions so far are dropped."""
+        memo: dict[int, object] = {}
 
         def cut(tensor: Tensor) -> Tensor:
             return tensor.detach() if tensor.requires_grad else tensor
 
         for track in self.tracks.values():
             track.state, track.outputs, track.pending = (
-                map_tensors(v, cut, made) for v in (track.state, track.outputs, track.pending)
+                map_tensors(v, cut, memo) for v in (track.state, track.outputs, track.pending)
             )
-        self.sightings.clear()
-
-    def _shown_to(self, track: Track, context: FrameContext) -> FrameContext:
-        """A policy sees the clip of its own object."""
-        return replace(context, features=context.features.clip(self.clip_of[track.obj_id]))
-
-    def preview(self, features: StackedFeatures, prompt: Prompt) -> MaskOutput:
-        return super().preview(features.clip(self.clip_of[prompt.obj_id]), prompt)
+        self.predictions.clear()
 
     def prompt_masks(self, features: StackedFeatures, masks: Tensor, obj_ids: Sequence[int]) -> None:
         """Mask prompts of R objects at once, masks (R, S, S) of 0 and 1; :meth:`commit` takes them into memory."""
         rows = features.rows([self.clip_of[i] for i in obj_ids])
         decoded = self.model.masks_as_output(rows, masks)
-        seen = self._seen([decoded], [None], [((0, r),) for r in range(len(obj_ids))])
-        for obj_id, one in zip(obj_ids, seen):
-            found = one.candidate(CandidateId(0, 0))
-            self.track(obj_id).pending[features.index] = self._output(features.index, found, 0.0, prompted=True)
+        split = split_by_track([decoded], [[(0, row)] for row in range(len(obj_ids))])
+        for obj_id, hypotheses in zip(obj_ids, split):
+            output = gated_output(self.model, features.index, hypotheses, CandidateId(0, 0), 0.0, prompted=True)
+            self.track(obj_id).pending[features.index] = output
 
     def answer(self, features: StackedFeatures, prompts: Sequence[Prompt]) -> None:
         """What is seen at R prompts of one kind, on a frame without memory; tracking takes no notice."""
         rows = features.rows([self.clip_of[p.obj_id] for p in prompts])
-        points, labels = (torch.cat(parts) for parts in zip(*(self._points_at_input_size(p) for p in prompts)))
-        several = self.model.candidates.allows(points.shape[1], with_memory=False)
-        plain = self.model.without_memory(rows, len(prompts))
-        decoded = self.model.decode(plain, rows, points=points, labels=labels, candidates=several)
-        self.sightings.append(
-            ObjectPrediction(features.index, tuple(p.obj_id for p in prompts), decoded, rows.low, True)
-        )
+        at_input_size = [points_at_input_size(p, self.model.image_size) for p in prompts]
+        points, labels = (torch.cat(tensors).to(self.model.device) for tensors in zip(*at_input_size))
+        candidates = self.model.candidates.allows(points.shape[1], with_memory=False)
+        conditioned = self.model.without_memory(rows, len(prompts))
+        decoded = self.model.decode(conditioned, rows, points=points, labels=labels, candidates=candidates)
+        obj_ids = tuple(p.obj_id for p in prompts)
+        self.predictions.append(ObjectPrediction(features.index, obj_ids, decoded, rows.low, True))
 
-    def _answer_points(self, track: Track, features: FrameFeatures, prompt: Prompt) -> Decoded:
-        decoded = super()._answer_points(track, features, prompt)
-        self.sightings.append(
-            ObjectPrediction(features.index, (track.obj_id,), decoded, features.low.unsqueeze(0), True)
-        )
-        return decoded
 
-    def _see(
-        self, owners: Sequence[Track], features: StackedFeatures, batch: RowBatch, usage: Usage
-    ) -> tuple[Decoded, tuple[ReadUsage, ...] | None, Tensor]:
-        rows = features.rows([self.clip_of[t.obj_id] for t in owners])
-        several = self.model.candidates.allows(0, with_memory=True)
-        attended = self.model.attend(rows, batch, usage)
-        keep = self.sensory is not None
-        decoded = self.model.decode(attended.features, rows, candidates=several, keep_maps=keep)
-        ids = tuple(t.obj_id for t in owners)
-        self.sightings.append(ObjectPrediction(features.index, ids, decoded, attended.features, False))
-        return decoded, attended.usage, attended.features
+def _stacked(features: FrameFeatures | None) -> StackedFeatures:
+    assert isinstance(features, StackedFeatures), "frames of several clips are StackedFeatures"
+    return features
 
-    def _remember(
-        self, owners: Sequence[Track], features: StackedFeatures, outputs: Sequence[MaskOutput]
-    ) -> list[MemoryEntry]:
-        outputs = self._changed(owners, features.index, outputs)
-        rows = features.rows([self.clip_of[t.obj_id] for t in owners])
-        return super()._remember(owners, rows, outputs)
 
-    def _changed(self, owners: Sequence[Track], frame: int, outputs: Sequence[MaskOutput]) -> list[MaskOutput]:
-        """Outputs with the masks that memory is to be made of; those in answer to prompts stay as they are."""
-        which = [i for i, o in enumerate(outputs) if not o.prompted]
-        if self.noise is None or not which:
-            return list(outputs)
-        logits = torch.stack([outputs[i].logits for i in which])
-        changed = self.noise(frame, logits, [owners[i].obj_id for i in which])
-        result = list(outputs)
-        for i, mask in zip(which, changed):
-            result[i] = replace(outputs[i], logits=mask)
-        return result
+__getattr__ = renamed(__name__)

@@ -17,7 +17,7 @@ from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.tracker import TrackerSettings
 from sam2_mem.training.clips import ClipBatch
 from sam2_mem.training.losses import LossSettings, LossTerms, Prediction, judge
-from sam2_mem.training.multi_clip_tracker import LockstepTracker, MaskChange, ObjectPrediction, StackedFeatures
+from sam2_mem.training.multi_clip_tracker import MaskChange, MultiClipTracker, ObjectPrediction, StackedFeatures
 from sam2_mem.training.noise import MaskNoise, MemoryNoise
 from sam2_mem.training.prompts import PromptMix, box_prompt, click_prompt
 
@@ -82,7 +82,7 @@ class Rollout:
         self._settings = settings
         self._batch = batch
         self._rngs = [rngs[c] for c in batch.clip_of]
-        self._tracker = LockstepTracker(
+        self._tracker = MultiClipTracker(
             model,
             policy,
             clip_of=batch.clip_of,
@@ -103,7 +103,7 @@ class Rollout:
             frames = self._encode(start, min(start + length, times))
             for features in frames:
                 self._advance(features, corrected.get(features.index, ()))
-            yield Segment(list(self._tracker.sightings), len(frames) / times)
+            yield Segment(list(self._tracker.predictions), len(frames) / times)
             self._tracker.detach()
 
     def _advance(self, features: StackedFeatures, corrected: Sequence[int]) -> None:

@@ -32,7 +32,7 @@ from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.memory.trace import Action, TraceRecord
 from sam2_mem.model.distiller import GridTokens, TemporalDistiller
 from sam2_mem.model.sam2 import SAM2
-from sam2_mem.training.multi_clip_tracker import LockstepTracker, StackedFeatures
+from sam2_mem.training.multi_clip_tracker import MultiClipTracker, StackedFeatures
 from sam2_mem.types import (
     MERGED_SLOT,
     PROMPT_SLOT,
@@ -380,11 +380,11 @@ def test_gradients_of_a_later_mask_reach_the_distiller_in_lockstep_training() ->
     model.memory_encoder.distiller.requires_grad_(True)
     with torch.no_grad():
         clip = encode(model, pictures(10))
-    tracker = LockstepTracker(model, build_policy(Distilled(recent=1, slot="learned")), clip_of=(0, 0))
+    tracker = MultiClipTracker(model, build_policy(Distilled(recent=1, slot="learned")), clip_of=(0, 0))
     for index in range(10):
         stacked = StackedFeatures.of([clip[index]], index)
         tracker.step(stacked, [mask_prompt(0), mask_prompt(1, 0, 1)] if index == 0 else [])
-    tracker.sightings[-1].conditioned.square().sum().backward()
+    tracker.predictions[-1].conditioned.square().sum().backward()
     assert any(s.state.tail for s in tracker.tracks.values())
     asleep = [
         n for n, p in model.memory_encoder.distiller.named_parameters() if p.grad is None or not p.grad.abs().max() > 0

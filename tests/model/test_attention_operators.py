@@ -45,7 +45,7 @@ from sam2_mem.model.memory_attention import Attended, MemoryAttention
 from sam2_mem.model.rope import Rotation, grid_coordinates, rotation
 from sam2_mem.model.rotary_attention import attend_in_tiles
 from sam2_mem.model.sam2 import SAM2
-from sam2_mem.tracking.batching import assemble
+from sam2_mem.tracking.batching import batch_reads
 from sam2_mem.types import MemoryRead, MemoryTokens, ReadItem, ReadPointer, RowBatch, Usage
 
 CLOSE = 1e-5
@@ -115,7 +115,7 @@ def reads() -> list[MemoryRead]:
 
 
 def batch(*chosen: MemoryRead) -> RowBatch:
-    (made,) = assemble(chosen, micro_model(), max_padding=0.9).batches
+    (made,) = batch_reads(chosen, micro_model(), max_padding=0.9).batches
     return made
 
 

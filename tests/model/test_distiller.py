@@ -86,7 +86,7 @@ def attended(items: Sequence[ReadItem], model: SAM2 | None = None, grid: tuple[i
     cells = grid[0] * grid[1]
     frame = FrameFeatures(9, noise(cells, WIDTH, seed=5), sine_tokens(*grid, WIDTH, CPU), (), grid)
     read = MemoryRead(items=tuple(items), pointers=(ReadPointer(noise(WIDTH, seed=6), 0.2),))
-    return model.attend(frame, batching.assemble([read], model).batches[0]).features[0]
+    return model.attend(frame, batching.batch_reads([read], model).batches[0]).features[0]
 
 
 def as_items(entries: Sequence[MemoryTokens]) -> list[ReadItem]:
@@ -460,7 +460,7 @@ def test_what_the_measuring_tool_counts() -> None:
 
 def test_the_measuring_tool_counts_the_operations_that_are_done() -> None:
     model = micro_model()
-    read = batching.assemble([MemoryRead(tuple(as_items(GridTokens()(maps(2, (4, 4))))))], model).batches[0]
+    read = batching.batch_reads([MemoryRead(tuple(as_items(GridTokens()(maps(2, (4, 4))))))], model).batches[0]
     frame = FrameFeatures(9, noise(16, WIDTH), sine_tokens(4, 4, WIDTH, CPU), (), (4, 4))
     exact = copy.copy(model.memory_attention.operator)
     try:

@@ -15,7 +15,6 @@ from switches import SWITCHES, all_undone, rotary_by_parts
 from torch import Tensor, nn
 
 from sam2_mem.build_sam import build_policy, build_sam2
-from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.model import cached_positions, fpn, rotary_attention
 from sam2_mem.model.acceleration import onednn_linear
 from sam2_mem.model.acceleration.onednn_linear import Linear
@@ -28,7 +27,7 @@ from sam2_mem.model.sam2 import SAM2
 from sam2_mem.model.trunks import hiera
 from sam2_mem.model.trunks.hiera import BlockPlan, Hiera, HieraBlock, PooledAttention
 from sam2_mem.prompts import Prompt
-from sam2_mem.tracking import tracker
+from sam2_mem.tracking import batching
 from sam2_mem.tracking.tracker import TrackerSettings
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 
@@ -64,7 +63,7 @@ def fast(model: SAM2) -> Tensor:
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two rows at a time, and every linear map by oneDNN."""
     monkeypatch.setattr(onednn_linear, "LEAST_WORK", 1)
-    monkeypatch.setattr(tracker, "CPU_BATCH", 2 * (SIDE // 16) ** 2)
+    monkeypatch.setattr(batching, "CPU_BATCH", 2 * (SIDE // 16) ** 2)
     monkeypatch.setattr("sam2_mem.model.attention_operators.Auto._choose", lambda self, *sizes: LowDim())
 
 
@@ -145,12 +144,11 @@ def test_batches_of_a_size_fit_for_a_cpu(model: SAM2, small_batches: None, monke
 def test_rows_in_a_batch(given: int | None, image_size: int, rows: int) -> None:
     config = [f"model.image_size={image_size}"]
     network = build_sam2(micro_config(), None, device="meta", hydra_overrides_extra=config)
-    made = tracker.Tracker(network, FIFO(), settings=TrackerSettings(max_rows=given))
-    assert made._max_rows() == (given or 0), "no limit where it is not a CPU"
+    assert batching.row_limit(network, given) == (given or 0), "no limit where it is not a CPU"
     cpu = torch.device("cpu")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SAM2, "device", cpu)
-        assert made._max_rows() == rows
+        assert batching.row_limit(network, given) == rows
 
 
 def test_windows_are_projected_before_they_are_filled_up(model: SAM2, monkeypatch: pytest.MonkeyPatch) -> None:

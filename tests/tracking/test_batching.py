@@ -11,7 +11,7 @@ import torch
 from micro import micro_features, micro_model, one_thread  # noqa: F401
 from torch import Tensor
 
-from sam2_mem.tracking.batching import BatchedReads, assemble, bucket
+from sam2_mem.tracking.batching import BatchedReads, batch_reads, bucket
 from sam2_mem.types import PROMPT_SLOT, MemoryRead, MemoryTokens, ReadItem, ReadPointer, RowBatch, Usage
 
 WIDTH, C = 4, 12
@@ -52,7 +52,7 @@ def read(*lengths: int, pointers: int = 0, **options: Any) -> MemoryRead:
 
 
 def only_batch(*reads: MemoryRead, **options: Any) -> RowBatch:
-    (batch,) = assemble(reads, Codes(), **options).batches
+    (batch,) = batch_reads(reads, Codes(), **options).batches
     return batch
 
 
@@ -162,13 +162,13 @@ def test_tokens_without_coordinates_are_at_the_origin() -> None:
 
 
 def places(assembled: BatchedReads) -> list[tuple[int, int] | None]:
-    return list(assembled.place)
+    return list(assembled.row_of_read)
 
 
 def test_equal_reads_become_one_row() -> None:
     shared, ptr = tokens(4), pointer(0.0)
     one, same = (MemoryRead((ReadItem(shared, 0),), (ptr,)) for _ in range(2))
-    assembled = assemble([one, same, one], Codes())
+    assembled = batch_reads([one, same, one], Codes())
     assert places(assembled) == [(0, 0)] * 3 and assembled.batches[0].rows == 1
 
 
@@ -188,14 +188,14 @@ def test_equal_reads_become_one_row() -> None:
 )
 def test_control_reads_that_differ_in_anything_stay_apart(other: Any) -> None:
     shared, ptr = tokens(4), pointer(0.0)
-    assembled = assemble([MemoryRead((ReadItem(shared, 0),), (ptr,)), other(shared, ptr)], Codes())
+    assembled = batch_reads([MemoryRead((ReadItem(shared, 0),), (ptr,)), other(shared, ptr)], Codes())
     assert len(set(places(assembled))) == 2
 
 
 def test_every_read_finds_its_own_row() -> None:
     reads = [read(3, value=1.0), read(5, value=2.0), read(3, value=3.0), MemoryRead(()), read(4, value=4.0)]
     for padding in (0.0, 0.3, 0.9):
-        assembled = assemble(reads, Codes(), max_padding=padding)
+        assembled = batch_reads(reads, Codes(), max_padding=padding)
         for wanted, place in zip(reads, places(assembled)):
             if not wanted.items:
                 assert place is None
@@ -206,9 +206,9 @@ def test_every_read_finds_its_own_row() -> None:
 
 
 def test_reads_of_nothing() -> None:
-    assert assemble([], Codes()).batches == ()
-    assembled = assemble([MemoryRead(()), MemoryRead((), ())], Codes())
-    assert assembled.batches == () and assembled.place == (None, None)
+    assert batch_reads([], Codes()).batches == ()
+    assembled = batch_reads([MemoryRead(()), MemoryRead((), ())], Codes())
+    assert assembled.batches == () and assembled.row_of_read == (None, None)
 
 
 def test_padding_is_silenced_and_counted_as_no_item() -> None:
@@ -260,7 +260,7 @@ def test_sensory_state_of_some_rows() -> None:
 
 
 def test_max_rows_limits_a_batch() -> None:
-    assembled = assemble([read(4, value=float(i)) for i in range(5)], Codes(), max_rows=2)
+    assembled = batch_reads([read(4, value=float(i)) for i in range(5)], Codes(), max_rows=2)
     assert [b.rows for b in assembled.batches] == [2, 2, 1]
     assert len(set(places(assembled))) == 5
 
@@ -285,9 +285,9 @@ def micro_read(seed: int, maps: int, pointers: int) -> MemoryRead:
 @torch.no_grad()
 def attended(reads: list[MemoryRead], usage: Usage = Usage.NONE, **options: Any) -> list[tuple[Tensor, Any]]:
     model, features = micro_model(), micro_features(1)[0]
-    assembled = assemble(reads, model, **options)
+    assembled = batch_reads(reads, model, **options)
     outputs = [model.attend(features, batch, usage) for batch in assembled.batches]
-    return [(outputs[b].features[r], outputs[b].usage and outputs[b].usage[r]) for b, r in assembled.place]
+    return [(outputs[b].features[r], outputs[b].usage and outputs[b].usage[r]) for b, r in assembled.row_of_read]
 
 
 def test_padding_and_company_do_not_change_what_a_row_sees() -> None:
@@ -303,7 +303,7 @@ def test_padding_and_company_do_not_change_what_a_row_sees() -> None:
 def test_control_padding_that_is_not_silenced_changes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     reads = [micro_read(0, 3, 4), micro_read(1, 1, 2)]
     alone = attended(reads[1:])[0][0]
-    monkeypatch.setattr("sam2_mem.tracking.batching._stack_bias", lambda rows, length: None)
+    monkeypatch.setattr("sam2_mem.tracking.batching._biases", lambda runs, like, shape: None)
     assert (attended(reads, max_padding=0.9)[1][0] - alone).abs().max() > 1e-3
 
 

@@ -35,7 +35,7 @@ from sam2_mem.model.memory_attention import Attended
 from sam2_mem.model.rope import grid_coordinates
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.prompts import Prompt
-from sam2_mem.tracking.batching import assemble
+from sam2_mem.tracking.batching import batch_reads
 from sam2_mem.types import PROMPT_SLOT, FrameFeatures, MemoryRead, MemoryTokens, ReadItem, ReadPointer, RowBatch, Usage
 from sam2_mem.video import open_video
 
@@ -365,7 +365,7 @@ def read(features: FrameFeatures) -> MemoryRead:
 def attended(
     model: SAM2, features: FrameFeatures, *reads: MemoryRead, usage: Usage = Usage.NONE, padding: float = 0.0
 ) -> Attended:
-    (batch,) = assemble(reads, model, max_padding=padding).batches
+    (batch,) = batch_reads(reads, model, max_padding=padding).batches
     return model.attend(features, batch, usage)
 
 
@@ -388,7 +388,7 @@ def test_coordinates_reproduce_the_grid_of_the_reference(
 
     options = {"device": "cpu", "apply_postprocessing": False, "hydra_overrides_extra": ["++model.image_size=128"]}
     reference = build_sam2_video_predictor(TINY, str(tiny_weights), **options)
-    (batch,) = assemble([read], model).batches
+    (batch,) = batch_reads([read], model).batches
     with torch.no_grad():
         expected = reference.memory_attention(
             curr=[features.low[:, None]],
@@ -435,7 +435,7 @@ def test_gain(model: SAM2, features: FrameFeatures, read: MemoryRead):
         return replace(read, items=(replace(read.items[0], gain=gain), *read.items[1:]))
 
     plain = attended(model, features, read)
-    (batch,) = assemble([with_gain(1.0)], model).batches
+    (batch,) = batch_reads([with_gain(1.0)], model).batches
     assert batch.gain is None
     explicit = replace(batch, gain=torch.ones(1, batch.feat.shape[1]))
     with torch.no_grad():
@@ -487,7 +487,7 @@ def rich(read: MemoryRead) -> MemoryRead:
 
 
 def test_usage_is_attention(model: SAM2, features: FrameFeatures, rich: MemoryRead):
-    (batch,) = assemble([rich], model).batches
+    (batch,) = batch_reads([rich], model).batches
     by_hand = weights_by_hand(model, features, batch)
     per_token = attended(model, features, rich, usage=Usage.TOKENS).usage[0].tokens
     expected = by_hand.sum(0)

@@ -13,22 +13,24 @@ from torch import Tensor
 from sam2_mem.build_sam import build_sam2_video_predictor
 from sam2_mem.config import ConfigError, compose
 from sam2_mem.memory.policies.fifo import FIFO
+from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.prompts import Prompt
+from sam2_mem.tracking.memory_writer import MemoryWriter
 from sam2_mem.tracking.refine import (
     Coarse,
     HQRefiner,
     Proposal,
     Refiner,
-    first_look,
     mask_iou,
     pixel_boxes,
     pooled,
+    reference_appearance,
     refine,
     settle_overlap,
 )
 from sam2_mem.tracking.track import MaskOutput, ReferenceAppearance
-from sam2_mem.tracking.tracker import Tracker
+from sam2_mem.tracking.tracker import Tracker, TrackerSettings
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.types import ABSENT_LOGIT, AppearanceMap, CandidateId, FrameFeatures, FrameResult, MaskSelection
 
@@ -153,21 +155,26 @@ def test_only_every_nth_frame_is_refined():
 # -- what comes of an accepted mask -----------------------------------------------------------------------------------
 
 
-class Noting(Tracker):
+class NotingWriter(MemoryWriter):
     """Keeps what it has made memory of: (frame, mask logits, hard)."""
 
-    def _remember(self, owners, features, outputs):
+    def encode_outputs(self, tracks, features, outputs):
         self.written = getattr(self, "written", [])
         self.written += [(o.frame, o.logits.clone(), o.binarize) for o in outputs]
-        return super()._remember(owners, features, outputs)
+        return super().encode_outputs(tracks, features, outputs)
+
+
+def noting_tracker(policy: MemoryPolicy, refiner: Refiner) -> Tracker:
+    model = sure_model()
+    return Tracker(model, policy, refiner=refiner, writer=NotingWriter(model, policy, TrackerSettings()))
 
 
 @pytest.mark.parametrize("hard", [False, True])
 def test_an_accepted_mask_is_shown_and_remembered(hard):
-    tracker = Noting(sure_model(), FIFO(), refiner=Stamp(hard=hard))
+    tracker = noting_tracker(FIFO(), Stamp(hard=hard))
     results = micro.run(tracker, micro.micro_features()[:10], {0: [micro.mask_prompt(1)]})
     assert [r.scores[0].refined for r in results] == [False] + [True] * 9
-    for (frame, logits, binarize), result in zip(tracker.written[1:], results[1:], strict=True):
+    for (frame, logits, binarize), result in zip(tracker.writer.written[1:], results[1:], strict=True):
         assert frame == result.frame and binarize == hard
         assert torch.equal(logits, result.masks[0]) and (logits > 0).sum() == 16
     assert {e.area for e in tracker.tracks[1].state.entries} == {16 / 256}
@@ -190,9 +197,9 @@ class Both(FIFO):
 
 
 def test_the_mask_shown_is_remembered_refined_also_when_it_is_made_hard():
-    tracker = Noting(sure_model(), Both(), refiner=Stamp())
+    tracker = noting_tracker(Both(), Stamp())
     results = micro.run(tracker, micro.micro_features()[:10], {0: [micro.mask_prompt(1)]})
-    for (frame, logits, binarize), result in zip(tracker.written[1:], results[1:], strict=True):
+    for (frame, logits, binarize), result in zip(tracker.writer.written[1:], results[1:], strict=True):
         assert binarize and torch.equal(logits, result.masks[0]) == (frame % 2 == 0)
 
 
@@ -243,7 +250,7 @@ def test_refined_masks_of_a_frame_do_not_overlap():
 def propose(refiner: HQRefiner, logits: Tensor, seen: FrameFeatures | None = None, conditioned: Tensor | None = None):
     seen = features() if seen is None else seen
     conditioned = seen.low[None].expand(len(logits), -1, -1) if conditioned is None else conditioned
-    look = [first_look(seen, mask) for mask in logits]
+    look = [reference_appearance(seen, mask) for mask in logits]
     return refiner.propose(sure_model(), seen, Coarse(logits, tuple(look), conditioned))
 
 
@@ -323,13 +330,15 @@ def test_reference_may_be_the_first_frame():
     by_first = replace(by_coarse, hq_ref="first")
     now = by_coarse.propose(sure_model(), frame, part).accepted
     opposite = by_first.propose(sure_model(), frame, part).accepted
-    same = by_first.propose(sure_model(), frame, part._replace(looks=(first_look(frame, coarse[0]),))).accepted
+    same = by_first.propose(
+        sure_model(), frame, part._replace(references=(reference_appearance(frame, coarse[0]),))
+    ).accepted
     assert now.tolist() == same.tolist() != opposite.tolist()
 
 
 def test_proposals_of_an_absent_object_are_discarded():
     model, frame, coarse = micro.new_model(), features(), two_squares()
-    part = Coarse(coarse, tuple(first_look(frame, m) for m in coarse), torch.zeros(2, 16, 32))
+    part = Coarse(coarse, tuple(reference_appearance(frame, m) for m in coarse), torch.zeros(2, 16, 32))
     for shift, accepted in ((200.0, True), (-400.0, False)):
         model.get_parameter(SCORE_BIAS).data += shift
         assert EVERYTHING.propose(model, frame, part).accepted.tolist() == [accepted] * 2
@@ -345,18 +354,18 @@ def test_appearance_of_an_embedder_is_used():
     assert pooled(seen, upper)[0, 0].tolist() == pytest.approx([1.0, 0, 0, 0, 0], abs=1e-6)
     assert pooled(frame, upper).shape == (1, 1, 32)
     assert pooled(seen, torch.full((1, 1, SIDE, SIDE), ABSENT_LOGIT)).abs().max() == 0
-    assert first_look(seen, upper[0, 0]).centre.tolist() == [0.5, 0.5, 0, 0, 0]
+    assert reference_appearance(seen, upper[0, 0]).centre.tolist() == [0.5, 0.5, 0, 0, 0]
 
 
 def test_the_first_look_is_the_first_mask_seen():
     tracker = new_tracker("fifo", EVERYTHING)
     stream = micro.micro_features()[:12]
     tracker.step(stream[0], [micro.mask_prompt(1), micro.empty_prompt(2)])
-    look = tracker.tracks[1].look
-    assert torch.equal(look.centre, stream[0].low.mean(0)) and tracker.tracks[2].look is None
+    look = tracker.tracks[1].reference
+    assert torch.equal(look.centre, stream[0].low.mean(0)) and tracker.tracks[2].reference is None
     shown = tracker.step(stream[1], [micro.mask_prompt(1, 1)])
-    assert tracker.tracks[1].look is look
-    assert (shown.masks[1] > 0).any() and torch.equal(tracker.tracks[2].look.centre, stream[1].low.mean(0))
+    assert tracker.tracks[1].reference is look
+    assert (shown.masks[1] > 0).any() and torch.equal(tracker.tracks[2].reference.centre, stream[1].low.mean(0))
 
 
 def test_boxes_and_overlap():

@@ -31,7 +31,7 @@ from sam2_mem.model.mask_decoder import DecoderMaps
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.model.sensory import Recurrence, SensoryMemory
 from sam2_mem.tracking.tracker import Tracker, TrackerSettings
-from sam2_mem.training.multi_clip_tracker import LockstepTracker, StackedFeatures
+from sam2_mem.training.multi_clip_tracker import MultiClipTracker, StackedFeatures
 from sam2_mem.types import FrameFeatures
 
 POLICY = XMem(mem_every=5, max_working=4, min_working=2, num_prototypes=8, max_long_term=40)
@@ -155,10 +155,10 @@ def test_gradient_reaches_the_injection_and_then_everything():
     features = [StackedFeatures.of([f], f.index) for f in encode(model, pictures(4))]
 
     def loss() -> Tensor:
-        tracker = LockstepTracker(model, POLICY, clip_of=[0], settings=TrackerSettings(memory_dtype="float32"))
+        tracker = MultiClipTracker(model, POLICY, clip_of=[0], settings=TrackerSettings(memory_dtype="float32"))
         for f in features:
             tracker.step(f, [mask_prompt(0)] if f.index == 0 else [])
-        return sum((s.decoded.masks / 10).square().mean() for s in tracker.sightings)
+        return sum((s.decoded.masks / 10).square().mean() for s in tracker.predictions)
 
     first = loss()
     first.backward()
@@ -290,7 +290,7 @@ def test_clips_in_lockstep_are_the_clips_alone():
     """Also what a policy sees of the picture: the key space is that of the object's own clip."""
     model, policy = trained_model(), POLICY
     clips = [frames(12), [replace(features_at(t + 90), index=t) for t in range(12)]]
-    together = LockstepTracker(model, policy, clip_of=[0, 1])
+    together = MultiClipTracker(model, policy, clip_of=[0, 1])
     with torch.no_grad():
         for t in range(12):
             stacked = StackedFeatures.of([clip[t] for clip in clips], t)

@@ -26,7 +26,7 @@ from sam2_mem.training.clips import Clip, ClipWish, augment, choose_times, colla
 from sam2_mem.training.curves import append_row, cut_rows, draw_curves, read_rows
 from sam2_mem.training.initialization import OccupancyHead, Start, prepare
 from sam2_mem.training.losses import LossSettings, LossTerms, Prediction, judge
-from sam2_mem.training.multi_clip_tracker import LockstepTracker, StackedFeatures
+from sam2_mem.training.multi_clip_tracker import MultiClipTracker, StackedFeatures
 from sam2_mem.training.noise import MaskNoise, MemoryNoise, disturb
 from sam2_mem.training.plan import Optimisation, Stage, TrainingPlan
 from sam2_mem.training.procedural import ProceduralClips
@@ -404,14 +404,14 @@ def test_questions_aside_are_judged_and_change_nothing_else() -> None:
     assert assess(asked, batch.truth, None, settings.losses).total > 0
     rng = np.random.default_rng(0)
     prompts = [click_prompt(rng, i, batch.truth[i, 0].numpy() > 0) for i in (1, 4)]
-    tracker = LockstepTracker(model, build_policy("fifo"), clip_of=batch.clip_of)
+    tracker = MultiClipTracker(model, build_policy("fifo"), clip_of=batch.clip_of)
     with torch.no_grad():
         features = model.encode_image(batch.images[:, 0], range(3))
         tracker.answer(StackedFeatures.of(features, 0), prompts)
         alone = Tracker(model, build_policy("fifo"))
         for row, prompt in enumerate(prompts):
             shown = alone.preview(features[batch.clip_of[prompt.obj_id]], prompt)
-            decoded = tracker.sightings[0].decoded
+            decoded = tracker.predictions[0].decoded
             best = decoded.masks[row, decoded.iou[row].argmax()]
             assert abs(float(decoded.objectness[row]) - shown.objectness) < 1e-4
             if shown.objectness > 0:

@@ -157,7 +157,7 @@ class _Decoder:
 
     def _decode(self, features: FrameFeatures, banks: Sequence[Sequence[int]]) -> list[float]:
         model = self.predictor.model
-        assembled = batching.assemble([self._read(bank, features.index) for bank in banks], model)
+        assembled = batching.batch_reads([self._read(bank, features.index) for bank in banks], model)
         several = model.candidates.allows(0, with_memory=True)
         masks: list[torch.Tensor] = []
         for batch in assembled.batches:
@@ -166,7 +166,7 @@ class _Decoder:
             picked = decoded.masks[torch.arange(len(best)), best]
             masks.append(torch.where(decoded.objectness[:, None, None] > 0, picked, torch.full_like(picked, -1.0)))
         truth = self.truth[features.index]
-        return [self._j(masks[b][r], truth) for b, r in assembled.place]
+        return [self._j(masks[b][r], truth) for b, r in assembled.row_of_read]
 
     def _j(self, logits: torch.Tensor, truth: Any) -> float:
         truth = torch.as_tensor(truth)

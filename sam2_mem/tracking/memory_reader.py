@@ -1,0 +1,211 @@
+"""From memory to masks: what policies read becomes batches of rows, which the network attends to and decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sam2_mem.memory.policy import MemoryPolicy
+from sam2_mem.model.mask_decoder import DecoderMaps
+from sam2_mem.model.sam2 import SAM2, Decoded
+from sam2_mem.tracking import sensory_update
+from sam2_mem.tracking.batching import batch_reads, row_limit
+from sam2_mem.tracking.settings import TrackerSettings
+from sam2_mem.tracking.track import Track
+from sam2_mem.types import (
+    CandidateId,
+    FrameContext,
+    FrameFeatures,
+    Hypotheses,
+    MemoryRead,
+    ReadUsage,
+    RowBatch,
+    Usage,
+)
+
+RowIndex = tuple[int, int]
+"""A batch, and a row of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrackPrediction:
+    """What the network says of one track on one frame.
+
+    Attributes:
+        track: the object.
+        frame: the frame as the object's policy sees it.
+        hypotheses: of P pathways.
+        rows: (P) the row of each pathway, equal for pathways that read the same.
+        conditioned: (P)(Q, C) features that the masks were decoded from; empty unless asked for.
+        maps: (P) the decoder's, where there is sensory memory.
+        usage: (P) attention of each read, for listeners; None unless asked for.
+    """
+
+    track: Track
+    frame: FrameContext
+    hypotheses: Hypotheses
+    rows: Sequence[RowIndex]
+    conditioned: Sequence[Tensor] = ()
+    maps: Sequence[DecoderMaps] = ()
+    usage: tuple[ReadUsage, ...] | None = None
+
+    def mask_key(self, candidate: CandidateId) -> tuple[RowIndex, int]:
+        """Equal for candidates that are the same mask, also through different pathways."""
+        return self.rows[candidate.pathway], candidate.candidate
+
+
+class DecodedBatch(NamedTuple):
+    """R rows after the network: their candidates, the features (R, Q, C) that these were decoded from, and the attention
+    of each row, if it was measured."""
+
+    decoded: Decoded
+    conditioned: Tensor
+    usage: Sequence[ReadUsage] | None
+
+
+class MemoryReader:
+    """Predicts masks of any number of objects from their memories.
+
+    Args:
+        model: the network.
+        policy: says what every object reads.
+        settings: limits of batches.
+    """
+
+    def __init__(self, model: SAM2, policy: MemoryPolicy, settings: TrackerSettings) -> None:
+        self.model = model
+        self.policy = policy
+        self.settings = settings
+        self.sensory = sensory_update.active(model, policy)
+
+    def context_for(self, track: Track, context: FrameContext) -> FrameContext:
+        """The frame as the policy of ``track`` sees it."""
+        return context
+
+    def predict(
+        self,
+        tracks: Sequence[Track],
+        features: FrameFeatures,
+        context: FrameContext,
+        *,
+        keep_conditioned: bool = False,
+        report_usage: bool = False,
+    ) -> list[TrackPrediction]:
+        """Read, attend and decode for all pathways of all tracks.
+
+        Args:
+            tracks: objects with a memory.
+            features: of the frame.
+            context: of the frame.
+            keep_conditioned: also give the features that masks were decoded from.
+            report_usage: measure attention on every frame and give it with the predictions; policies that did not ask for
+                it are not given it.
+        """
+        frames = [self.context_for(track, context) for track in tracks]
+        reads: list[MemoryRead] = []
+        ends, track_of_read = [0], []
+        for track, frame in zip(tracks, frames):
+            reads += self.policy.read(track.state, frame)
+            track_of_read += [track] * (len(reads) - ends[-1])
+            ends.append(len(reads))
+        requested = self._requested_usage(tracks, frames)
+        usage = Usage.TOKENS if report_usage and requested is Usage.NONE else requested
+        batches, row_of_read = self._run_network(reads, track_of_read, features, usage)
+        rows_of_track = [row_of_read[start:end] for start, end in zip(ends, ends[1:])]
+        usages = None if usage is Usage.NONE else [batch.usage for batch in batches]
+        split = split_by_track([batch.decoded for batch in batches], rows_of_track, usages)
+        predictions = []
+        for track, frame, rows, hypotheses in zip(tracks, frames, rows_of_track, split):
+            prediction = TrackPrediction(
+                track=track,
+                frame=frame,
+                hypotheses=replace(hypotheses, usage=None) if report_usage and usage is not requested else hypotheses,
+                rows=rows,
+                conditioned=[batches[b].conditioned[r] for b, r in rows] if keep_conditioned else (),
+                maps=[sensory_update.maps_at(batches[b].decoded.maps, r) for b, r in rows] if self.sensory else (),
+                usage=hypotheses.usage if report_usage else None,
+            )
+            predictions.append(prediction)
+        return predictions
+
+    def attend_and_decode(
+        self, tracks: Sequence[Track], features: FrameFeatures, rows: RowBatch, usage: Usage
+    ) -> DecodedBatch:
+        """Attend to memory and decode three masks for each of R rows; ``tracks`` (R) says whose rows they are."""
+        attended = self.model.attend(features, rows, usage)
+        return DecodedBatch(self._decode(attended.features, features), attended.features, attended.usage)
+
+    def _run_network(
+        self, reads: Sequence[MemoryRead], tracks: Sequence[Track], features: FrameFeatures, usage: Usage
+    ) -> tuple[list[DecodedBatch], list[RowIndex]]:
+        """Decoded batches, and the row of each read; ``tracks`` says whose reads they are."""
+        max_rows = row_limit(self.model, self.settings.max_rows)
+        batched = batch_reads(reads, self.model, max_padding=self.settings.max_padding, max_rows=max_rows)
+        track_of_row = dict(zip(batched.row_of_read, tracks))
+        batches = []
+        for number, rows in enumerate(batched.batches):
+            row_tracks = [track_of_row[number, row] for row in range(rows.rows)]
+            batches.append(self.attend_and_decode(row_tracks, features, rows, usage))
+        row_of_read = [(len(batches), 0) if row is None else row for row in batched.row_of_read]
+        if None in batched.row_of_read:
+            batches.append(self._without_memory(features))
+        return batches, row_of_read
+
+    def _without_memory(self, features: FrameFeatures) -> DecodedBatch:
+        """The row of reads of nothing."""
+        conditioned = self.model.without_memory(features)
+        usage = ReadUsage(tokens=(), items=features.low.new_zeros(features.low.shape[0], 0))
+        return DecodedBatch(self._decode(conditioned, features), conditioned, [usage])
+
+    def _decode(self, conditioned: Tensor, features: FrameFeatures) -> Decoded:
+        candidates = self.model.candidates.allows(0, with_memory=True)
+        return self.model.decode(conditioned, features, candidates=candidates, keep_maps=self.sensory is not None)
+
+    def _requested_usage(self, tracks: Sequence[Track], frames: Sequence[FrameContext]) -> Usage:
+        """What any object needs; the network measures a batch as a whole. RuntimeError where two need different things."""
+        requests = {self.policy.usage_at(track.state, frame) for track, frame in zip(tracks, frames)} - {Usage.NONE}
+        if len(requests) > 1:
+            raise RuntimeError(
+                f"expected all objects to want one kind of usage on frame {frames[0].index}, got "
+                f"{sorted(u.value for u in requests)}; "
+                f"have wanted_usage of {type(self.policy).__name__} return needs.usage or Usage.NONE"
+            )
+        return requests.pop() if requests else Usage.NONE
+
+
+def split_by_track(
+    batches: Sequence[Decoded],
+    rows_of_track: Sequence[Sequence[RowIndex]],
+    usages: Sequence[Sequence[ReadUsage]] | None = None,
+) -> list[Hypotheses]:
+    """Sort rows back to their tracks. All scores of the frame come to the CPU in one transfer.
+
+    Args:
+        batches: with equally many candidates M in all rows.
+        rows_of_track: the row of each pathway of each track.
+        usages: attention of each row of each batch, if it was measured.
+    """
+    tables = []
+    for decoded in batches:
+        areas = (decoded.masks > 0).flatten(2).float().mean(2)
+        tables.append(torch.cat([decoded.objectness[:, None], decoded.iou, areas], dim=1).detach())
+    rows_in_order = [(b, r) for b, decoded in enumerate(batches) for r in range(len(decoded.iou))]
+    scores = dict(zip(rows_in_order, torch.cat(tables).tolist()))
+    end = 1 + batches[0].iou.shape[1]
+    result = []
+    for rows in rows_of_track:
+        lines = [scores[row] for row in rows]
+        hypotheses = Hypotheses(
+            masks=torch.stack([batches[b].masks[r] for b, r in rows]),
+            pointers=torch.stack([batches[b].pointers[r] for b, r in rows]),
+            iou=tuple([tuple(line[1:end]) for line in lines]),
+            objectness=tuple([line[0] for line in lines]),
+            usage=None if usages is None else tuple([usages[b][r] for b, r in rows]),
+            areas=tuple([tuple(line[end:]) for line in lines]),
+        )
+        result.append(hypotheses)
+    return result

@@ -1,0 +1,197 @@
+"""From masks to memory: mask outputs become memory maps, distilled tokens and entries, as they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sam2_mem.memory.bank import Bank
+from sam2_mem.memory.policy import HasSensory, MemoryPolicy, Merging
+from sam2_mem.memory.tokens import foreground_weights, masked_mean
+from sam2_mem.model.acceleration.transfer import to_device_async
+from sam2_mem.model.sam2 import SAM2
+from sam2_mem.model.sensory import SensoryMemory
+from sam2_mem.tracking import sensory_update
+from sam2_mem.tracking.batching import row_limit
+from sam2_mem.tracking.mask_postprocessing import suppress_overlap
+from sam2_mem.tracking.memory_reader import TrackPrediction
+from sam2_mem.tracking.settings import TrackerSettings
+from sam2_mem.tracking.track import MaskOutput, Track, gated_output
+from sam2_mem.types import (
+    CandidateId,
+    FrameContext,
+    FrameFeatures,
+    MaskSelection,
+    MemoryEntry,
+    MemoryTokens,
+    MergeRequest,
+    SensoryUpdate,
+)
+
+MERGE_ROUNDS = 64
+"""Rounds of merging on one frame: a policy that asks for more never ends."""
+
+
+class MemoryWriter:
+    """Makes the memory of any number of objects.
+
+    Args:
+        model: the network.
+        policy: says what entries need beside tokens, and what is merged.
+        settings: dtype and device of what is stored, overlap, limits of batches.
+    """
+
+    def __init__(self, model: SAM2, policy: MemoryPolicy, settings: TrackerSettings) -> None:
+        self.model = model
+        self.policy = policy
+        self.settings = settings
+        self.sensory = sensory_update.active(model, policy)
+
+    def encode_prompts(
+        self, tracks: Sequence[Track], features: FrameFeatures, outputs: Sequence[MaskOutput]
+    ) -> list[MemoryEntry]:
+        """Entries of masks in answer to prompts; they update sensory memory by their memory map."""
+        if self.sensory is not None:
+            states = [self._sensory_state(track) for track in tracks]
+            outputs = [replace(o, sensory=s, update=SensoryUpdate.DEEP) for o, s in zip(outputs, states)]
+        return self.encode_outputs(tracks, features, outputs)
+
+    def encode_memories(
+        self,
+        predictions: Sequence[TrackPrediction],
+        selections: Sequence[MaskSelection],
+        outputs: Sequence[MaskOutput],
+        features: FrameFeatures,
+    ) -> list[list[MemoryEntry]]:
+        """Entries of the candidates that every track remembers, all in one batch; equal candidates share an entry.
+
+        Args:
+            predictions: of N tracks.
+            selections: (N) by their policies.
+            outputs: (N) the masks that are shown.
+            features: of the frame.
+        """
+        if self.sensory is not None:
+            outputs = self._with_sensory_state(self.sensory, predictions, selections, outputs)
+        if self.settings.non_overlap_masks_for_mem_enc:
+            logits = suppress_overlap(torch.stack([output.logits for output in outputs]))
+            outputs = [replace(output, logits=x) for output, x in zip(outputs, logits)]
+        remembered: dict[tuple, MaskOutput] = {}
+        tracks, keys_of_track = [], []
+        for prediction, selection, output in zip(predictions, selections, outputs):
+            keys = [(prediction.track.obj_id, prediction.mask_key(c), c.binarize) for c in selection.remember]
+            keys_of_track.append(keys)
+            for key, candidate in zip(keys, selection.remember):
+                if key not in remembered:
+                    remembered[key] = self._remembered_output(prediction, candidate, selection.output, output)
+                    tracks.append(prediction.track)
+        entries = dict(zip(remembered, self.encode_outputs(tracks, features, list(remembered.values()))))
+        return [[entries[key] for key in keys] for keys in keys_of_track]
+
+    def encode_outputs(
+        self, tracks: Sequence[Track], features: FrameFeatures, outputs: Sequence[MaskOutput]
+    ) -> list[MemoryEntry]:
+        """Memory entries of outputs of one frame; ``tracks`` says whose they are."""
+        if not outputs:
+            return []
+        batch = row_limit(self.model, self.settings.max_rows)
+        if not batch or features.low.ndim > 2:  # features with a row for each output go through at once
+            batch = len(outputs)
+        starts = range(0, len(outputs), batch)
+        maps = torch.cat([self._memory_maps(features, outputs[start : start + batch]) for start in starts])
+        states = [output.sensory for output in outputs]
+        if self.sensory is not None:
+            states = sensory_update.deepened(self.sensory, outputs, maps)
+        tokens = self.model.memory_encoder.distiller(maps)
+        entries = []
+        for output, state, tokens_of_output in zip(outputs, states, tokens):
+            entry = MemoryEntry(
+                frame=output.frame,
+                tokens=self._stored(tokens_of_output),
+                pointer=output.pointer,
+                iou=output.iou,
+                objectness=output.objectness,
+                area=output.area,
+                is_prompt=output.prompted,
+                summary=self._summary(features, output.logits) if self.policy.needs.summary else None,
+                sensory=state,
+            )
+            entries.append(entry)
+        return entries
+
+    def _sensory_state(self, track: Track) -> Tensor | None:
+        if track.state is None or not isinstance(self.policy, HasSensory):
+            return None
+        return self.policy.sensory(track.state)
+
+    def merge_pending(self, state: Bank, frame: FrameContext) -> Bank:
+        """``state`` with everything merged that its policy wants merged."""
+        if not isinstance(self.policy, Merging):
+            return state
+        for _ in range(MERGE_ROUNDS):
+            requests = self.policy.merge_requests(state, frame)
+            if not requests:
+                return state
+            for request in requests:
+                state = self.policy.take_merged(state, frame, request, self._merge(request, frame))
+        raise RuntimeError(f"{type(self.policy).__name__} still asks to merge after {MERGE_ROUNDS} rounds")
+
+    def _merge(self, request: MergeRequest, frame: FrameContext) -> MemoryTokens:
+        tube = [e.tokens for e in request.entries]
+        distiller = self.model.memory_encoder.distiller
+        return self._stored(distiller.condense([tube], frame.features.grid, request.strength)[0])
+
+    def _with_sensory_state(
+        self,
+        sensory: SensoryMemory,
+        predictions: Sequence[TrackPrediction],
+        selections: Sequence[MaskSelection],
+        outputs: Sequence[MaskOutput],
+    ) -> Sequence[MaskOutput]:
+        """Outputs that carry their object's state of sensory memory."""
+        states = [self._sensory_state(prediction.track) for prediction in predictions]
+        maps = [p.maps[s.output.pathway] for p, s in zip(predictions, selections)]
+        return sensory_update.carried(sensory, outputs, [s.sensory for s in selections], states, maps)
+
+    def _remembered_output(
+        self, prediction: TrackPrediction, candidate: CandidateId, shown: CandidateId, output: MaskOutput
+    ) -> MaskOutput:
+        """What memory is made of: ``output`` where ``candidate`` is the mask that is shown."""
+        if prediction.mask_key(candidate) != prediction.mask_key(shown):
+            threshold = self.policy.min_obj_score_logits
+            output = gated_output(self.model, output.frame, prediction.hypotheses, candidate, threshold)
+        return replace(output, binarize=output.binarize or candidate.binarize)
+
+    def _memory_maps(self, features: FrameFeatures, outputs: Sequence[MaskOutput]) -> Tensor:
+        """Memory maps (R, Cm, H, W) of R outputs."""
+        logits = torch.stack([output.logits for output in outputs])
+        binarize_prompted = self.model.binarize_prompted_masks and not self.model.training
+        return self.model.memory_maps(
+            features,
+            logits,
+            binarize=to_device_async(
+                [o.binarize or (o.prompted and binarize_prompted) for o in outputs], logits.device
+            ),
+            present=to_device_async([o.objectness > 0 for o in outputs], logits.device),
+        )
+
+    def _stored(self, tokens: MemoryTokens) -> MemoryTokens:
+        """Tokens with features of the dtype and on the device that memory is kept in, in storage of their own."""
+        dtype = getattr(torch, self.settings.memory_dtype)
+        feat = tokens.feat.to(self.settings.storage_device or tokens.feat.device, dtype)
+        return replace(tokens, feat=feat.clone(memory_format=torch.contiguous_format))
+
+    def _summary(self, features: FrameFeatures, logits: Tensor) -> Tensor | None:
+        """Features averaged over a mask (h, w), None where it is empty: the image encoder's, or an embedder's."""
+        if not self.policy.needs.appearance:
+            return masked_mean(features.low, foreground_weights(logits, features.grid))
+        appearance = features.appearance
+        if appearance is None:
+            raise ValueError(
+                f"expected features with an appearance map, which {type(self.policy).__name__} asks for here, got none; "
+                "give the predictor an embedder and encode frames with it"
+            )
+        return masked_mean(appearance.feat, foreground_weights(logits, appearance.grid))

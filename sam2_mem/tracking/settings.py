@@ -1,0 +1,52 @@
+"""What a tracker does around a policy: the keys of the ``tracker`` section of a config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sam2_mem.tracking.batching import bucket
+
+MEMORY_DTYPES = ("bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerSettings:
+    """What the tracker does around a policy.
+
+    Attributes:
+        fill_hole_area: holes of at most this many mask-logit pixels are filled in the output; 0 for never.
+        remove_region_area: specks of at most this many mask-logit pixels are removed from the output; 0 for never.
+        non_overlap_masks_for_mem_enc: objects may not overlap in what is written to memory.
+        clear_non_cond_mem_around_input: forget tracked memory within ``forget_radius`` frames of a prompt, when one object
+            is tracked.
+        clear_non_cond_mem_for_multi_obj: do so with any number of objects.
+        forget_radius: in frames, see above.
+        memory_dtype: what spatial memory is rounded to, as in SAM 2; "float32" to keep it exact.
+        storage_device: where spatial memory waits, e.g. "cpu"; None for the device of the model.
+        history: outputs kept per object, for corrections; unbounded where the policy is.
+        max_padding: see :func:`sam2_mem.tracking.batching.batch_reads`.
+        max_rows: the limit of rows that go through the network together, 0 for no limit, None for what is best: on a CPU
+            as many as have :data:`sam2_mem.tracking.batching.CPU_BATCH` image tokens, on another device no limit.
+    """
+
+    fill_hole_area: int = 0
+    remove_region_area: int = 0
+    non_overlap_masks_for_mem_enc: bool = False
+    clear_non_cond_mem_around_input: bool = False
+    clear_non_cond_mem_for_multi_obj: bool = False
+    forget_radius: int = 7
+    memory_dtype: str = "bfloat16"
+    storage_device: str | None = None
+    history: int = 16
+    max_padding: float = 0.0
+    max_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.memory_dtype not in MEMORY_DTYPES:
+            raise ValueError(f"expected memory_dtype in {MEMORY_DTYPES}, got {self.memory_dtype!r}")
+        for name in ("fill_hole_area", "remove_region_area", "forget_radius", "max_rows"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"expected {name} >= 0, got {getattr(self, name)}")
+        if self.history < 1:
+            raise ValueError(f"expected history >= 1, got {self.history}")
+        bucket([], max_padding=self.max_padding)
