@@ -65,7 +65,7 @@ MODULES = {
 
 NAMES = {
     "sam2_mem.memory.policies.sam2long:SAM2Long": "sam2_mem.memory.policies.sam2long.policy:SAM2Long",
-    "sam2_mem.memory.policies.sam2long:Tree": "sam2_mem.memory.policies.sam2long.policy:Tree",
+    "sam2_mem.memory.policies.sam2long:Tree": "sam2_mem.memory.policies.sam2long.tree:Tree",
     "sam2_mem.memory.policies.samurai:Samurai": "sam2_mem.memory.policies.samurai.policy:Samurai",
     "sam2_mem.memory.policies.samurai:SamuraiBank": "sam2_mem.memory.policies.samurai.policy:SamuraiBank",
     "sam2_mem.memory.policies.xmem:XMem": "sam2_mem.memory.policies.xmem.policy:XMem",
@@ -84,7 +84,7 @@ NAMES = {
     "sam2_mem.build_sam:config_dir": "sam2_mem.config:config_dir",
     "sam2_mem.build_sam:config_names": "sam2_mem.config:config_names",
     "sam2_mem.build_sam:policy_names": "sam2_mem.config:policy_names",
-    "sam2_mem.memory.policies.sam2long:Pathway": "sam2_mem.memory.policies.sam2long.policy:Pathway",
+    "sam2_mem.memory.policies.sam2long:Pathway": "sam2_mem.memory.policies.sam2long.tree:Pathway",
     "sam2_mem.memory.motion:Box": "sam2_mem.memory.policies.samurai.kalman_filter:MaskBox",
     "sam2_mem.memory.policies.samurai:Motion": "sam2_mem.memory.policies.samurai.policy:MotionState",
     "sam2_mem.memory.policies.samurai:MotionChoice": "sam2_mem.memory.policies.samurai.policy:MotionSelection",
@@ -105,6 +105,8 @@ NAMES = {
     "sam2_mem.memory.trace:moment": "sam2_mem.memory.trace:trace_record",
     "sam2_mem.memory.trace:tell": "sam2_mem.memory.trace:entry_infos",
     "sam2_mem.memory.trails:Shown": "sam2_mem.memory.policies.sam2long.deferred_masks:PublishedMask",
+    "sam2_mem.memory.trails:grow": "sam2_mem.memory.policies.sam2long.deferred_masks:add_frame",
+    "sam2_mem.memory.trails:shown": "sam2_mem.memory.policies.sam2long.deferred_masks:published_mask",
     "sam2_mem.memory.trails:Trails": "sam2_mem.memory.policies.sam2long.deferred_masks:OpenFrames",
     "sam2_mem.model.optimized:KEPT": "sam2_mem.model.acceleration.cuda_graphs:NOT_CAST",
     "sam2_mem.model.optimized:Outsiders": "sam2_mem.model.acceleration.cuda_graphs:ExternalTensors",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import fields
+from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 from torch import nn
 
 from sam2_mem._moved import renamed
@@ -85,10 +88,33 @@ def build_policy(policy: str | DictConfig | MemoryPolicy) -> MemoryPolicy:
     config = choice_config("memory_policy", policy) if isinstance(policy, str) else policy
     if not isinstance(config, DictConfig) or "_target_" not in config:
         raise ConfigError(f"expected a policy's name, its config with a _target_, or a MemoryPolicy, got {policy!r}")
-    made = _make(config, "the memory policy")
+    made = _make(_without_removed(config), "the memory policy")
     if not isinstance(made, MemoryPolicy):
         raise ConfigError(f"expected _target_ of the memory policy to be a MemoryPolicy, got {type(made).__name__}")
     return made
+
+
+def _without_removed(config: DictConfig) -> DictConfig:
+    """``config`` without settings that its policy no longer has, which may be at their default only."""
+    module, _, name = config["_target_"].rpartition(".")
+    try:
+        policy = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return config  # instantiating it tells what is wrong
+    removed = {key: default for key, default in getattr(policy, "removed", {}).items() if key in config}
+    for key, default in removed.items():
+        if config[key] != default:
+            raise ConfigError(
+                f"expected {name} without {key}, got {key}={config[key]!r}: this variant was removed, since no preset and "
+                f"no measured result used it; remove the key, which gives {key}={default!r}"
+            )
+        text = f"{name}.{key} was removed, its default behaviour is the only one; remove the key"
+        warnings.warn(text, FutureWarning, stacklevel=3)
+    remaining = copy(config)
+    with flag_override(remaining, ["readonly", "struct"], [False, False]):
+        for key in removed:
+            del remaining[key]
+    return remaining
 
 
 def _bounded(policy: MemoryPolicy, config: DictConfig) -> MemoryPolicy:

@@ -14,7 +14,7 @@ from sam2_mem.memory.trace import Reason
 from sam2_mem.model.tensor_tree import tensors_in
 from sam2_mem.types import Entry, FrameContext, MemoryEntry, PointerEntry
 
-E = TypeVar("E", MemoryEntry, PointerEntry)
+E = TypeVar("E", bound=Entry)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,9 +22,9 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -103,6 +103,9 @@ class MemoryPolicy(ABC, Generic[State]):
             span that their ages are divided by.
         max_prompts: most prompted frames held; beyond it the oldest but the first goes. SAM 2 has no such limit.
     """
+
+    removed: ClassVar[Mapping[str, Any]] = {}
+    """Settings of earlier versions that are gone, with their defaults: a config that names one still works at its default."""
 
     max_obj_ptrs_in_encoder: int = setting(16, at_least=1)
     max_prompts: int = setting(32, at_least=2)

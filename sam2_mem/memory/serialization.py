@@ -24,8 +24,17 @@ from sam2_mem.types import MemoryEntry, PointerEntry
 
 FORMAT = "sam2_mem.memory"
 VERSION = 1
-EARLIER_FIELDS: dict[str, dict[str, str]] = {}
-"""Names of fields in files of earlier versions, by the name of their class now: {"module:class": {earlier: now}}."""
+EARLIER_FIELDS: dict[str, dict[str, str | None]] = {
+    "sam2_mem.memory.policies.dam4sam:DistractorBank": {"latest": "last_frame"},
+    "sam2_mem.memory.policies.sam2long.deferred_masks:OpenFrames": {
+        "given": "published",
+        "news": "revisions",
+        "latest": "last_frame",
+    },
+    "sam2_mem.memory.policies.sam2long.tree:Tree": {"trails": "open_frames"},
+}
+"""Names of fields in files of earlier versions, by the name of their class now: {"module:class": {earlier: now}}; None for
+a field that there is no longer."""
 
 
 class MemoryFileError(ValueError):
@@ -153,7 +162,8 @@ class _Unpacker:
             packed = self._packed[number]
             kind = self._class(packed["type"])
             names = EARLIER_FIELDS.get(_name(kind), {})
-            values = {names.get(k, k): self.unpack(v) for k, v in packed["keep"].items()}
+            current_names = {k: names.get(k, k) for k in packed["keep"]}
+            values = {name: self.unpack(packed["keep"][k]) for k, name in current_names.items() if name is not None}
             if kind is MemoryEntry and values["tokens"] is None:
                 kind = PointerEntry
                 del values["tokens"], values["sensory"]

@@ -25,9 +25,9 @@ from streams import TOKENS, at, begin, entry, furthest, hypotheses, reads, remem
 
 from sam2_mem.build_sam import build_policy
 from sam2_mem.memory.policies.fifo import FIFO
-from sam2_mem.memory.policies.sam2long.policy import Pathway, SAM2Long, Tree
+from sam2_mem.memory.policies.sam2long import SAM2Long, Tree
+from sam2_mem.memory.policies.sam2long.tree import Pathway
 from sam2_mem.memory.serialization import load_memory, save_memory
-from sam2_mem.memory.tokens import token_count
 from sam2_mem.tracking.deferred_output import delayed
 from sam2_mem.types import (
     PROMPT_SLOT,
@@ -205,17 +205,6 @@ def test_one_sure_pathway_makes_the_frame_certain_for_all() -> None:
     assert survivors(policy, apart(policy, *THREE), seen(iou, [0.1, 0.1, 1.9])) == [(0, 0), (1, 0), (2, 0)], "control"
 
 
-def test_clones_can_part_on_a_certain_frame() -> None:
-    policy = SAM2Long(clones="part")
-    state = walk(policy, range(1, 2))
-    found = repeated(state, [0.9, 0.5, 0.1], 5.0)
-    assert survivors(policy, state, found) == [(0, 0), (0, 1), (0, 2)]
-    assert survivors(SAM2Long(), state, found) == [(0, 0), (1, 0), (2, 0)], "control"
-    lone = SAM2Long(clones="part", num_pathway=4)
-    state = walk(lone, range(1, 2))
-    assert survivors(lone, state, repeated(state, [0.9, 0.5], 5.0)) == [(0, 0), (0, 1), (1, 0), (2, 0)], "filled up"
-
-
 def test_uncertain_pathways_differ_in_rounded_signed_iou() -> None:
     policy, state = SAM2Long(), apart(SAM2Long(), *THREE)
     iou = [[0.904, 0.896, 0.3], [0.9, 0.86, 0.2], [0.901, 0.85, 0.1]]
@@ -232,18 +221,6 @@ def test_a_pathway_without_a_candidate_adds_its_best() -> None:
     assert survivors(policy, state, seen(same, 1.0)) == [(0, 1), (1, 2), (2, 1)]
     two = [[0.501, 0.7, 0.5], [0.499, 0.498, 0.5], [0.5, 0.504, 0.503]]
     assert survivors(policy, state, seen(two, 1.0)) == [(0, 1), (0, 0), (1, 2)], "one place left: the first in order"
-
-
-def test_diversity_by_masks() -> None:
-    policy, state = SAM2Long(diversity="mask"), apart(SAM2Long(), *THREE)
-    masks = np.full((3, 3, 8, 8), -1.0, np.float32)
-    masks[:, :, :4] = 1
-    masks[1, 2, 4:] = masks[2, 1, 4:, :4] = 1
-    iou = [[0.9, 0.8, 0.7], [0.85, 0.6, 0.5], [0.75, 0.65, 0.55]]
-    assert survivors(policy, state, hypotheses(masks, iou, [1, 1, 1])) == [(0, 0), (2, 1), (1, 2)]
-    assert survivors(SAM2Long(), state, hypotheses(masks, iou, [1, 1, 1])) == [(0, 0), (1, 0), (0, 1)], "control"
-    absent = survivors(policy, state, hypotheses(masks, iou, [-1, -1, -1]))
-    assert absent == [(0, 0), (1, 0), (2, 0)], "all empty, so all alike: everyone adds its best"
 
 
 def test_other_numbers_of_pathways_and_candidates() -> None:
@@ -402,7 +379,7 @@ class Play:
         masked = np.where(logit[:, None] > 0, value, -1024.0)
         self.literal.write(t, picks, made, iou, masked)
         self.state = self.policy.write(self.state, frame, hyp, choice, made)
-        assert token_count(self.policy.held(self.state)) <= self.policy.capacity(TOKENS)
+        assert self.state.token_count() <= self.policy.capacity(TOKENS)
         self.results.append(result_of(t, hyp, choice.output, self.revisions(frame)))
         return list(self.results[-1].revisions)
 
@@ -483,7 +460,7 @@ def test_what_waits_for_revision_is_bounded() -> None:
     play.prompt(0, 1)
     for t in range(1, 200):
         play.step(t, 1)
-        assert len(play.state.trails.given) <= 6 and all(len(p) <= 6 for p in play.state.trails.paths)
+        assert len(play.state.open_frames.published) <= 6 and all(len(p) <= 6 for p in play.state.open_frames.paths)
     assert SAM2Long(max_lag=0).needs.revise == 0 and SAM2Long(num_pathway=1).needs.revise == 0
     final = Play(SAM2Long(max_lag=0), 1)
     final.prompt(0, 1)
@@ -496,11 +473,11 @@ def test_a_prompt_closes_its_frame_and_a_new_pass_closes_all() -> None:
     for t in range(1, 5):
         parted = [[0.9, 0.1, 0.1], [0.95, 0.1, 0.1], [0.99, 0.1, 0.1]]
         state, _ = track(policy, state, at(t), seen(parted, 1.0) if t > 2 else repeated(state, [0.9, 0.7, 0.5], 1.0))
-    assert [s.frame for s in state.trails.given] == [2, 3, 4]
+    assert [s.frame for s in state.open_frames.published] == [2, 3, 4]
     corrected = policy.prompt(state, at(3), entry(3, prompt=True))
-    assert [s.frame for s in corrected.trails.given] == [2, 4]
+    assert [s.frame for s in corrected.open_frames.published] == [2, 4]
     again, _ = track(policy, state, at(2, reverse=True), seen([[0.9, 0.7, 0.5]] * 3, 1.0))
-    assert {s.frame for s in again.trails.given} <= {2}
+    assert {s.frame for s in again.open_frames.published} <= {2}
 
 
 # Sharing and cost
@@ -572,7 +549,7 @@ def test_other_verbs_reach_every_pathway() -> None:
     freed = policy.unprompt(state, 12)
     assert all(12 in [e.frame for e in p.entries] for p in freed.pathways) and [p.frame for p in freed.prompts] == [0]
     assert policy.unprompt(freed, 0) is None
-    moved = policy.moved(state, 100)
+    moved = state.shift_frames(100)
     assert [described(r) for r in policy.read(state, at(30))] == [described(r) for r in policy.read(moved, at(130))]
     late = policy.unprompt(policy.prompt(begin(policy), at(5), entry(5, prompt=True)), 5)
     assert reads(policy, late, at(6))[0].frames == [0, 5]
@@ -642,9 +619,7 @@ def test_presets() -> None:
     "wrong",
     [
         {"num_pathway": 0},
-        {"clones": "maybe"},
         {"output": "later"},
-        {"diversity": "x"},
         {"gain_low": 2.0},
         {"max_lag": -1},
     ],

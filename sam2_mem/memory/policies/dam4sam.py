@@ -37,14 +37,14 @@ class DistractorBank(Bank):
         steps: tracked frames so far.
         areas: (step, pixels) of the latest visible masks.
         promoted_at: step of the latest promotion.
-        latest: frame tracked last.
+        last_frame: frame tracked last.
     """
 
     resolved: tuple[MemoryEntry, ...] = ()
     steps: int = 0
     areas: tuple[tuple[int, int], ...] = ()
     promoted_at: int | None = None
-    latest: int | None = None
+    last_frame: int | None = None
 
     def all_entries(self) -> tuple[Entry, ...]:
         return (*self.prompts, *self.resolved, *self.entries, *self.pointers)
@@ -52,7 +52,7 @@ class DistractorBank(Bank):
     def can_resume(self, frame: FrameContext) -> bool:
         """As in :class:`~sam2_mem.memory.bank.Bank`, and after a frame without the object, which leaves nothing in
         memory."""
-        just_tracked = self.latest is not None and frame.age(self.latest) == 1
+        just_tracked = self.last_frame is not None and frame.age(self.last_frame) == 1
         return just_tracked or super().can_resume(frame)
 
     def without(self, frame: int) -> Self:
@@ -63,8 +63,8 @@ class DistractorBank(Bank):
         return replace(super().forget(frame, radius), resolved=resolved)
 
     def shift_frames(self, by: int) -> Self:
-        latest = None if self.latest is None else self.latest + by
-        return replace(super().shift_frames(by), resolved=shifted(self.resolved, by), latest=latest)
+        last_frame = None if self.last_frame is None else self.last_frame + by
+        return replace(super().shift_frames(by), resolved=shifted(self.resolved, by), last_frame=last_frame)
 
 
 @dataclass(frozen=True)
@@ -221,25 +221,27 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
         return round(hypotheses.areas[candidate.pathway][candidate.candidate] * mask.numel())
 
     def _promotion(
-        self, state: DistractorBank, now: int, hypotheses: Hypotheses, candidate: CandidateId, area: int
+        self, state: DistractorBank, index: int, hypotheses: Hypotheses, candidate: CandidateId, area: int
     ) -> Reason:
         """That the frame is promoted, or the first condition that it does not meet; pixels are looked at last."""
         iou = hypotheses.iou[candidate.pathway][candidate.candidate]
         gap = None if state.promoted_at is None else state.steps + 1 - state.promoted_at
         if state.steps == 0:
-            return Reason(now, "recent memory; the first tracked frame is never promoted")
+            return Reason(index, "recent memory; the first tracked frame is never promoted")
         if gap is not None and gap <= self.min_gap:
-            return Reason(now, "recent memory; too soon after the last promotion, in frames", gap, self.min_gap)
+            return Reason(index, "recent memory; too soon after the last promotion, in frames", gap, self.min_gap)
         if not iou > self.min_iou:
-            return Reason(now, "recent memory; predicted IoU not above its threshold", iou, self.min_iou)
+            return Reason(index, "recent memory; predicted IoU not above its threshold", iou, self.min_iou)
         ratio = area / median(a for _, a in self._areas_with(state, area)) if area else 0.0
         if not area or not self.min_area_ratio <= ratio <= self.max_area_ratio:
-            return Reason(now, "recent memory; unusual size, as a share of the usual one", ratio)
+            return Reason(index, "recent memory; unusual size, as a share of the usual one", ratio)
         overlap, limit = least_box_overlap(hypotheses, candidate), self.max_box_overlap
         if not overlap <= limit:
-            return Reason(now, "recent memory; no distractor in sight: box overlap of the alternatives", overlap, limit)
+            return Reason(
+                index, "recent memory; no distractor in sight: box overlap of the alternatives", overlap, limit
+            )
         text = "tells the object from a distractor: box overlap with it"
-        return Reason(now, text, overlap, limit, Action.PROMOTED)
+        return Reason(index, text, overlap, limit, Action.PROMOTED)
 
     def _areas_with(self, state: DistractorBank, area: int) -> tuple[tuple[int, int], ...]:
         """The history of visible areas with this frame's."""
@@ -265,7 +267,7 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
             state.forget(frame.index, 0),
             steps=step,
             areas=self._areas_with(state, selection.area),
-            latest=frame.index,
+            last_frame=frame.index,
         )
         if selection.reason.action is Action.PROMOTED:
             reasons.append(Reason(frame.index, "distractor-resolving memory"))
@@ -274,16 +276,16 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
             updated = updated.add(*entries)
         return replace(self._evict(updated, frame.index), reasons=tuple(reasons))
 
-    def _evict(self, state: DistractorBank, now: int) -> DistractorBank:
-        anchors = anchors_of(state, now)
+    def _evict(self, state: DistractorBank, index: int) -> DistractorBank:
+        anchors = anchors_of(state, index)
         tracked = state.tracked()
         usable = [e for e in tracked.values() if self._usable(e)]
         readable = _nearest(usable, anchors, 1)
         readable |= _nearest([e for e in usable if self._on_stride(e)], anchors, self.num_maskmem - 1)
         reach = self.max_obj_ptrs_in_encoder - 1
         within_reach = {f for f in tracked if min(abs(f - a) for a in anchors) <= reach}
-        promoted = _nearest([e for e in state.resolved if e.frame != now], anchors, self.max_cond_frames_in_attn - 1)
-        resolved = tuple(e for e in state.resolved if e.frame == now or e.frame in promoted)
+        promoted = _nearest([e for e in state.resolved if e.frame != index], anchors, self.max_cond_frames_in_attn - 1)
+        resolved = tuple(e for e in state.resolved if e.frame == index or e.frame in promoted)
         return replace(state.keep(tokens=readable, pointers=within_reach), resolved=resolved)
 
     def entry_infos(self, state: DistractorBank, frame: FrameContext) -> Sequence[EntryInfo]:

@@ -1,5 +1,6 @@
 from sam2_mem._moved import renamed
-from sam2_mem.memory.policies.sam2long.policy import SAM2Long, Tree
+from sam2_mem.memory.policies.sam2long.policy import SAM2Long
+from sam2_mem.memory.policies.sam2long.tree import Tree
 
 __all__ = ["SAM2Long", "Tree"]
 

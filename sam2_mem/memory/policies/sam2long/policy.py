@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
-from sam2_mem.memory.policies.sam2long.deferred_masks import OpenFrames, PublishedMask, grow, shown
-from sam2_mem.memory.policy import Bank, MemoryPolicy, Needs, best_candidate, drop, put
+from sam2_mem.memory.bank import put
+from sam2_mem.memory.policies.sam2long.deferred_masks import OpenFrames, PublishedMask, add_frame, published_mask
+from sam2_mem.memory.policies.sam2long.tree import Memory, Pathway, Tree
+from sam2_mem.memory.policy import MemoryPolicy, Needs, best_candidate, setting
 from sam2_mem.memory.reading import (
-    add_prompt,
     anchors_of,
     closest_prompts,
     most_pointers,
@@ -18,51 +20,21 @@ from sam2_mem.memory.reading import (
     newest_first,
     time_span,
 )
-from sam2_mem.memory.trace import Action, Cause, Change, EntryInfo, Reason, TraceEvent, plain_kind, with_reasons
+from sam2_mem.memory.trace import Action, EntryInfo, Reason
 from sam2_mem.types import (
     PROMPT_SLOT,
     CandidateId,
+    Entry,
     FrameContext,
     Hypotheses,
     MaskSelection,
     MemoryEntry,
     MemoryRead,
+    PointerEntry,
     ReadItem,
     ReadPointer,
     Revision,
 )
-
-Places = list[MemoryEntry | None]
-
-
-@dataclass(frozen=True, eq=False)
-class Pathway:
-    """``score``: sum of log IoUs, less that of the best pathway; ``entries``: its memory. Entries are shared between
-    pathways and never copied."""
-
-    score: float = 0.0
-    entries: tuple[MemoryEntry, ...] = ()
-
-    def memory_key(self) -> tuple[tuple[int, bool], ...]:
-        """Equal for pathways that read the same."""
-        return tuple((id(e.pointer), e.tokens is None) for e in self.entries)
-
-
-@dataclass(frozen=True, eq=False)
-class Tree(Bank):
-    """``pathways``, the best first, none before the first tracked frame; ``entries`` are those of all pathways
-    together; ``trails``: masks of the latest frames that may still be replaced."""
-
-    pathways: tuple[Pathway, ...] = ()
-    trails: OpenFrames = field(default_factory=OpenFrames)
-
-    def with_pathways(self, pathways: Iterable[Pathway]) -> Tree:
-        pathways = tuple(pathways)
-        return replace(self, pathways=pathways, entries=_together(p.entries for p in pathways))
-
-    def with_memories(self, change: Callable[[tuple[MemoryEntry, ...]], tuple[MemoryEntry, ...]]) -> Tree:
-        """The same with ``change`` applied to the memory of every pathway."""
-        return self.with_pathways(replace(p, entries=change(p.entries)) for p in self.pathways)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,27 +58,6 @@ class SAM2Long(MemoryPolicy[Tree]):
     the end, in unbounded memory; ancestries seldom differ for more than a few frames, so the default lag rarely makes a
     difference.
 
-    Attributes:
-        num_pathway: 3. iou_thre: predicted IoU, 0.1 in the README and as the functions' default (preset
-            ``sam2long_argparse``: 0.3 and uncertainty 1, what its tool does without flags; ``sam2long_paper``: 0.3 and
-            2).
-        uncertainty: object-score logit, 2.
-        min_objectness: object-score logit, 0. gain_low, gain_high: 0.95 and 1.05; both 1 for no gains.
-        prompt_objectness: object score that prompts count with in the gains, 10.
-        log_floor: 1e-5. iou_decimals: 2.
-        skip_oldest_pointer: the oldest pointer of a pathway's list is not read, as in the code (an off-by-one).
-        lower_lone_pointer: a single pointer beside several maps gets ``gain_low``, as in the code; else a gain of 1.
-        clones: "keep": on certain frames equal pathways stay equal, as in the code, which makes no use of the tree
-            until the first uncertain frame; "part": equal candidates of equal pathways count once.
-        diversity: what must differ on an uncertain frame: "iou", the rounded predicted IoU, as in the code, or "mask":
-            the IoU of any two masks is at most ``max_mask_iou``.
-        max_mask_iou: 0.9; ours.
-        output: "streaming": masks are replaced as soon as another ancestry leads, maybe several times; "coalesced":
-            each mask at most once, when all pathways agree on its frame or after ``max_lag`` frames.
-        max_lag: frames, 16; 0 for masks that are final at once; None for no limit.
-        num_maskmem, max_obj_ptrs_in_encoder, max_cond_frames_in_attn, only_obj_ptrs_in_the_past_for_eval, max_prompts:
-            as in FIFO.
-
     With ``num_pathway`` 1, ``iou_thre`` -1, ``min_objectness`` -inf, both gains 1 and ``skip_oldest_pointer`` false
     this is FIFO.
 
@@ -115,47 +66,51 @@ class SAM2Long(MemoryPolicy[Tree]):
     list, empty, as in SAM 2; scores are kept relative to the best one, only differences matter; equal object scores are
     ranked by age, the newest highest; equal pathways share one read, so they cost one row in the network; memory that
     can no longer be read is dropped.
+
+    Attributes:
+        num_pathway: pathways, 3.
+        iou_thre: predicted IoU, 0.1 in the README and as the functions' default (preset ``sam2long_argparse``: 0.3 and
+            uncertainty 1, what its tool does without flags; ``sam2long_paper``: 0.3 and 2).
+        uncertainty: object-score logit, 2.
+        min_objectness: object-score logit, 0.
+        gain_low: gain on the keys of the lowest object score, 0.95; both gains 1 for none.
+        gain_high: gain on the keys of the highest, 1.05.
+        prompt_objectness: object score that prompts count with in the gains, 10.
+        log_floor: added to an IoU before its logarithm, 1e-5.
+        iou_decimals: digits to which predicted IoUs must differ on an uncertain frame, 2.
+        skip_oldest_pointer: the oldest pointer of a pathway's list is not read, as in the code (an off-by-one).
+        lower_lone_pointer: a single pointer beside several maps gets ``gain_low``, as in the code; else a gain of 1.
+        output: "streaming": masks are replaced as soon as another ancestry leads, maybe several times; "coalesced":
+            each mask at most once, when all pathways agree on its frame or after ``max_lag`` frames.
+        max_lag: frames, 16; 0 for masks that are final at once; None for no limit.
+        num_maskmem: as in FIFO.
+        max_cond_frames_in_attn: as in FIFO.
+        only_obj_ptrs_in_the_past_for_eval: as in FIFO.
     """
 
-    num_pathway: int = 3
+    removed: ClassVar[Mapping[str, Any]] = {"clones": "keep", "diversity": "iou", "max_mask_iou": 0.9}
+
+    num_pathway: int = setting(3, at_least=1)
     iou_thre: float = 0.1
     uncertainty: float = 2.0
     min_objectness: float = 0.0
-    gain_low: float = 0.95
+    gain_low: float = setting(0.95, above=0.0)
     gain_high: float = 1.05
     prompt_objectness: float = 10.0
-    log_floor: float = 1e-5
+    log_floor: float = setting(1e-5, above=0.0)
     iou_decimals: int = 2
     skip_oldest_pointer: bool = True
     lower_lone_pointer: bool = True
-    clones: str = "keep"
-    diversity: str = "iou"
-    max_mask_iou: float = 0.9
-    output: str = "streaming"
-    max_lag: int | None = 16
-    num_maskmem: int = 7
-    max_obj_ptrs_in_encoder: int = 16
-    max_cond_frames_in_attn: int = -1
+    output: str = setting("streaming", choices=("streaming", "coalesced"))
+    max_lag: int | None = setting(16, at_least=0, special=(None,))
+    num_maskmem: int = setting(7, at_least=1)
+    max_cond_frames_in_attn: int = setting(-1, at_least=2, special=(-1,))
     only_obj_ptrs_in_the_past_for_eval: bool = True
-    max_prompts: int = 32
 
     def __post_init__(self) -> None:
-        for name in ("num_pathway", "num_maskmem", "max_obj_ptrs_in_encoder"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
-        for name, valid in _CHOICES.items():
-            if getattr(self, name) not in valid:
-                raise ValueError(f"expected {name} to be one of {valid}, got {getattr(self, name)!r}")
-        if not 0 < self.gain_low <= self.gain_high:
+        super().__post_init__()
+        if not self.gain_low <= self.gain_high:
             raise ValueError(f"expected gain_low in 0..gain_high, got {self.gain_low} beside {self.gain_high}")
-        if self.log_floor <= 0:
-            raise ValueError(f"expected log_floor > 0, got {self.log_floor}")
-        if self.max_lag is not None and self.max_lag < 0:
-            raise ValueError(f"expected max_lag >= 0, or None for no limit, got {self.max_lag}")
-        if self.max_cond_frames_in_attn != -1 and self.max_cond_frames_in_attn < 2:
-            raise ValueError(f"expected max_cond_frames_in_attn -1 or >= 2, got {self.max_cond_frames_in_attn}")
-        if self.max_prompts < 2:
-            raise ValueError(f"expected max_prompts >= 2, got {self.max_prompts}")
 
     @property
     def needs(self) -> Needs:
@@ -164,77 +119,88 @@ class SAM2Long(MemoryPolicy[Tree]):
             return Needs()
         return Needs(revise=sys.maxsize if self.max_lag is None else self.max_lag)
 
+    @property
+    def num_pathways(self) -> int:
+        return self.num_pathway
+
     def capacity(self, tokens_per_map: int) -> int:
         """Prompts, and for every pathway, on both sides of the current frame, the earliest and the last prompt, the
         nearest frame and the accepted frames of one read."""
         return tokens_per_map * (self.max_prompts + self.num_pathway * 3 * 2 * self.num_maskmem)
 
-    # -- reading ------------------------------------------------------------------------------------------------
+    def new_state(self, frame: FrameContext) -> Tree:
+        return Tree()
 
-    def prompt(self, state: Tree | None, frame: FrameContext, entry: MemoryEntry) -> Tree:
-        state = Tree() if state is None else state
-        prompts = add_prompt(state.prompts, entry, self.max_prompts)
-        state = replace(state, prompts=prompts, trails=state.trails.without(entry.frame))
-        return state.with_memories(lambda entries: drop(entries, entry.frame))
+    def unprompt(self, state: Tree, frame: int) -> Tree | None:
+        """As in :class:`~sam2_mem.memory.policy.MemoryPolicy`; every pathway takes in the released entry."""
+        pathways = state.pathways or (Pathway(),) * self.num_pathway
+        return super().unprompt(replace(state, pathways=pathways), frame)
+
+    # -- reading ------------------------------------------------------------------------------------------------
 
     def read(self, state: Tree, frame: FrameContext) -> Sequence[MemoryRead]:
         """One read per pathway; equal pathways give the same object."""
-        made: dict[tuple, MemoryRead] = {}
+        reads: dict[tuple[tuple[int, bool], ...], MemoryRead] = {}
         pathways = state.pathways or (Pathway(),)
         keys = [p.memory_key() for p in pathways]
         for pathway, key in zip(pathways, keys):
-            if key not in made:
-                made[key] = self._read(state.prompts, pathway.entries, frame)
-        return tuple(made[key] for key in keys)
+            if key not in reads:
+                reads[key] = self._read(state.prompts, pathway.entries, frame)
+        return tuple(reads[key] for key in keys)
 
-    def _read(self, prompts: Sequence[MemoryEntry], entries: Sequence[MemoryEntry], frame: FrameContext) -> MemoryRead:
-        near, far = closest_prompts(prompts, frame.index, self.max_cond_frames_in_attn)
-        places = newest_first(
-            (*far, *entries),
-            {p.frame for p in near},
+    def _read(self, all_prompts: Sequence[MemoryEntry], memory: Memory, frame: FrameContext) -> MemoryRead:
+        prompts, other_prompts = closest_prompts(all_prompts, frame.index, self.max_cond_frames_in_attn)
+        accepted = newest_first(
+            (*other_prompts, *memory),
+            {p.frame for p in prompts},
             frame,
             accept=self._accepts,
-            most=most_pointers(frame, self.max_obj_ptrs_in_encoder) - 1,
+            max_accepted=most_pointers(frame, self.max_obj_ptrs_in_encoder) - 1,
         )
-        items = self._maps(near, places[: self.num_maskmem - 1], frame)
-        return MemoryRead(items=tuple(items), pointers=tuple(self._pointers(near, places, frame, len(items))))
+        items = self._items(prompts, accepted[: self.num_maskmem - 1], frame)
+        pointers = self._pointers(prompts, accepted, frame, gains_apply=len(items) > 1)
+        return MemoryRead(items=tuple(items), pointers=tuple(pointers))
 
-    def _accepts(self, entry: MemoryEntry) -> bool:
+    def _accepts(self, entry: Entry) -> bool:
         return entry.iou > self.iou_thre and entry.objectness > self.min_objectness
 
-    def _maps(self, near: Sequence[MemoryEntry], places: Places, frame: FrameContext) -> list[ReadItem]:
-        read = [(e, PROMPT_SLOT) for e in near]
-        read += [(e, slot) for slot, e in reversed(list(enumerate(places))) if e is not None]
-        read = [(e, slot) for e, slot in read if e.tokens is not None]
-        gains = self._gains([e for e, _ in read], frame)
-        return [ReadItem(e.tokens, slot, gain) for (e, slot), gain in zip(read, gains)]
+    def _items(
+        self, prompts: Sequence[MemoryEntry], accepted: Sequence[Entry | None], frame: FrameContext
+    ) -> list[ReadItem]:
+        slots = [(e, PROMPT_SLOT) for e in prompts]
+        slots += [(e, slot) for slot, e in reversed(list(enumerate(accepted))) if isinstance(e, MemoryEntry)]
+        gains = self._gains([e for e, _ in slots], frame) if len(slots) > 1 else [1.0]
+        return [ReadItem(e.tokens, slot, gain) for (e, slot), gain in zip(slots, gains)]
 
     def _pointers(
-        self, near: Sequence[MemoryEntry], places: Places, frame: FrameContext, maps: int
+        self,
+        prompts: Sequence[MemoryEntry],
+        accepted: Sequence[Entry | None],
+        frame: FrameContext,
+        *,
+        gains_apply: bool,
     ) -> list[ReadPointer]:
+        """Pointers of prompts by age, of accepted entries by rank; gains apply where several maps are read."""
         span = time_span(frame, self.max_obj_ptrs_in_encoder)
-        ages = [(e, frame.age(e.frame)) for e in near]
-        read = [(e, age) for e, age in ages if age >= 0 or not self.only_obj_ptrs_in_the_past_for_eval]
-        listed = [(e, rank) for rank, e in enumerate(places, start=1) if e is not None]
-        read += listed[:-1] if self.skip_oldest_pointer else listed
-        gains = self._gains([e for e, _ in read], frame, modulated=maps > 1)
-        return [ReadPointer(e.pointer, age / span, gain) for (e, age), gain in zip(read, gains)]
+        ages: list[tuple[Entry, int]] = [(e, frame.age(e.frame)) for e in prompts]
+        if self.only_obj_ptrs_in_the_past_for_eval:
+            ages = [(e, age) for e, age in ages if age >= 0]
+        ranked = [(e, rank) for rank, e in enumerate(accepted, start=1) if e is not None]
+        ages += ranked[:-1] if self.skip_oldest_pointer else ranked
+        gains = [1.0] * len(ages)
+        if gains_apply and len(ages) > 1:
+            gains = self._gains([e for e, _ in ages], frame)
+        elif gains_apply and self.lower_lone_pointer:
+            gains = [self.gain_low]
+        return [ReadPointer(e.pointer, age / span, gain) for (e, age), gain in zip(ages, gains)]
 
-    def _gains(
-        self, entries: Sequence[MemoryEntry], frame: FrameContext, *, modulated: bool | None = None
-    ) -> list[float]:
-        """Evenly spaced, the highest for the highest object score. ``modulated``: whether there are several maps, if
-        ``entries`` are pointers; a single map goes without gains, and so do its pointers."""
-        count = len(entries)
-        if modulated is False or (modulated is None and count < 2):
-            return [1.0] * count
-        if count == 1:
-            return [self.gain_low if self.lower_lone_pointer else 1.0]
+    def _gains(self, entries: Sequence[Entry], frame: FrameContext) -> list[float]:
+        """Evenly spaced gains of two entries or more, the highest for the highest object score."""
         scores = [self.prompt_objectness if e.is_prompt else e.objectness for e in entries]
         keys = [(score, e.is_prompt, -frame.age(e.frame)) for score, e in zip(scores, entries)]
-        step = (self.gain_high - self.gain_low) / max(count - 1, 1)
-        gains = [1.0] * count
-        for rank, i in enumerate(sorted(range(count), key=keys.__getitem__)):
+        step = (self.gain_high - self.gain_low) / (len(entries) - 1)
+        gains = [1.0] * len(entries)
+        for rank, i in enumerate(sorted(range(len(entries)), key=keys.__getitem__)):
             gains[i] = self.gain_low + rank * step
         return gains
 
@@ -242,62 +208,34 @@ class SAM2Long(MemoryPolicy[Tree]):
 
     def choose(self, state: Tree, frame: FrameContext, hypotheses: Hypotheses) -> MaskSelection:
         if state.pathways:
-            picks = self._survivors(state, hypotheses)
+            survivors = self._survivors(state, hypotheses)
         else:
-            picks = (best_candidate(hypotheses),) * self.num_pathway
-        return MaskSelection(output=picks[0], remember=picks)
+            survivors = (best_candidate(hypotheses),) * self.num_pathway
+        return MaskSelection(output=survivors[0], remember=survivors)
 
     def _survivors(self, state: Tree, hypotheses: Hypotheses) -> tuple[CandidateId, ...]:
-        """The candidates that go on, the best first."""
-        ranked = self._ranked(state, hypotheses)
-        certain = max(abs(o) for o in hypotheses.objectness) > self.uncertainty
-        alike = self._clones(state) if certain else self._too_similar(hypotheses)
-        chosen: list[CandidateId] = []
-        for pick in ranked:
-            if len(chosen) < self.num_pathway and not any(alike(pick, other) for other in chosen):
-                chosen.append(pick)
-        if not certain:
-            seen = {pick.pathway for pick in chosen}
-            chosen += [_best_of(ranked, p) for p in range(len(hypotheses.iou)) if p not in seen]
-        chosen += [pick for pick in ranked if pick not in chosen]
-        return tuple(chosen[: self.num_pathway])
+        """The candidates that go on, the best first; of equals the first pathway's first candidate."""
+        candidates = [CandidateId(p, m) for p, row in enumerate(hypotheses.iou) for m in range(len(row))]
+        ranked = sorted(candidates, key=lambda c: -self._score(state.pathways[c.pathway], hypotheses, c))
+        if _certainty(hypotheses) > self.uncertainty:
+            return tuple(ranked[: self.num_pathway])
+        distinct: dict[float, CandidateId] = {}
+        for candidate in ranked:
+            distinct.setdefault(self._signed_iou(hypotheses, candidate), candidate)
+        survivors = list(distinct.values())[: self.num_pathway]
+        missing = set(range(len(hypotheses.iou))) - {c.pathway for c in survivors}
+        survivors += [next(c for c in ranked if c.pathway == p) for p in sorted(missing)]
+        survivors += [c for c in ranked if c not in survivors]
+        return tuple(survivors[: self.num_pathway])
 
-    def _ranked(self, state: Tree, hypotheses: Hypotheses) -> list[CandidateId]:
-        """All candidates by falling score; of equals the first pathway's first candidate."""
-        picks = [CandidateId(p, m) for p, row in enumerate(hypotheses.iou) for m in range(len(row))]
-        return sorted(picks, key=lambda pick: -self._score(state.pathways[pick.pathway], hypotheses, pick))
-
-    def _score(self, pathway: Pathway, hypotheses: Hypotheses, pick: CandidateId) -> float:
-        iou = max(hypotheses.iou[pick.pathway][pick.candidate], 0.0)
+    def _score(self, pathway: Pathway, hypotheses: Hypotheses, candidate: CandidateId) -> float:
+        iou = max(hypotheses.iou[candidate.pathway][candidate.candidate], 0.0)
         return pathway.score + math.log(iou + self.log_floor)
 
-    def _clones(self, state: Tree) -> Callable[[CandidateId, CandidateId], bool]:
-        if self.clones == "keep":
-            return lambda a, b: False
-        keys = [p.memory_key() for p in state.pathways]
-        return lambda a, b: a.candidate == b.candidate and keys[a.pathway] == keys[b.pathway]
-
-    def _too_similar(self, hypotheses: Hypotheses) -> Callable[[CandidateId, CandidateId], bool]:
-        if self.diversity == "mask":
-            overlap = self._mask_overlaps(hypotheses)
-            number = {
-                CandidateId(p, m): p * len(row) + m for p, row in enumerate(hypotheses.iou) for m in range(len(row))
-            }
-            return lambda a, b: overlap[number[a]][number[b]] > self.max_mask_iou
-
-        def signed(pick: CandidateId) -> float:
-            value = round(hypotheses.iou[pick.pathway][pick.candidate], self.iou_decimals)
-            return value if hypotheses.objectness[pick.pathway] > 0 else -value
-
-        return lambda a, b: signed(a) == signed(b)
-
-    def _mask_overlaps(self, hypotheses: Hypotheses) -> list[list[float]]:
-        """IoU of any two candidates, all pathways in one row; two empty masks are equal. One transfer."""
-        present = hypotheses.masks.new_tensor([o > self.min_obj_score_logits for o in hypotheses.objectness])
-        masks = ((hypotheses.masks > 0) * present[:, None, None, None]).flatten(2).flatten(0, 1).float()
-        both, sizes = masks @ masks.t(), masks.sum(1)
-        either = sizes[:, None] + sizes[None] - both
-        return (both / either).where(either > 0, both.new_ones(())).tolist()
+    def _signed_iou(self, hypotheses: Hypotheses, candidate: CandidateId) -> float:
+        """Rounded predicted IoU with the sign of the object score."""
+        iou = round(hypotheses.iou[candidate.pathway][candidate.candidate], self.iou_decimals)
+        return iou if hypotheses.objectness[candidate.pathway] > 0 else -iou
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -306,55 +244,62 @@ class SAM2Long(MemoryPolicy[Tree]):
         state: Tree,
         frame: FrameContext,
         hypotheses: Hypotheses,
-        choice: MaskSelection,
+        selection: MaskSelection,
         entries: Sequence[MemoryEntry],
     ) -> Tree:
-        picks, old = choice.remember, state.pathways or (Pathway(),)
-        scores = [self._score(old[p.pathway], hypotheses, p) if state.pathways else 0.0 for p in picks]
-        grown = [
-            Pathway(score - max(scores), put(old[pick.pathway].entries, entry))
-            for pick, score, entry in zip(picks, scores, entries)
+        survivors, parents = selection.remember, state.pathways or (Pathway(),)
+        scores = [self._score(parents[c.pathway], hypotheses, c) if state.pathways else 0.0 for c in survivors]
+        pathways = [
+            Pathway(score - max(scores), put(parents[c.pathway].entries, entry))
+            for c, score, entry in zip(survivors, scores, entries)
         ]
-        kept = self._evicted(grown, anchors_of(state.prompts, frame.index))
-        trails = self._trails(state.trails, frame, hypotheses, picks, entries) if self.needs.revise else OpenFrames()
-        return replace(state, trails=trails).with_pathways(kept)
+        updated = replace(
+            state.with_pathways(self._evict(pathways, anchors_of(state, frame.index))),
+            open_frames=self._open_frames(state, frame, hypotheses, survivors, entries),
+        )
+        spread, versions = _certainty(hypotheses), len({id(e) for e in entries})
+        certainty = f"{'certain' if spread > self.uncertainty else 'uncertain'}, object score {spread:.1f}"
+        reasons = _reasons(state, updated, frame.index, survivors, versions, certainty)
+        return replace(updated, reasons=tuple(reasons))
 
-    def _evicted(self, pathways: Sequence[Pathway], anchors: set[int]) -> list[Pathway]:
+    def _evict(self, pathways: Sequence[Pathway], anchors: set[int]) -> list[Pathway]:
         """Drop what no read can reach; an entry that loses its tokens in several pathways stays one entry."""
-        bare: dict[int, MemoryEntry] = {}
+        bare: dict[int, PointerEntry] = {}
 
-        def trimmed(entries: tuple[MemoryEntry, ...]) -> tuple[MemoryEntry, ...]:
-            whole, pointer_only = nearest_accepted(
-                entries,
+        def trim(memory: Memory) -> Memory:
+            readable, with_pointer = nearest_accepted(
+                memory,
                 anchors,
                 accept=self._accepts,
-                whole=self.num_maskmem - 1,
-                pointers=self.max_obj_ptrs_in_encoder - 1,
+                max_maps=self.num_maskmem - 1,
+                max_pointers=self.max_obj_ptrs_in_encoder - 1,
             )
             return tuple(
-                e if e.frame in whole else bare.setdefault(id(e), e.without_tokens())
-                for e in entries
-                if e.frame in whole or e.frame in pointer_only
+                e if e.frame in readable else bare.setdefault(id(e), e.without_tokens())
+                for e in memory
+                if e.frame in readable or e.frame in with_pointer
             )
 
-        return [replace(p, entries=trimmed(p.entries)) for p in pathways]
+        return [replace(p, entries=trim(p.entries)) for p in pathways]
 
-    def _trails(
+    def _open_frames(
         self,
-        trails: OpenFrames,
+        state: Tree,
         frame: FrameContext,
         hypotheses: Hypotheses,
-        picks: Sequence[CandidateId],
+        survivors: Sequence[CandidateId],
         entries: Sequence[MemoryEntry],
     ) -> OpenFrames:
+        if not self.needs.revise:
+            return OpenFrames()
         masks: dict[int, PublishedMask] = {}
-        for pick, entry in zip(picks, entries):
+        for candidate, entry in zip(survivors, entries):
             if id(entry) not in masks:
-                masks[id(entry)] = shown(frame.index, hypotheses, pick, self.min_obj_score_logits)
-        return grow(
-            trails,
+                masks[id(entry)] = published_mask(frame.index, hypotheses, candidate, self.min_obj_score_logits)
+        return add_frame(
+            state.open_frames,
             frame,
-            [p.pathway for p in picks],
+            [c.pathway for c in survivors],
             [masks[id(e)] for e in entries],
             max_lag=self.max_lag,
             at_once=self.output == "streaming",
@@ -363,106 +308,48 @@ class SAM2Long(MemoryPolicy[Tree]):
     # -- output -------------------------------------------------------------------------------------------------
 
     def revise(self, state: Tree, frame: FrameContext) -> Sequence[Revision]:
-        current = state.trails.latest == frame.index
-        return tuple(s.as_revision() for s in state.trails.news) if current else ()
+        current = state.open_frames.last_frame == frame.index
+        return tuple(mask.as_revision() for mask in state.open_frames.revisions) if current else ()
 
     def finish(self, state: Tree) -> Sequence[Revision]:
-        return tuple(s.as_revision() for s in state.trails.pending())
-
-    # -- other verbs --------------------------------------------------------------------------------------------
-
-    def forget(self, state: Tree, frame: int, radius: int) -> Tree:
-        return state.with_memories(lambda entries: tuple(e for e in entries if abs(e.frame - frame) > radius))
-
-    def strip(self, state: Tree, frame: int) -> Tree:
-        bare = {id(e): e.without_tokens() for p in state.pathways for e in p.entries if e.frame == frame}
-        return state.with_memories(lambda entries: tuple(bare.get(id(e), e) for e in entries))
-
-    def least_capacity(self, tokens_per_map: int) -> int:
-        """Every pathway may have a frame of its own."""
-        return (1 + self.num_pathway) * tokens_per_map
-
-    def unprompt(self, state: Tree, frame: int) -> Tree | None:
-        freed = [e.as_tracked() for e in state.prompts if e.frame == frame]
-        prompts = drop(state.prompts, frame)
-        if not prompts:
-            return None
-        left = replace(state, prompts=prompts, pathways=state.pathways or (Pathway(),) * self.num_pathway)
-        return left.with_memories(lambda entries: put(entries, freed[0]) if freed else entries)
-
-    def moved(self, state: Tree, by: int) -> Tree:
-        """See :meth:`MemoryPolicy.moved`; masks that are still open stay behind."""
-        there = {id(e): replace(e, frame=e.frame + by) for p in state.pathways for e in p.entries}
-        prompts = tuple(replace(e, frame=e.frame + by) for e in state.prompts)
-        left = replace(state, prompts=prompts, trails=OpenFrames())
-        return left.with_memories(lambda entries: tuple(there[id(e)] for e in entries))
+        return tuple(mask.as_revision() for mask in state.open_frames.pending())
 
     # -- reasons ------------------------------------------------------------------------------------------------
 
-    def notes(self, state: Tree, frame: FrameContext) -> Sequence[EntryInfo]:
-        """See :meth:`MemoryPolicy.notes`; every version of a frame, with the pathways that hold it."""
-        everyone = tuple(range(max(len(state.pathways), 1)))
-        notes = [EntryInfo(e.frame, "prompt", e.tokens, pathways=everyone) for e in state.prompts]
-        for entry in state.entries:
+    def entry_infos(self, state: Tree, frame: FrameContext) -> Sequence[EntryInfo]:
+        """Every version of a frame, with the pathways that hold it."""
+        infos = []
+        for entry in state.all_entries():
+            if entry.is_prompt:
+                pathways = range(max(len(state.pathways), 1))
+                infos.append(EntryInfo(entry.frame, "prompt", entry.tokens, pathways=tuple(pathways)))
+                continue
             holders = [i for i, p in enumerate(state.pathways) if any(e.pointer is entry.pointer for e in p.entries)]
-            kind = plain_kind(entry)
-            if kind == "map":
-                kind = "accepted" if self._accepts(entry) else "doubtful"
-            note = EntryInfo(entry.frame, kind, entry.tokens, entry.iou, "predicted IoU", tuple(holders))
-            notes.append(note)
-        return notes
-
-    def explain(self, change: Change) -> Sequence[TraceEvent]:
-        events, now = super().explain(change), change.frame.index
-        if change.cause is not Cause.WRITE:
-            return events
-        picks, old = change.choice.remember, change.before.pathways
-        living = {e.frame for p in {p.pathway for p in picks} if p < len(old) for e in old[p].entries}
-        ended = {e.frame for e in change.before.entries} - living
-        versions = len({id(e) for e in change.entries})
-        events = with_reasons(
-            dict.fromkeys(events),
-            came={now: Reason(f"{versions} version{'s' * (versions > 1)} of it, by {len(picks)} pathways")},
-            went={f: Reason("its pathways ended") for f in ended},
-        )
-        return [*events, *self._branches(change), *self._revisions(change)]
-
-    def _branches(self, change: Change) -> list[TraceEvent]:
-        """Which pathway goes on from which, and which end."""
-        picks, now, old = change.choice.remember, change.frame.index, change.before.pathways
-        spread = max(abs(o) for o in change.hypotheses.objectness)
-        sure = f"{'certain' if spread > self.uncertainty else 'uncertain'}, object score {spread:.1f}"
-        told = [f"{sure if old else 'first frame of the tree'}: candidate {pick.candidate}" for pick in picks]
-        grown = [
-            TraceEvent(Action.BRANCHED, now, words, pathway.score, pathway=i, parent=pick.pathway)
-            for i, (words, pick, pathway) in enumerate(zip(told, picks, change.after.pathways))
-        ]
-        alive = {pick.pathway for pick in picks}
-        ends = [
-            TraceEvent(Action.REJECTED, now, f"pathway {i} ended: others have better scores", p.score, pathway=i)
-            for i, p in enumerate(old)
-            if i not in alive
-        ]
-        return grown + ends
-
-    def _revisions(self, change: Change) -> list[TraceEvent]:
-        current = change.after.trails.latest == change.frame.index
-        news = change.after.trails.news if current else ()
-        return [TraceEvent(Action.REVISED, s.frame, "a pathway of other ancestry leads", s.iou) for s in news]
+            kind = "pointer" if entry.tokens is None else "accepted" if self._accepts(entry) else "doubtful"
+            infos.append(EntryInfo(entry.frame, kind, entry.tokens, entry.iou, "predicted IoU", tuple(holders)))
+        return infos
 
 
-_CHOICES = {"clones": ("keep", "part"), "diversity": ("iou", "mask"), "output": ("streaming", "coalesced")}
+def _certainty(hypotheses: Hypotheses) -> float:
+    """The object-score logit farthest from zero."""
+    return max(abs(o) for o in hypotheses.objectness)
 
 
-def _best_of(ranked: Sequence[CandidateId], pathway: int) -> CandidateId:
-    return next(pick for pick in ranked if pick.pathway == pathway)
-
-
-def _together(memories: Iterable[Sequence[MemoryEntry]]) -> tuple[MemoryEntry, ...]:
-    """Every entry once, sorted by frame; whole where any pathway has it whole."""
-    found: dict[tuple[int, int], MemoryEntry] = {}
-    for entry in (e for entries in memories for e in entries):
-        key = (entry.frame, id(entry.pointer))
-        if key not in found or found[key].tokens is None:
-            found[key] = entry
-    return tuple(sorted(found.values(), key=lambda e: e.frame))
+def _reasons(
+    before: Tree, after: Tree, index: int, survivors: Sequence[CandidateId], versions: int, certainty: str
+) -> Iterator[Reason]:
+    """Which memory ended, which pathway goes on from which, which masks were replaced."""
+    parents = {c.pathway for c in survivors}
+    surviving = {e.frame for i, p in enumerate(before.pathways) if i in parents for e in p.entries}
+    for frame in sorted(before.tracked().keys() - surviving - {index}):
+        yield Reason(frame, "its pathways ended")
+    yield Reason(index, f"{versions} version{'s' * (versions > 1)} of it, by {len(survivors)} pathways")
+    for i, (candidate, pathway) in enumerate(zip(survivors, after.pathways)):
+        text = f"{certainty if before.pathways else 'first frame of the tree'}: candidate {candidate.candidate}"
+        yield Reason(index, text, pathway.score, action=Action.BRANCHED, pathway=i, parent=candidate.pathway)
+    for i, pathway in enumerate(before.pathways):
+        if i not in parents:
+            text = f"pathway {i} ended: others have better scores"
+            yield Reason(index, text, pathway.score, action=Action.REJECTED, pathway=i)
+    for mask in after.open_frames.revisions:
+        yield Reason(mask.frame, "a pathway of other ancestry leads", mask.iou, action=Action.REVISED)

@@ -234,8 +234,8 @@ class Samurai(MemoryPolicy[SamuraiBank]):
         stable = motion.stable if trusted else motion.stable + 1
         return MotionState(frame.index, frame.reverse, stable, selection.predicted.update(selection.box))
 
-    def _evict(self, state: SamuraiBank, now: int) -> SamuraiBank:
-        anchors = anchors_of(state, now)
+    def _evict(self, state: SamuraiBank, index: int) -> SamuraiBank:
+        anchors = anchors_of(state, index)
         tracked = state.tracked()
         readable, _ = nearest_accepted(
             list(tracked.values()),
@@ -251,22 +251,22 @@ class Samurai(MemoryPolicy[SamuraiBank]):
 
     # -- reasons ------------------------------------------------------------------------------------------------
 
-    def _doubtful_frames(self, state: SamuraiBank, now: int) -> list[Reason]:
-        doubtful = [e.frame for e in state.entries if e.frame != now and not self._accepts(state, e)]
+    def _doubtful_frames(self, state: SamuraiBank, index: int) -> list[Reason]:
+        doubtful = [e.frame for e in state.entries if e.frame != index and not self._accepts(state, e)]
         return [Reason(f, "doubtful: read on the next frame only") for f in doubtful]
 
     def _motion_reasons(
-        self, now: int, hypotheses: Hypotheses, selection: MotionSelection, *, ended: bool
+        self, index: int, hypotheses: Hypotheses, selection: MotionSelection, *, ended: bool
     ) -> list[Reason]:
         """What the motion filter decided, and whether it ended."""
         reasons = []
         candidate, best = selection.output.candidate, best_candidate(hypotheses).candidate
         if candidate != best:
             text = f"motion preferred candidate {candidate} to {best}: overlap with the predicted box"
-            reasons.append(Reason(now, text, selection.kf_score, action=Action.CHOSEN))
+            reasons.append(Reason(index, text, selection.kf_score, action=Action.CHOSEN))
         if ended:
             iou, limit = hypotheses.iou[0][candidate], self.stable_ious_threshold
-            reasons.append(Reason(now, "the motion filter ended", iou, limit, Action.REJECTED))
+            reasons.append(Reason(index, "the motion filter ended", iou, limit, Action.REJECTED))
         return reasons
 
     def _gate_reason(self, state: SamuraiBank, entry: MemoryEntry, kf_score: float | None) -> Reason:
