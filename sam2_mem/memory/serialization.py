@@ -32,6 +32,7 @@ EARLIER_FIELDS: dict[str, dict[str, str | None]] = {
         "latest": "last_frame",
     },
     "sam2_mem.memory.policies.sam2long.tree:Tree": {"trails": "open_frames"},
+    "sam2_mem.memory.policies.xmem.state:XMemBank": {"permanent": None},
 }
 """Names of fields in files of earlier versions, by the name of their class now: {"module:class": {earlier: now}}; None for
 a field that there is no longer."""

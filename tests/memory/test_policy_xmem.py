@@ -15,7 +15,7 @@ from torch import Tensor
 from sam2_mem.build_sam import build_policy
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.policies.xmem import XMem, XMemBank
-from sam2_mem.memory.policies.xmem.affinity import KeySpace, read_values, received, similarity, top_k_softmax, unit_keys
+from sam2_mem.memory.policies.xmem.affinity import KeySpace, similarity
 from sam2_mem.memory.policies.xmem.prototypes import INITIAL_LIFE, LongTermMemory
 from sam2_mem.memory.serialization import load_memory, save_memory
 from sam2_mem.memory.tokens import tensor_bytes, token_count
@@ -78,7 +78,7 @@ class Stream:
         return MemoryEntry(index, tokens, torch.full((8,), float(index)), **scores)
 
     def attention(self, frame: FrameContext) -> tuple[ReadUsage, ...] | None:
-        if self.policy.wanted_usage(self.state, frame) is Usage.NONE:
+        if self.policy.usage_at(self.state, frame) is Usage.NONE:
             return None
         sizes = [len(item.tokens) for item in self.policy.read(self.state, frame)[0].items]
         ones = [torch.ones(n) for n in sizes]
@@ -141,23 +141,6 @@ def test_shrinkage_without_selection_keeps_the_query_term():
     assert not torch.allclose(right.softmax(0), term_dropped.softmax(0), atol=1e-2)
 
 
-def test_top_k_softmax_of_very_low_scores():
-    scores = -1000 - 50 * torch.rand(40, 3)
-    affinity = top_k_softmax(scores, 5)
-    assert torch.isfinite(affinity).all()
-    assert (affinity > 0).sum(0).tolist() == [5, 5, 5]
-    assert torch.allclose(affinity.sum(0), torch.ones(3))
-    assert (scores.exp() / scores.exp().sum(0)).isnan().all(), "without subtracting the maximum it is 0 / 0"
-
-
-def test_reads_in_chunks_are_the_whole():
-    memory, values, query = torch.randn(50, C), torch.randn(50, CM), torch.randn(1100, C)
-    whole = top_k_softmax(similarity(memory, query), 30)
-    assert torch.allclose(read_values(memory, values, query, 30), whole.t() @ values, atol=1e-5)
-    assert torch.allclose(received(memory, query, 30), whole.sum(1), atol=1e-3)
-    assert received(memory, query, 30).sum().item() == pytest.approx(1100, rel=1e-4)
-
-
 def test_key_space():
     low = 3 + 2 * torch.randn(200, C)
     low[:, 5] = 7.0
@@ -167,9 +150,6 @@ def test_key_space():
     flat = torch.arange(C) == 5
     assert torch.allclose(keys.std(0, unbiased=False), (~flat).float(), atol=1e-4)
     assert torch.equal(space.apply(low + 100 * flat)[:, 5], torch.zeros(200)), "a flat channel stays silent"
-    one, other = unit_keys(torch.randn(4, C), 0.1), unit_keys(torch.randn(3, C), 0.1)
-    cosine = torch.nn.functional.cosine_similarity(one[:, None], other[None], dim=-1)
-    assert torch.allclose(similarity(one, other), (cosine - 1) / 0.1, atol=1e-4)
 
 
 # -- consolidation ----------------------------------------------------------------------------------------------------
@@ -202,7 +182,7 @@ def test_timeline(every, expected):
 def test_published_and_cheap_presets():
     published = build_policy("xmem_faithful")
     assert (published.mem_every, published.max_working, published.min_working) == (5, 10, 5)
-    assert (published.max_long_term, published.num_prototypes, published.top_k) == (10000, 128, 30)
+    assert (published.max_long_term, published.num_prototypes) == (10000, 128)
     assert build_policy("xmem") == XMem()
     read = 4096 * (XMem().capacity(4096) // 4096 - 32 + 1) + 64
     assert read <= 7 * 4096 + 64, "one prompt: no more keys than SAM 2"
@@ -226,17 +206,16 @@ def test_one_hot_weights_give_back_the_original():
     assert torch.allclose(near.state.long_term.tokens.feat.float(), mean.expand(128, -1), atol=1e-2)
 
 
-@pytest.mark.parametrize("lt_key", ["orig", "pot"])
-def test_the_key_is_that_of_the_original_or_of_the_average(lt_key):
-    stream = Stream(XMem(mem_every=1, lt_key=lt_key, **PUBLISHED), spread=0.3).run(9)
+def test_the_key_is_that_of_the_original():
+    stream = Stream(XMem(mem_every=1, **PUBLISHED), spread=0.3).run(9)
     store = stream.state.long_term
     t, places = store.tokens, store.tokens.xy.long()
     cell = places[:, 1] * SIDE + places[:, 0]
     original = torch.stack([stream.feats[s][c] for s, c in zip(store.source.tolist(), cell)]).float()
     sine = sine_tokens(SIDE, SIDE, CM, CPU)[cell]
     read_as_key = t.feat.float() + t.pos
-    assert torch.allclose(read_as_key, original + sine, atol=1e-5) == (lt_key == "orig")
-    assert torch.allclose(read_as_key, t.feat.float() + sine, atol=1e-5) == (lt_key == "pot")
+    assert torch.allclose(read_as_key, original + sine, atol=1e-5)
+    assert not torch.allclose(read_as_key, t.feat.float() + sine, atol=1e-5), "control: not that of the average"
     assert not torch.allclose(t.feat.float(), original, atol=0.1), "the value is an average"
 
 
@@ -258,30 +237,13 @@ def test_prototypes_keep_their_image_key_and_start_without_use():
 
 
 def test_very_different_images_give_no_nan():
-    stream = Stream(XMem(mem_every=1, lt_renorm=True, **PUBLISHED))
+    stream = Stream(XMem(mem_every=1, **PUBLISHED))
     for t in range(1, 10):
         stream.lows[t] = 60 * torch.randn(Q, C, generator=stream.random)
     keys = stream.state.space.apply(stream.frame(1).features.low)
     assert similarity(keys, stream.state.space.apply(stream.frame(2).features.low)).median() < -1000
     store = stream.run(9).state.long_term
     assert torch.isfinite(store.tokens.feat.float()).all() and torch.isfinite(store.tokens.pos).all()
-
-
-def test_renormalised_prototypes_are_as_long_as_their_parts():
-    policies = XMem(mem_every=1, **PUBLISHED), XMem(mem_every=1, lt_renorm=True, **PUBLISHED)
-    states = [Stream(policy, spread=0.1).run(9).state for policy in policies]
-    plain, scaled = (state.long_term.tokens.feat.float() for state in states)
-    direction = torch.nn.functional.cosine_similarity(plain, scaled, dim=1)
-    assert direction.min() > 0.99
-    assert scaled.norm(dim=1).mean() > 1.3 * plain.norm(dim=1).mean()
-
-
-def test_counts_say_how_many_a_prototype_stands_for():
-    stream = Stream(XMem(mem_every=1, lt_count=True, num_prototypes=20, max_working=10, min_working=5)).run(9)
-    counts = stream.state.long_term.tokens.log_count.exp()
-    assert counts.sum().item() == pytest.approx(5 * Q, rel=1e-5)
-    assert counts.min() >= 1 and counts.max() > 2
-    assert Stream(XMem(mem_every=1, **PUBLISHED)).run(9).state.long_term.tokens.log_count is None
 
 
 # -- eviction ---------------------------------------------------------------------------------------------------------
@@ -304,20 +266,24 @@ def test_long_term_memory_is_bounded_also_when_all_usages_are_equal(buffer):
     assert upstream_survivors(torch.ones(512), 472) == 0, "upstream, everything would go"
 
 
+def evicted(policy: XMem, store: LongTermMemory) -> LongTermMemory:
+    return store.with_room(policy.num_prototypes, max_size=policy.max_long_term, buffer=policy.evict_buffer)
+
+
 def test_the_most_used_stay_in_order_exactly_so_many():
     policy = XMem(max_long_term=600)
     tokens = MemoryTokens(torch.randn(520, CM), torch.randn(520, CM), torch.rand(520, 2))
     use, life = torch.rand(520), torch.randint(1, 9, (520,)).float()
     store = LongTermMemory(tokens, torch.randn(520, C), torch.arange(520), use, life)
-    kept = policy._evicted(store)
+    kept = evicted(policy, store)
     expected = np.sort(np.argsort(-(use / life).numpy(), kind="stable")[:472])
     assert kept.source.tolist() == expected.tolist()
     assert torch.equal(kept.tokens.feat, tokens.feat[expected]) and torch.equal(kept.use, use[expected])
     small = store.at(torch.arange(471))
-    assert policy._evicted(small) is small
+    assert evicted(policy, small) is small
     buffered = XMem(max_long_term=600, evict_buffer=10)
     full = store.at(torch.arange(472))
-    assert len(buffered._evicted(full)) == 462 and buffered._evicted(small) is small, "evicts from LT_max - P on"
+    assert len(evicted(buffered, full)) == 462 and evicted(buffered, small) is small, "evicts from LT_max - P on"
 
 
 # -- against an independent, slow, literal implementation -------------------------------------------------------------
@@ -426,43 +392,6 @@ def test_missing_usage_is_an_error():
         stream.policy.write(stream.state, stream.frame(3), hypotheses, FIRST, [stream.entry(3)])
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_usage_by_image_key(stride):
-    policy = XMem(mem_every=1, usage="key", query_stride=stride, **PUBLISHED)
-    stream = Stream(policy).run(10)
-    before, frame = stream.states[9], stream.frame(10)
-    assert policy.wanted_usage(before, frame) is Usage.NONE and not stream.masses
-    space = before.space
-    frames = [stream.lows[t].bfloat16() for t in working(before)]
-    keys = space.apply(torch.cat([*frames, before.long_term.key]))
-    query = space.apply(stream.lows[10].reshape(SIDE, SIDE, C)[::stride, ::stride].reshape(-1, C))
-    scores = brute_similarity(keys.numpy(), query.numpy(), np.ones(len(keys)), np.ones(query.shape))
-    mass = np.zeros(len(keys))
-    for j in range(len(query)):
-        best = np.argsort(-scores[:, j])[:30]
-        weights = np.exp(scores[best, j] - scores[best, j].max())
-        mass[best] += weights / weights.sum()
-    gained = torch.cat([a.use - b.use for a, b in zip(stream.state.working, before.working)])
-    close(gained, mass[Q : Q + len(gained)])
-    close(stream.state.long_term.use, mass[5 * Q :])
-    assert mass[:Q].sum() > 0.1, "prompts take their share"
-
-
-def test_readout_is_a_frame_read_by_image_key():
-    policy = XMem(mem_every=1, lt_mode="readout", **PUBLISHED)
-    stream = Stream(policy).run(9)
-    frame, store = stream.frame(10), stream.state.long_term
-    item = policy.read(stream.state, frame)[0].items[1]
-    assert item.slot == 5 and torch.equal(item.tokens.xy, grid_xy(SIDE, SIDE, CPU))
-    keys, query = stream.state.space.apply(store.key), stream.state.space.apply(frame.features.low)
-    affinity = top_k_softmax(similarity(keys, query), 30)
-    assert torch.allclose(item.tokens.feat.float(), affinity.t() @ store.tokens.feat.float(), atol=0.02)
-    assert torch.equal(item.tokens.pos, sine_tokens(SIDE, SIDE, CM, CPU))
-    stream.step(10)
-    assert torch.allclose(stream.state.long_term.use, affinity.sum(1), atol=1e-4)
-    assert stream.state.working[0].use.sum() > 0
-
-
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -569,15 +498,14 @@ def test_later_prompts_are_permanent_and_start_the_count_anew():
 
 
 def test_prompts_are_bounded_and_the_first_stays():
-    policy = XMem(max_prompts=3, usage="key")
+    policy = XMem(max_prompts=3)
     stream = Stream(policy).run(3)
     state = stream.state
     for t in (4, 5, 6, 7):
         state = policy.prompt(state, stream.frame(t), stream.entry(t, is_prompt=True))
     assert [p.frame for p in state.prompts] == [0, 6, 7]
-    assert [c.frame for c in state.permanent] == [0, 6, 7]
     taken_back = policy.unprompt(state, 7)
-    assert [p.frame for p in taken_back.prompts] == [0, 6] == [c.frame for c in taken_back.permanent]
+    assert [p.frame for p in taken_back.prompts] == [0, 6]
     assert policy.unprompt(policy.unprompt(taken_back, 0), 6) is None
 
 
@@ -625,8 +553,7 @@ def test_frames_without_the_object(mode):
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"usage": "key"}, {"lt_mode": "readout"}, {"lt_key": "pot", "lt_count": True}, {"key_space": "cosine"}]
-    + [{"long_term": False}, {"long_term": False, "working": "window"}, {"max_working": 2, "min_working": 1}],
+    [{}, {"long_term": False}, {"long_term": False, "working": "window"}, {"max_working": 2, "min_working": 1}],
 )
 def test_everything_stays_bounded(change):
     sizes = {"mem_every": 2, "max_working": 5, "min_working": 2, "max_long_term": 100, "num_prototypes": 20}
@@ -635,8 +562,8 @@ def test_everything_stays_bounded(change):
     counts, sizes_in_bytes = [], []
     for t in range(1, 200):
         state = stream.step(t)
-        counts.append(policy.token_count(state))
-        sizes_in_bytes.append(tensor_bytes(policy.tensors(state)))
+        counts.append(state.token_count())
+        sizes_in_bytes.append(tensor_bytes(state.tensors()))
         assert len(state.entries) < 40
         assert torch.isfinite(policy.read(state, stream.frame(t + 1))[0].items[-1].tokens.feat.float()).all()
     assert max(counts) <= policy.capacity(Q)
@@ -655,10 +582,10 @@ def test_objects_share_image_keys_and_bytes_count_them():
     assert shared == [6, 7, 8, 9, 10, 11]
     keys = sum(c.key.nbytes for c in two.working)
     without = replace(two, working=(), long_term=None)
-    assert tensor_bytes(policy.tensors(two)) >= tensor_bytes(policy.tensors(without)) + keys
-    both = tensor_bytes((*policy.tensors(one), *policy.tensors(two)))
-    assert both < tensor_bytes(policy.tensors(one)) + tensor_bytes(policy.tensors(two))
-    assert policy.token_count(one) == token_count(policy.held(one)) + stored(one)
+    assert tensor_bytes(two.tensors()) >= tensor_bytes(without.tensors()) + keys
+    both = tensor_bytes((*one.tensors(), *two.tensors()))
+    assert both < tensor_bytes(one.tensors()) + tensor_bytes(two.tensors())
+    assert one.token_count() == token_count(one.all_entries()) + stored(one)
 
 
 def test_predictor_counts_keys_in_its_memory():
@@ -667,23 +594,23 @@ def test_predictor_counts_keys_in_its_memory():
     predictor.add_new_mask(session, 0, 1, mask_prompt(1).mask.numpy())
     results = list(predictor.propagate(session))
     state = session.tracker.tracks[1].state
-    assert results[-1].scores[0].tokens == predictor.policy.token_count(state)
-    of_state, keys = tensor_bytes(predictor.policy.tensors(state)), sum(c.key.nbytes for c in state.working)
+    assert results[-1].scores[0].tokens == state.token_count()
+    of_state, keys = tensor_bytes(state.tensors()), sum(c.key.nbytes for c in state.working)
     assert session.memory_bytes() > of_state > 2 * keys > 0
 
 
 def test_state_in_a_file_and_moved(tmp_path):
-    policy = XMem(mem_every=1, usage="key", **PUBLISHED)
+    policy = XMem(mem_every=1, **PUBLISHED)
     stream = Stream(policy).run(16)
     save_memory(tmp_path / "m", policy, stream.state)
-    loaded = policy.moved(load_memory(tmp_path / "m", policy), 100)
+    loaded = load_memory(tmp_path / "m", policy).shift_frames(100)
     there = replace(stream.frame(17), index=117)
     here_items, there_items = policy.read(stream.state, stream.frame(17))[0].items, policy.read(loaded, there)[0].items
     assert [i.slot for i in here_items] == [i.slot for i in there_items]
     assert all(torch.equal(a.tokens.feat, b.tokens.feat) for a, b in zip(here_items, there_items, strict=True))
     assert [c.frame for c in loaded.working] == [c.frame + 100 for c in stream.state.working]
     assert torch.equal(loaded.long_term.source, stream.state.long_term.source + 100)
-    assert (loaded.last, loaded.permanent[0].frame) == (116, 100)
+    assert (loaded.last, loaded.prompts[0].frame) == (116, 100)
 
 
 def test_keys_of_tokens_that_are_not_the_whole_grid():
@@ -757,7 +684,7 @@ def test_real_attention_is_booked_and_prototypes_are_read():
     plain = run(micro_tracker(replace(policy, long_term=False)), features, {0: [mask_prompt(1)]})
     first_with = next(t for t in range(30) if not torch.equal(results[t].masks, plain[t].masks))
     assert first_with >= 5, "long-term memory exists from the write of frame 4 on"
-    changes = {"lt_mode": "readout", "lt_key": "pot", "lt_count": True, "lt_renorm": True, "usage": "key"}
+    changes = {"lt_mode": "distilled", "lt_tpos": "prompt", "tpos_policy": "none", "usage_every": 7}
     for change in ({name: value} for name, value in changes.items()):
         other = run(micro_tracker(replace(policy, **change)), features, {0: [mask_prompt(1)]})
         assert any(not torch.equal(a.masks, b.masks) for a, b in zip(results, other)), change
@@ -773,11 +700,9 @@ def test_real_attention_is_booked_and_prototypes_are_read():
         {"min_working": 6},
         {"num_prototypes": 5000},
         {"evict_buffer": 4000},
-        {"usage": "attention"},
         {"working": "window"},
-        {"lt_count": True, "lt_mode": "readout"},
-        {"temperature": 0.0},
-        {"key_dtype": "int8"},
+        {"lt_mode": "readout"},
+        {"lt_tpos": "last"},
         {"max_cond_frames_in_attn": 1},
         {"usage_every": 0},
     ],

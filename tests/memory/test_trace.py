@@ -483,10 +483,17 @@ def test_sam2long_tells_its_tree() -> None:
     assert {n.pathways for n in life.policy.entry_infos(life.state, at(3)) if n.frame == 0} == {(0, 1)}
 
 
+def evenly_attended(life: Life, index: int) -> Hypotheses:
+    """All tokens of the read receive the same attention."""
+    (read,) = life.policy.read(life.state, at(index))
+    usage = ReadUsage(tokens=tuple(torch.ones(len(item.tokens)) for item in read.items))
+    return replace(seen(), usage=(usage,))
+
+
 def test_xmem_tells_consolidation_and_eviction() -> None:
-    policy = XMem(mem_every=1, max_working=4, min_working=2, num_prototypes=3, max_long_term=5, usage="key", top_k=4)
+    policy = XMem(mem_every=1, max_working=4, min_working=2, num_prototypes=3, max_long_term=5)
     life = Life(policy)
-    moments = [life.write(i) for i in range(1, 10)]
+    moments = [life.write(i, evenly_attended(life, i)) for i in range(1, 10)]
     assert told(moments[0], Action.WRITTEN, 1).reason == "working memory"
     merged = [e for step in moments for e in step if e.action is Action.MERGED]
     assert [e.frame for e in merged[:2]] == [1, 2]
@@ -512,7 +519,7 @@ def test_reasons_hold_within_a_budget_of_bytes(name: str) -> None:
     assert [differences(quiet.tracks[i].state, tracker.tracks[i].state) for i in (1, 2)] == [[], []]
 
 
-@pytest.mark.parametrize("mode", ["readout", "distilled"])
+@pytest.mark.parametrize("mode", ["tokens", "distilled"])
 def test_long_term_memory_of_xmem_is_told_however_it_is_read(mode: str) -> None:
     recorder = Recorder(read_mass=True)
     track(XMem(lt_mode=mode), recorder)

@@ -169,7 +169,7 @@ class SAM2Long(MemoryPolicy[Tree]):
     ) -> list[ReadItem]:
         slots = [(e, PROMPT_SLOT) for e in prompts]
         slots += [(e, slot) for slot, e in reversed(list(enumerate(accepted))) if isinstance(e, MemoryEntry)]
-        gains = self._gains([e for e, _ in slots], frame) if len(slots) > 1 else [1.0]
+        gains = _spaced_gains(self, [e for e, _ in slots], frame) if len(slots) > 1 else [1.0]
         return [ReadItem(e.tokens, slot, gain) for (e, slot), gain in zip(slots, gains)]
 
     def _pointers(
@@ -189,20 +189,10 @@ class SAM2Long(MemoryPolicy[Tree]):
         ages += ranked[:-1] if self.skip_oldest_pointer else ranked
         gains = [1.0] * len(ages)
         if gains_apply and len(ages) > 1:
-            gains = self._gains([e for e, _ in ages], frame)
+            gains = _spaced_gains(self, [e for e, _ in ages], frame)
         elif gains_apply and self.lower_lone_pointer:
             gains = [self.gain_low]
         return [ReadPointer(e.pointer, age / span, gain) for (e, age), gain in zip(ages, gains)]
-
-    def _gains(self, entries: Sequence[Entry], frame: FrameContext) -> list[float]:
-        """Evenly spaced gains of two entries or more, the highest for the highest object score."""
-        scores = [self.prompt_objectness if e.is_prompt else e.objectness for e in entries]
-        keys = [(score, e.is_prompt, -frame.age(e.frame)) for score, e in zip(scores, entries)]
-        step = (self.gain_high - self.gain_low) / (len(entries) - 1)
-        gains = [1.0] * len(entries)
-        for rank, i in enumerate(sorted(range(len(entries)), key=keys.__getitem__)):
-            gains[i] = self.gain_low + rank * step
-        return gains
 
     # -- choosing -----------------------------------------------------------------------------------------------
 
@@ -221,7 +211,7 @@ class SAM2Long(MemoryPolicy[Tree]):
             return tuple(ranked[: self.num_pathway])
         distinct: dict[float, CandidateId] = {}
         for candidate in ranked:
-            distinct.setdefault(self._signed_iou(hypotheses, candidate), candidate)
+            distinct.setdefault(_signed_iou(hypotheses, candidate, self.iou_decimals), candidate)
         survivors = list(distinct.values())[: self.num_pathway]
         missing = set(range(len(hypotheses.iou))) - {c.pathway for c in survivors}
         survivors += [next(c for c in ranked if c.pathway == p) for p in sorted(missing)]
@@ -231,11 +221,6 @@ class SAM2Long(MemoryPolicy[Tree]):
     def _score(self, pathway: Pathway, hypotheses: Hypotheses, candidate: CandidateId) -> float:
         iou = max(hypotheses.iou[candidate.pathway][candidate.candidate], 0.0)
         return pathway.score + math.log(iou + self.log_floor)
-
-    def _signed_iou(self, hypotheses: Hypotheses, candidate: CandidateId) -> float:
-        """Rounded predicted IoU with the sign of the object score."""
-        iou = round(hypotheses.iou[candidate.pathway][candidate.candidate], self.iou_decimals)
-        return iou if hypotheses.objectness[candidate.pathway] > 0 else -iou
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -328,6 +313,23 @@ class SAM2Long(MemoryPolicy[Tree]):
             kind = "pointer" if entry.tokens is None else "accepted" if self._accepts(entry) else "doubtful"
             infos.append(EntryInfo(entry.frame, kind, entry.tokens, entry.iou, "predicted IoU", tuple(holders)))
         return infos
+
+
+def _spaced_gains(policy: SAM2Long, entries: Sequence[Entry], frame: FrameContext) -> list[float]:
+    """Evenly spaced gains of two entries or more, the highest for the highest object score."""
+    scores = [policy.prompt_objectness if e.is_prompt else e.objectness for e in entries]
+    keys = [(score, e.is_prompt, -frame.age(e.frame)) for score, e in zip(scores, entries)]
+    step = (policy.gain_high - policy.gain_low) / (len(entries) - 1)
+    gains = [1.0] * len(entries)
+    for rank, i in enumerate(sorted(range(len(entries)), key=keys.__getitem__)):
+        gains[i] = policy.gain_low + rank * step
+    return gains
+
+
+def _signed_iou(hypotheses: Hypotheses, candidate: CandidateId, decimals: int) -> float:
+    """Rounded predicted IoU with the sign of the object score."""
+    iou = round(hypotheses.iou[candidate.pathway][candidate.candidate], decimals)
+    return iou if hypotheses.objectness[candidate.pathway] > 0 else -iou
 
 
 def _certainty(hypotheses: Hypotheses) -> float:

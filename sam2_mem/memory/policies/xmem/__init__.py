@@ -1,5 +1,6 @@
 from sam2_mem._moved import renamed
-from sam2_mem.memory.policies.xmem.policy import XMem, XMemBank
+from sam2_mem.memory.policies.xmem.policy import XMem
+from sam2_mem.memory.policies.xmem.state import XMemBank
 
 __all__ = ["XMem", "XMemBank"]
 
