@@ -64,6 +64,9 @@ MODULES = {
 }
 
 NAMES = {
+    "sam2_mem.memory.policies.distilled:Span": "sam2_mem.memory.policies.distilled:Summary",
+    "sam2_mem.memory.policies.hq_smem:Likeness": "sam2_mem.memory.policies.hq_smem:Resemblance",
+    "sam2_mem.memory.policies.rmem:Stay": "sam2_mem.memory.policies.rmem:FrameStatistics",
     "sam2_mem.memory.policies.sam2long:SAM2Long": "sam2_mem.memory.policies.sam2long.policy:SAM2Long",
     "sam2_mem.memory.policies.sam2long:Tree": "sam2_mem.memory.policies.sam2long.tree:Tree",
     "sam2_mem.memory.policies.samurai:Samurai": "sam2_mem.memory.policies.samurai.policy:Samurai",
@@ -75,6 +78,7 @@ NAMES = {
     "sam2_mem.memory.policy:map_tensors": "sam2_mem.model.tensor_tree:map_tensors",
     "sam2_mem.memory.policy:put": "sam2_mem.memory.bank:put",
     "sam2_mem.memory.policy:tensors_in": "sam2_mem.model.tensor_tree:tensors_in",
+    "sam2_mem.memory.tokens:entry_tensors": "sam2_mem.model.tensor_tree:tensors_in",
     "sam2_mem.memory.trace:plain_notes": "sam2_mem.memory.trace:plain_infos",
     "sam2_mem.memory.windows:add_prompt": "sam2_mem.memory.bank:add_prompt",
     "sam2_mem.memory.windows:within_reach": "sam2_mem.memory.bank:within_reach",

@@ -94,7 +94,11 @@ class Bank:
         """With a prompted ``entry`` in place of what was remembered of its frame; beyond ``max_prompts`` (None: no limit)
         the oldest prompt but the first leaves, never the new one."""
         others = self.without(entry.frame)
-        return replace(others, prompts=add_prompt(others.prompts, entry, max_prompts))
+        joined = replace(others, prompts=put(others.prompts, entry))
+        frames = joined.prompted_frames()
+        if max_prompts is None or len(frames) <= max_prompts:
+            return joined
+        return joined.without(next(f for f in frames[1:] if f != entry.frame))
 
     def without(self, frame: int) -> Self:
         """Without anything of ``frame``, prompts included. Override where a subclass holds more of a frame."""

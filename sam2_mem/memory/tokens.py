@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2_mem._moved import renamed
 from sam2_mem.model.distiller.windows import mean_of, tube_of
-from sam2_mem.types import MemoryEntry, MemoryTokens
+from sam2_mem.types import Entry, MemoryTokens
 
 
-def token_count(entries: Iterable[MemoryEntry]) -> int:
+def token_count(entries: Iterable[Entry]) -> int:
     """Spatial memory tokens held by ``entries``; an entry listed twice counts once."""
     unique = {id(e.tokens): e.tokens for e in entries if e.tokens is not None}
     return sum(len(tokens) for tokens in unique.values())
@@ -28,14 +29,6 @@ def tensor_bytes(tensors: Iterable[Tensor | None]) -> int:
     return sum(storages.values())
 
 
-def entry_tensors(entry: MemoryEntry) -> list[Tensor | None]:
-    """Every tensor an entry keeps alive."""
-    own = [entry.pointer, entry.summary]
-    if entry.tokens is None:
-        return own
-    return own + [entry.tokens.feat, entry.tokens.pos, entry.tokens.xy, entry.tokens.log_count]
-
-
 def map_tokens(tokens: MemoryTokens, change: Callable[[Tensor], Tensor]) -> MemoryTokens:
     """``change`` applied to the stored features; positions are shared and stay."""
     return MemoryTokens(feat=change(tokens.feat), pos=tokens.pos, xy=tokens.xy, log_count=tokens.log_count)
@@ -48,7 +41,12 @@ def pool_grid(tokens: MemoryTokens, grid: tuple[int, int], factor: int) -> Memor
     the logarithm of the block's size. Blocks at the border may be smaller.
 
     Args:
-        tokens: of a whole map, ``grid`` (H, W) in raster order. factor: 2 keeps a quarter of the tokens.
+        tokens: of a whole map, in raster order.
+        grid: (H, W) of the map.
+        factor: 2 keeps a quarter of the tokens.
+
+    Raises:
+        ValueError: the tokens of something else than a whole map.
     """
     height, width = grid
     if len(tokens) != height * width:
@@ -77,18 +75,26 @@ def pool_tokens(tokens: MemoryTokens, grid: tuple[int, int], factor: int) -> Mem
 
 
 def features_at(features: Tensor, grid: tuple[int, int], xy: Tensor) -> Tensor:
-    """Features (H * W, C) of a ``grid`` (H, W) at places ``xy`` (L, 2), bilinear between cells: (L, C) float32. Halfway
-    between four cells it is their mean."""
+    """Features between the cells of a grid, bilinear; halfway between four cells it is their mean.
+
+    Args:
+        features: (H * W, C) of the cells.
+        grid: (H, W).
+        xy: (L, 2) positions in cells; those outside count as on the border.
+
+    Returns:
+        (L, C) float32.
+    """
     height, width = grid
     edge = torch.tensor([width - 1, height - 1], device=xy.device)
-    place = torch.minimum(xy.float().clamp(min=0), edge)
-    low = place.floor()
-    high, part = torch.minimum(low + 1, edge).long(), place - low
+    position = torch.minimum(xy.float().clamp(min=0), edge)
+    low = position.floor()
+    high, fraction = torch.minimum(low + 1, edge).long(), position - low
     low = low.long()
-    rows = [(low[:, 1], 1 - part[:, 1]), (high[:, 1], part[:, 1])]
-    columns = [(low[:, 0], 1 - part[:, 0]), (high[:, 0], part[:, 0])]
-    parts = [features[y * width + x].float() * (v * u)[:, None] for y, v in rows for x, u in columns]
-    return torch.stack(parts).sum(0)
+    rows = [(low[:, 1], 1 - fraction[:, 1]), (high[:, 1], fraction[:, 1])]
+    columns = [(low[:, 0], 1 - fraction[:, 0]), (high[:, 0], fraction[:, 0])]
+    corners = [features[y * width + x].float() * (v * u)[:, None] for y, v in rows for x, u in columns]
+    return torch.stack(corners).sum(0)
 
 
 def _block_means(factor: int, grid: tuple[int, int]) -> Callable[[Tensor], Tensor]:
@@ -117,3 +123,6 @@ def masked_mean(features: Tensor, weights: Tensor) -> Tensor | None:
     if not total > 1e-6:
         return None
     return (weights.to(features.dtype) @ features) / total.to(features.dtype)
+
+
+__getattr__ = renamed(__name__)

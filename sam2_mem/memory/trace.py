@@ -373,11 +373,11 @@ _EVICTION_REASONS = {
 
 
 def _by_identity(entries: Sequence[Entry]) -> dict[tuple[int, int], Entry]:
-    """Entries by frame and pointer; with tokens where any of several has them."""
+    """Entries by frame and pointer; of several the last with tokens, if any has them."""
     result: dict[tuple[int, int], Entry] = {}
     for entry in entries:
         key = (entry.frame, id(entry.pointer))
-        if key not in result or result[key].tokens is None:
+        if key not in result or entry.tokens is not None:
             result[key] = entry
     return result
 

@@ -67,10 +67,10 @@ PICK = MaskSelection(CandidateId(0, 0), (CandidateId(0, 0),))
 
 def settle(policy: Distilled, state: Summaries, frame: FrameContext) -> Summaries:
     """What the tracker does, with means."""
-    while requests := policy.condense(state, frame):
+    while requests := policy.merge_requests(state, frame):
         for request in requests:
             tube = [e.tokens for e in request.entries]
-            state = policy.condensed(state, frame, request, GridTokens().condense([tube], GRID, request.strength)[0])
+            state = policy.take_merged(state, frame, request, GridTokens().condense([tube], GRID, request.strength)[0])
     return state
 
 
@@ -179,7 +179,7 @@ def test_brute_force(seed: int) -> None:
         read = lines(policy, state, at(index + 1))
         means = [sum(f) / len(f) for f in near + far]
         assert [m for _, m, _, _ in read[1 + len(whole) + len(waiting) :]] == pytest.approx(means, abs=0.01)
-        assert policy.token_count(state) <= policy.capacity(16)
+        assert state.token_count() <= policy.capacity(16)
         assert [n for _, _, _, n in read[1:]] == [16] * (len(whole) + len(waiting)) + [16 * len(f) for f in near + far]
 
 
@@ -203,23 +203,23 @@ def test_time_runs_backwards() -> None:
 def test_a_frame_is_never_read_on_itself_and_replaces_what_was_known_of_it() -> None:
     policy = Distilled(recent=1, tube=2, tail=4)
     state = after(policy, range(1, 12))
-    assert any(s.meets(4) for s in state.spans())
+    assert any(s.meets(4) for s in state.summaries())
     assert not any(m == 4.5 or m == 3.5 for _, m, _, _ in lines(policy, state, at(4, reverse=True)))
     again = write(policy, state, 4, reverse=True)
-    assert not any(s.meets(4) for s in again.spans()) and 4 in {e.frame for e in again.entries}
+    assert not any(s.meets(4) for s in again.summaries()) and 4 in {e.frame for e in again.entries}
     corrected = policy.prompt(state, at(4), entry(4, prompt=True))
-    assert not any(s.meets(4) for s in corrected.spans()) and len(corrected.prompts) == 2
+    assert not any(s.meets(4) for s in corrected.summaries()) and len(corrected.prompts) == 2
 
 
 def test_forget_and_move() -> None:
     policy = Distilled(recent=1, tube=2, tail=4)
     state = after(policy, range(1, 14))
     left = policy.forget(state, 6, 2)
-    assert all(not 4 <= f <= 8 for s in left.spans() for f in s.frames) and left.spans()
-    assert not any(4 <= e.frame <= 8 and e.tokens is not None for e in policy.held(left))
-    moved = policy.moved(state, 100)
+    assert all(not 4 <= f <= 8 for s in left.summaries() for f in s.frames) and left.summaries()
+    assert not any(4 <= e.frame <= 8 and e.tokens is not None for e in left.all_entries())
+    moved = state.shift_frames(100)
     assert lines(policy, moved, at(114)) == lines(policy, state, at(14))
-    assert [s.frames for s in moved.spans()] == [tuple(f + 100 for f in s.frames) for s in state.spans()]
+    assert [s.frames for s in moved.summaries()] == [tuple(f + 100 for f in s.frames) for s in state.summaries()]
 
 
 def test_bounded_even_if_nobody_condenses() -> None:
@@ -233,10 +233,10 @@ def test_bounded_even_if_nobody_condenses() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"recent": 0}, "expected recent >= 1, got 0"),
-        ({"recent": 7}, "expected recent <= 6, the temporal slots there are, got 7"),
-        ({"tail": -1}, "expected tail >= 0"),
-        ({"strength": 0}, "expected strength >= 1"),
+        ({"recent": 0}, "expected recent in 1..6, got 0"),
+        ({"recent": 7}, "expected recent in 1..6, got 7"),
+        ({"tail": -1}, "expected tail >= 0, got -1"),
+        ({"strength": 0}, "expected strength >= 1, got 0"),
         ({"slot": "oldest"}, "expected slot out of newest, mean, learned, got 'oldest'"),
     ],
 )
@@ -313,7 +313,7 @@ def test_long_term_memory_of_summaries() -> None:
         run(tracker, [features_at(index)], {0: [mask_prompt(1)]})
         state = tracker.tracks[1].state
         lengths.append(0 if state.long_term is None else len(state.long_term))
-        assert len(state.working) < 3 and XMEM.token_count(state) <= XMEM.capacity(16)
+        assert len(state.working) < 3 and state.token_count() <= XMEM.capacity(16)
         assert lengths[-1] == 0 or any(len(i.tokens) == lengths[-1] for i in XMEM.read(state, at(index + 1))[0].items)
     assert lengths[5] == 0 < lengths[6] == 4 and max(lengths) == 10
     store = state.long_term
@@ -329,15 +329,15 @@ def test_long_term_memory_of_summaries_keeps_the_contract(check: Callable[[Memor
 
 
 class Recorder:
-    """Keeps what it hears."""
+    """Keeps what it receives."""
 
     read_mass = False
 
     def __init__(self) -> None:
-        self.moments: list[TraceRecord] = []
+        self.records: list[TraceRecord] = []
 
-    def hear(self, moment: TraceRecord) -> None:
-        self.moments.append(moment)
+    def on_change(self, record: TraceRecord) -> None:
+        self.records.append(record)
 
 
 def test_reasons() -> None:
@@ -346,32 +346,32 @@ def test_reasons() -> None:
     tracker = micro_tracker(replace(policy, min_object_score=-1e9))
     tracker.listener = recorder
     run(tracker, [features_at(i) for i in range(11)], {0: [mask_prompt(1)]})
-    merged = [(m.frame, e.frame, e.reason) for m in recorder.moments for e in m.events if e.action is Action.MERGED]
+    merged = [(m.frame, e.frame, e.reason) for m in recorder.records for e in m.events if e.action is Action.MERGED]
     pair, four = "into a summary of 2 frames", "into a summary of 4 frames"
     assert merged[:4] == [(3, 1, pair), (3, 2, pair)] + [(5, f, four) for f in (1, 2)]
-    gone = [(m.frame, e.frame) for m in recorder.moments for e in m.events if "full tail" in e.reason]
+    gone = [(m.frame, e.frame) for m in recorder.records for e in m.events if "full tail" in e.reason]
     assert gone == [(9, 4)]
-    notes = {(n.frame, n.kind, n.text) for n in policy.notes(tracker.tracks[1].state, at(11))}
+    notes = {(n.frame, n.kind, n.text) for n in policy.entry_infos(tracker.tracks[1].state, at(11))}
     assert {(9, "waiting", ""), (10, "recent", ""), (8, "summary", "of frames 5, 6, 7, 8")} <= notes
 
 
-def test_condensing_is_pure() -> None:
+def test_merging_is_pure() -> None:
     policy = Distilled(recent=1, tail=2)
     state, frame = after(policy, range(1, 11)), at(11)
     grown = policy.write(state, frame, NOTHING, PICK, [entry(11)])
     before = snapshot(grown)
-    (request,) = policy.condense(grown, frame)
-    assert policy.condensed(grown, frame, request, memory(0)).tail[-1].frames == (9, 10)
+    (request,) = policy.merge_requests(grown, frame)
+    assert policy.take_merged(grown, frame, request, memory(0)).tail[-1].frames == (9, 10)
     assert difference(before, snapshot(grown)) is None
-    assert difference(before, snapshot(policy.condensed(grown, frame, request, memory(0)))) is not None
+    assert difference(before, snapshot(policy.take_merged(grown, frame, request, memory(0)))) is not None
 
 
 def test_a_policy_that_never_stops_asking_is_stopped() -> None:
     class Endless(Distilled):
-        def condensed(self, state, frame, request, tokens):
+        def take_merged(self, state, frame, request, tokens):
             return state
 
-    with pytest.raises(RuntimeError, match="Endless still asks to condense"):
+    with pytest.raises(RuntimeError, match="Endless still asks to merge"):
         shown(Endless(), frames=12)
 
 

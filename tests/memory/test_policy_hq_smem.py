@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sam2_mem.build_sam import build_policy
-from sam2_mem.memory.policies.hq_smem import HQSMem, Likeness, SmartBank
+from sam2_mem.memory.policies.hq_smem import HQSMem, Resemblance, SmartBank
 from sam2_mem.memory.serialization import load_memory, save_memory
 from sam2_mem.tracking.embedders import AppearanceMap
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
@@ -81,7 +81,7 @@ def test_unprotected_the_annotated_frame_leaves_at_the_first_update():
     literal = HQSMem(gap=1, protect_first=False)
     state = advance(literal, start(literal, axis(0)), 1, axis(0))
     assert frames(state) == [1]
-    assert [p.frame for p in state.prompts] == [0] and state.prompts[0].tokens is None
+    assert state.prompts == () and state.prompted_frames() == [0] and state.pointers[0].is_prompt
     read = literal.read(state, FrameContext(2))[0]
     assert [i.slot for i in read.items] == [0] and [p.offset for p in read.pointers] == [2 / 15, 1 / 15]
     protected = HQSMem(gap=1)
@@ -120,7 +120,7 @@ def test_a_scene_that_stays_alike_holds_the_bank_at_its_least(protect, size):
 
 @pytest.mark.parametrize("weight, literal", [(0.0, 1), (1.0, 1), (2.0, None), (5.0, None)])
 def test_the_gate_looks_at_the_largest_score_not_at_the_largest_likeness(weight, literal):
-    duplicate, recent = Likeness(1, 0.95, 50), Likeness(46, 0.75, 5)
+    duplicate, recent = Resemblance(1, 0.95, 50), Resemblance(46, 0.75, 5)
     assert HQSMem(freshness_weight=weight).replaced_by([duplicate, recent]) == literal
     assert HQSMem(freshness_weight=weight, gate="max_rel").replaced_by([duplicate, recent]) == 1
     assert HQSMem(tau_mem=0.96, gate="max_rel").replaced_by([duplicate, recent]) is None
@@ -128,8 +128,8 @@ def test_the_gate_looks_at_the_largest_score_not_at_the_largest_likeness(weight,
 
 
 def test_the_threshold_counts_as_reached():
-    assert HQSMem(tau_mem=0.5).replaced_by([Likeness(3, 0.5, 1)]) == 3
-    assert HQSMem(tau_mem=0.5).replaced_by([Likeness(3, 0.4999, 1)]) is None
+    assert HQSMem(tau_mem=0.5).replaced_by([Resemblance(3, 0.5, 1)]) == 3
+    assert HQSMem(tau_mem=0.5).replaced_by([Resemblance(3, 0.4999, 1)]) is None
 
 
 # -- against slow equations -------------------------------------------------------------------------------------------
@@ -318,6 +318,18 @@ def test_prompts_cannot_leave():
     assert frames(advance(policy, freed, 20, axis(0))) == [0, 11, 15, 20]
 
 
+def test_prompts_without_tokens_count_as_prompts():
+    policy = HQSMem(gap=1, protect_first=False, max_prompts=3)
+    state = start(policy, axis(0))
+    for t in range(1, 20, 2):
+        state = policy.prompt(state, FrameContext(t), entry(t, axis(0), prompt=True))
+        state = advance(policy, state, t + 1, axis(0))
+        assert len(state.prompted_frames()) <= 3
+    assert state.prompted_frames() == [0, 17, 19] and [e.frame for e in state.pointers if e.is_prompt] == [0, 17, 19]
+    freed = policy.unprompt(state, 17)
+    assert freed.prompted_frames() == [0, 19] and freed.tracked()[17].tokens is None
+
+
 def test_revisited_frames_replace_their_older_selves():
     policy = HQSMem(gap=2, tau_mem=1.01)
     state = start(policy, axis(0))
@@ -333,8 +345,8 @@ def test_memory_is_bounded():
     rng = torch.Generator().manual_seed(0)
     for t in range(1, 300):
         state = advance(policy, state, t, torch.randn(WIDTH, generator=rng))
-        assert sum(len(e.tokens) for e in policy.held(state) if e.tokens is not None) <= policy.capacity(6)
-    assert len(policy.held(state)) <= 7 + 30 and len(state.arrivals) == 7
+        assert sum(len(e.tokens) for e in state.all_entries() if e.tokens is not None) <= policy.capacity(6)
+    assert len(state.all_entries()) <= 7 + 30 and len(state.arrivals) == 7
 
 
 def test_saved_and_moved(tmp_path):
@@ -343,7 +355,7 @@ def test_saved_and_moved(tmp_path):
     for t in range(1, 9):
         state = advance(policy, state, t, axis(t))
     save_memory(tmp_path / "m.pt", policy, state)
-    moved = policy.moved(load_memory(tmp_path / "m.pt", policy), 100)
+    moved = load_memory(tmp_path / "m.pt", policy).shift_frames(100)
     assert frames(moved) == [f + 100 for f in frames(state)]
     assert moved.arrivals == tuple((f + 100, n) for f, n in state.arrivals)
     assert frames(advance(policy, moved, 109, axis(3))) == [f + 100 for f in frames(advance(policy, state, 9, axis(3)))]

@@ -83,10 +83,10 @@ def test_pooling_refuses_what_is_not_a_map(tokens, message):
 def test_budget_is_kept_and_both_tiers_are_used():
     policy = Keyframe(budget_bytes=maps(7))
     state = run(policy, 200)
-    assert token_count(policy.held(state)) * 128 <= maps(7)
+    assert token_count(state.all_entries()) * 128 <= maps(7)
     assert len(state.whole) == 1 and len(state.compact) == 4
     loose = run(Keyframe(budget_bytes=maps(9)), 200)
-    assert token_count(policy.held(loose)) * 128 > maps(7)
+    assert token_count(loose.all_entries()) * 128 > maps(7)
 
 
 def test_frames_without_the_object_or_with_doubtful_masks_are_no_keyframes():
@@ -155,8 +155,8 @@ def test_reverse_reads_what_lies_ahead_and_rewrites_frames():
         read = policy.read(state, context(t, reverse=True))[0]
         assert read.items and (t > 57 or read.pointers)
         state = policy.write(state, context(t, reverse=True), NOTHING, ONE, [entry(t, rng, iou=0.95)])
-    assert token_count(policy.held(state)) * 128 <= maps(9)
-    again = {e.frame: e.iou for e in policy.held(state) if e.frame > 20}
+    assert token_count(state.all_entries()) * 128 <= maps(9)
+    again = {e.frame: e.iou for e in state.all_entries() if e.frame > 20}
     assert again and set(again.values()) == {0.95}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sam2_mem.build_sam import NEW_PARTS, build_policy, build_sam2
 from sam2_mem.checkpoint import CheckpointError, load_checkpoint
-from sam2_mem.memory.policies.rmem import RMem, RMemBank, Stay, attention_shares
+from sam2_mem.memory.policies.rmem import FrameStatistics, RMem, RMemBank, attention_shares
 from sam2_mem.memory.serialization import load_memory, save_memory
 from sam2_mem.model.temporal_encoding import BankTime, bank_codes
 from sam2_mem.types import (
@@ -107,10 +107,11 @@ def test_survival_depends_on_the_constants():
 
 def test_freshness_magnitudes():
     policy = RMem(bank_size=9)
-    stays = [Stay(0, 0.0, 9)] + [Stay(i, 0.0, n) for i, n in enumerate(range(9, 1, -1), start=1)]
-    scores = [round(policy.score(s, stays), 3) for s in reversed(stays[1:])]
+    bank = [FrameStatistics(0, 0.0, 9)]
+    bank += [FrameStatistics(i, 0.0, n) for i, n in enumerate(range(9, 1, -1), start=1)]
+    scores = [round(policy.score(s, bank), 3) for s in reversed(bank[1:])]
     assert scores == [0.945, 0.901, 0.863, 0.829, 0.799, 0.772, 0.747, 0.725]
-    assert policy.score(replace(stays[1], relevance=0.25), stays) == pytest.approx(0.725 + 0.25, abs=1e-3)
+    assert policy.score(replace(bank[1], relevance=0.25), bank) == pytest.approx(0.725 + 0.25, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -186,8 +187,8 @@ def test_random_streams_agree_with_the_literal_rule(seed):
         state = advance(policy, state, context(t), seen(torch.from_numpy(attention), logits, -1.0 if absent else 1.0))
         assert bank_frames(state) == literal.frames
         differs |= any(np.diff(literal.frames[1:]) > gap)
-    known = {s.frame: s.relevance for s in state.stays if s.relevance is not None}
-    assert known == pytest.approx({f: literal.mean[f] for f in literal.frames if f in literal.mean}, abs=1e-6)
+    relevance = {s.frame: s.relevance for s in state.statistics if s.relevance is not None}
+    assert relevance == pytest.approx({f: literal.mean[f] for f in literal.frames if f in literal.mean}, abs=1e-6)
     assert differs or size == 2
 
 
@@ -212,8 +213,8 @@ def test_an_absent_object_leaves_finite_statistics():
     for t in range(1, 20):
         bank = len(bank_frames(state))
         state = advance(policy, state, context(t), seen(torch.rand(QUERIES, bank), score=-3.0))
-        assert all(s.relevance is None or math.isfinite(s.relevance) for s in state.stays)
-    assert [s.relevance for s in state.stays if s.relevance is not None]
+        assert all(s.relevance is None or math.isfinite(s.relevance) for s in state.statistics)
+    assert [s.relevance for s in state.statistics if s.relevance is not None]
     weights = np.zeros(QUERIES)
     with np.errstate(invalid="ignore"):
         assert np.isnan((weights @ np.ones((QUERIES, 2))) / (weights @ np.ones((QUERIES, 2))).sum()).all()
@@ -240,11 +241,11 @@ def test_frames_without_the_object_may_be_left_out(wanted, expected):
 def test_gap_follows_the_length_of_the_video(num_frames, gap):
     policy = RMem()
     state = policy.prompt(None, context(0), entry(0, prompt=True))
-    due = [t for t in range(1, 250) if policy.wanted_usage(state, context(t, num_frames=num_frames)) is not Usage.NONE]
+    due = [t for t in range(1, 250) if policy.usage_at(state, context(t, num_frames=num_frames)) is not Usage.NONE]
     assert due[0] == gap
     fixed = RMem(gap=7)
-    assert fixed.wanted_usage(state, context(7, num_frames=3000)) is Usage.ITEMS_BY_QUERY
-    assert fixed.wanted_usage(state, context(6, num_frames=3000)) is Usage.NONE
+    assert fixed.usage_at(state, context(7, num_frames=3000)) is Usage.ITEMS_BY_QUERY
+    assert fixed.usage_at(state, context(6, num_frames=3000)) is Usage.NONE
 
 
 def test_usage_is_measured_on_update_frames_only(monkeypatch):
@@ -303,7 +304,7 @@ def test_a_reverse_pass_after_a_forward_one():
     for t in [*range(21, 31), *range(19, 9, -1)]:
         frame = context(t, reverse=t < 20)
         state = advance(policy, state, frame, seen(constant([1.0] * len(bank_frames(state)))))
-    assert bank_frames(state) == [20, 16, 14, 12, 10] and policy.can_resume(state, context(9, reverse=True))
+    assert bank_frames(state) == [20, 16, 14, 12, 10] and state.can_resume(context(9, reverse=True))
     read = policy.read(state, context(9, reverse=True))[0]
     assert [i.slot for i in read.items] == [PROMPT_SLOT, 3, 2, 1, 0]
     assert [i.order for i in read.items] == [0, 1, 2, 3, 4]
@@ -337,9 +338,9 @@ def test_memory_is_bounded():
     state = policy.prompt(None, context(0), entry(0, prompt=True))
     for t in range(1, 300):
         state = advance(policy, state, context(t), seen(constant([1.0] * len(bank_frames(state)))))
-        held = policy.held(state)
+        held = state.all_entries()
         assert sum(len(e.tokens) for e in held if e.tokens is not None) <= policy.capacity(6)
-    assert len(held) <= 6 + 15 + 15 and len(state.stays) == 6
+    assert len(held) <= 6 + 15 + 15 and len(state.statistics) == 6
 
 
 def test_saved_and_moved(tmp_path):
@@ -349,10 +350,10 @@ def test_saved_and_moved(tmp_path):
         state = advance(policy, state, context(t), seen(torch.rand(QUERIES, len(bank_frames(state)))))
     save_memory(tmp_path / "m.pt", policy, state)
     back = load_memory(tmp_path / "m.pt", policy)
-    assert back.stays == state.stays and back.kept == state.kept
-    moved = policy.moved(back, -10)
+    assert back.statistics == state.statistics and back.kept == state.kept
+    moved = back.shift_frames(-10)
     assert bank_frames(moved) == [f - 10 for f in bank_frames(state)]
-    assert [(s.frame + 10, s.relevance) for s in moved.stays] == [(s.frame, s.relevance) for s in state.stays]
+    assert [(s.frame + 10, s.relevance) for s in moved.statistics] == [(s.frame, s.relevance) for s in state.statistics]
     assert moved.updated == state.updated - 10
 
 
@@ -401,10 +402,10 @@ def test_attention_of_the_network_is_taken_in():
     policy = RMem(gap=2, bank_size=4)
     tracker = micro.micro_tracker(policy)
     micro.run(tracker, micro.micro_features()[:30], {0: [micro.mask_prompt(1), micro.mask_prompt(2, 0, 1)]})
-    stays = [t.state.stays for t in tracker.tracks.values()]
-    for stay in stays:
-        assert len(stay) == 4 and all(0 < s.relevance < 1 for s in stay[:-1])
-    assert [s.relevance for s in stays[0]] != [s.relevance for s in stays[1]]
+    banks = [t.state.statistics for t in tracker.tracks.values()]
+    for bank in banks:
+        assert len(bank) == 4 and all(0 < s.relevance < 1 for s in bank[:-1])
+    assert [s.relevance for s in banks[0]] != [s.relevance for s in banks[1]]
 
 
 # -- the learned temporal encoding ------------------------------------------------------------------------------------
@@ -469,7 +470,7 @@ def test_it_gets_gradients_from_its_first_step():
 
 
 def test_official_weights_lack_it(tmp_path):
-    names = {k for k in encoded(None).state_dict()} - {k for k in micro.micro_model().state_dict()}
+    names = set(encoded(None).state_dict()) - set(micro.micro_model().state_dict())
     assert names == {"bank_time.query", "bank_time.memory"}
     weights = micro.micro_weights(tmp_path)
     assert load_checkpoint(encoded(0), weights, allow_missing=NEW_PARTS) == ("bank_time.query", "bank_time.memory")

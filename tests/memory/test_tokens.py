@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from sam2_mem.memory.tokens import (
-    entry_tensors,
     foreground_weights,
     map_tokens,
     masked_mean,
@@ -17,7 +16,8 @@ from sam2_mem.memory.tokens import (
     tensor_bytes,
     token_count,
 )
-from sam2_mem.types import MemoryEntry, MemoryTokens
+from sam2_mem.model.tensor_tree import tensors_in
+from sam2_mem.types import MemoryEntry, MemoryTokens, PointerEntry
 
 XY = torch.stack(torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="xy"), -1).reshape(-1, 2)
 
@@ -27,13 +27,13 @@ def grid_tokens(value: Tensor | None = None) -> MemoryTokens:
     return MemoryTokens(feat=feat, pos=torch.zeros(16, 3), xy=XY)
 
 
-def entry(frame: int, tokens: MemoryTokens | None) -> MemoryEntry:
+def entry(frame: int, tokens: MemoryTokens) -> MemoryEntry:
     return MemoryEntry(frame=frame, tokens=tokens, pointer=torch.zeros(6))
 
 
 def test_token_count_counts_shared_tokens_once_and_dropped_ones_not_at_all() -> None:
     shared = grid_tokens()
-    entries = [entry(0, shared), entry(1, shared), entry(2, grid_tokens()), entry(3, None)]
+    entries = [entry(0, shared), entry(1, shared), entry(2, grid_tokens()), PointerEntry(3, torch.zeros(6))]
     assert token_count(entries) == 32
     assert token_count([e.without_tokens() for e in entries]) == token_count([]) == 0
 
@@ -47,11 +47,11 @@ def test_tensor_bytes_counts_a_storage_once_and_a_view_in_full() -> None:
     assert tensor_bytes([]) == 0
 
 
-def test_entry_tensors_name_everything_an_entry_keeps_alive() -> None:
+def test_tensors_of_an_entry_are_all_that_it_keeps_alive() -> None:
     tokens = MemoryTokens(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 2), torch.zeros(2))
     full = MemoryEntry(frame=0, tokens=tokens, pointer=torch.zeros(6), summary=torch.zeros(5))
-    assert tensor_bytes(entry_tensors(full)) == 4 * (6 + 6 + 4 + 2 + 6 + 5)
-    assert tensor_bytes(entry_tensors(full.without_tokens())) == 4 * (6 + 5)
+    assert tensor_bytes(tensors_in(full)) == 4 * (6 + 6 + 4 + 2 + 6 + 5)
+    assert tensor_bytes(tensors_in(full.without_tokens())) == 4 * (6 + 5)
 
 
 def test_map_tokens_changes_features_and_shares_positions() -> None:

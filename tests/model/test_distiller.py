@@ -23,13 +23,14 @@ from sam2_mem.config import ConfigError, checkpoint_dir, compose, config_dir
 from sam2_mem.evaluation.benchmark.profile import counting
 from sam2_mem.memory.policies.xmem.prototypes import join_tokens
 from sam2_mem.memory.policy import MemoryPolicy
-from sam2_mem.memory.tokens import entry_tensors, features_at, pool_grid, pool_tokens, tensor_bytes
+from sam2_mem.memory.tokens import features_at, pool_grid, pool_tokens, tensor_bytes
 from sam2_mem.model.attention_operators import Exact
 from sam2_mem.model.cached_positions import grid_xy, sine_tokens
 from sam2_mem.model.distiller import GridTokens, PooledTokens, SpatialDistiller, TemporalDistiller, TokenDistiller
 from sam2_mem.model.distiller.spatial import GlobalLatents
 from sam2_mem.model.distiller.windows import NOTHING, layout
 from sam2_mem.model.sam2 import SAM2
+from sam2_mem.model.tensor_tree import tensors_in
 from sam2_mem.tracking import batching
 from sam2_mem.tracking.tracker import Tracker
 from sam2_mem.types import (
@@ -443,7 +444,7 @@ def test_bytes_of_stored_entries() -> None:
     """Positions are shared: a second entry costs its features and, where learned, its log-counts."""
     for distiller, each in ((PooledTokens(factor=2), 16 * 16 * 4), (spatial(2), 16 * (16 + 1) * 4)):
         entries = [MemoryEntry(i, distiller(maps(1, seed=i))[0], noise(4)) for i in range(2)]
-        one, two = (tensor_bytes(t for e in es for t in entry_tensors(e)) for es in (entries[:1], entries))
+        one, two = (tensor_bytes(t for e in es for t in tensors_in(e)) for es in (entries[:1], entries))
         assert two - one == each + 4 * 4
 
 

@@ -3,16 +3,21 @@ summaries."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
 
-from sam2_mem.memory.policy import Bank, MemoryPolicy, drop, put
-from sam2_mem.memory.reading import LAST_SLOT, add_prompt, map_frames, pointer_window, within_reach
-from sam2_mem.memory.trace import Action, Cause, Change, EntryInfo, Reason, TraceEvent, entry_infos, with_reasons
+from typing_extensions import Self
+
+from sam2_mem._moved import renamed
+from sam2_mem.memory.bank import Bank, shifted
+from sam2_mem.memory.policy import MemoryPolicy, setting
+from sam2_mem.memory.reading import LAST_SLOT, map_frames, pointer_window
+from sam2_mem.memory.trace import Action, EntryInfo, Reason, entry_infos
 from sam2_mem.types import (
     MERGED_SLOT,
     PROMPT_SLOT,
+    Entry,
     FrameContext,
     Hypotheses,
     MaskSelection,
@@ -23,13 +28,15 @@ from sam2_mem.types import (
     ReadItem,
 )
 
-SLOTS = ("newest", "mean", "learned")
-
 
 @dataclass(frozen=True, eq=False)
-class Span:
-    """What became of a few neighbouring frames: ``entry`` is that of the last of them with the merged tokens;
-    ``frames`` their numbers, in the order of tracking."""
+class Summary:
+    """What became of a few neighbouring frames.
+
+    Attributes:
+        entry: that of the last of them, with the merged tokens.
+        frames: their numbers, in the order of tracking.
+    """
 
     entry: MemoryEntry
     frames: tuple[int, ...]
@@ -38,31 +45,47 @@ class Span:
         """Whether a frame within ``radius`` of ``frame`` is in it."""
         return any(abs(f - frame) <= radius for f in self.frames)
 
-    def moved(self, by: int) -> Span:
-        return Span(replace(self.entry, frame=self.entry.frame + by), tuple(f + by for f in self.frames))
+    def shift_frames(self, by: int) -> Summary:
+        """With every frame number shifted by ``by``."""
+        return Summary(replace(self.entry, frame=self.entry.frame + by), tuple(f + by for f in self.frames))
 
 
 @dataclass(frozen=True, eq=False)
 class Summaries(Bank):
-    """``prompts`` and recent ``entries`` as in FIFO; ``waiting`` frames that have left those, whole, until their tube
-    is complete; ``tail`` summaries of tubes and ``far`` summaries of two of those. The last three in the order in
-    which they came."""
+    """``prompts`` and recent ``entries`` as in FIFO, and older frames in the order in which they came.
+
+    Attributes:
+        waiting: whole frames that have left ``entries``, until their tube is complete.
+        tail: summaries of tubes.
+        far: summaries of two of those.
+    """
 
     waiting: tuple[MemoryEntry, ...] = ()
-    tail: tuple[Span, ...] = ()
-    far: tuple[Span, ...] = ()
+    tail: tuple[Summary, ...] = ()
+    far: tuple[Summary, ...] = ()
 
-    def spans(self) -> tuple[Span, ...]:
+    def summaries(self) -> tuple[Summary, ...]:
+        """Those of both tiers."""
         return self.tail + self.far
 
-    def all_entries(self) -> tuple[MemoryEntry, ...]:
-        return self.prompts + self.entries + self.waiting + tuple(s.entry for s in self.spans())
+    def all_entries(self) -> tuple[Entry, ...]:
+        return (*super().all_entries(), *self.waiting, *(s.entry for s in self.summaries()))
 
-    def without(self, frame: int, radius: int = 0) -> Summaries:
-        """The same without waiting frames and summaries that hold something of a frame within ``radius``."""
-        tail, far = (tuple(s for s in spans if not s.meets(frame, radius)) for spans in (self.tail, self.far))
+    def without_older(self, frame: int, radius: int = 0) -> Self:
+        """Without waiting frames and summaries that hold something of a frame within ``radius`` of ``frame``."""
+        tail, far = (tuple(s for s in tier if not s.meets(frame, radius)) for tier in (self.tail, self.far))
         waiting = tuple(e for e in self.waiting if abs(e.frame - frame) > radius)
         return replace(self, waiting=waiting, tail=tail, far=far)
+
+    def without(self, frame: int) -> Self:
+        return super().without(frame).without_older(frame)
+
+    def forget(self, frame: int, radius: int) -> Self:
+        return super().forget(frame, radius).without_older(frame, radius)
+
+    def shift_frames(self, by: int) -> Self:
+        tail, far = (tuple(s.shift_frames(by) for s in tier) for tier in (self.tail, self.far))
+        return replace(super().shift_frames(by), waiting=shifted(self.waiting, by), tail=tail, far=far)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +99,7 @@ class Distilled(MemoryPolicy[Summaries]):
     and how, is the distiller's affair: a network without a learned one takes means by count.
 
     Attributes:
-        recent: past frames kept and read whole, 6 in SAM 2 and at most.
+        recent: past frames kept and read whole, 6 in SAM 2 and at most, since there are no more temporal slots.
         tube: neighbouring frames merged into one entry; up to ``tube`` - 1 frames wait for it and are read whole.
         tail: most entries of the tail, and of summaries of summaries. 0: frames that leave are gone, as in FIFO.
         strength: an entry of the tail keeps one token for every ``strength`` x ``strength`` of a stored map, a summary
@@ -85,58 +108,43 @@ class Distilled(MemoryPolicy[Summaries]):
         slot: temporal slot of a merged entry: "newest", that of its newest frame; "mean", the mean of the learned
             codes of its frames; "learned", a code of its own (see ``types.MERGED_SLOT``).
         min_object_score: frames whose object-score logit is not above it do not enter the tail.
-        max_obj_ptrs_in_encoder, max_prompts: as in FIFO.
     """
 
-    recent: int = 2
-    tube: int = 2
-    tail: int = 4
-    strength: int = 2
+    recent: int = setting(2, at_least=1, at_most=LAST_SLOT + 1)
+    tube: int = setting(2, at_least=1)
+    tail: int = setting(4, at_least=0)
+    strength: int = setting(2, at_least=1)
     by_age: bool = True
-    slot: str = "newest"
+    slot: str = setting("newest", choices=("newest", "mean", "learned"))
     min_object_score: float = 0.0
-    max_obj_ptrs_in_encoder: int = 16
-    max_prompts: int = 32
-
-    def __post_init__(self) -> None:
-        least = {"recent": 1, "tube": 1, "tail": 0, "strength": 1, "max_obj_ptrs_in_encoder": 1, "max_prompts": 2}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise ValueError(f"expected {name} >= {value}, got {getattr(self, name)}")
-        if self.recent > LAST_SLOT + 1:
-            raise ValueError(f"expected recent <= {LAST_SLOT + 1}, the temporal slots there are, got {self.recent}")
-        if self.slot not in SLOTS:
-            raise ValueError(f"expected slot out of {', '.join(SLOTS)}, got {self.slot!r}")
 
     def capacity(self, tokens_per_map: int) -> int:
         """Prompts, recent frames on both sides and waiting ones, whole; the two tiers of the tail."""
-        whole = self.max_prompts + 2 * self.recent - 1 + (self.tube - 1 if self.tail else 0)
+        maps = self.max_prompts + 2 * self.recent - 1 + (self.tube - 1 if self.tail else 0)
         tail = self.tail * _summary_size(tokens_per_map, self.strength)
         far = self.tail * _summary_size(tokens_per_map, self.strength**2) if self.by_age else 0
-        return tokens_per_map * whole + tail + far
+        return tokens_per_map * maps + tail + far
 
-    def prompt(self, state: Summaries | None, frame: FrameContext, entry: MemoryEntry) -> Summaries:
-        state = Summaries() if state is None else state.without(entry.frame)
-        prompts = add_prompt(state.prompts, entry, self.max_prompts)
-        return replace(state, prompts=prompts, entries=drop(state.entries, entry.frame))
+    def new_state(self, frame: FrameContext) -> Summaries:
+        return Summaries()
 
     # -- reading ------------------------------------------------------------------------------------------------
 
     def read(self, state: Summaries, frame: FrameContext) -> Sequence[MemoryRead]:
-        tracked = {e.frame: e for e in state.entries}
-        items = [ReadItem(e.tokens, PROMPT_SLOT) for e in state.prompts if e.tokens is not None]
-        near = [(slot, tracked.get(f)) for slot, f in map_frames(frame, num_maskmem=self.recent + 1)]
-        items += [ReadItem(e.tokens, slot) for slot, e in near if e is not None and e.tokens is not None]
-        others = state.without(frame.index)
-        items += [ReadItem(e.tokens, _slot_at(frame, e.frame)) for e in others.waiting]
-        items += [ReadItem(s.entry.tokens, self._slot_of(s, frame)) for s in others.spans()]
-        pointers = pointer_window(state.prompts, tracked, frame, max_obj_ptrs=self.max_obj_ptrs_in_encoder)
+        recent = {e.frame: e for e in state.entries}
+        items = [ReadItem(e.tokens, PROMPT_SLOT) for e in state.prompts]
+        slots = map_frames(frame, num_maskmem=self.recent + 1)
+        items += [ReadItem(recent[f].tokens, slot) for slot, f in slots if f in recent]
+        older = state.without_older(frame.index)
+        items += [ReadItem(e.tokens, _slot_at(frame, e.frame)) for e in older.waiting]
+        items += [ReadItem(s.entry.tokens, self._slot_of(s, frame)) for s in older.summaries()]
+        pointers = pointer_window(state.prompts, state.tracked(), frame, max_obj_ptrs=self.max_obj_ptrs_in_encoder)
         return (MemoryRead(items=tuple(items), pointers=tuple(pointers)),)
 
-    def _slot_of(self, span: Span, frame: FrameContext) -> float:
+    def _slot_of(self, summary: Summary, frame: FrameContext) -> float:
         if self.slot == "learned":
             return MERGED_SLOT
-        slots = [_slot_at(frame, f) for f in span.frames]
+        slots = [_slot_at(frame, f) for f in summary.frames]
         return min(slots) if self.slot == "newest" else sum(slots) / len(slots)
 
     # -- writing ------------------------------------------------------------------------------------------------
@@ -146,87 +154,77 @@ class Distilled(MemoryPolicy[Summaries]):
         state: Summaries,
         frame: FrameContext,
         hypotheses: Hypotheses,
-        choice: MaskSelection,
+        selection: MaskSelection,
         entries: Sequence[MemoryEntry],
     ) -> Summaries:
-        tracked = state.entries
-        for entry in entries:
-            tracked = put(tracked, entry)
-        state = state.without(frame.index)
-        waiting = (*state.waiting, *self._leaving(tracked, frame)) if self.tail else ()
+        state = state.without_older(frame.index).add(*entries)
+        waiting = (*state.waiting, *self._leaving(state, frame)) if self.tail else ()
         reach = max(self.max_obj_ptrs_in_encoder - 1, self.recent)
-        kept = within_reach(tracked, {frame.index}, token_reach=self.recent - 1, pointer_reach=reach)
-        return replace(state, entries=tuple(kept), waiting=waiting[-(2 * self.recent + self.tube) :])
+        state = state.keep_near({frame.index}, token_reach=self.recent - 1, pointer_reach=reach)
+        return replace(state, waiting=waiting[-(2 * self.recent + self.tube) :], reasons=())
 
-    def _leaving(self, tracked: Iterable[MemoryEntry], frame: FrameContext) -> list[MemoryEntry]:
-        """Whole entries that the next frame will no longer read as recent, the oldest first."""
-        old = [e for e in tracked if e.tokens is not None and abs(frame.age(e.frame)) >= self.recent]
+    def _leaving(self, state: Summaries, frame: FrameContext) -> list[MemoryEntry]:
+        """Entries that the next frame will no longer read as recent, the oldest first."""
+        old = [e for e in state.entries if abs(frame.age(e.frame)) >= self.recent]
         old.sort(key=lambda e: -abs(frame.age(e.frame)))
         return [replace(e, summary=None) for e in old if e.objectness > self.min_object_score]
 
-    def condense(self, state: Summaries, frame: FrameContext) -> Sequence[MergeRequest]:
+    def merge_requests(self, state: Summaries, frame: FrameContext) -> Sequence[MergeRequest]:
         if self.tail and len(state.waiting) >= self.tube:
             return (MergeRequest(state.waiting[: self.tube], self.strength),)
         if len(state.tail) > self.tail:
             return (MergeRequest(tuple(s.entry for s in state.tail[:2]), self.strength**2),)
         return ()
 
-    def condensed(
+    def take_merged(
         self, state: Summaries, frame: FrameContext, request: MergeRequest, tokens: MemoryTokens
     ) -> Summaries:
         entry = replace(request.entries[-1], tokens=tokens)
         if request.entries[0] in state.waiting:
-            frames = tuple(e.frame for e in request.entries)
-            tail = (*state.tail, Span(entry, frames))
-            waiting = state.waiting[len(frames) :]
-            return replace(state, waiting=waiting, tail=tail if self.by_age else tail[-self.tail :])
-        first, second, *rest = state.tail
-        joined = Span(entry, first.frames + second.frames)
-        return replace(state, tail=tuple(rest), far=(*state.far, joined)[-self.tail :])
-
-    # -- changes from outside -----------------------------------------------------------------------------------
-
-    def forget(self, state: Summaries, frame: int, radius: int) -> Summaries:
-        return super().forget(state.without(frame, radius), frame, radius)
-
-    def moved(self, state: Summaries, by: int) -> Summaries:
-        tail, far = (tuple(s.moved(by) for s in spans) for spans in (state.tail, state.far))
-        waiting = tuple(replace(e, frame=e.frame + by) for e in state.waiting)
-        return replace(super().moved(state, by), waiting=waiting, tail=tail, far=far)
+            merged = Summary(entry, tuple(e.frame for e in request.entries))
+            tail = (*state.tail, merged)
+            excess = () if self.by_age else tail[: -self.tail]
+            waiting = state.waiting[len(request.entries) :]
+            state = replace(state, waiting=waiting, tail=tail[len(excess) :])
+        else:
+            first, second, *younger = state.tail
+            merged = Summary(entry, first.frames + second.frames)
+            far = (*state.far, merged)
+            excess = far[: -self.tail]
+            state = replace(state, tail=tuple(younger), far=far[len(excess) :])
+        return replace(state, reasons=_with_merged(state.reasons, merged, excess))
 
     # -- reasons ------------------------------------------------------------------------------------------------
 
-    def notes(self, state: Summaries, frame: FrameContext) -> Sequence[EntryInfo]:
-        """See :meth:`MemoryPolicy.notes`; a summary says which frames it is of."""
-        waiting = {id(e): "waiting" for e in state.waiting}
-        text = {id(s.entry): f"of frames {', '.join(map(str, s.frames))}" for s in state.spans()}
-        kinds = waiting | dict.fromkeys(text, "summary")
-        held = self.held(state)
-        told = entry_infos(held, lambda e: kinds.get(id(e), "recent"), {}, "")
-        return [replace(note, text=text.get(id(entry), "")) for note, entry in zip(told, held)]
-
-    def explain(self, change: Change) -> Sequence[TraceEvent]:
-        events = super().explain(change)
-        if change.cause is not Cause.WRITE:
-            return events
-        old = change.before.spans()
-        merged = {f: s for s in change.after.spans() if s not in old for f in s.frames}
-        still = {f for s in change.after.spans() for f in s.frames}
-        full = Reason("in the oldest summary of a full tail")
-        dropped = {f: full for s in old for f in s.frames if f not in still and f != change.frame.index}
-        shrunk = (Action.REDUCED, Action.EVICTED, Action.COMPACTED)
-        told = [e for e in with_reasons(events, went=dropped) if not (e.action in shrunk and e.frame in merged)]
-        return told + [
-            TraceEvent(Action.MERGED, f, f"into a summary of {len(s.frames)} frames") for f, s in sorted(merged.items())
-        ]
+    def entry_infos(self, state: Summaries, frame: FrameContext) -> Sequence[EntryInfo]:
+        """A summary says which frames it is of."""
+        texts = {id(s.entry): f"of frames {', '.join(map(str, s.frames))}" for s in state.summaries()}
+        kinds = {id(e): "waiting" for e in state.waiting} | dict.fromkeys(texts, "summary")
+        entries = state.all_entries()
+        infos = entry_infos(entries, lambda e: kinds.get(id(e), "recent"), {}, "")
+        return [replace(info, text=texts.get(id(entry), "")) for info, entry in zip(infos, entries)]
 
 
-def _slot_at(frame: FrameContext, other: int) -> int:
-    """Temporal slot of a frame by its distance, the last one from six frames on."""
-    return min(max(abs(frame.age(other)) - 1, 0), LAST_SLOT)
+def _with_merged(reasons: Sequence[Reason], merged: Summary, excess: Sequence[Summary]) -> tuple[Reason, ...]:
+    """``reasons`` of one write with what a merge adds; of a frame merged twice, or merged and dropped, the last counts."""
+    dropped = [f for s in excess for f in s.frames]
+    text = f"into a summary of {len(merged.frames)} frames"
+    return (
+        *(r for r in reasons if r.frame not in merged.frames and r.frame not in dropped),
+        *(Reason(f, "in the oldest summary of a full tail") for f in dropped),
+        *(Reason(f, text, action=Action.MERGED) for f in sorted(merged.frames) if f not in dropped),
+    )
+
+
+def _slot_at(frame: FrameContext, index: int) -> int:
+    """Temporal slot of frame ``index`` by its distance, the last one from six frames on."""
+    return min(max(abs(frame.age(index)) - 1, 0), LAST_SLOT)
 
 
 def _summary_size(tokens_per_map: int, strength: int) -> int:
     """Tokens of a summary of maps that have this many."""
     side = isqrt(max(tokens_per_map - 1, 0)) + 1
     return (-(-side // strength)) ** 2
+
+
+__getattr__ = renamed(__name__)

@@ -1,31 +1,24 @@
-"""Keyframes within a byte budget: telling frames are kept whole, others compact, the rest not at all."""
+"""Keyframes within a byte budget: significant frames are kept whole, others compact, the rest not at all."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import Self
 
-from sam2_mem.memory.policy import Bank, MemoryPolicy, Needs, drop, put
-from sam2_mem.memory.reading import add_prompt, map_frames, pointer_window, rank_slots, within_reach
-from sam2_mem.memory.tokens import pool_tokens, token_count
-from sam2_mem.memory.trace import (
-    Action,
-    Cause,
-    Change,
-    EntryInfo,
-    Reason,
-    TraceEvent,
-    entry_infos,
-    plain_events,
-    with_reasons,
-)
+from sam2_mem.memory.bank import Bank, drop, put, shifted
+from sam2_mem.memory.policy import MemoryPolicy, Needs, setting
+from sam2_mem.memory.reading import map_frames, pointer_window, rank_slots
+from sam2_mem.memory.tokens import pool_tokens
+from sam2_mem.memory.trace import Action, EntryInfo, Reason, entry_infos
 from sam2_mem.types import (
     PROMPT_SLOT,
+    Entry,
     FrameContext,
     Hypotheses,
     MaskSelection,
@@ -39,99 +32,108 @@ from sam2_mem.types import (
 
 @dataclass(frozen=True, eq=False)
 class Keyframes(Bank):
-    """``prompts`` and recent ``entries`` as in FIFO; ``whole`` and ``compact`` keyframes, sorted by frame. ``demoted``:
-    compact ones as they were, whole, for the network's distiller; empty once it has been asked."""
+    """``prompts`` and recent ``entries`` as in FIFO, and the keyframes, which may be recent as well.
+
+    Attributes:
+        whole: whole keyframes, sorted by frame.
+        compact: compact ones, sorted by frame.
+        demoted: compact ones as they were, whole, for the network's distiller; empty once it has been asked.
+    """
 
     whole: tuple[MemoryEntry, ...] = ()
     compact: tuple[MemoryEntry, ...] = ()
     demoted: tuple[MemoryEntry, ...] = ()
 
-    def all_entries(self) -> tuple[MemoryEntry, ...]:
-        return self.prompts + self.entries + self.whole + self.compact
+    def keyframes(self) -> tuple[MemoryEntry, ...]:
+        """Whole and compact ones."""
+        return self.whole + self.compact
+
+    def all_entries(self) -> tuple[Entry, ...]:
+        return (*super().all_entries(), *self.keyframes())
+
+    def without(self, frame: int) -> Self:
+        whole, compact = drop(self.whole, frame), drop(self.compact, frame)
+        return replace(super().without(frame), whole=whole, compact=compact, demoted=())
+
+    def forget(self, frame: int, radius: int) -> Self:
+        tiers = (self.whole, self.compact)
+        whole, compact = (tuple(e for e in tier if abs(e.frame - frame) > radius) for tier in tiers)
+        return replace(super().forget(frame, radius), whole=whole, compact=compact, demoted=())
+
+    def shift_frames(self, by: int) -> Self:
+        whole, compact = shifted(self.whole, by), shifted(self.compact, by)
+        return replace(super().shift_frames(by), whole=whole, compact=compact, demoted=())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Keyframe(MemoryPolicy[Keyframes]):
-    """Our own policy; a storage budget is spent on the frames that say most.
+    """Our own policy; a storage budget is spent on the most significant frames.
 
-    The last few frames are kept as in FIFO, but none around the prompts: a later pass reads the keyframes there. Every ``gap``-th frame that leaves them is a candidate, unless the object was
-    absent or its mask doubtful. Its significance is
+    The last few frames are kept as in FIFO, but none around the prompts: a later pass reads the keyframes there. Every
+    ``gap``-th frame that leaves them is a candidate, unless the object was absent or its mask doubtful. Its significance is
 
         predicted IoU x sigmoid(object score) x distance to the nearest other frame kept,
 
     the distance being ``pointer_weight`` x (1 - cosine of object pointers) / 2 plus the rest x (1 - cosine of the image
-    features pooled over the mask) / 2. While the budget is exceeded the least
-    significant whole keyframe becomes compact (block means with their log-count and fractional coordinates), then the least
-    significant compact one goes. Best-frame selection and IoU gates are ideas of SAMURAI (Yang et al. 2024) and of template
-    updating in trackers; the compact tier is ours.
+    features pooled over the mask) / 2. While the budget is exceeded the least significant whole keyframe becomes compact
+    (block means with their log-count and fractional coordinates), then the least significant compact one goes. Best-frame
+    selection and IoU gates are ideas of SAMURAI (Yang et al. 2024) and of template updating in trackers; the compact tier is
+    ours.
 
     Attributes:
         budget_bytes: spatial memory of one object in bytes, prompts and recent frames included; those two always fit.
             3,670,016 are seven maps of SAM 2 at an image size of 1024, its own cost.
         bytes_per_token: bytes of one stored token (64 channels in bf16: 128), to turn the budget into tokens.
         recent: past frames kept whole, 6 in SAM 2.
-        max_whole: most keyframes kept whole. max_compact: most compact ones.
+        max_whole: most keyframes kept whole.
+        max_compact: most compact ones.
         pool: a compact keyframe keeps one token for every ``pool`` x ``pool`` stored ones, which are cells unless the
             network's distiller has made fewer of them.
         compact_by: "mean" of each block; "distiller", that of the network, which is the mean too where it has not learned.
         gap: frames between candidates.
-        min_iou: predicted IoU below which a frame is no candidate. min_object_score: the same for the object-score logit.
+        min_iou: predicted IoU below which a frame is no candidate.
+        min_object_score: object-score logit that a candidate is above.
         pointer_weight: share of the pointers in the distance, 0..1.
-        max_obj_ptrs_in_encoder: as in FIFO. max_prompts: as in FIFO.
     """
 
-    needs: ClassVar[Needs] = Needs(summary=True)
-
-    budget_bytes: int = 3_670_016
-    bytes_per_token: int = 128
-    recent: int = 3
-    max_whole: int = 1
-    max_compact: int = 12
-    pool: int = 2
-    compact_by: str = "mean"
-    gap: int = 4
+    budget_bytes: int = setting(3_670_016, at_least=0)
+    bytes_per_token: int = setting(128, at_least=1)
+    recent: int = setting(3, at_least=1)
+    max_whole: int = setting(1, at_least=0)
+    max_compact: int = setting(12, at_least=0)
+    pool: int = setting(2, at_least=2)
+    compact_by: str = setting("mean", choices=("mean", "distiller"))
+    gap: int = setting(4, at_least=1)
     min_iou: float = 0.5
     min_object_score: float = 0.0
-    pointer_weight: float = 0.5
-    max_obj_ptrs_in_encoder: int = 16
-    max_prompts: int = 32
+    pointer_weight: float = setting(0.5, at_least=0.0, at_most=1.0)
 
-    def __post_init__(self) -> None:
-        at_least = {"budget_bytes": 0, "bytes_per_token": 1, "recent": 1, "max_whole": 0, "max_compact": 0, "pool": 2}
-        at_least |= {"gap": 1, "max_obj_ptrs_in_encoder": 1, "max_prompts": 2}
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"expected {name} >= {least}, got {getattr(self, name)}")
-        if not 0.0 <= self.pointer_weight <= 1.0:
-            raise ValueError(f"expected pointer_weight in 0..1, got {self.pointer_weight}")
-        if self.compact_by not in ("mean", "distiller"):
-            raise ValueError(f"expected compact_by out of mean, distiller, got {self.compact_by!r}")
+    @property
+    def needs(self) -> Needs:
+        return Needs(summary=True)
 
-    def capacity(self, tokens_per_map: int) -> int | None:
+    def capacity(self, tokens_per_map: int) -> int:
+        """Prompts and recent frames on both sides; keyframes as far as the budget goes."""
         always = tokens_per_map * (self.max_prompts + 2 * self.recent + 1)
         keys = min(self.budget_bytes // self.bytes_per_token, tokens_per_map * (self.max_whole + self.max_compact))
         return always + keys
 
+    def new_state(self, frame: FrameContext) -> Keyframes:
+        return Keyframes()
+
     def prompt(self, state: Keyframes | None, frame: FrameContext, entry: MemoryEntry) -> Keyframes:
-        state = Keyframes() if state is None else state
-        state = Keyframes(
-            prompts=add_prompt(state.prompts, entry, self.max_prompts),
-            entries=drop(state.entries, entry.frame),
-            whole=drop(state.whole, entry.frame),
-            compact=drop(state.compact, entry.frame),
-        )
-        return self._within_budget(state, frame)
+        return self._contest(super().prompt(state, frame, entry), frame)[0]
 
     def read(self, state: Keyframes, frame: FrameContext) -> Sequence[MemoryRead]:
-        tracked = {e.frame: e for e in state.entries}
-        items = [ReadItem(e.tokens, PROMPT_SLOT) for e in state.prompts if e.tokens is not None]
-        near = [(slot, tracked.get(f)) for slot, f in map_frames(frame, num_maskmem=self.recent + 1)]
-        items += [ReadItem(e.tokens, slot) for slot, e in near if e is not None and e.tokens is not None]
-        just_read = {e.frame for _, e in near if e is not None}
-        keys = [e for e in (*state.whole, *state.compact) if e.frame not in just_read]
+        tracked = state.tracked()
+        items = [ReadItem(e.tokens, PROMPT_SLOT) for e in state.prompts]
+        recent = [(slot, tracked[f]) for slot, f in map_frames(frame, num_maskmem=self.recent + 1) if f in tracked]
+        items += [ReadItem(e.tokens, slot) for slot, e in recent if isinstance(e, MemoryEntry)]
+        just_read = {e.frame for _, e in recent}
+        keys = [e for e in state.keyframes() if e.frame not in just_read]
         keys.sort(key=lambda e: abs(e.frame - frame.index))
-        behind = rank_slots(len(keys) + self.recent - 1)[self.recent - 1 :]
-        items += [ReadItem(e.tokens, slot) for e, slot in zip(keys, behind)]
+        slots = rank_slots(len(keys) + self.recent - 1)[self.recent - 1 :]
+        items += [ReadItem(e.tokens, slot) for e, slot in zip(keys, slots)]
         pointers = pointer_window(state.prompts, tracked, frame, max_obj_ptrs=self.max_obj_ptrs_in_encoder)
         return (MemoryRead(items=tuple(items), pointers=tuple(pointers)),)
 
@@ -140,32 +142,46 @@ class Keyframe(MemoryPolicy[Keyframes]):
         state: Keyframes,
         frame: FrameContext,
         hypotheses: Hypotheses,
-        choice: MaskSelection,
+        selection: MaskSelection,
         entries: Sequence[MemoryEntry],
     ) -> Keyframes:
-        tracked = state.entries
-        for entry in entries:
-            tracked = put(tracked, entry)
-        leaving = self._leaving(tracked, frame)
-        state = self._moved_on(state, tracked, frame)
-        if leaving is None or not self._is_candidate(leaving):
-            return state
-        return self._within_budget(replace(state, whole=put(state.whole, leaving)), frame)
-
-    def _moved_on(self, state: Keyframes, tracked: Sequence[MemoryEntry], frame: FrameContext) -> Keyframes:
-        """The state with the recent ones of ``tracked``, and no keyframe of this very frame."""
-        return replace(
-            state,
-            entries=self._recent(tracked, frame),
+        grown = state.add(*entries)
+        leaving = self._leaving(grown, frame)
+        pointer_reach = max(self.max_obj_ptrs_in_encoder - 1, self.recent)
+        grown = replace(
+            grown.keep_near({frame.index}, token_reach=self.recent, pointer_reach=pointer_reach),
             whole=drop(state.whole, frame.index),
             compact=drop(state.compact, frame.index),
             demoted=(),
+            reasons=(),
         )
+        if leaving is None:
+            return grown
+        if not isinstance(leaving, MemoryEntry):
+            return replace(grown, reasons=(leaving,))
+        fitting, scores, lost = self._contest(replace(grown, whole=put(grown.whole, leaving)), frame)
+        return replace(fitting, reasons=self._reasons(leaving.frame, fitting, scores, lost))
 
-    def condense(self, state: Keyframes, frame: FrameContext) -> Sequence[MergeRequest]:
+    def _leaving(self, state: Keyframes, frame: FrameContext) -> MemoryEntry | Reason | None:
+        """The entry that the next frame will no longer read as recent, on every ``gap``-th frame, or why it is no
+        candidate."""
+        old = (e for e in state.tracked().values() if frame.age(e.frame) == self.recent and e.frame % self.gap == 0)
+        entry = next(old, None)
+        if entry is None:
+            return None
+        rejected = partial(Reason, entry.frame, action=Action.REJECTED)
+        if not entry.iou >= self.min_iou:
+            return rejected("no keyframe: doubtful mask", entry.iou, self.min_iou)
+        if not entry.objectness > self.min_object_score:
+            return rejected("no keyframe: object absent", entry.objectness, self.min_object_score)
+        if entry.summary is None:
+            return rejected("no keyframe: an empty mask has no appearance")
+        return entry if isinstance(entry, MemoryEntry) else rejected("no keyframe: its map has left memory")
+
+    def merge_requests(self, state: Keyframes, frame: FrameContext) -> Sequence[MergeRequest]:
         return tuple(MergeRequest((entry,), self.pool) for entry in state.demoted)
 
-    def condensed(
+    def take_merged(
         self, state: Keyframes, frame: FrameContext, request: MergeRequest, tokens: MemoryTokens
     ) -> Keyframes:
         (entry,) = request.entries
@@ -173,126 +189,74 @@ class Keyframe(MemoryPolicy[Keyframes]):
         demoted = tuple(e for e in state.demoted if e is not entry)
         return replace(state, compact=tuple(compact), demoted=demoted)
 
-    def forget(self, state: Keyframes, frame: int, radius: int) -> Keyframes:
-        far = super().forget(state, frame, radius)
-        whole, compact = (tuple(e for e in t if abs(e.frame - frame) > radius) for t in (state.whole, state.compact))
-        return replace(far, whole=whole, compact=compact, demoted=())
+    # -- the budget ---------------------------------------------------------------------------------------------
 
-    def moved(self, state: Keyframes, by: int) -> Keyframes:
-        whole, compact = (tuple(replace(e, frame=e.frame + by) for e in t) for t in (state.whole, state.compact))
-        return replace(super().moved(state, by), whole=whole, compact=compact, demoted=())
+    def _contest(self, state: Keyframes, frame: FrameContext) -> tuple[Keyframes, dict[int, float], dict[int, float]]:
+        """Demote and drop the least significant keyframes until the state fits.
 
-    def _recent(self, tracked: Sequence[MemoryEntry], frame: FrameContext) -> tuple[MemoryEntry, ...]:
-        pointer_reach = max(self.max_obj_ptrs_in_encoder - 1, self.recent)
-        return tuple(within_reach(tracked, {frame.index}, token_reach=self.recent, pointer_reach=pointer_reach))
-
-    def _leaving(self, tracked: Sequence[MemoryEntry], frame: FrameContext) -> MemoryEntry | None:
-        """The entry that the next frame will no longer read as recent, on every ``gap``-th frame."""
-        return next((e for e in tracked if frame.age(e.frame) == self.recent and e.frame % self.gap == 0), None)
-
-    def _is_candidate(self, entry: MemoryEntry) -> bool:
-        good = entry.iou >= self.min_iou and entry.objectness > self.min_object_score
-        return entry.tokens is not None and entry.summary is not None and good
-
-    # -- the budget ------------------------------------------------------------------------------------------------
-
-    def _within_budget(self, state: Keyframes, frame: FrameContext) -> Keyframes:
-        """Demote and drop the least significant keyframes until the state fits."""
-        return self._contest(state, frame)[0]
-
-    def _contest(self, state: Keyframes, frame: FrameContext) -> tuple[Keyframes, dict[int, float]]:
-        """What is left within the budget, and the significance of every frame that lost, when it last did."""
+        Returns:
+            the state that fits; the significance of all keyframes before, empty where they fitted; the significance of those
+            that lost, when they last did.
+        """
+        before: dict[int, float] = {}
         lost: dict[int, float] = {}
         while self._over_budget(state):
             scores = significances(state, pointer_weight=self.pointer_weight)
-            if state.whole and (len(state.whole) > self.max_whole or not state.compact):
-                least = min(state.whole, key=lambda e: scores[e.frame])
-                state = self._demoted(state, least, frame)
-            elif state.compact:
-                least = min(state.compact, key=lambda e: scores[e.frame])
-                state = replace(state, compact=drop(state.compact, least.frame))
-            else:
-                break
+            before = before or scores
+            demotes = bool(state.whole) and (len(state.whole) > self.max_whole or not state.compact)
+            least = min(state.whole if demotes else state.compact, key=lambda e: scores[e.frame])
             lost[least.frame] = scores[least.frame]
-        return state, lost
+            if demotes:
+                state = self._demote(state, least, frame)
+            else:
+                state = replace(state, compact=drop(state.compact, least.frame))
+        return state, before, lost
 
     def _over_budget(self, state: Keyframes) -> bool:
         if len(state.whole) > self.max_whole or len(state.compact) > self.max_compact:
             return True
-        keys = (*state.whole, *state.compact)
-        return bool(keys) and token_count(state.all_entries()) * self.bytes_per_token > self.budget_bytes
+        return bool(state.keyframes()) and state.token_count() * self.bytes_per_token > self.budget_bytes
 
-    def _demoted(self, state: Keyframes, entry: MemoryEntry, frame: FrameContext) -> Keyframes:
+    def _demote(self, state: Keyframes, entry: MemoryEntry, frame: FrameContext) -> Keyframes:
         """``entry`` moved from the whole to the compact keyframes."""
-        grid = frame.features.grid if frame.features is not None else None
-        whole = drop(state.whole, entry.frame)
-        if self.max_compact == 0 or grid is None:
-            return replace(state, whole=whole)
-        small = replace(entry, tokens=pool_tokens(entry.tokens, grid, self.pool))
+        state = replace(state, whole=drop(state.whole, entry.frame))
+        if self.max_compact == 0 or frame.features is None:
+            return state
+        small = replace(entry, tokens=pool_tokens(entry.tokens, frame.features.grid, self.pool))
         demoted = (*state.demoted, entry) if self.compact_by == "distiller" else ()
-        return replace(state, whole=whole, compact=put(state.compact, small), demoted=demoted)
+        return replace(state, compact=put(state.compact, small), demoted=demoted)
 
-    # -- reasons ---------------------------------------------------------------------------------------------------
+    # -- reasons ------------------------------------------------------------------------------------------------
 
-    def notes(self, state: Keyframes, frame: FrameContext) -> Sequence[EntryInfo]:
-        """See :meth:`MemoryPolicy.notes`; keyframes are scored by their significance. A frame that is recent and a
-        keyframe is told as the keyframe."""
-        keys = {e.frame: "keyframe" for e in state.whole} | {e.frame: "compact keyframe" for e in state.compact}
-        scores = significances(state, pointer_weight=self.pointer_weight) if keys else {}
-        return entry_infos(self._once(state), lambda e: keys.get(e.frame, "recent"), scores, "significance")
-
-    @staticmethod
-    def _once(state: Keyframes) -> tuple[MemoryEntry, ...]:
-        """Every frame once: its keyframe, where it is one."""
-        keys = {e.frame for e in (*state.whole, *state.compact)}
-        others = (e for e in (*state.prompts, *state.entries) if e.frame not in keys)
-        return (*others, *state.whole, *state.compact)
-
-    def explain(self, change: Change) -> Sequence[TraceEvent]:
-        before, after = (() if s is None else self._once(s) for s in (change.before, change.after))
-        events = plain_events(change, before, after)
-        if change.cause is not Cause.WRITE:
-            return events
-        tracked = change.before.entries
-        for entry in change.entries:
-            tracked = put(tracked, entry)
-        leaving = self._leaving(tracked, change.frame)
-        if leaving is None:
-            return events
-        if not self._is_candidate(leaving):
-            return [*events, self._turned_down(leaving)]
-        grown = self._moved_on(change.before, tracked, change.frame)
-        grown = replace(grown, whole=put(grown.whole, leaving))
-        scores = significances(grown, pointer_weight=self.pointer_weight)
-        left, lost = self._contest(grown, change.frame)
+    def _reasons(
+        self, candidate: int, state: Keyframes, scores: dict[int, float], lost: dict[int, float]
+    ) -> tuple[Reason, ...]:
+        """Of a contest that left ``state``; without one, when all keyframes fit, there are no scores."""
         limit = max(lost.values(), default=None)
-        stays = {e.frame for e in (*left.whole, *left.compact)}
-        kept = {
-            f: Reason("stays: significance", scores[f], limit) for f in stays - {leaving.frame} - lost.keys() if lost
-        }
-        text = "becomes a keyframe" if leaving.frame in stays else "is no keyframe: least significant"
-        action = Action.PROMOTED if leaving.frame in stays else Action.REJECTED
-        events = with_reasons(
-            events, went={f: Reason("least significant", score, limit) for f, score in lost.items()}, kept=kept
-        )
-        return [*events, TraceEvent(action, leaving.frame, text, scores[leaving.frame], limit)]
+        frames = [e.frame for e in state.keyframes()]
+        reasons = [Reason(f, "least significant", score, limit) for f, score in lost.items()]
+        for f in frames:
+            if lost and f != candidate and f not in lost:
+                reasons.append(Reason(f, "stays: significance", scores[f], limit, Action.KEPT))
+        promoted = candidate in frames
+        text = "becomes a keyframe" if promoted else "is no keyframe: least significant"
+        action = Action.PROMOTED if promoted else Action.REJECTED
+        return (*reasons, Reason(candidate, text, scores.get(candidate), limit, action))
 
-    def _turned_down(self, entry: MemoryEntry) -> TraceEvent:
-        if entry.iou < self.min_iou:
-            return TraceEvent(Action.REJECTED, entry.frame, "no keyframe: doubtful mask", entry.iou, self.min_iou)
-        if entry.objectness <= self.min_object_score:
-            limit = self.min_object_score
-            return TraceEvent(Action.REJECTED, entry.frame, "no keyframe: object absent", entry.objectness, limit)
-        return TraceEvent(Action.REJECTED, entry.frame, "no keyframe: an empty mask has no appearance")
+    def entry_infos(self, state: Keyframes, frame: FrameContext) -> Sequence[EntryInfo]:
+        """Every frame once, a recent keyframe as the keyframe; keyframes are scored by their significance."""
+        kinds = {e.frame: "keyframe" for e in state.whole} | {e.frame: "compact keyframe" for e in state.compact}
+        scores = significances(state, pointer_weight=self.pointer_weight) if kinds else {}
+        entries = [e for e in state.all_entries() if e.frame not in kinds] + [*state.keyframes()]
+        return entry_infos(entries, lambda e: kinds.get(e.frame, "recent"), scores, "significance")
 
 
 def significances(state: Keyframes, *, pointer_weight: float) -> dict[int, float]:
     """Significance of every keyframe by frame; comes to the CPU in one transfer."""
-    keys = [*state.whole, *state.compact]
-    others = [p for p in state.prompts if p.summary is not None]
-    kept = [*keys, *others]
-    distance = pointer_weight * _distances([e.pointer for e in kept])
-    distance = distance + (1 - pointer_weight) * _distances([e.summary for e in kept])
+    keys = state.keyframes()
+    entries = [*keys, *(p for p in state.prompts if p.summary is not None)]
+    distance = pointer_weight * _distances([e.pointer for e in entries])
+    distance = distance + (1 - pointer_weight) * _distances([e.summary for e in entries if e.summary is not None])
     distance.fill_diagonal_(float("inf"))
     nearest = distance.min(dim=1).values[: len(keys)].clamp(max=1.0).tolist()
     quality = [e.iou * torch.sigmoid(torch.tensor(e.objectness)).item() for e in keys]
