@@ -26,6 +26,8 @@ FORMAT = "sam2_mem.memory"
 VERSION = 1
 EARLIER_FIELDS: dict[str, dict[str, str | None]] = {
     "sam2_mem.memory.policies.dam4sam:DistractorBank": {"latest": "last_frame"},
+    "sam2_mem.memory.policies.distilled:Summaries": {"far": "coarse"},
+    "sam2_mem.memory.policies.keyframe:Keyframes": {"whole": "full"},
     "sam2_mem.memory.policies.rmem:RMemBank": {"stays": "statistics"},
     "sam2_mem.memory.policies.sam2long.deferred_masks:OpenFrames": {
         "given": "published",

@@ -175,7 +175,7 @@ def test_brute_force(seed: int) -> None:
         whole, waiting, near, far = literal.run(written)
         assert [e.frame for e in state.entries if e.tokens is not None] == whole
         assert [e.frame for e in state.waiting] == waiting
-        assert [list(s.frames) for s in state.tail] == near and [list(s.frames) for s in state.far] == far
+        assert [list(s.frames) for s in state.tail] == near and [list(s.frames) for s in state.coarse] == far
         read = lines(policy, state, at(index + 1))
         means = [sum(f) / len(f) for f in near + far]
         assert [m for _, m, _, _ in read[1 + len(whole) + len(waiting) :]] == pytest.approx(means, abs=0.01)

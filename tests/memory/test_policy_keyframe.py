@@ -84,7 +84,7 @@ def test_budget_is_kept_and_both_tiers_are_used():
     policy = Keyframe(budget_bytes=maps(7))
     state = run(policy, 200)
     assert token_count(state.all_entries()) * 128 <= maps(7)
-    assert len(state.whole) == 1 and len(state.compact) == 4
+    assert len(state.full) == 1 and len(state.compact) == 4
     loose = run(Keyframe(budget_bytes=maps(9)), 200)
     assert token_count(loose.all_entries()) * 128 > maps(7)
 
@@ -92,13 +92,13 @@ def test_budget_is_kept_and_both_tiers_are_used():
 def test_frames_without_the_object_or_with_doubtful_masks_are_no_keyframes():
     for looks in ({"score": -1.0}, {"iou": 0.3}):
         state = run(Keyframe(), 80, **looks)
-        assert state.whole == () and state.compact == ()
-    assert run(Keyframe(), 80).whole
+        assert state.full == () and state.compact == ()
+    assert run(Keyframe(), 80).full
 
 
 def test_significance_is_that_of_a_literal_computation():
     state = run(Keyframe(budget_bytes=maps(9), max_whole=2), 120, seed=3)
-    keys = [*state.whole, *state.compact]
+    keys = [*state.full, *state.compact]
     kept = keys + list(state.prompts)
 
     def cosine(a, b):
@@ -126,7 +126,7 @@ def test_the_least_significant_goes_first():
         looks = twin if t in (40, 60, 80) else entry(t, rng)
         same = MemoryEntry(t, entry(t, rng).tokens, looks.pointer, iou=0.9, objectness=3.0, summary=looks.summary)
         state = policy.write(state, context(t), NOTHING, ONE, [same])
-    held = {e.frame for e in (*state.whole, *state.compact)}
+    held = {e.frame for e in (*state.full, *state.compact)}
     assert len(held & {40, 60, 80}) <= 1
 
 

@@ -57,25 +57,25 @@ class Summaries(Bank):
     Attributes:
         waiting: whole frames that have left ``entries``, until their tube is complete.
         tail: summaries of tubes.
-        far: summaries of two of those.
+        coarse: summaries of two of those, at a coarser grid.
     """
 
     waiting: tuple[MemoryEntry, ...] = ()
     tail: tuple[Summary, ...] = ()
-    far: tuple[Summary, ...] = ()
+    coarse: tuple[Summary, ...] = ()
 
     def summaries(self) -> tuple[Summary, ...]:
         """Those of both tiers."""
-        return self.tail + self.far
+        return self.tail + self.coarse
 
     def all_entries(self) -> tuple[Entry, ...]:
         return (*super().all_entries(), *self.waiting, *(s.entry for s in self.summaries()))
 
     def without_older(self, frame: int, radius: int = 0) -> Self:
         """Without waiting frames and summaries that hold something of a frame within ``radius`` of ``frame``."""
-        tail, far = (tuple(s for s in tier if not s.meets(frame, radius)) for tier in (self.tail, self.far))
+        tail, coarse = (tuple(s for s in tier if not s.meets(frame, radius)) for tier in (self.tail, self.coarse))
         waiting = tuple(e for e in self.waiting if abs(e.frame - frame) > radius)
-        return replace(self, waiting=waiting, tail=tail, far=far)
+        return replace(self, waiting=waiting, tail=tail, coarse=coarse)
 
     def without(self, frame: int) -> Self:
         return super().without(frame).without_older(frame)
@@ -84,8 +84,8 @@ class Summaries(Bank):
         return super().forget(frame, radius).without_older(frame, radius)
 
     def shift_frames(self, by: int) -> Self:
-        tail, far = (tuple(s.shift_frames(by) for s in tier) for tier in (self.tail, self.far))
-        return replace(super().shift_frames(by), waiting=shifted(self.waiting, by), tail=tail, far=far)
+        tail, coarse = (tuple(s.shift_frames(by) for s in tier) for tier in (self.tail, self.coarse))
+        return replace(super().shift_frames(by), waiting=shifted(self.waiting, by), tail=tail, coarse=coarse)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +122,8 @@ class Distilled(MemoryPolicy[Summaries]):
         """Prompts, recent frames on both sides and waiting ones, whole; the two tiers of the tail."""
         maps = self.max_prompts + 2 * self.recent - 1 + (self.tube - 1 if self.tail else 0)
         tail = self.tail * _summary_size(tokens_per_map, self.strength)
-        far = self.tail * _summary_size(tokens_per_map, self.strength**2) if self.by_age else 0
-        return tokens_per_map * maps + tail + far
+        coarse = self.tail * _summary_size(tokens_per_map, self.strength**2) if self.by_age else 0
+        return tokens_per_map * maps + tail + coarse
 
     def new_state(self, frame: FrameContext) -> Summaries:
         return Summaries()
@@ -189,9 +189,9 @@ class Distilled(MemoryPolicy[Summaries]):
         else:
             first, second, *younger = state.tail
             merged = Summary(entry, first.frames + second.frames)
-            far = (*state.far, merged)
-            excess = far[: -self.tail]
-            state = replace(state, tail=tuple(younger), far=far[len(excess) :])
+            coarse = (*state.coarse, merged)
+            excess = coarse[: -self.tail]
+            state = replace(state, tail=tuple(younger), coarse=coarse[len(excess) :])
         return replace(state, reasons=_with_merged(state.reasons, merged, excess))
 
     # -- reasons ------------------------------------------------------------------------------------------------

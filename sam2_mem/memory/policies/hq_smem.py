@@ -68,8 +68,8 @@ class SmartBank(FrameBank):
 
     def with_arrival(self, frame: int, leaving: Collection[int] = ()) -> Self:
         """With ``frame`` noted as come with the latest update, and nothing noted of the frames ``leaving``."""
-        others = (a for a in self.arrivals if a[0] not in leaving and a[0] != frame)
-        return replace(self, arrivals=(*others, (frame, self.updates)))
+        arrivals = (a for a in self.arrivals if a[0] not in leaving and a[0] != frame)
+        return replace(self, arrivals=(*arrivals, (frame, self.updates)))
 
     def shift_frames(self, by: int) -> Self:
         arrivals = tuple((frame + by, update) for frame, update in self.arrivals)
@@ -163,9 +163,9 @@ class HQSMem(MemoryPolicy[SmartBank]):
         due, in_bank = bool(entries) and is_due(state, frame, self.gap), frame.index in state.kept
         for entry in entries:
             state = state.add(self._embed(state, frame, entry) if in_bank else replace(entry, summary=None))
-        latest = self._embed(state, frame, entries[-1]) if due else None
-        if latest is not None and (not self.skip_absent or self._is_visible(latest)):
-            state = self._update(state, latest)
+        candidate = self._embed(state, frame, entries[-1]) if due else None
+        if candidate is not None and (not self.skip_absent or self._is_visible(candidate)):
+            state = self._update(state, candidate)
         else:
             text = "the object is absent" if due else "the bank is not due"
             state = replace(state, reasons=(Reason(frame.index, f"previous frame only; {text}"),))
@@ -199,9 +199,9 @@ class HQSMem(MemoryPolicy[SmartBank]):
             relevance = {f: max(c, 0.0) if self.clamp_negative else c for f, c in zip(embeddings, cosines)}
         return [Resemblance(e.frame, relevance.get(e.frame, 0.0), self._age(state, entry.frame, e.frame)) for e in bank]
 
-    def _age(self, state: SmartBank, now: int, frame: int) -> int:
+    def _age(self, state: SmartBank, index: int, frame: int) -> int:
         if self.age_unit == "frames":
-            return max(abs(now - frame), 1)
+            return max(abs(index - frame), 1)
         return state.updates + 1 - dict(state.arrivals).get(frame, state.updates)
 
     # -- the update ---------------------------------------------------------------------------------------------
@@ -250,15 +250,14 @@ class HQSMem(MemoryPolicy[SmartBank]):
     # -- reasons ------------------------------------------------------------------------------------------------
 
     def _reasons(
-        self, now: int, bank: Sequence[Resemblance], leaving: Collection[int], replaced: int | None
+        self, index: int, bank: Sequence[Resemblance], leaving: Collection[int], replaced: int | None
     ) -> tuple[Reason, ...]:
         largest = max((r.relevance for r in bank), default=0.0)
-        reasons = [Reason(now, "joins the bank: largest cosine to it", largest, self.tau_mem)]
+        reasons = [Reason(index, "joins the bank: largest cosine to it", largest, self.tau_mem)]
         for r in bank:
             if r.frame == replaced:
-                text = (
-                    f"resembles the new frame: cosine {r.relevance:.3f}, removal score {self._score(r, self.score):.3f}"
-                )
+                score = self._score(r, self.score)
+                text = f"resembles the new frame: cosine {r.relevance:.3f}, removal score {score:.3f}"
                 reasons.append(Reason(r.frame, text, r.relevance, self.tau_mem))
             elif r.frame not in leaving:
                 text = "stays: cosine to the new frame"

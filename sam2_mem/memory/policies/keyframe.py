@@ -35,34 +35,34 @@ class Keyframes(Bank):
     """``prompts`` and recent ``entries`` as in FIFO, and the keyframes, which may be recent as well.
 
     Attributes:
-        whole: whole keyframes, sorted by frame.
+        full: whole keyframes, sorted by frame.
         compact: compact ones, sorted by frame.
         demoted: compact ones as they were, whole, for the network's distiller; empty once it has been asked.
     """
 
-    whole: tuple[MemoryEntry, ...] = ()
+    full: tuple[MemoryEntry, ...] = ()
     compact: tuple[MemoryEntry, ...] = ()
     demoted: tuple[MemoryEntry, ...] = ()
 
     def keyframes(self) -> tuple[MemoryEntry, ...]:
         """Whole and compact ones."""
-        return self.whole + self.compact
+        return self.full + self.compact
 
     def all_entries(self) -> tuple[Entry, ...]:
         return (*super().all_entries(), *self.keyframes())
 
     def without(self, frame: int) -> Self:
-        whole, compact = drop(self.whole, frame), drop(self.compact, frame)
-        return replace(super().without(frame), whole=whole, compact=compact, demoted=())
+        full, compact = drop(self.full, frame), drop(self.compact, frame)
+        return replace(super().without(frame), full=full, compact=compact, demoted=())
 
     def forget(self, frame: int, radius: int) -> Self:
-        tiers = (self.whole, self.compact)
-        whole, compact = (tuple(e for e in tier if abs(e.frame - frame) > radius) for tier in tiers)
-        return replace(super().forget(frame, radius), whole=whole, compact=compact, demoted=())
+        tiers = (self.full, self.compact)
+        full, compact = (tuple(e for e in tier if abs(e.frame - frame) > radius) for tier in tiers)
+        return replace(super().forget(frame, radius), full=full, compact=compact, demoted=())
 
     def shift_frames(self, by: int) -> Self:
-        whole, compact = shifted(self.whole, by), shifted(self.compact, by)
-        return replace(super().shift_frames(by), whole=whole, compact=compact, demoted=())
+        full, compact = shifted(self.full, by), shifted(self.compact, by)
+        return replace(super().shift_frames(by), full=full, compact=compact, demoted=())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ class Keyframe(MemoryPolicy[Keyframes]):
         pointer_reach = max(self.max_obj_ptrs_in_encoder - 1, self.recent)
         grown = replace(
             grown.keep_near({frame.index}, token_reach=self.recent, pointer_reach=pointer_reach),
-            whole=drop(state.whole, frame.index),
+            full=drop(state.full, frame.index),
             compact=drop(state.compact, frame.index),
             demoted=(),
             reasons=(),
@@ -159,8 +159,8 @@ class Keyframe(MemoryPolicy[Keyframes]):
             return grown
         if not isinstance(leaving, MemoryEntry):
             return replace(grown, reasons=(leaving,))
-        fitting, scores, lost = self._contest(replace(grown, whole=put(grown.whole, leaving)), frame)
-        return replace(fitting, reasons=self._reasons(leaving.frame, fitting, scores, lost))
+        fitting, scores, losers = self._contest(replace(grown, full=put(grown.full, leaving)), frame)
+        return replace(fitting, reasons=self._reasons(leaving.frame, fitting, scores, losers))
 
     def _leaving(self, state: Keyframes, frame: FrameContext) -> MemoryEntry | Reason | None:
         """The entry that the next frame will no longer read as recent, on every ``gap``-th frame, or why it is no
@@ -199,27 +199,27 @@ class Keyframe(MemoryPolicy[Keyframes]):
             that lost, when they last did.
         """
         before: dict[int, float] = {}
-        lost: dict[int, float] = {}
+        losers: dict[int, float] = {}
         while self._over_budget(state):
             scores = significances(state, pointer_weight=self.pointer_weight)
             before = before or scores
-            demotes = bool(state.whole) and (len(state.whole) > self.max_whole or not state.compact)
-            least = min(state.whole if demotes else state.compact, key=lambda e: scores[e.frame])
-            lost[least.frame] = scores[least.frame]
+            demotes = bool(state.full) and (len(state.full) > self.max_whole or not state.compact)
+            weakest = min(state.full if demotes else state.compact, key=lambda e: scores[e.frame])
+            losers[weakest.frame] = scores[weakest.frame]
             if demotes:
-                state = self._demote(state, least, frame)
+                state = self._demote(state, weakest, frame)
             else:
-                state = replace(state, compact=drop(state.compact, least.frame))
-        return state, before, lost
+                state = replace(state, compact=drop(state.compact, weakest.frame))
+        return state, before, losers
 
     def _over_budget(self, state: Keyframes) -> bool:
-        if len(state.whole) > self.max_whole or len(state.compact) > self.max_compact:
+        if len(state.full) > self.max_whole or len(state.compact) > self.max_compact:
             return True
         return bool(state.keyframes()) and state.token_count() * self.bytes_per_token > self.budget_bytes
 
     def _demote(self, state: Keyframes, entry: MemoryEntry, frame: FrameContext) -> Keyframes:
         """``entry`` moved from the whole to the compact keyframes."""
-        state = replace(state, whole=drop(state.whole, entry.frame))
+        state = replace(state, full=drop(state.full, entry.frame))
         if self.max_compact == 0 or frame.features is None:
             return state
         small = replace(entry, tokens=pool_tokens(entry.tokens, frame.features.grid, self.pool))
@@ -229,14 +229,14 @@ class Keyframe(MemoryPolicy[Keyframes]):
     # -- reasons ------------------------------------------------------------------------------------------------
 
     def _reasons(
-        self, candidate: int, state: Keyframes, scores: dict[int, float], lost: dict[int, float]
+        self, candidate: int, state: Keyframes, scores: dict[int, float], losers: dict[int, float]
     ) -> tuple[Reason, ...]:
         """Of a contest that left ``state``; without one, when all keyframes fit, there are no scores."""
-        limit = max(lost.values(), default=None)
+        limit = max(losers.values(), default=None)
         frames = [e.frame for e in state.keyframes()]
-        reasons = [Reason(f, "least significant", score, limit) for f, score in lost.items()]
+        reasons = [Reason(f, "least significant", score, limit) for f, score in losers.items()]
         for f in frames:
-            if lost and f != candidate and f not in lost:
+            if losers and f != candidate and f not in losers:
                 reasons.append(Reason(f, "stays: significance", scores[f], limit, Action.KEPT))
         promoted = candidate in frames
         text = "becomes a keyframe" if promoted else "is no keyframe: least significant"
@@ -245,7 +245,7 @@ class Keyframe(MemoryPolicy[Keyframes]):
 
     def entry_infos(self, state: Keyframes, frame: FrameContext) -> Sequence[EntryInfo]:
         """Every frame once, a recent keyframe as the keyframe; keyframes are scored by their significance."""
-        kinds = {e.frame: "keyframe" for e in state.whole} | {e.frame: "compact keyframe" for e in state.compact}
+        kinds = {e.frame: "keyframe" for e in state.full} | {e.frame: "compact keyframe" for e in state.compact}
         scores = significances(state, pointer_weight=self.pointer_weight) if kinds else {}
         entries = [e for e in state.all_entries() if e.frame not in kinds] + [*state.keyframes()]
         return entry_infos(entries, lambda e: kinds.get(e.frame, "recent"), scores, "significance")

@@ -155,10 +155,10 @@ class RMem(MemoryPolicy[RMemBank]):
             foreground = foreground_weights(mask, frame.features.grid).to(attention)
         return dict(zip(columns, attention_shares(attention, foreground)))
 
-    def _restrict(self, state: RMemBank, now: int, shares: Mapping[int, float]) -> RMemBank:
-        """Add frame ``now`` to the bank, update the statistics, and evict down to the bank's size."""
-        statistics = self._updated(state, now, shares)
-        tracked = [e.frame for e in state.members(besides=now)]
+    def _restrict(self, state: RMemBank, index: int, shares: Mapping[int, float]) -> RMemBank:
+        """Add frame ``index`` to the bank, update the statistics, and evict down to the bank's size."""
+        statistics = self._updated(state, index, shares)
+        tracked = [e.frame for e in state.members(besides=index)]
         if self.eviction == "fifo":
             scores = {frame: float(number) for number, frame in enumerate(tracked)}
         else:
@@ -167,15 +167,15 @@ class RMem(MemoryPolicy[RMemBank]):
         leaving = sorted(tracked, key=lambda f: scores[f])[: max(0, len(tracked) + 1 - max_tracked)]
         return replace(
             state,
-            kept=(*(f for f in tracked if f not in leaving), now),
-            statistics=(*(s for s in statistics if s.frame not in leaving), FrameStatistics(now, None, 1)),
-            updated=now,
-            reasons=self._reasons(now, statistics, scores, leaving),
+            kept=(*(f for f in tracked if f not in leaving), index),
+            statistics=(*(s for s in statistics if s.frame not in leaving), FrameStatistics(index, None, 1)),
+            updated=index,
+            reasons=self._reasons(index, statistics, scores, leaving),
         )
 
-    def _updated(self, state: RMemBank, now: int, shares: Mapping[int, float]) -> list[FrameStatistics]:
-        """Statistics of the bank before frame ``now`` joins, with this update counted."""
-        bank = [e.frame for e in state.bank(besides=now)]
+    def _updated(self, state: RMemBank, index: int, shares: Mapping[int, float]) -> list[FrameStatistics]:
+        """Statistics of the bank before frame ``index`` joins, with this update counted."""
+        bank = [e.frame for e in state.bank(besides=index)]
         before = {s.frame: s for s in state.statistics}
         statistics = []
         for frame in bank:
@@ -196,7 +196,7 @@ class RMem(MemoryPolicy[RMemBank]):
     # -- reasons ------------------------------------------------------------------------------------------------
 
     def _reasons(
-        self, now: int, statistics: Sequence[FrameStatistics], scores: Mapping[int, float], leaving: Sequence[int]
+        self, index: int, statistics: Sequence[FrameStatistics], scores: Mapping[int, float], leaving: Sequence[int]
     ) -> tuple[Reason, ...]:
         relevance = {s.frame: s.relevance or 0.0 for s in statistics}
 
@@ -205,7 +205,7 @@ class RMem(MemoryPolicy[RMemBank]):
                 return f"number {int(scores[frame])} in order of arrival"
             return f"relevance {relevance[frame]:.3f} + freshness {scores[frame] - relevance[frame]:.3f}"
 
-        reasons = [Reason(now, "joins the bank; a new frame cannot leave at once")]
+        reasons = [Reason(index, "joins the bank; a new frame cannot leave at once")]
         staying = [f for f in scores if f not in leaving] if leaving else []
         lowest = min((scores[f] for f in staying), default=None)
         highest = max((scores[f] for f in leaving), default=None)
