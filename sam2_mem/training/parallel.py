@@ -1,4 +1,4 @@
-"""Data parallel training under ``torchrun``: who we are, and gradients averaged over processes."""
+"""Data parallel training under ``torchrun``: the rank of this process, and gradients averaged over processes."""
 
 from __future__ import annotations
 
@@ -43,5 +43,5 @@ def average_gradients(parameters: Sequence[Tensor], team: Team) -> None:
     flat = torch.cat([p.grad.flatten() for p in parameters])
     dist.all_reduce(flat)
     flat /= team.size
-    for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
-        p.grad.copy_(part.view_as(p))
+    for p, mean in zip(parameters, flat.split([p.numel() for p in parameters])):
+        p.grad.copy_(mean.view_as(p))
