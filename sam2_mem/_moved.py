@@ -50,7 +50,7 @@ MODULES = {
     "sam2_mem.model.sdpa": "sam2_mem.model.acceleration.attention_kernels",
     "sam2_mem.model.transfer": "sam2_mem.model.acceleration.transfer",
     "sam2_mem.tracking.masks": "sam2_mem.tracking.mask_postprocessing",
-    "sam2_mem.tracking.revise": "sam2_mem.tracking.deferred_output",
+    "sam2_mem.tracking.revise": "sam2_mem.tracking.frame_loop",
     "sam2_mem.tracking.run_record": "sam2_mem.tracking.run_manifest",
     "sam2_mem.tracking.sense": "sam2_mem.tracking.sensory_update",
     "sam2_mem.training.actors": "sam2_mem.synthetic.moving_objects",
