@@ -8,7 +8,7 @@ Everything here is cached and shared: do not change a model's weights, build you
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from sam2_mem.build_sam import build_policy, build_sam2
-from sam2_mem.config import compose
+from sam2_mem.config import compose, policy_names
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.prompts import Prompt
@@ -144,6 +144,17 @@ def micro_tracker(
     """A tracker on the shared network; ``settings``: fields of ``TrackerSettings``."""
     model = micro_model() if model is None else model
     return Tracker(model, build_policy(policy), settings=TrackerSettings(**settings), num_frames=num_frames)
+
+
+# -- policies ---------------------------------------------------------------------------------------------------------
+
+PRESETS = tuple(name for name in policy_names() if any(name.startswith(f"{base}_") for base in policy_names()))
+"""Names of configs that differ from another one in numbers only."""
+
+
+def in_tiers(names: Iterable[str], quick: Callable[[str], bool]) -> list[Any]:
+    """Parameters of a test: all ``names``, of which the quick tier runs those that are ``quick``."""
+    return [name if quick(name) else pytest.param(name, marks=pytest.mark.full) for name in names]
 
 
 # -- pictures and prompts ---------------------------------------------------------------------------------------------
