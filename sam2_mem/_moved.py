@@ -160,7 +160,7 @@ def renamed(module: str) -> Callable[[str], Any]:
 def renamed_fields(**new_names: str) -> Callable[[type[T]], type[T]]:
     """A class decorator: arguments and attributes of earlier versions (``old="new"``) work on, with a warning."""
 
-    def decorate(cls: type[T]) -> type[T]:
+    def decorate(cls: Any) -> Any:
         init = cls.__init__
 
         def new_name(name: str) -> str:
@@ -170,15 +170,18 @@ def renamed_fields(**new_names: str) -> Callable[[type[T]], type[T]]:
             return new_names.get(name, name)
 
         @wraps(init)
-        def initialize(self: T, *args: Any, **kwargs: Any) -> None:
+        def initialize(self: Any, *args: Any, **kwargs: Any) -> None:
             both = [f"{old} and {new}" for old, new in new_names.items() if old in kwargs and new in kwargs]
             if both:
                 raise TypeError(f"expected one name of each argument, got {', '.join(both)}; leave out the first")
             init(self, *args, **{new_name(name): value for name, value in kwargs.items()})
 
-        cls.__init__ = initialize  # type: ignore[method-assign]
+        def earlier(name: str) -> property:
+            return property(lambda self: getattr(self, new_name(name)))
+
+        cls.__init__ = initialize
         for old in new_names:
-            setattr(cls, old, property(lambda self, old=old: getattr(self, new_name(old))))
+            setattr(cls, old, earlier(old))
         return cls
 
     return decorate

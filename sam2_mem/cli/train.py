@@ -137,7 +137,7 @@ def clips(*, config: str, overrides: Sequence[str] = ()) -> int:
     return 0
 
 
-FUNCTIONS = {"run": run, "export": export, "clips": clips, "eval": evaluate}
+FUNCTIONS: dict[str, Callable[..., int]] = {"run": run, "export": export, "clips": clips, "eval": evaluate}
 TAKE_OVERRIDES = ("run", "clips")
 
 

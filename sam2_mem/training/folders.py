@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -51,7 +51,7 @@ class AnnotatedFrames(ABC):
     def ids(self, stem: str) -> np.ndarray:
         """(H, W) uint8, the object at each pixel or 0."""
 
-    def clip(self, times: Sequence[int], size: int) -> Clip:
+    def clip(self, times: Iterable[int], size: int) -> Clip:
         """Frames ``times`` resized to squares of side ``size``."""
         stems = [self.frames[t] for t in times]
         images = [cv2.resize(self.image(s), (size, size), interpolation=cv2.INTER_AREA) for s in stems]
@@ -165,7 +165,7 @@ def open_videos(layout: str, root: str | Path) -> list[AnnotatedFrames]:
     return videos
 
 
-LAYOUTS = {
+LAYOUTS: Mapping[str, Callable[[Path], list[AnnotatedFrames]]] = {
     "davis": lambda root: _palette_videos(root, "JPEGImages/480p", "Annotations/480p"),
     "davis2016": lambda root: _palette_videos(root, "JPEGImages/480p", "Annotations/480p", void_is_object=True),
     "youtube_vos": lambda root: _palette_videos(root, "JPEGImages", "Annotations"),

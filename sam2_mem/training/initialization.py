@@ -8,6 +8,7 @@ bias becomes "look at the same position" by rotary encoding.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,18 +45,19 @@ def initialize_weights(model: SAM2, settings: Initialization, generator: torch.G
             f"expected equal widths of model and memory to start as matching, got {model.width} and "
             f"{model.memory_width}; set start.matching=false"
         )
-    for layer in model.memory_attention.layers:
+    network: Any = model  # torch does not type the attributes of modules
+    for layer in network.memory_attention.layers:
         attention = layer.cross_attn_image
         projection = torch.empty_like(attention.q_proj.weight)
         nn.init.orthogonal_(projection, gain=settings.gain, generator=generator)
         for linear in (attention.q_proj, attention.k_proj):
             linear.weight.copy_(projection)
             linear.bias.fill_(settings.location)
-    nn.init.dirac_(model.memory_encoder.pix_feat_proj.weight)
-    nn.init.zeros_(model.memory_encoder.pix_feat_proj.bias)
-    last = model.sam_mask_decoder.pred_obj_score_head.layers[-1]
+    nn.init.dirac_(network.memory_encoder.pix_feat_proj.weight)
+    nn.init.zeros_(network.memory_encoder.pix_feat_proj.bias)
+    last = network.sam_mask_decoder.pred_obj_score_head.layers[-1]
     last.bias.fill_(settings.present)
-    for head in model.sam_mask_decoder.output_hypernetworks_mlps:
+    for head in network.sam_mask_decoder.output_hypernetworks_mlps:
         head.layers[-1].weight.mul_(settings.mask_gain)
 
 

@@ -139,7 +139,7 @@ def _occupancy(logits: Tensor | None, truth: Tensor) -> Tensor:
     """Cross-entropy with the share of every stride-16 cell that the object covers."""
     if logits is None:
         return truth.new_zeros(())
-    share = F.adaptive_avg_pool2d(truth.unsqueeze(1), logits.shape[-2:]).squeeze(1)
+    share = F.adaptive_avg_pool2d(truth.unsqueeze(1), (logits.shape[-2], logits.shape[-1])).squeeze(1)
     return F.binary_cross_entropy_with_logits(logits.float(), share)
 
 

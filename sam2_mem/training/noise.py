@@ -84,7 +84,7 @@ def disturb(rng: np.random.Generator, logits: Tensor, reach: float) -> Tensor:
 
 def _shifted(logits: Tensor, down: int, right: int) -> Tensor:
     """Moved; what comes in at the border is background."""
-    low = float(min(logits.detach().min(), -CERTAIN))
+    low = min(float(logits.detach().min()), -CERTAIN)
     pad = (max(right, 0), max(-right, 0), max(down, 0), max(-down, 0))
     grown = F.pad(logits, pad, value=low)
     height, width = logits.shape

@@ -37,11 +37,8 @@ def average_gradients(parameters: Sequence[Tensor], team: Team) -> None:
     """Replace every gradient by its mean over the team, in one message; a missing one counts as zero."""
     if team.size == 1:
         return
-    for p in parameters:
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-    flat = torch.cat([p.grad.flatten() for p in parameters])
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
     dist.all_reduce(flat)
     flat /= team.size
     for p, mean in zip(parameters, flat.split([p.numel() for p in parameters])):
-        p.grad.copy_(mean.view_as(p))
+        p.grad = mean.view_as(p)

@@ -218,7 +218,7 @@ class PictureClips(RenderedClips):
             texture = cv2.remap(cutout.texture, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
             image += cover[..., None] * (texture - image)
             ids[cover > 0.5] = obj_id
-        image = image * gain + rng.normal(0, noise, image.shape).astype(np.float32)
+        image = image * gain + np.asarray(rng.normal(0, noise, image.shape), np.float32)
         return np.clip(np.rint(image), 0, 255).astype(np.uint8), ids
 
 

@@ -175,6 +175,7 @@ class Rollout:
     def _click(self, features: StackedFeatures, obj_id: int) -> None:
         """A click on the error of the object's current mask."""
         output = self._tracker.track(obj_id).output_at(features.index)
+        assert output is not None, "an object is clicked on after it was tracked"
         truth = self._truth(obj_id, features.index)
         size = (truth.shape[0], truth.shape[1])
         large = nn.functional.interpolate(output.logits.detach()[None, None].float(), size=size, mode="bilinear")
