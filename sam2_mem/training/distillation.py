@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from sam2_mem._moved import renamed
 from sam2_mem.memory.policy import MemoryPolicy
-from sam2_mem.model.sam2 import SAM2
+from sam2_mem.model.sam2 import SAM2, Decoded
 from sam2_mem.training.clips import Clip, ClipBatch, ClipSpec, normalise
 from sam2_mem.training.losses import LossSettings, Prediction, dice_loss, frame_loss, mean_where
 from sam2_mem.training.multi_clip_tracker import ObjectPrediction, StackedFeatures
 from sam2_mem.training.noise import CERTAIN, MemoryNoise
-from sam2_mem.training.rollout import Rollout, RolloutSettings, SegmentLoss, encode_frames
+from sam2_mem.training.rollout import PredictionRows, Rollout, RolloutSettings, SegmentLoss, encode_frames
 
 CLICKS = 12
 """Random points in a frame without labels, each of which prompts the teacher for an object."""
@@ -192,13 +192,18 @@ def _by_frame(predictions: Sequence[ObjectPrediction]) -> dict[int, ObjectPredic
 
 
 def _joined(members: Sequence[ObjectPrediction]) -> ObjectPrediction:
-    ids = [i for m in members for i in m.obj_ids]
-    order = torch.tensor(sorted(range(len(ids)), key=ids.__getitem__), device=members[0].conditioned.device)
-    fields = ("masks", "pointers", "iou", "objectness")
-    values = {name: torch.cat([getattr(m.decoded, name) for m in members])[order] for name in fields}
-    decoded = members[0].decoded._replace(**values, maps=None)
-    conditioned = torch.cat([m.conditioned for m in members])[order]
-    return ObjectPrediction(members[0].frame, tuple(sorted(ids)), decoded, conditioned, False)
+    ids = tuple(i for m in members for i in m.obj_ids)
+    masks, iou, objectness, conditioned = PredictionRows.of(members)
+    decoded = Decoded(masks, torch.cat([m.decoded.pointers for m in members]), iou, objectness)
+    return _select(ObjectPrediction(members[0].frame, ids, decoded, conditioned, False), sorted(ids))
+
+
+def _select(prediction: ObjectPrediction, obj_ids: Sequence[int]) -> ObjectPrediction:
+    """The prediction of some of its objects, in this order."""
+    rows = [prediction.obj_ids.index(i) for i in obj_ids]
+    masks, pointers, iou, objectness, _ = prediction.decoded
+    decoded = Decoded(masks[rows], pointers[rows], iou[rows], objectness[rows])
+    return replace(prediction, obj_ids=tuple(obj_ids), decoded=decoded, conditioned=prediction.conditioned[rows])
 
 
 class TeachersMasks:
@@ -262,8 +267,8 @@ def compare(
     losses: LossSettings,
 ) -> DistillationTerms:
     """Losses of a student's predictions against the teacher's ``targets``, as means over objects and frames."""
-    student = _Rows.of([(p, p.obj_ids) for p in predictions])
-    teacher = _Rows.of([(targets[p.frame], p.obj_ids) for p in predictions])
+    student = PredictionRows.of(predictions)
+    teacher = PredictionRows.of(_select(targets[p.frame], p.obj_ids) for p in predictions)
     best = teacher.iou.argmax(1)
     rows = torch.arange(len(best), device=best.device)
     logits, target_logits = student.masks[rows, best].float(), teacher.masks[rows, best].float()
@@ -284,22 +289,6 @@ def compare(
         objectness=F.binary_cross_entropy_with_logits(student.objectness.float(), teacher.objectness.float().sigmoid()),
         truth=_true_loss(predictions, batch, losses) if settings.truth else best.new_zeros((), dtype=torch.float32),
     )
-
-
-class _Rows(NamedTuple):
-    """Predictions of R objects on one or more frames, see :class:`ObjectPrediction`."""
-
-    masks: Tensor
-    iou: Tensor
-    objectness: Tensor
-    conditioned: Tensor
-
-    @classmethod
-    def of(cls, predictions: Sequence[tuple[ObjectPrediction, Sequence[int]]]) -> _Rows:
-        """The rows of some objects of each prediction, in the order of their ids."""
-        rows = [[p.obj_ids.index(i) for i in obj_ids] for p, obj_ids in predictions]
-        values = ((p.decoded.masks, p.decoded.iou, p.decoded.objectness, p.conditioned) for p, _ in predictions)
-        return cls(*(torch.cat([v[r] for v, r in zip(column, rows)]) for column in zip(*values)))
 
 
 def emphasis(probability: Tensor, settings: Distillation) -> Tensor:

@@ -160,8 +160,9 @@ def open_videos(layout: str, root: str | Path) -> list[AnnotatedFrames]:
         raise ValueError(f"expected a layout out of {', '.join(LAYOUTS)}, got {layout!r}")
     videos = [v for v in LAYOUTS[layout](root) if v.frames]
     if not videos:
-        advice = "see sam2_mem/training/folders.py"
-        raise ValueError(f"expected videos with masks in {root} laid out as {layout}, got none; {advice}")
+        raise ValueError(
+            f"expected videos with masks in {root} laid out as {layout}, got none; see sam2_mem/training/folders.py"
+        )
     return videos
 
 

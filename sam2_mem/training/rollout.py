@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -60,6 +60,20 @@ class SegmentLoss(NamedTuple):
     terms: Any
     total: Tensor
     share: float = 1.0
+
+
+class PredictionRows(NamedTuple):
+    """Predictions of R objects on one or more frames, row by row; see :class:`ObjectPrediction`."""
+
+    masks: Tensor
+    iou: Tensor
+    objectness: Tensor
+    conditioned: Tensor
+
+    @classmethod
+    def of(cls, predictions: Iterable[ObjectPrediction]) -> PredictionRows:
+        values = ((p.decoded.masks, p.decoded.iou, p.decoded.objectness, p.conditioned) for p in predictions)
+        return cls(*(torch.cat(tensors) for tensors in zip(*values)))
 
 
 class Rollout:
@@ -210,19 +224,13 @@ def segment_loss(
     terms, weights = [], []
     for members in groups.values():
         real = torch.cat([truth[list(p.obj_ids), p.frame] for p in members])
-        terms.append(frame_loss(_joined(members, head), real, settings))
+        masks, iou, objectness, conditioned = PredictionRows.of(members)
+        side = masks.shape[-1] // 4
+        occupancy = head(conditioned, (side, side)) if head is not None and not members[0].prompted else None
+        terms.append(frame_loss(Prediction(masks, iou, objectness, occupancy), real, settings))
         weights.append(real.shape[0] / sum(len(p.obj_ids) for p in predictions))
     mean = LossTerms(*(sum(w * v for w, v in zip(weights, values)) for values in zip(*terms)))
     return SegmentLoss(mean, mean.weighted(settings), share)
-
-
-def _joined(members: Sequence[ObjectPrediction], head: nn.Module | None) -> Prediction:
-    occupancy = None
-    if head is not None and not members[0].prompted:
-        side = members[0].decoded.masks.shape[-1] // 4
-        occupancy = head(torch.cat([p.conditioned for p in members]), (side, side))
-    masks, iou, objectness = zip(*((p.decoded.masks, p.decoded.iou, p.decoded.objectness) for p in members))
-    return Prediction(torch.cat(masks), torch.cat(iou), torch.cat(objectness), occupancy)
 
 
 __getattr__ = renamed(__name__)

@@ -37,7 +37,7 @@ from sam2_mem.training.validation import NetworkMethod, held_out, run_method, su
 DISTILLER = "memory_encoder.distiller."
 MEASURED = 0.04  # of J; .779 and .859 were measured
 MASKS = RolloutSettings(prompts=PromptMix(mask=1, box=0, click=0, correct=0), losses=LossSettings(stride=2))
-WISH = ClipSpec(num_frames=4, max_gap=1, size=SIDE)
+SPEC = ClipSpec(num_frames=4, max_gap=1, size=SIDE)
 ONLY_DISTILLER = {"": 0.0, "memory_encoder.distiller": 1.0}
 
 
@@ -62,12 +62,12 @@ def network(distiller: str = "none", seed: int = 0, side: int = SIDE) -> SAM2:
     return made
 
 
-def batch_of(count: int = 2, spec: ClipSpec = WISH):
+def batch_of(count: int = 2, spec: ClipSpec = SPEC):
     rngs = [np.random.default_rng(i) for i in range(count)]
     return collate(rngs, [Blobs(2).sample(rng, spec) for rng in rngs], spec), rngs
 
 
-def lesson(student: SAM2, settings: Distillation, policy: str = "fifo", **kwargs):
+def one_loss(student: SAM2, settings: Distillation, policy: str = "fifo", **kwargs):
     batch, rngs = batch_of()
     teacher = Teacher(network(), build_policy("fifo"))
     found = list(
@@ -81,9 +81,9 @@ def lesson(student: SAM2, settings: Distillation, policy: str = "fifo", **kwargs
 
 
 def test_a_student_that_is_the_teacher_has_nothing_to_learn() -> None:
-    same = lesson(network(), Distillation(hidden=0)).terms
+    same = one_loss(network(), Distillation(hidden=0)).terms
     assert max(float(v.detach()) for v in (same.features, same.mask, same.iou)) < 1e-6
-    pooled = lesson(network("pool4"), Distillation(hidden=0)).terms
+    pooled = one_loss(network("pool4"), Distillation(hidden=0)).terms
     assert pooled.features > 1e-4 and pooled.mask > 1e-5, "a student with less memory must differ"
 
 
@@ -184,7 +184,7 @@ def test_encoding_once_changes_nothing() -> None:
         p.requires_grad_(name.startswith(DISTILLER))
     teacher = Teacher(network(), build_policy("fifo"))
     assert teacher.shares_encoder(student)
-    alone, together = (lesson(student, Distillation(hidden=0), shared=s).terms for s in (False, True))
+    alone, together = (one_loss(student, Distillation(hidden=0), shared=s).terms for s in (False, True))
     torch.testing.assert_close(torch.stack([*alone]), torch.stack([*together]), atol=1e-5, rtol=1e-4)
     with torch.no_grad():
         student.image_encoder.neck.convs[0].conv.bias.add_(0.1)
@@ -194,7 +194,7 @@ def test_encoding_once_changes_nothing() -> None:
 # -- the loop ---------------------------------------------------------------------------------------------------------
 
 
-def plan(steps: int = 2, clips: object = Blobs(2), spec: ClipSpec = WISH, **settings: float) -> TrainingPlan:
+def plan(steps: int = 2, clips: object = Blobs(2), spec: ClipSpec = SPEC, **settings: float) -> TrainingPlan:
     stage = Stage(until=steps, clips=clips, clip_spec=spec, batch=2, rollout=MASKS)
     optimisation = Optimisation(rate=5e-3, warmup=1, rates=ONLY_DISTILLER)
     distillation = Distillation(**settings)
@@ -285,7 +285,7 @@ def videos(tmp_path: Path) -> Path:
 def test_unlabelled_videos_are_found_and_sampled(videos: Path, tmp_path: Path) -> None:
     source = UnlabelledClips(root=str(videos))
     assert [p.name for p in source.videos] == ["one", "two.mp4"]
-    clip = source.sample(np.random.default_rng(1), WISH)
+    clip = source.sample(np.random.default_rng(1), SPEC)
     assert clip.frames.shape == (4, SIDE, SIDE, 3) and not clip.ids.any() and not clip.labelled
     with pytest.raises(ValueError, match="expected videos of 9 frames"):
         source.sample(np.random.default_rng(0), ClipSpec(num_frames=9, max_gap=1, size=SIDE))
@@ -316,7 +316,7 @@ def test_the_teacher_finds_something_to_follow(monkeypatch: pytest.MonkeyPatch) 
     assert not found.labelled and not found.ids[1].any() and set(np.unique(found.ids[0])) == {0, 1, 2}
     first, second = (np.argwhere(found.ids[0] == i).mean(0) for i in (1, 2))
     assert np.abs(first - (20, 22)).max() < 3 and np.abs(second - (48, 30)).max() < 3
-    teacher.label(clip, np.random.default_rng(0), WISH)
+    teacher.label(clip, np.random.default_rng(0), SPEC)
     assert torch.equal(asked[0], asked[1]) and asked[0].min() > 0 and asked[0].max() < SIDE
 
 

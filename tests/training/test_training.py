@@ -144,7 +144,7 @@ def test_losses_are_their_definitions() -> None:
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-6)
 
 
-def judged(**settings) -> tuple[LossTerms, np.ndarray]:
+def losses_of_two(**settings) -> tuple[LossTerms, np.ndarray]:
     """Losses of one present and one absent object with three candidates, and the literal ones of the present object."""
     rng = np.random.default_rng(1)
     logits = torch.from_numpy(rng.normal(0, 2, (2, 3, 16, 16))).float()
@@ -157,14 +157,14 @@ def judged(**settings) -> tuple[LossTerms, np.ndarray]:
 
 
 def test_only_the_best_candidate_of_a_present_object_gets_the_mask_losses() -> None:
-    terms, literal = judged()
+    terms, literal = losses_of_two()
     best = int((20 * literal[:, 0] + literal[:, 1]).argmin())
     np.testing.assert_allclose([terms.focal, terms.dice], literal[best, :2], rtol=1e-5)
     assert literal[:, 1].std() > 1e-3, "the candidates must differ for this test to tell"
     entropy = (np.log1p(np.exp(-1.5)) + np.log1p(np.exp(0.7))) / 2
     np.testing.assert_allclose(terms.objectness, entropy, rtol=1e-5)
     np.testing.assert_allclose(terms.iou, np.abs(literal[:, 2] - [0.2, 0.5, 0.9]).mean(), rtol=1e-5)
-    one, _ = judged(all_iou=False)
+    one, _ = losses_of_two(all_iou=False)
     np.testing.assert_allclose(one.iou, abs(literal[best, 2] - [0.2, 0.5, 0.9][best]), rtol=1e-5)
 
 
@@ -279,10 +279,10 @@ def test_fit_resizes_masks_without_mixing_ids() -> None:
     assert clip.frames.shape == (2, 32, 32, 3) and set(np.unique(clip.ids)) <= {0, 1, 2}
 
 
-# -- tracking in lockstep ---------------------------------------------------------------------------------------------
+# -- several clips at once --------------------------------------------------------------------------------------------
 
 
-def test_lockstep_equals_one_tracker_per_clip() -> None:
+def test_several_clips_equal_one_tracker_per_clip() -> None:
     """Clips in one batch give what each gives alone through the tracker of inference."""
     model = tiny_model().eval()
     initialize_weights(model, Initialization(), torch.Generator().manual_seed(0))
@@ -314,7 +314,7 @@ def test_lockstep_equals_one_tracker_per_clip() -> None:
     assert (other[0] - other[2]).abs().max() > 1e-2, "objects of different clips must differ for this test to tell"
 
 
-def test_every_prompt_is_answered_and_judged() -> None:
+def test_every_prompt_is_answered_and_gets_a_loss() -> None:
     model = tiny_model()
     spec = ClipSpec(num_frames=4, max_gap=1, size=SIDE, max_objects=2)
     rngs = [np.random.default_rng(i) for i in range(4)]
@@ -370,22 +370,22 @@ def test_truncation_cuts_gradients_and_nothing_else() -> None:
         RolloutSettings(truncate=1)
 
 
-def test_truncation_does_not_change_what_is_said() -> None:
+def test_truncation_does_not_change_predictions() -> None:
     model = tiny_model().eval()
     spec = ClipSpec(num_frames=5, max_gap=1, size=SIDE)
-    said = []
+    runs = []
     for length in (0, 2):
         rngs = [np.random.default_rng(i) for i in range(2)]
         batch = collate(rngs, [Blobs(2).sample(rng, spec) for rng in rngs], spec)
         settings = RolloutSettings(prompts=ALL_PROMPTS, truncate=length)
         with torch.no_grad():
-            said.append(Rollout(model, build_policy("fifo"), settings, batch=batch, rngs=rngs).run())
-    assert [(s.frame, s.obj_ids) for s in said[0]] == [(s.frame, s.obj_ids) for s in said[1]] and len(said[0]) > 4
-    for a, b in zip(*said):
+            runs.append(Rollout(model, build_policy("fifo"), settings, batch=batch, rngs=rngs).run())
+    assert [(s.frame, s.obj_ids) for s in runs[0]] == [(s.frame, s.obj_ids) for s in runs[1]] and len(runs[0]) > 4
+    for a, b in zip(*runs):
         torch.testing.assert_close(a.decoded.masks, b.decoded.masks, atol=1e-4, rtol=1e-4)
 
 
-def test_questions_aside_are_judged_and_change_nothing_else() -> None:
+def test_prompts_aside_get_a_loss_and_change_nothing_else() -> None:
     """A click or a box beside a true mask is answered as the tracker answers it, and tracking goes on as without."""
     model = tiny_model().eval()
     spec = ClipSpec(num_frames=3, max_gap=1, size=SIDE)
