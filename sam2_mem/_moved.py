@@ -9,11 +9,14 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 MODULES = {
     "sam2_mem.cli.measure": "sam2_mem.cli.evaluate_training",
@@ -47,7 +50,7 @@ MODULES = {
     "sam2_mem.model.sdpa": "sam2_mem.model.acceleration.attention_kernels",
     "sam2_mem.model.transfer": "sam2_mem.model.acceleration.transfer",
     "sam2_mem.tracking.masks": "sam2_mem.tracking.mask_postprocessing",
-    "sam2_mem.tracking.revise": "sam2_mem.tracking.deferred_output",
+    "sam2_mem.tracking.revise": "sam2_mem.tracking.frame_loop",
     "sam2_mem.tracking.run_record": "sam2_mem.tracking.run_manifest",
     "sam2_mem.tracking.sense": "sam2_mem.tracking.sensory_update",
     "sam2_mem.training.actors": "sam2_mem.synthetic.moving_objects",
@@ -124,15 +127,31 @@ NAMES = {
     "sam2_mem.tracking.track:Output": "sam2_mem.tracking.track:MaskOutput",
     "sam2_mem.training.lockstep:LockstepTracker": "sam2_mem.training.multi_clip_tracker:MultiClipTracker",
     "sam2_mem.training.multi_clip_tracker:LockstepTracker": "sam2_mem.training.multi_clip_tracker:MultiClipTracker",
-    "sam2_mem.training.lockstep:Sighting": "sam2_mem.training.multi_clip_tracker:ObjectPrediction",
-    "sam2_mem.training.rollout:Lesson": "sam2_mem.training.rollout:SegmentLoss",
     "sam2_mem.training.actors:Actor": "sam2_mem.synthetic.moving_objects:MovingObject",
     "sam2_mem.training.actors:Part": "sam2_mem.synthetic.moving_objects:BodyPart",
     "sam2_mem.training.actors:actor_map": "sam2_mem.synthetic.moving_objects:front_map",
+    "sam2_mem.training.clips:ClipWish": "sam2_mem.training.clips:ClipSpec",
+    "sam2_mem.training.distillation:taught": "sam2_mem.training.distillation:distillation_loss",
+    "sam2_mem.training.folders:FolderVideo": "sam2_mem.training.folders:PaletteFrames",
+    "sam2_mem.training.folders:MaskletVideo": "sam2_mem.training.folders:MaskletFrames",
+    "sam2_mem.training.folders:ObjectFoldersVideo": "sam2_mem.training.folders:ObjectFolderFrames",
+    "sam2_mem.training.folders:Video": "sam2_mem.training.folders:AnnotatedFrames",
+    "sam2_mem.training.lockstep:Sighting": "sam2_mem.training.multi_clip_tracker:ObjectPrediction",
+    "sam2_mem.training.losses:judge": "sam2_mem.training.losses:frame_loss",
+    "sam2_mem.training.pictures:Motion": "sam2_mem.training.pictures:PictureMotion",
+    "sam2_mem.training.pictures:Piece": "sam2_mem.training.pictures:Cutout",
+    "sam2_mem.training.pictures:cut_piece": "sam2_mem.training.pictures:cut_out",
+    "sam2_mem.training.procedural:keep_clip": "sam2_mem.training.rendered:cached_clip",
+    "sam2_mem.training.rollout:Judgement": "sam2_mem.training.rollout:SegmentLoss",
+    "sam2_mem.training.rollout:Lesson": "sam2_mem.training.rollout:SegmentLoss",
+    "sam2_mem.training.rollout:assess": "sam2_mem.training.rollout:segment_loss",
     "sam2_mem.training.scenes:Caster": "sam2_mem.synthetic.scenes:SceneSampler",
     "sam2_mem.training.scenes:Frame": "sam2_mem.synthetic.scenes:SceneFrame",
     "sam2_mem.training.shapes:Box": "sam2_mem.synthetic.shapes:Bounds",
+    "sam2_mem.training.start:Start": "sam2_mem.training.initialization:Initialization",
+    "sam2_mem.training.start:prepare": "sam2_mem.training.initialization:initialize_weights",
     "sam2_mem.training.synthetic:ClipSpec": "sam2_mem.synthetic.generator:SyntheticSpec",
+    "sam2_mem.training.validation:Remembering": "sam2_mem.training.validation:PartialFIFO",
     "sam2_mem.training.wardrobe:Wardrobe": "sam2_mem.synthetic.appearance:AppearanceSampler",
     "sam2_mem.types:Choice": "sam2_mem.types:MaskSelection",
     "sam2_mem.types:Condense": "sam2_mem.types:MergeRequest",
@@ -158,6 +177,36 @@ def renamed(module: str) -> Callable[[str], Any]:
         return _resolve(module, name)
 
     return __getattr__
+
+
+def renamed_fields(**new_names: str) -> Callable[[type[T]], type[T]]:
+    """A class decorator: arguments and attributes of earlier versions (``old="new"``) work on, with a warning."""
+
+    def decorate(cls: Any) -> Any:
+        init = cls.__init__
+
+        def new_name(name: str) -> str:
+            if name in new_names:
+                text = f"{cls.__module__}.{cls.__name__}.{name} is now {new_names[name]}; change the name or the config key"
+                warnings.warn(text, FutureWarning, stacklevel=4)
+            return new_names.get(name, name)
+
+        @wraps(init)
+        def initialize(self: Any, *args: Any, **kwargs: Any) -> None:
+            both = [f"{old} and {new}" for old, new in new_names.items() if old in kwargs and new in kwargs]
+            if both:
+                raise TypeError(f"expected one name of each argument, got {', '.join(both)}; leave out the first")
+            init(self, *args, **{new_name(name): value for name, value in kwargs.items()})
+
+        def earlier(name: str) -> property:
+            return property(lambda self: getattr(self, new_name(name)))
+
+        cls.__init__ = initialize
+        for old in new_names:
+            setattr(cls, old, earlier(old))
+        return cls
+
+    return decorate
 
 
 def _resolve(module: str, name: str) -> Any:

@@ -178,7 +178,18 @@ def compose_video(
 def compose_training(config: str | PathLike[str], overrides: Sequence[str] = ()) -> DictConfig:
     """A training config by the name of a file in ``configs/training`` or by path, with Hydra overrides such as
     ``plan.optimisation.rate=1e-4``."""
-    return _compose_file(*_locate_training(str(config)), overrides)
+    directory, name = _locate_training(str(config))
+    try:
+        return _compose_file(directory, name, overrides)
+    except ConfigError:
+        renamed = [_with_current_key(override) for override in overrides]
+        if renamed == list(overrides):
+            raise
+        composed = _compose_file(directory, name, renamed)
+        warnings.warn(
+            f"sam2_mem: of {overrides} the key 'wish' is now 'clip_spec'; change it", FutureWarning, stacklevel=2
+        )
+        return composed
 
 
 def choice_config(group: str, name: str) -> DictConfig:
@@ -233,6 +244,12 @@ def _translate(override: str) -> str | None:
     if key.startswith(_EXTRA_ARGS):
         return f"model.{key.removeprefix(_EXTRA_ARGS)}{equals}{value}"
     return f"{_MOVED[key]}={value}" if key in _MOVED else override
+
+
+def _with_current_key(override: str) -> str:
+    """An override of a training config, with the key of an earlier version replaced."""
+    key, equals, value = override.partition("=")
+    return ".".join("clip_spec" if part == "wish" else part for part in key.split(".")) + equals + value
 
 
 def _overridden(config: DictConfig, overrides: Sequence[str]) -> DictConfig:

@@ -8,7 +8,8 @@ Everything here is cached and shared: do not change a model's weights, build you
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from sam2_mem.build_sam import build_policy, build_sam2
-from sam2_mem.config import compose
+from sam2_mem.config import compose, policy_names
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.prompts import Prompt
@@ -57,6 +58,9 @@ OVERRIDES = (
     "++model.decoder_mlp_width=64",
     "++model.decoder_iou_width=32",
 )
+BATCH = 32
+"""Pictures that are encoded together."""
+
 PRESENT = 0.65
 """Share of frames on which the weights are made to see an object."""
 
@@ -72,22 +76,22 @@ def micro_config() -> DictConfig:
     return compose("configs/sam2.1/sam2.1_hiera_t.yaml", OVERRIDES)
 
 
-def new_model(seed: int = 6) -> SAM2:
-    """The micro network of one's own, with lively random weights."""
+def new_model() -> SAM2:
+    """The micro network of one's own, to change."""
+    return copy.deepcopy(micro_model())
+
+
+@lru_cache
+def micro_model() -> SAM2:
+    """The micro network with lively random weights, shared."""
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(6)
         model = build_sam2(micro_config(), None, device="cpu", apply_postprocessing=False)
     with torch.no_grad():
         for name, value in model.named_parameters():
             value.copy_(_enlivened(name, value))
         _centre_scores(model)
     return model.requires_grad_(False)
-
-
-@lru_cache
-def micro_model() -> SAM2:
-    """The micro network, shared."""
-    return new_model()
 
 
 LOUDER = (
@@ -146,6 +150,17 @@ def micro_tracker(
     return Tracker(model, build_policy(policy), settings=TrackerSettings(**settings), num_frames=num_frames)
 
 
+# -- policies ---------------------------------------------------------------------------------------------------------
+
+PRESETS = tuple(name for name in policy_names() if any(name.startswith(f"{base}_") for base in policy_names()))
+"""Names of configs that differ from another one in numbers only."""
+
+
+def in_tiers(names: Iterable[str], quick: Callable[[str], bool]) -> list[Any]:
+    """Parameters of a test: all ``names``, of which the quick tier runs those that are ``quick``."""
+    return [name if quick(name) else pytest.param(name, marks=pytest.mark.full) for name in names]
+
+
 # -- pictures and prompts ---------------------------------------------------------------------------------------------
 
 
@@ -196,25 +211,33 @@ def click_prompt(obj_id: int, frame: int = 0, number: int = 0) -> Prompt:
 
 
 @torch.no_grad()
-def encode(model: SAM2, images: list[np.ndarray], chunk: int = 32) -> list[FrameFeatures]:
+def encode(model: SAM2, images: list[np.ndarray]) -> list[FrameFeatures]:
     """Features of pictures, numbered from 0."""
     result: list[FrameFeatures] = []
-    for start in range(0, len(images), chunk):
-        part = torch.stack([to_model_input(image, model.image_size) for image in images[start : start + chunk]])
+    for start in range(0, len(images), BATCH):
+        part = torch.stack([to_model_input(image, model.image_size) for image in images[start : start + BATCH]])
         batch = model.encode_image(normalize(part, model.device), range(start, start + len(part)))
         result += [replace(f, low=f.low.clone(), high=(f.high[0].clone(), f.high[1].clone())) for f in batch]
     return result
 
 
 @lru_cache
-def micro_features(count: int = PATH) -> tuple[FrameFeatures, ...]:
-    """Features of the first pictures under the shared network, encoded once."""
-    return tuple(encode(micro_model(), pictures(count)))
+def _features_of_part(part: int) -> list[FrameFeatures]:
+    """Features of ``BATCH`` pictures under the shared network, encoded once."""
+    first = part * BATCH
+    return encode(micro_model(), [picture(i) for i in range(first, min(first + BATCH, PATH))])
 
 
 def features_at(index: int) -> FrameFeatures:
-    """Features of any frame of the endless video that repeats :func:`pictures` every ``PATH`` frames."""
-    return replace(micro_features()[index % PATH], index=index)
+    """Features, under the shared network, of any frame of the endless video that repeats :func:`pictures` every
+    ``PATH`` frames."""
+    part, offset = divmod(index % PATH, BATCH)
+    return replace(_features_of_part(part)[offset], index=index)
+
+
+def micro_features(count: int) -> tuple[FrameFeatures, ...]:
+    """Features of the first pictures under the shared network."""
+    return tuple(features_at(i) for i in range(count))
 
 
 @pytest.fixture(autouse=True, scope="module")

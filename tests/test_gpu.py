@@ -30,7 +30,7 @@ from sam2_mem.model.rotary_attention import RotaryAttention
 from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.mask_postprocessing import fill_holes
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
-from sam2_mem.training.clips import Clip, ClipWish
+from sam2_mem.training.clips import Clip, ClipSpec
 from sam2_mem.training.plan import Optimisation, Stage, TrainingPlan
 from sam2_mem.training.procedural import ProceduralClips
 from sam2_mem.training.rollout import RolloutSettings
@@ -258,9 +258,9 @@ def test_rows_of_unequal_length_end_to_end() -> None:
 
 
 def plan(amp: bool) -> TrainingPlan:
-    wish = ClipWish(num_frames=3, max_gap=1, size=128)
+    spec = ClipSpec(num_frames=3, max_gap=1, size=128)
     clips = ProceduralClips(levels={"easy": 1.0}, count=2, length=6)
-    stage = Stage(until=3, clips=clips, wish=wish, batch=2, rollout=RolloutSettings())
+    stage = Stage(until=3, clips=clips, clip_spec=spec, batch=2, rollout=RolloutSettings())
     return TrainingPlan(stages=[stage], optimisation=Optimisation(rate=1e-4, warmup=1), amp=amp, log_every=1)
 
 

@@ -149,7 +149,7 @@ NOT_CONVERTED: tuple[str, ...] = (
     "sam2_mem/memory/",
     "sam2_mem/model/",
     "sam2_mem/tracking/",
-    "sam2_mem/training/",
+    "sam2_mem/training/multi_clip_tracker.py",
     "sam2_mem/build_sam.py",
     "sam2_mem/checkpoint.py",
     "sam2_mem/config.py",

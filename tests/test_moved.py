@@ -15,7 +15,6 @@ from omegaconf import OmegaConf
 
 from sam2_mem import _moved
 from sam2_mem.build_sam import build_policy
-from sam2_mem.memory.serialization import load_memory
 from sam2_mem.types import PointerEntry
 
 GOLDEN = Path(__file__).parent / "golden" / "memory"

@@ -26,7 +26,7 @@ from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.training.clips import Clip
 from sam2_mem.training.validation import (
     NetworkMethod,
-    Remembering,
+    PartialFIFO,
     Scores,
     copy_first,
     curtained,
@@ -56,7 +56,7 @@ def clips(level: str, count: int = 4, frames: int = 30) -> tuple[Clip, ...]:
     return tuple(held_out(level, count, num_frames=frames, first_seed=SEED))
 
 
-def scores(found: Sequence[Clip], policy: FIFO = Remembering()) -> Scores:
+def scores(found: Sequence[Clip], policy: FIFO = PartialFIFO()) -> Scores:
     network = NetworkMethod(predictor().model, policy, tracker=predictor().tracker_settings)
     return summarise(run_method(network, found))
 
@@ -110,7 +110,7 @@ def test_it_needs_its_memory() -> None:
     found = clips("easy")
     full = scores(found).j
     assert scores(found[:2], Forgetful()).j < scores(found[:2]).j - FORGETTING
-    assert scores(found, Remembering(first=False)).j < full - PREVIOUS
+    assert scores(found, PartialFIFO(first=False)).j < full - PREVIOUS
 
 
 def test_it_notices_a_curtain() -> None:

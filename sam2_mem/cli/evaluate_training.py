@@ -1,5 +1,4 @@
-"""``tools/train.py eval``: what a trained network can and cannot do, beside methods that need none. One line per
-measurement."""
+"""``tools/train.py eval``: a trained network measured beside methods that need none. One line per measurement."""
 
 from __future__ import annotations
 
@@ -17,11 +16,11 @@ from sam2_mem.evaluation.metrics import boundary_f
 from sam2_mem.prompts import Prompt
 from sam2_mem.training import validation
 from sam2_mem.training.clips import Clip
-from sam2_mem.training.folders import Video, open_videos
+from sam2_mem.training.folders import AnnotatedFrames, open_videos
 from sam2_mem.training.validation import (
     Method,
     NetworkMethod,
-    Remembering,
+    PartialFIFO,
     copy_first,
     curtained,
     first_masks,
@@ -44,9 +43,11 @@ class Bench:
     """One network, the clips it is measured on, and the sections of the report.
 
     Args:
-        config, weights: as for :func:`build_sam2_video_predictor`. count: clips per level. frames: of a clip.
-        validation:
-            measure on the clips for choosing among runs and not on those for reporting.
+        config: as for :func:`build_sam2_video_predictor`.
+        weights: as for :func:`build_sam2_video_predictor`.
+        count: clips per level.
+        frames: of a clip.
+        validation: measure on the clips for choosing among runs, not on those for reporting.
     """
 
     def __init__(self, config: str, weights: str | None, *, count: int, frames: int, validation: bool) -> None:
@@ -54,24 +55,24 @@ class Bench:
         self._model, self._tracker = predictor.model, predictor.tracker_settings
         self._count, self._frames = count, frames
         self._seed = VALIDATION_SEED if validation else REPORT_SEED
-        self.network = self._with(Remembering())
+        self.network = self._with(PartialFIFO())
 
-    def _with(self, policy: Remembering) -> Method:
+    def _with(self, policy: PartialFIFO) -> NetworkMethod:
         return NetworkMethod(self._model, policy, tracker=self._tracker)
 
     def _clips(self, level: str) -> list[Clip]:
         return held_out(level, self._count, num_frames=self._frames, first_seed=self._seed)
 
     def levels(self, names: Sequence[str]) -> Iterator[Row]:
-        """Every level, beside copying the first mask and optical flow; then all objects of all levels together."""
-        together: dict[str, list] = {}
+        """Every level, beside copying the first mask and optical flow; then all objects of all levels by_method."""
+        by_method: dict[str, list] = {}
         for level in names:
             clips = self._clips(level)
             for label, method in (("network", self.network), ("copy", copy_first), ("flow", follow_flow)):
                 outcomes = run_method(method, clips)
-                together.setdefault(label, []).extend(outcomes)
+                by_method.setdefault(label, []).extend(outcomes)
                 yield {"what": f"level {level}", "method": label} | summarise(outcomes)._asdict()
-        for label, outcomes in together.items():
+        for label, outcomes in by_method.items():
             yield {"what": "all levels", "method": label} | summarise(outcomes)._asdict()
 
     def steady(self) -> Iterator[Row]:
@@ -94,13 +95,13 @@ class Bench:
         for level in MEMORY_LEVELS:
             clips = self._clips(level)
             for label, reads in policies.items():
-                scores = summarise(run_method(self._with(Remembering(**reads)), clips))
+                scores = summarise(run_method(self._with(PartialFIFO(**reads)), clips))
                 yield {"what": f"memory, {level}", "method": label} | scores._asdict()
 
     def speed(self) -> Iterator[Row]:
         """Milliseconds a frame of one object, the median of 50 frames, at the size the network takes."""
         clip = held_out("mixed", 1, num_frames=51, first_seed=self._seed)[0]
-        ids, first = first_masks(clip)
+        _, first = first_masks(clip)
         state = self.network.predictor.init_state()
         times = []
         for index, image in enumerate(clip.frames):
@@ -112,19 +113,19 @@ class Bench:
     def folder(self, layout: str, root: str) -> Iterator[Row]:
         """J and F at the videos' own size, without the first and the last frame, as DAVIS counts them."""
         methods = (("network", self.network), ("copy", copy_first), ("flow", follow_flow))
-        found: dict[str, list[tuple[float, float]]] = {label: [] for label, _ in methods}
+        scores: dict[str, list[tuple[float, float]]] = {label: [] for label, _ in methods}
         for number, video in enumerate(open_videos(layout, root)):
-            clip = whole(video)
+            clip = full_clip(video)
             for label, method in methods:
                 j, f = region_and_boundary(method, clip)
-                found[label].append((j, f))
+                scores[label].append((j, f))
                 yield {"what": f"{layout} video {number}", "method": label, "j": j, "f": f}
-        for label, values in found.items():
+        for label, values in scores.items():
             j, f = np.mean(values, axis=0)
             yield {"what": f"{layout}, mean of {len(values)}", "method": label, "j": float(j), "f": float(f)}
 
 
-def whole(video: Video) -> Clip:
+def full_clip(video: AnnotatedFrames) -> Clip:
     """All annotated frames at their own size."""
     return Clip(np.stack([video.image(s) for s in video.frames]), np.stack([video.ids(s) for s in video.frames]))
 
@@ -143,8 +144,8 @@ def region_and_boundary(method: Method, clip: Clip) -> tuple[float, float]:
     return float(j), float(f)
 
 
-def line(row: Row) -> str:
-    """One line for people."""
+def as_text(row: Row) -> str:
+    """A row of the report, to print."""
     head = f"{row['what']:32s} {row.get('method', ''):14s}"
     values = {k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items() if k not in ("what", "method")}
     return head + "  ".join(f"{k} {v}" for k, v in values.items())
@@ -154,7 +155,7 @@ def report(sections: Sequence[Callable[[], Iterator[Row]]], out: Path | None) ->
     """Print every line as it comes, and keep them as JSON lines."""
     for section in sections:
         for row in section():
-            print(line(row), flush=True)
+            print(as_text(row), flush=True)
             if out is not None:
                 with out.open("a") as file:
                     file.write(json.dumps(row) + "\n")

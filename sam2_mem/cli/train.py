@@ -1,7 +1,17 @@
-"""What ``tools/train.py`` does, one function per verb; each returns an exit status."""
+"""Train a network on clips, measure it, export its weights, or render its clips ahead of time.
+
+    tools/train.py run nano --out outputs/nano [plan.seed=1 ...]
+    torchrun --nproc_per_node 2 tools/train.py run nano --out outputs/nano
+    tools/train.py export outputs/nano/last.pt sam2_mem_nano.safetensors
+    tools/train.py clips nano
+    tools/train.py eval nano --weights outputs/nano/weights.safetensors --root DAVIS --out report.jsonl
+
+Further arguments of `run` and `clips` are Hydra overrides of the config: plan.optimisation.rate=3e-4
+"""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -39,7 +49,7 @@ def run(
     if threads:
         torch.set_num_threads(threads)
     composed = compose_training(config, overrides)
-    job = build_training(composed, init=init, device=_device(device))
+    job = build_training(composed, init=init, device=_local_device(device))
     team = join_team(job.model.device)
     teacher = None if job.teacher is None else Teacher(*job.teacher)
     trainer = Trainer(job.model, job.policy, job.plan, folder=out, team=team, fresh=job.fresh, teacher=teacher)
@@ -50,11 +60,11 @@ def run(
     return 0
 
 
-def _device(wanted: str) -> str:
+def _local_device(device: str) -> str:
     """Under torchrun every process has a GPU of its own."""
-    if wanted in ("auto", "cuda") and torch.cuda.is_available():
+    if device in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return wanted
+    return device
 
 
 def _progress(team: Team, plan: TrainingPlan, start: int) -> Callable[[StepReport], None] | None:
@@ -121,7 +131,54 @@ def clips(*, config: str, overrides: Sequence[str] = ()) -> int:
     """Render every procedural video that a config's stages may ask for."""
     plan = build_training(compose_training(config, overrides)).plan
     sources = [s.clips for s in plan.stages if isinstance(s.clips, ProceduralClips) and s.clips.folder]
-    wanted = [(source, level, k) for source in sources for level in source.levels for k in range(source.count)]
-    for source, level, number in tqdm(wanted, desc="clips"):
+    videos = [(source, level, k) for source in sources for level in source.levels for k in range(source.count)]
+    for source, level, number in tqdm(videos, desc="clips"):
         source.video(level, number)
     return 0
+
+
+FUNCTIONS: dict[str, Callable[..., int]] = {"run": run, "export": export, "clips": clips, "eval": evaluate}
+TAKE_OVERRIDES = ("run", "clips")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    options, overrides = parser.parse_known_args(argv)
+    if overrides and (options.verb not in TAKE_OVERRIDES or any(o.startswith("-") for o in overrides)):
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    arguments = vars(options)
+    if options.verb in TAKE_OVERRIDES:
+        arguments["overrides"] = overrides
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    return FUNCTIONS[arguments.pop("verb")](**arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    train = verbs.add_parser("run", help="train, or go on with an interrupted run")
+    train.add_argument("config", help="a name in configs/training, or the path of a YAML file")
+    train.add_argument("--out", type=Path, required=True, help="folder of checkpoints and curves")
+    train.add_argument("--init", help="weights to start from, e.g. an official checkpoint")
+    train.add_argument("--device", default="auto")
+    train.add_argument("--threads", type=int, default=0, help="CPU threads per process; 0 leaves it to torch")
+    train.add_argument("--until", type=int, help="stop at this step")
+    weights = verbs.add_parser("export", help="write the averaged weights of a training checkpoint as safetensors")
+    weights.add_argument("checkpoint", type=Path)
+    weights.add_argument("weights", type=Path)
+    weights.add_argument("--only", default="", help="weights whose names begin so, e.g. memory_encoder.distiller.")
+    weights.add_argument("--float32", action="store_true", help="do not round to float16")
+    measure = verbs.add_parser("eval", help="measure a network beside copying the first mask and optical flow")
+    measure.add_argument("config", help="a model config, e.g. nano")
+    measure.add_argument("--weights", help="default: those of the config")
+    measure.add_argument("--parts", nargs="*", default=(), help="levels still curtain memory speed folder; default all")
+    measure.add_argument("--count", type=int, default=8, help="clips per level")
+    measure.add_argument("--frames", type=int, default=60, help="frames per clip")
+    measure.add_argument("--validation", action="store_true", help="other clips than those reported, to choose by")
+    measure.add_argument("--layout", default="davis2016", help="of --root, see sam2_mem/training/folders.py")
+    measure.add_argument("--root", help="a data set for the part `folder`")
+    measure.add_argument("--threads", type=int, default=0)
+    measure.add_argument("--out", type=Path, help="also append the lines to this file as JSON")
+    render = verbs.add_parser("clips", help="render the procedural clips of a config ahead of the training")
+    render.add_argument("config")
+    return parser

@@ -63,6 +63,13 @@ class InferenceState:
             valid = "0 upwards" if last is None else f"0 to {last}"
             raise ValueError(f"expected a frame of the video ({valid}), got {index}")
 
+    @property
+    def frame_size(self) -> tuple[int, int] | None:
+        """(H, W) of the pictures; None for a stream before its first frame."""
+        if self.size is None and self.source is not None:
+            self.size = self.source.height, self.source.width
+        return self.size
+
     def frame(self, index: int) -> Frame:
         try:
             return self.source[index]
@@ -77,11 +84,9 @@ class InferenceState:
                 self._features.popitem(last=False)
         return self._features[frame.index]
 
-    def has_features(self, index: int) -> bool:
-        return index in self._features
-
-    def cached_features(self, index: int) -> FrameFeatures:
-        return self._features[index]
+    def features_at(self, index: int, encode: Callable[[Frame], FrameFeatures]) -> FrameFeatures:
+        """Features of frame ``index``, which is read where they are not in the cache."""
+        return self._features[index] if index in self._features else self.features(self.frame(index), encode)
 
     def iterate(self, start: int, stop: int | None, step: int) -> Iterator[Frame]:
         """Frames of a pass; streams are read as far as they go."""
@@ -141,9 +146,7 @@ class InferenceState:
         return {f: p for f, p in self.prompts.get(obj_id, {}).items() if (p.mask is not None) == masks}
 
     def _size(self, axis: int) -> int | None:
-        if self.source is not None:
-            return (self.source.height, self.source.width)[axis]
-        return None if self.size is None else self.size[axis]
+        return None if self.frame_size is None else self.frame_size[axis]
 
 
 _KEYS: dict[str, Callable[[InferenceState], Any]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from os import PathLike
 from typing import Any
@@ -17,8 +18,8 @@ from sam2_mem.memory.serialization import load_memory, save_memory
 from sam2_mem.memory.trace import Cause, Listener
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.prompts import Prompt
-from sam2_mem.tracking.deferred_output import delayed
 from sam2_mem.tracking.embedders import Embedder
+from sam2_mem.tracking.frame_loop import run
 from sam2_mem.tracking.inference_state import InferenceState
 from sam2_mem.tracking.mask_postprocessing import resize_logits, suppress_overlap
 from sam2_mem.tracking.refine import Refiner
@@ -262,7 +263,7 @@ class SAM2VideoPredictor:
         if not state.obj_ids:
             raise RuntimeError("nothing to track; give a prompt first: add_new_points_or_box or add_new_mask")
         for frame_idx in sorted({f for t in state.tracker.tracks.values() for f in t.pending}):
-            state.tracker.commit(self._features_at(state, frame_idx))
+            state.tracker.commit(state.features_at(frame_idx, self.encode))
         without = [t.obj_id for t in state.tracker.tracks.values() if t.state is None]
         if without:
             raise RuntimeError(f"objects {without} have no prompt left; prompt them again or call remove_object")
@@ -283,12 +284,10 @@ class SAM2VideoPredictor:
 
         A policy that rewrites past masks (``needs.revise``) runs that many frames ahead of the masks given out.
         """
-        state = inference_state
-        results = self.propagate(state, start_frame_idx, max_frame_num_to_track, reverse)
-        for result in delayed(results, self.policy.needs.revise, state.tracker.finish):
-            state.note_scores(result.frame, result.scores)
+        for result in self._run_pass(inference_state, start_frame_idx, max_frame_num_to_track, reverse, final=True):
+            inference_state.note_scores(result.frame, result.scores)
             with torch.inference_mode():
-                masks = self._at_video_size(state, result.masks)
+                masks = self._at_video_size(inference_state, result.masks)
             yield result.frame, list(result.obj_ids), masks
 
     def propagate(
@@ -299,41 +298,20 @@ class SAM2VideoPredictor:
         reverse: bool = False,
     ) -> Iterator[FrameResult]:
         """Like :meth:`propagate_in_video`, with scores and with masks at the size the network gives them. Each result comes
-        at once; later ones may hold revisions of it (:func:`sam2_mem.tracking.deferred_output.delayed` applies them)."""
-        state = inference_state
+        at once; later ones may hold revisions of it (:func:`sam2_mem.tracking.frame_loop.delayed` applies them)."""
+        yield from self._run_pass(inference_state, start_frame_idx, max_frame_num_to_track, reverse)
+
+    def _run_pass(
+        self, state: InferenceState, start: int | None, max_frames: int | None, reverse: bool, *, final: bool = False
+    ) -> Iterator[FrameResult]:
         if state.source is None:
             raise ValueError(
                 "this state has no video; a stream is tracked frame by frame: track_frame(state, frame, prompts)"
             )
         self.propagate_in_video_preflight(state)
-        start = self._start(state, start_frame_idx, reverse)
-        for frame in _pass(state, start, max_frame_num_to_track, reverse):
-            with torch.inference_mode():
-                result = state.tracker.step(state.features(frame, self.encode), reverse=reverse)
-            state.note_scores(result.frame, result.scores)
-            state.revisions = result.revisions
-            yield result
-
-    def _start(self, state: InferenceState, start: int | None, reverse: bool) -> int:
-        tracks = state.tracker.tracks.values()
-        prompted = {f for t in tracks for f in t.prompted_frames()}
-        if start is None:
-            return max(0, min(prompted))
-        state.check_frame(start)
-        before = start + 1 if reverse else start - 1
-        context = FrameContext(index=start, reverse=reverse, num_frames=state.tracker.num_frames)
-        lost = [t.obj_id for t in tracks if before in t.tracked and not t.state.can_resume(context)]
-        gone = f"the memory of frame {before} is no longer held for objects {lost}"
-        if lost and start not in prompted:
-            raise ValueError(
-                f"cannot start at frame {start}: {gone}. Start at a prompted frame ({sorted(prompted)}), prompt frame {start}, "
-                "or build with memory_policy.retain_all=true"
-            )
-        if lost:
-            logger.warning(
-                "starting at frame %d from its prompts: %s; memory_policy.retain_all=true keeps it", start, gone
-            )
-        return start
+        frames = _frames_of_pass(state, _first_frame(state, start, reverse), max_frames, reverse)
+        encode = partial(state.features, encode=self.encode)
+        return run(state, frames, encode=encode, reverse=reverse, final=final)
 
     # -- streams -------------------------------------------------------------------------------------------------
 
@@ -361,12 +339,10 @@ class SAM2VideoPredictor:
                 f"expected frames of {state.size[0]} x {state.size[1]} (height x width), got {size[0]} x {size[1]}"
             )
         index = state.frames_seen
-        here = Frame(index, f"{index:05d}", image)
-        prompts = [_fitted(p, here) for p in prompts]
-        result = state.tracker.step(self.encode(here), prompts)
+        streamed = Frame(index, f"{index:05d}", image)
+        fitted = [_fitted(prompt, streamed) for prompt in prompts]
+        [result] = run(state, [streamed], lambda _: fitted, encode=self.encode)
         state.size, state.frames_seen = size, index + 1
-        state.note_scores(index, result.scores)
-        state.revisions = result.revisions
         return index, list(result.obj_ids), self._at_video_size(state, result.masks)
 
     @torch.inference_mode()
@@ -445,14 +421,9 @@ class SAM2VideoPredictor:
         features = self.model.encode_image(pixels, [frame.index])[0]
         return features if self.embedder is None else replace(features, appearance=self.embedder(pixels[0]))
 
-    def _features_at(self, state: InferenceState, index: int) -> FrameFeatures:
-        if state.has_features(index):
-            return state.cached_features(index)
-        return state.features(state.frame(index), self.encode)
-
     def _at_video_size(self, state: InferenceState, masks: Tensor) -> Tensor:
         """(N, h, w) -> (N, 1, H, W)."""
-        return self.at_size(masks, (state["video_height"], state["video_width"])).unsqueeze(1)
+        return self.at_size(masks, state.frame_size).unsqueeze(1)
 
     def at_size(self, masks: Tensor, size: tuple[int, int]) -> Tensor:
         """Mask logits (N, h, w) -> (N, H, W), as they are given out: without overlap if the settings say so."""
@@ -460,17 +431,39 @@ class SAM2VideoPredictor:
         return suppress_overlap(large) if self.settings.non_overlap_masks else large
 
 
-def _pass(state: InferenceState, start: int, most: int | None, reverse: bool) -> Iterator[Frame]:
-    """The frames of one pass. As in SAM 2, a reverse pass from frame 0 is empty and ``most`` counts frames after the
+def _first_frame(state: InferenceState, start: int | None, reverse: bool) -> int:
+    """Where a pass starts; ValueError where memory of the frame before it is missing."""
+    tracker, tracks = state.tracker, state.tracker.tracks.values()
+    prompted = sorted({frame for track in tracks for frame in track.prompted_frames()})
+    if start is None:
+        return max(0, prompted[0])
+    state.check_frame(start)
+    before = start + 1 if reverse else start - 1
+    context = FrameContext(index=start, reverse=reverse, num_frames=tracker.num_frames)
+    ids = [t.obj_id for t in tracks if before in t.tracked and not t.state.can_resume(context)]
+    problem = f"the memory of frame {before} is no longer held for objects {ids}"
+    if ids and start not in prompted:
+        raise ValueError(
+            f"cannot start at frame {start}: {problem}. Start at a prompted frame ({prompted}), prompt frame {start}, "
+            "or build with memory_policy.retain_all=true"
+        )
+    if ids:
+        message = "starting at frame %d from its prompts: %s; memory_policy.retain_all=true keeps it"
+        logger.warning(message, start, problem)
+    return start
+
+
+def _frames_of_pass(state: InferenceState, start: int, max_frames: int | None, reverse: bool) -> Iterable[Frame]:
+    """The frames of one pass. As in SAM 2, a reverse pass from frame 0 is empty and ``max_frames`` counts frames after the
     first."""
-    if most is not None and most < 0:
-        raise ValueError(f"expected max_frame_num_to_track >= 0, got {most}")
+    if max_frames is not None and max_frames < 0:
+        raise ValueError(f"expected max_frame_num_to_track >= 0, got {max_frames}")
     if not reverse:
-        stop = None if most is None else start + most + 1
-        yield from state.iterate(start, stop, 1)
-    elif start > 0:
-        last = 0 if most is None else max(start - most, 0)
-        yield from state.iterate(start, last - 1 if last > 0 else None, -1)
+        return state.iterate(start, None if max_frames is None else start + max_frames + 1, 1)
+    if start == 0:
+        return ()
+    last = 0 if max_frames is None else max(start - max_frames, 0)
+    return state.iterate(start, last - 1 if last > 0 else None, -1)
 
 
 def _joined(old: Prompt, new: Prompt) -> Prompt:

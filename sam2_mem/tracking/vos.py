@@ -11,16 +11,17 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from sam2_mem.prompts import Prompt
-from sam2_mem.tracking.deferred_output import delayed
+from sam2_mem.tracking.frame_loop import run
 from sam2_mem.tracking.inference_state import InferenceState
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor, check_mask_shape
-from sam2_mem.types import FrameResult, Revision
+from sam2_mem.types import FrameResult
 from sam2_mem.video import Frame, VideoSource, palette_masks, per_object_masks, read_mask_png
 
 logger = logging.getLogger(__name__)
@@ -246,21 +247,21 @@ def segment(
         state: fresh, from ``predictor.init_state(video)``; tells afterwards what is held.
         score_thresh: a pixel belongs to an object where its logit is above this.
     """
-    lag = predictor.policy.needs.revise
     waiting: deque[Frame] = deque()
 
-    def results() -> Iterator[FrameResult]:
+    def frames() -> Iterator[Frame]:
         for frame in state.iterate(start, stop, 1):
-            result = _step(predictor, state, plan, frame)
-            too_far = [r.frame for r in result.revisions if frame.index - r.frame > lag]
-            assert not too_far, "a policy rewrote a frame further back than its needs.revise"
             waiting.append(frame)
-            yield result
+            yield frame
 
+    def prompts_at(frame: Frame) -> list[Prompt]:
+        return plan.at[frame.index](frame) if frame.index in plan.at else []
+
+    autocast = partial(_autocast, predictor.device)
     last = -1
-    for result in delayed(results(), lag, lambda: _finish(state)):
+    for result in run(state, frames(), prompts_at, encode=predictor.encode, final=True, autocast=autocast):
         last = result.frame
-        yield _shown(predictor, plan, waiting.popleft(), result, score_thresh)
+        yield _frame_masks(predictor, plan, waiting.popleft(), result, score_thresh)
     unused = [index for index in plan.at if not start <= index <= last]
     if unused:
         logger.warning("prompts on frames %s were not used: the pass covered frames %d to %d", unused, start, last)
@@ -276,24 +277,7 @@ def _autocast(device: torch.device) -> AbstractContextManager[None]:
 
 
 @torch.inference_mode()
-def _step(predictor: SAM2VideoPredictor, state: InferenceState, plan: PromptPlan, frame: Frame) -> FrameResult:
-    """Track one frame; before the first prompt there is nothing to encode it for."""
-    prompts = plan.at[frame.index](frame) if frame.index in plan.at else []
-    if not prompts and not state.tracker.tracks:
-        return FrameResult(frame.index, (), torch.zeros(0, *predictor.model.mask_size), ())
-    with _autocast(predictor.device):
-        result = state.tracker.step(predictor.encode(frame), prompts)
-    state.note_scores(result.frame, result.scores)
-    return result
-
-
-@torch.inference_mode()
-def _finish(state: InferenceState) -> Sequence[Revision]:
-    return state.tracker.finish()
-
-
-@torch.inference_mode()
-def _shown(
+def _frame_masks(
     predictor: SAM2VideoPredictor, plan: PromptPlan, frame: Frame, result: FrameResult, score_thresh: float
 ) -> FrameMasks:
     """At the size of the frame. Objects are compared in ascending order, so that a lower id wins a tie."""

@@ -1,5 +1,4 @@
-"""What training sees of a video: a few frames and the masks of its objects, sampled and augmented with a seeded
-generator."""
+"""Clips: a few frames of a video and the masks of its objects, sampled and augmented with a seeded generator."""
 
 from __future__ import annotations
 
@@ -11,6 +10,8 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+
+from sam2_mem._moved import renamed
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -30,9 +31,16 @@ class Clip:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipWish:
-    """What a stage of the training asks of a clip: ``num_frames`` frames at gaps of 1..``max_gap``, square of side
-    ``size``, at most ``max_objects`` objects that are visible in the first frame, each on ``min_area`` of it."""
+class ClipSpec:
+    """What a stage of the training asks of a clip.
+
+    Attributes:
+        num_frames: frames of a clip.
+        max_gap: frames of the video between two of the clip: 1..``max_gap``.
+        size: side of the square frames, in pixels.
+        max_objects: most objects of a clip; all are visible in its first frame.
+        min_area: least share of the first frame that an object covers.
+    """
 
     num_frames: int
     max_gap: int
@@ -42,15 +50,21 @@ class ClipWish:
 
 
 class ClipSource(Protocol):
-    """Where clips come from. ``sample`` depends on ``rng`` and the wish alone."""
+    """Where clips come from. ``sample`` depends on ``rng`` and the spec alone."""
 
-    def sample(self, rng: np.random.Generator, wish: ClipWish) -> Clip: ...
+    def sample(self, rng: np.random.Generator, spec: ClipSpec) -> Clip: ...
 
 
 @dataclass(frozen=True, eq=False)
 class ClipBatch:
-    """B clips side by side: ``images`` (B, T, 3, S, S) normalised, ``truth`` (N, T, S, S) float of 0 and 1 for all N
-    objects, ``clip_of`` (N) the clip of each object; ``labelled`` (B) whether truth is known after the first frame."""
+    """B clips side by side, with N objects in all.
+
+    Attributes:
+        images: (B, T, 3, S, S), normalised.
+        truth: (N, T, S, S) float of 0 and 1.
+        clip_of: (N) the clip of each object.
+        labelled: (B) whether truth is known after the first frame.
+    """
 
     images: Tensor
     truth: Tensor
@@ -61,11 +75,11 @@ class ClipBatch:
         return replace(self, images=self.images.to(device), truth=self.truth.to(device))
 
 
-def choose_times(rng: np.random.Generator, available: int, wish: ClipWish) -> np.ndarray:
+def choose_times(rng: np.random.Generator, available: int, spec: ClipSpec) -> np.ndarray:
     """Increasing frame numbers below ``available`` at gaps of 1..max_gap; (num_frames,)."""
-    if available < wish.num_frames:
-        raise ValueError(f"expected a video of at least {wish.num_frames} frames, got {available}; ask for fewer")
-    gaps = rng.integers(1, wish.max_gap + 1, wish.num_frames - 1)
+    if available < spec.num_frames:
+        raise ValueError(f"expected a video of at least {spec.num_frames} frames, got {available}; ask for fewer")
+    gaps = rng.integers(1, spec.max_gap + 1, spec.num_frames - 1)
     while gaps.sum() >= available:
         gaps[int(gaps.argmax())] -= 1
     start = int(rng.integers(0, available - int(gaps.sum())))
@@ -79,7 +93,7 @@ def visible_objects(ids: np.ndarray, min_area: float) -> list[int]:
 
 
 def augment(rng: np.random.Generator, clip: Clip, *, turned: bool = True) -> Clip:
-    """The whole clip mirrored, in other colours and, if square and wanted, turned by quarter turns."""
+    """The clip mirrored, in other colours and, if square and ``turned``, rotated by quarter turns."""
     frames, ids = clip.frames, clip.ids
     if rng.random() < 0.5:
         frames, ids = frames[:, :, ::-1], ids[:, :, ::-1]
@@ -113,16 +127,19 @@ def normalise(frames: np.ndarray) -> Tensor:
     return ((images - torch.tensor(MEAN)) / torch.tensor(STD)).movedim(-1, -3)
 
 
-def collate(rngs: Sequence[np.random.Generator], clips: Sequence[Clip], wish: ClipWish) -> ClipBatch:
+def collate(rngs: Sequence[np.random.Generator], clips: Sequence[Clip], spec: ClipSpec) -> ClipBatch:
     """Clips of equal length, one generator each, as a batch; of each clip at most ``max_objects`` objects, drawn from
     those in its first frame."""
     truth, clip_of = [], []
     for number, (rng, clip) in enumerate(zip(rngs, clips, strict=True)):
-        found = visible_objects(clip.ids[0], wish.min_area)
-        for obj_id in rng.permutation(found)[: wish.max_objects]:
+        visible = visible_objects(clip.ids[0], spec.min_area)
+        for obj_id in rng.permutation(visible)[: spec.max_objects]:
             truth.append(torch.from_numpy(clip.ids == obj_id).float())
             clip_of.append(number)
     if not truth:
         raise ValueError("expected an object in the first frame of at least one clip, got none; check the clip source")
     images = torch.stack([normalise(c.frames) for c in clips])
     return ClipBatch(images, torch.stack(truth), tuple(clip_of), tuple(c.labelled for c in clips))
+
+
+__getattr__ = renamed(__name__)

@@ -1,9 +1,8 @@
-"""Distillation: a student that reads distilled memory learns to see what its teacher sees with all of it.
+"""Distillation: a student that reads distilled memory learns to predict what its teacher predicts with full memory.
 
-Both track the same objects on the same frames. What is compared, frame by frame: the memory-conditioned features, the masks,
-the predicted IoU and the object score. Masks that enter the student's memory are often the teacher's, so that the two
-remember the same things while the student is still bad at it. Clips without labels serve as well: the teacher finds
-something to follow in the first frame.
+Both track the same objects on the same frames. Compared, frame by frame, are the memory-conditioned features, the masks, the
+predicted IoU and the object score. Masks that enter the student's memory are often the teacher's, so that both memories
+agree while the student is still bad. Clips without labels serve as well: the teacher marks objects in the first frame.
 """
 
 from __future__ import annotations
@@ -19,16 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam2_mem._moved import renamed
 from sam2_mem.memory.policy import MemoryPolicy
-from sam2_mem.model.sam2 import SAM2
-from sam2_mem.training.clips import Clip, ClipBatch, ClipWish, normalise
-from sam2_mem.training.losses import LossSettings, Prediction, dice_loss, judge, mean_where
+from sam2_mem.model.sam2 import SAM2, Decoded
+from sam2_mem.training.clips import Clip, ClipBatch, ClipSpec, normalise
+from sam2_mem.training.losses import LossSettings, Prediction, dice_loss, frame_loss, mean_where
 from sam2_mem.training.multi_clip_tracker import ObjectPrediction, StackedFeatures
 from sam2_mem.training.noise import CERTAIN, MemoryNoise
-from sam2_mem.training.rollout import Rollout, RolloutSettings, SegmentLoss, encode_frames
+from sam2_mem.training.rollout import PredictionRows, Rollout, RolloutSettings, SegmentLoss, encode_frames
 
 CLICKS = 12
-"""Places in a frame without labels where the teacher is asked for an object."""
+"""Random points in a frame without labels, each of which prompts the teacher for an object."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +36,18 @@ class Distillation:
     """What is learned from the teacher, and how.
 
     Attributes:
-        features: weight of the squared difference of memory-conditioned features, relative to the teacher's own size.
-        mask: of the divergence KL(teacher || student) of every mask pixel. dice: of the soft dice between the two.
-        iou: of the L1 between predicted IoUs. objectness: of the cross-entropy with the teacher's object score.
-        truth: of SAM 2's own losses (``rollout.losses``) where a clip has labels.
-        foreground, boundary: how much more the features and pixels of the object, and of a band along its edge, count than
-            others. hidden: share of the cells of every memory map that are hidden from the distiller (each put to the
-            map's mean), so that summaries do not hang on single cells. forcing: probability, per object and frame, that
-            the teacher's mask enters the student's memory in place of its own.
+        features: weight of the squared difference of memory-conditioned features, relative to the mean square of the
+            teacher's.
+        mask: weight of the divergence KL(teacher || student) of every mask pixel.
+        dice: weight of the soft dice between the two.
+        iou: weight of the L1 between predicted IoUs.
+        objectness: weight of the cross-entropy with the teacher's object score.
+        truth: weight of SAM 2's losses (``rollout.losses``) where a clip has labels.
+        foreground: additional weight of the features and pixels of the object.
+        boundary: additional weight of those in a band along its edge.
+        hidden: share of the cells of every memory map that are hidden from the distiller (each is set to the map's mean),
+            so that summaries do not depend on single cells.
+        forcing: probability, per object and frame, that the teacher's mask enters the student's memory.
     """
 
     features: float = 1.0
@@ -81,10 +85,11 @@ class DistillationTerms(NamedTuple):
 
 
 class Teacher:
-    """A network that is not trained, and the memory it has.
+    """A network that is not trained, and its memory policy.
 
     Args:
-        model: of the student's width and image size; its weights are frozen. policy: any.
+        model: of the student's width and image size; its weights are frozen.
+        policy: any.
     """
 
     def __init__(self, model: SAM2, policy: MemoryPolicy) -> None:
@@ -94,42 +99,42 @@ class Teacher:
     def check(self, student: SAM2) -> None:
         """ValueError where the two cannot be compared, or the student has nothing to learn."""
         for name in ("width", "image_size"):
-            own, other = getattr(self.model, name), getattr(student, name)
-            if own != other:
-                raise ValueError(f"expected a teacher and a student of equal {name}, got {own} and {other}")
+            ours, students = getattr(self.model, name), getattr(student, name)
+            if ours != students:
+                raise ValueError(f"expected a teacher and a student of equal {name}, got {ours} and {students}")
         if not any(p.requires_grad for p in student.parameters()):
             raise ValueError(
                 "expected a student with something to learn, got none; choose a distiller that learns, for example "
                 'model_overrides=["distiller=temporal"], and see plan.optimisation.rates'
             )
 
-    def sees_alike(self, student: SAM2) -> bool:
-        """Whether the student's image encoder is the teacher's and stays so: then frames are encoded once for both."""
-        mine, other = self.model.image_encoder.state_dict(), student.image_encoder.state_dict()
+    def shares_encoder(self, student: SAM2) -> bool:
+        """Whether the student's image encoder equals the teacher's and is frozen: then frames are encoded once for both."""
+        ours, students = self.model.image_encoder.state_dict(), student.image_encoder.state_dict()
         frozen = not any(p.requires_grad for p in student.image_encoder.parameters())
-        return frozen and mine.keys() == other.keys() and all(torch.equal(mine[k], other[k]) for k in mine)
+        return frozen and ours.keys() == students.keys() and all(torch.equal(ours[k], students[k]) for k in ours)
 
     @torch.no_grad()
-    def label(self, clip: Clip, rng: np.random.Generator, wish: ClipWish) -> Clip:
-        """A clip without labels with objects in its first frame: what the teacher takes for objects at random clicks, those
-        of the highest predicted IoU, neither tiny nor most of the frame. Later frames stay without labels."""
+    def label(self, clip: Clip, rng: np.random.Generator, spec: ClipSpec) -> Clip:
+        """A clip without labels with objects in its first frame: the teacher's masks at random clicks, those of the highest
+        predicted IoU, neither tiny nor most of the frame. Later frames stay without labels."""
         images = normalise(clip.frames[:1]).to(self.model.device)
         features = self.model.encode_image(images, [0])[0]
-        side = wish.size
+        side = spec.size
         points = torch.from_numpy(rng.uniform(0.1, 0.9, (CLICKS, 1, 2)) * side).float().to(self.model.device)
         labels = torch.ones(CLICKS, 1, dtype=torch.int32, device=self.model.device)
-        plain = self.model.without_memory(features, CLICKS)
-        decoded = self.model.decode(plain, features, points=points, labels=labels)
+        conditioned = self.model.without_memory(features, CLICKS)
+        decoded = self.model.decode(conditioned, features, points=points, labels=labels)
         masks = F.interpolate(decoded.masks.flatten(0, 1)[None].float(), size=(side, side), mode="bilinear")[0] > 0
         areas = masks.flatten(1).float().mean(1)
-        good = (areas >= wish.min_area) & (areas <= 0.5)
-        order = (decoded.iou.flatten() + good.float()).argsort(descending=True).tolist()
+        plausible = (areas >= spec.min_area) & (areas <= 0.5)
+        order = (decoded.iou.flatten() + plausible.float()).argsort(descending=True).tolist()
         ids = np.zeros_like(clip.ids)
         for k in order:
             free = masks[k].cpu().numpy() & (ids[0] == 0)
-            if good[k] and free.mean() >= max(wish.min_area, 0.6 * float(areas[k])):
+            if plausible[k] and free.mean() >= max(spec.min_area, 0.6 * float(areas[k])):
                 ids[0][free] = ids[0].max() + 1
-            if ids[0].max() >= wish.max_objects:
+            if ids[0].max() >= spec.max_objects:
                 break
         return replace(clip, ids=ids)
 
@@ -141,13 +146,13 @@ class Teacher:
         rngs: Sequence[np.random.Generator],
         encoded: Sequence[StackedFeatures] | None,
     ) -> dict[int, ObjectPrediction]:
-        """What the teacher sees of all objects, by frame, with its own memory and no noise."""
+        """The teacher's predictions of all objects, by frame, with its own memory and no noise."""
         settings = replace(settings, noise=MemoryNoise(), truncate=0)
         rollout = Rollout(self.model, self.policy, settings, batch=batch, rngs=rngs, encoded=encoded)
         return _by_frame(rollout.run())
 
 
-def taught(
+def distillation_loss(
     student: SAM2,
     policy: MemoryPolicy,
     teacher: Teacher,
@@ -158,56 +163,62 @@ def taught(
     rngs: Sequence[np.random.Generator],
     shared: bool = False,
 ) -> Iterator[SegmentLoss]:
-    """One batch of clips: the teacher's run, then the student's, compared segment by segment. Go backwards through a lesson
-    before asking for the next. ``shared``: frames are encoded once, see :meth:`Teacher.sees_alike`."""
+    """One batch of clips: the teacher's run, then the student's, compared segment by segment. Go backwards through a loss
+    before asking for the next. ``shared``: frames are encoded once, see :meth:`Teacher.shares_encoder`."""
     if settings.prompts.correct:
         raise ValueError(
             "expected plan.stages.*.rollout.prompts.correct of 0 in a distillation: the two would be corrected"
         )
     with torch.no_grad():
         encoded = encode_frames(student, batch.images) if shared else None
-    known = teacher.track(settings, batch, copy.deepcopy(rngs), encoded)
-    forced = TeachersMasks(known, distillation.forcing, [rngs[c] for c in batch.clip_of])
+    targets = teacher.track(settings, batch, copy.deepcopy(rngs), encoded)
+    forced = TeachersMasks(targets, distillation.forcing, [rngs[c] for c in batch.clip_of])
     rollout = Rollout(student, policy, settings, batch=batch, rngs=rngs, encoded=encoded, change=forced)
     with hidden_cells(student.memory_encoder.distiller, distillation.hidden):
         for segment in rollout.segments():
-            seen = [s for s in segment.sightings if not s.prompted and s.frame in known]
-            if seen:
-                terms = compare(seen, known, batch, distillation, settings.losses)
+            predictions = [p for p in segment.predictions if not p.prompted and p.frame in targets]
+            if predictions:
+                terms = compare(predictions, targets, batch, distillation, settings.losses)
                 yield SegmentLoss(terms, terms.weighted(distillation), segment.share)
 
 
-def _by_frame(sightings: Sequence[ObjectPrediction]) -> dict[int, ObjectPrediction]:
-    """One sighting per frame with all objects in order of their ids; answers to prompts are left out."""
+def _by_frame(predictions: Sequence[ObjectPrediction]) -> dict[int, ObjectPrediction]:
+    """One prediction per frame with all objects in order of their ids; answers to prompts are left out."""
     frames: dict[int, list[ObjectPrediction]] = {}
-    for sighting in sightings:
-        if not sighting.prompted:
-            frames.setdefault(sighting.frame, []).append(sighting)
+    for prediction in predictions:
+        if not prediction.prompted:
+            frames.setdefault(prediction.frame, []).append(prediction)
     return {frame: _joined(members) for frame, members in frames.items()}
 
 
 def _joined(members: Sequence[ObjectPrediction]) -> ObjectPrediction:
-    ids = [i for m in members for i in m.obj_ids]
-    order = torch.tensor(sorted(range(len(ids)), key=ids.__getitem__), device=members[0].conditioned.device)
-    parts = zip(*((m.decoded.masks, m.decoded.pointers, m.decoded.iou, m.decoded.objectness) for m in members))
-    decoded = members[0].decoded._replace(
-        **{n: torch.cat(p)[order] for n, p in zip(("masks", "pointers", "iou", "objectness"), parts)}, maps=None
-    )
-    conditioned = torch.cat([m.conditioned for m in members])[order]
-    return ObjectPrediction(members[0].frame, tuple(sorted(ids)), decoded, conditioned, False)
+    ids = tuple(i for m in members for i in m.obj_ids)
+    masks, iou, objectness, conditioned = PredictionRows.of(members)
+    decoded = Decoded(masks, torch.cat([m.decoded.pointers for m in members]), iou, objectness)
+    return _select(ObjectPrediction(members[0].frame, ids, decoded, conditioned, False), sorted(ids))
+
+
+def _select(prediction: ObjectPrediction, obj_ids: Sequence[int]) -> ObjectPrediction:
+    """The prediction of some of its objects, in this order."""
+    rows = [prediction.obj_ids.index(i) for i in obj_ids]
+    masks, pointers, iou, objectness, _ = prediction.decoded
+    decoded = Decoded(masks[rows], pointers[rows], iou[rows], objectness[rows])
+    return replace(prediction, obj_ids=tuple(obj_ids), decoded=decoded, conditioned=prediction.conditioned[rows])
 
 
 class TeachersMasks:
     """A change of memory masks: now and then the teacher's in place of the student's.
 
     Args:
-        known: what the teacher saw, by frame. probability: per object and frame. rngs: one generator per object.
+        targets: the teacher's predictions, by frame.
+        probability: per object and frame.
+        rngs: one generator per object.
     """
 
     def __init__(
-        self, known: dict[int, ObjectPrediction], probability: float, rngs: Sequence[np.random.Generator]
+        self, targets: dict[int, ObjectPrediction], probability: float, rngs: Sequence[np.random.Generator]
     ) -> None:
-        self._known = known
+        self._targets = targets
         self._probability = probability
         self._rngs = rngs
 
@@ -215,22 +226,22 @@ class TeachersMasks:
         """(N, h, w) logits -> (N, h, w)."""
         result = []
         for mask, obj_id in zip(logits, obj_ids):
-            if self._rngs[obj_id].random() < self._probability and frame in self._known:
-                mask = self._mask(self._known[frame], obj_id).to(mask.dtype)
+            if self._rngs[obj_id].random() < self._probability and frame in self._targets:
+                mask = self._mask(self._targets[frame], obj_id).to(mask.dtype)
             result.append(mask)
         return torch.stack(result)
 
     @staticmethod
-    def _mask(sighting: ObjectPrediction, obj_id: int) -> Tensor:
-        row = sighting.obj_ids.index(obj_id)
-        decoded = sighting.decoded
+    def _mask(target: ObjectPrediction, obj_id: int) -> Tensor:
+        row = target.obj_ids.index(obj_id)
+        decoded = target.decoded
         best = decoded.masks[row, decoded.iou[row].argmax()]
         return torch.where(decoded.objectness[row] > 0, best, torch.full_like(best, -CERTAIN))
 
 
 @contextmanager
 def hidden_cells(distiller: nn.Module, share: float) -> Iterator[None]:
-    """Within it, a random ``share`` of the cells of every map that the distiller gets is put to the map's mean."""
+    """Within it, a random ``share`` of the cells of every map that the distiller gets is set to the map's mean."""
 
     def hide(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         (maps,) = inputs
@@ -249,54 +260,35 @@ def hidden_cells(distiller: nn.Module, share: float) -> Iterator[None]:
 
 
 def compare(
-    sightings: Sequence[ObjectPrediction],
-    known: dict[int, ObjectPrediction],
+    predictions: Sequence[ObjectPrediction],
+    targets: dict[int, ObjectPrediction],
     batch: ClipBatch,
     settings: Distillation,
     losses: LossSettings,
 ) -> DistillationTerms:
-    """Losses of what a student said against what the teacher ``known`` said, as means over objects and frames."""
-    pairs = [_pair(s, known[s.frame]) for s in sightings]
-    mine, theirs = _stacked([a for a, _ in pairs]), _stacked([b for _, b in pairs])
-    best = theirs.iou.argmax(1)
+    """Losses of a student's predictions against the teacher's ``targets``, as means over objects and frames."""
+    student = PredictionRows.of(predictions)
+    teacher = PredictionRows.of(_select(targets[p.frame], p.obj_ids) for p in predictions)
+    best = teacher.iou.argmax(1)
     rows = torch.arange(len(best), device=best.device)
-    student, real = mine.masks[rows, best].float(), theirs.masks[rows, best].float()
-    present = (theirs.objectness > 0).float()
-    target = real.sigmoid()
+    logits, target_logits = student.masks[rows, best].float(), teacher.masks[rows, best].float()
+    present = (teacher.objectness > 0).float()
+    target = target_logits.sigmoid()
     pixels = emphasis(target, settings)
-    entropy = F.binary_cross_entropy_with_logits(student, target, reduction="none")
-    least = F.binary_cross_entropy_with_logits(real, target, reduction="none")
-    side = round(mine.conditioned.shape[1] ** 0.5)
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    target_entropy = F.binary_cross_entropy_with_logits(target_logits, target, reduction="none")
+    side = round(student.conditioned.shape[1] ** 0.5)
     cells = emphasis(F.adaptive_avg_pool2d(target[:, None], side)[:, 0], settings).flatten(1)
-    apart = (mine.conditioned - theirs.conditioned).float().square().mean(-1)
-    size = theirs.conditioned.float().square().mean()
+    error = (student.conditioned - teacher.conditioned).float().square().mean(-1)
+    size = teacher.conditioned.float().square().mean()
     return DistillationTerms(
-        features=((apart * cells).sum(1) / cells.sum(1)).mean() / size,
-        mask=mean_where(((entropy - least) * pixels).sum((1, 2)) / pixels.sum((1, 2)), present),
-        dice=mean_where(dice_loss(student, target), present),
-        iou=mean_where((mine.iou - theirs.iou).abs().mean(1), present),
-        objectness=F.binary_cross_entropy_with_logits(mine.objectness.float(), theirs.objectness.float().sigmoid()),
-        truth=_against_truth(sightings, batch, losses) if settings.truth else best.new_zeros((), dtype=torch.float32),
+        features=((error * cells).sum(1) / cells.sum(1)).mean() / size,
+        mask=mean_where(((entropy - target_entropy) * pixels).sum((1, 2)) / pixels.sum((1, 2)), present),
+        dice=mean_where(dice_loss(logits, target), present),
+        iou=mean_where((student.iou - teacher.iou).abs().mean(1), present),
+        objectness=F.binary_cross_entropy_with_logits(student.objectness.float(), teacher.objectness.float().sigmoid()),
+        truth=_true_loss(predictions, batch, losses) if settings.truth else best.new_zeros((), dtype=torch.float32),
     )
-
-
-class _Said(NamedTuple):
-    masks: Tensor
-    iou: Tensor
-    objectness: Tensor
-    conditioned: Tensor
-
-
-def _pair(mine: ObjectPrediction, theirs: ObjectPrediction) -> tuple[_Said, _Said]:
-    """The rows of a student's sighting, and the same rows of the teacher's."""
-    rows = torch.tensor([theirs.obj_ids.index(i) for i in mine.obj_ids], device=theirs.conditioned.device)
-    own = _Said(mine.decoded.masks, mine.decoded.iou, mine.decoded.objectness, mine.conditioned)
-    told = (theirs.decoded.masks, theirs.decoded.iou, theirs.decoded.objectness, theirs.conditioned)
-    return own, _Said(*(t[rows] for t in told))
-
-
-def _stacked(said: Sequence[_Said]) -> _Said:
-    return _Said(*(torch.cat(parts) for parts in zip(*said)))
 
 
 def emphasis(probability: Tensor, settings: Distillation) -> Tensor:
@@ -306,15 +298,18 @@ def emphasis(probability: Tensor, settings: Distillation) -> Tensor:
     return 1 + settings.foreground * probability + settings.boundary * (grown - shrunk)
 
 
-def _against_truth(sightings: Sequence[ObjectPrediction], batch: ClipBatch, losses: LossSettings) -> Tensor:
-    """SAM 2's own losses on the objects of labelled clips."""
+def _true_loss(predictions: Sequence[ObjectPrediction], batch: ClipBatch, losses: LossSettings) -> Tensor:
+    """SAM 2's losses on the objects of labelled clips."""
     total, count = batch.truth.new_zeros(()), 0
-    for sighting in sightings:
-        rows = [r for r, i in enumerate(sighting.obj_ids) if batch.labelled[batch.clip_of[i]]]
+    for prediction in predictions:
+        rows = [r for r, i in enumerate(prediction.obj_ids) if batch.labelled[batch.clip_of[i]]]
         if rows:
-            decoded = sighting.decoded
-            said = Prediction(decoded.masks[rows], decoded.iou[rows], decoded.objectness[rows])
-            real = batch.truth[[sighting.obj_ids[r] for r in rows], sighting.frame]
-            total = total + len(rows) * judge(said, real, losses).weighted(losses)
+            decoded = prediction.decoded
+            labelled = Prediction(decoded.masks[rows], decoded.iou[rows], decoded.objectness[rows])
+            real = batch.truth[[prediction.obj_ids[r] for r in rows], prediction.frame]
+            total = total + len(rows) * frame_loss(labelled, real, losses).weighted(losses)
             count += len(rows)
     return total / max(count, 1)
+
+
+__getattr__ = renamed(__name__)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle_codec
 
-from sam2_mem.training.clips import Clip, ClipWish, augment, choose_times, visible_objects
+from sam2_mem._moved import renamed
+from sam2_mem.training.clips import Clip, ClipSource, ClipSpec, augment, choose_times, visible_objects
 from sam2_mem.video import open_video
 from sam2_mem.video.sources import VIDEO_EXTENSIONS
 from sam2_mem.video.stored import IMAGE_EXTENSIONS
@@ -37,8 +38,8 @@ ATTEMPTS = 20
 VOID = 255
 
 
-class Video(ABC):
-    """One video on disk. ``frames`` are the stems of the frames that have masks."""
+class AnnotatedFrames(ABC):
+    """The frames of a video on disk that have masks; ``frames`` are the stems of their files."""
 
     frames: Sequence[str]
 
@@ -50,7 +51,7 @@ class Video(ABC):
     def ids(self, stem: str) -> np.ndarray:
         """(H, W) uint8, the object at each pixel or 0."""
 
-    def clip(self, times: Sequence[int], size: int) -> Clip:
+    def clip(self, times: Iterable[int], size: int) -> Clip:
         """Frames ``times`` resized to squares of side ``size``."""
         stems = [self.frames[t] for t in times]
         images = [cv2.resize(self.image(s), (size, size), interpolation=cv2.INTER_AREA) for s in stems]
@@ -73,11 +74,19 @@ def read_ids(path: Path, *, void_is_object: bool = False) -> np.ndarray:
     return ids
 
 
-class FolderVideo(Video):
+def _merged(masks: Mapping[int, np.ndarray]) -> np.ndarray:
+    """Bool masks (H, W) by object id as ids (H, W) uint8; where they overlap the last is on top."""
+    ids = np.zeros(next(iter(masks.values())).shape, np.uint8)
+    for obj_id, mask in masks.items():
+        ids[mask] = obj_id
+    return ids
+
+
+class PaletteFrames(AnnotatedFrames):
     """Frames and palette masks in one folder each."""
 
     def __init__(self, images: Path, masks: Path, *, void_is_object: bool = False) -> None:
-        self._images = {p.stem: p for p in images.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png")}
+        self._images = {p.stem: p for p in images.iterdir() if p.suffix.lower() in IMAGE_EXTENSIONS}
         self._masks = {p.stem: p for p in masks.glob("*.png")}
         self._void_is_object = void_is_object
         self.frames = sorted(self._images.keys() & self._masks.keys())
@@ -89,9 +98,8 @@ class FolderVideo(Video):
         return read_ids(self._masks[stem], void_is_object=self._void_is_object)
 
 
-class ObjectFoldersVideo(Video):
-    """SA-V's validation layout: one folder of binary masks per object; where objects overlap, the later one is on
-    top."""
+class ObjectFolderFrames(AnnotatedFrames):
+    """SA-V's validation layout: one folder of binary masks per object."""
 
     def __init__(self, images: Path, masks: Path) -> None:
         self._images = {p.stem: p for p in images.glob("*.jpg")}
@@ -102,27 +110,19 @@ class ObjectFoldersVideo(Video):
         return read_image(self._images[stem])
 
     def ids(self, stem: str) -> np.ndarray:
-        ids: np.ndarray | None = None
-        for number, folder in enumerate(self._objects[:254], start=1):
-            path = folder / f"{stem}.png"
-            if path.is_file():
-                mask = read_ids(path, void_is_object=True) > 0
-                ids = np.zeros(mask.shape, np.uint8) if ids is None else ids
-                ids[mask] = number
-        assert ids is not None, "frames holds stems with a mask only"
-        return ids
+        paths = {number: folder / f"{stem}.png" for number, folder in enumerate(self._objects[:254], start=1)}
+        return _merged({n: read_ids(path, void_is_object=True) > 0 for n, path in paths.items() if path.is_file()})
 
 
-class MaskletVideo(Video):
-    """SA-V's training layout: a JSON of run-length masks, ``masklet[frame][object]``, on every fourth frame of an
-    mp4."""
+class MaskletFrames(AnnotatedFrames):
+    """SA-V's training layout: a JSON of run-length masks, ``masklet[frame][object]``, on every fourth frame of an mp4."""
 
     EVERY = 4
 
     def __init__(self, annotation: Path) -> None:
         self._annotation = annotation
-        self._film = annotation.with_name(annotation.name.rsplit("_", 1)[0] + ".mp4")
-        self._folder = annotation.parent / "JPEGImages_24fps" / self._film.stem
+        self._video = annotation.with_name(annotation.name.rsplit("_", 1)[0] + ".mp4")
+        self._folder = annotation.parent / "JPEGImages_24fps" / self._video.stem
         self.frames = [f"{i * self.EVERY:05d}" for i in range(len(self._masklet))]
 
     @cached_property
@@ -130,63 +130,65 @@ class MaskletVideo(Video):
         return json.loads(self._annotation.read_text())["masklet"]
 
     def image(self, stem: str) -> np.ndarray:
-        still = self._folder / f"{stem}.jpg"
-        return read_image(still) if still.is_file() else self._decode(int(stem))
+        path = self._folder / f"{stem}.jpg"
+        return read_image(path) if path.is_file() else self._decode(int(stem))
 
     def _decode(self, index: int) -> np.ndarray:
-        film = cv2.VideoCapture(str(self._film))
-        film.set(cv2.CAP_PROP_POS_FRAMES, index)
-        found, image = film.read()
-        film.release()
-        if not found:
-            raise ValueError(f"expected frame {index} in {self._film} or {self._folder}, got none; is it whole?")
+        capture = cv2.VideoCapture(str(self._video))
+        capture.set(cv2.CAP_PROP_POS_FRAMES, index)
+        decoded, image = capture.read()
+        capture.release()
+        if not decoded:
+            raise ValueError(f"expected frame {index} in {self._video} or {self._folder}, got none; is it whole?")
         return np.ascontiguousarray(image[..., ::-1])
 
     def ids(self, stem: str) -> np.ndarray:
         codes = self._masklet[int(stem) // self.EVERY]
-        masks = [rle_codec.decode(code) > 0 for code in codes[:254]]
-        ids = np.zeros(masks[0].shape, np.uint8)
-        for number, mask in enumerate(masks, start=1):
-            ids[mask] = number
-        return ids
+        return _merged({number: rle_codec.decode(code) > 0 for number, code in enumerate(codes[:254], start=1)})
 
 
-def _palette_videos(root: Path, images: str, masks: str, *, void_is_object: bool = False) -> list[Video]:
+def _palette_videos(root: Path, images: str, masks: str, *, void_is_object: bool = False) -> list[AnnotatedFrames]:
     base = root / "train" if (root / "train" / images).is_dir() else root
     folders = sorted(p for p in (base / masks).glob("*") if p.is_dir())
-    return [FolderVideo(base / images / p.name, p, void_is_object=void_is_object) for p in folders]
+    return [PaletteFrames(base / images / p.name, p, void_is_object=void_is_object) for p in folders]
 
 
-def open_videos(layout: str, root: str | Path) -> list[Video]:
+def open_videos(layout: str, root: str | Path) -> list[AnnotatedFrames]:
     """All videos of a folder in one of the layouts above; ValueError if there is none."""
     root = Path(root).expanduser()
     if layout not in LAYOUTS:
         raise ValueError(f"expected a layout out of {', '.join(LAYOUTS)}, got {layout!r}")
     videos = [v for v in LAYOUTS[layout](root) if v.frames]
     if not videos:
-        where = "see sam2_mem/training/folders.py"
-        raise ValueError(f"expected videos with masks in {root} laid out as {layout}, got none; {where}")
+        raise ValueError(
+            f"expected videos with masks in {root} laid out as {layout}, got none; see sam2_mem/training/folders.py"
+        )
     return videos
 
 
-LAYOUTS = {
+LAYOUTS: Mapping[str, Callable[[Path], list[AnnotatedFrames]]] = {
     "davis": lambda root: _palette_videos(root, "JPEGImages/480p", "Annotations/480p"),
     "davis2016": lambda root: _palette_videos(root, "JPEGImages/480p", "Annotations/480p", void_is_object=True),
     "youtube_vos": lambda root: _palette_videos(root, "JPEGImages", "Annotations"),
     "mose": lambda root: _palette_videos(root, "JPEGImages", "Annotations"),
     "sav_png": lambda root: [
-        ObjectFoldersVideo(root / "JPEGImages_24fps" / p.name, p)
+        ObjectFolderFrames(root / "JPEGImages_24fps" / p.name, p)
         for p in sorted((root / "Annotations_6fps").glob("*"))
         if p.is_dir()
     ],
-    "sav_json": lambda root: [MaskletVideo(p) for p in sorted(root.rglob("*_manual.json"))],
+    "sav_json": lambda root: [MaskletFrames(p) for p in sorted(root.rglob("*_manual.json"))],
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderClips:
-    """Clips of the videos of a data set. ``layout``: see above; ``root``: its folder; ``augmented``: flips and
-    colours."""
+    """Clips of the videos of a data set.
+
+    Attributes:
+        layout: a key of ``LAYOUTS``.
+        root: folder of the data set.
+        augmented: flips and colours.
+    """
 
     layout: str
     root: str
@@ -197,21 +199,21 @@ class FolderClips:
             raise ValueError(f"expected a layout out of {', '.join(LAYOUTS)}, got {self.layout!r}")
 
     @cached_property
-    def videos(self) -> list[Video]:
+    def videos(self) -> list[AnnotatedFrames]:
         return open_videos(self.layout, self.root)
 
-    def sample(self, rng: np.random.Generator, wish: ClipWish) -> Clip:
+    def sample(self, rng: np.random.Generator, spec: ClipSpec) -> Clip:
         """Frames of a random video, forwards or backwards, with an object in the first one."""
         for _ in range(ATTEMPTS):
             video = self.videos[int(rng.integers(len(self.videos)))]
-            if len(video.frames) < wish.num_frames:
+            if len(video.frames) < spec.num_frames:
                 continue
-            times = choose_times(rng, len(video.frames), wish)
-            clip = video.clip(times if rng.random() < 0.5 else times[::-1], wish.size)
-            if visible_objects(clip.ids[0], wish.min_area):
+            times = choose_times(rng, len(video.frames), spec)
+            clip = video.clip(times if rng.random() < 0.5 else times[::-1], spec.size)
+            if visible_objects(clip.ids[0], spec.min_area):
                 return augment(rng, clip, turned=False) if self.augmented else clip
         raise ValueError(
-            f"expected {wish.num_frames} frames with a visible object, got none in {ATTEMPTS} tries in {self.root}; "
+            f"expected {spec.num_frames} frames with a visible object, got none in {ATTEMPTS} tries in {self.root}; "
             "ask for shorter clips or a smaller min_area"
         )
 
@@ -221,7 +223,8 @@ class UnlabelledClips:
     """Clips of videos without masks, for distillation.
 
     Attributes:
-        root: folder that holds, at any depth, video files and folders of images. augmented: flips and colours.
+        root: folder that holds, at any depth, video files and folders of images.
+        augmented: flips and colours.
     """
 
     root: str
@@ -236,34 +239,38 @@ class UnlabelledClips:
             raise ValueError(f"expected video files or folders of images in {root}, got none; give another folder")
         return sorted(files | folders)
 
-    def sample(self, rng: np.random.Generator, wish: ClipWish) -> Clip:
+    def sample(self, rng: np.random.Generator, spec: ClipSpec) -> Clip:
         """Frames of a random video, forwards or backwards; ids are empty."""
         for _ in range(ATTEMPTS):
             with open_video(self.videos[int(rng.integers(len(self.videos)))], prefetch=0) as video:
                 length = video.count_frames()
-                if length < wish.num_frames:
+                if length < spec.num_frames:
                     continue
-                times = choose_times(rng, length, wish)
-                shape = (wish.size, wish.size)
+                times = choose_times(rng, length, spec)
+                shape = (spec.size, spec.size)
                 images = [cv2.resize(video[int(t)].image, shape, interpolation=cv2.INTER_AREA) for t in times]
             frames = np.stack(images if rng.random() < 0.5 else images[::-1])
             clip = Clip(frames, np.zeros(frames.shape[:3], np.uint8), labelled=False)
             return augment(rng, clip, turned=False) if self.augmented else clip
-        raise ValueError(f"expected videos of {wish.num_frames} frames in {self.root}, got none in {ATTEMPTS} tries")
+        raise ValueError(f"expected videos of {spec.num_frames} frames in {self.root}, got none in {ATTEMPTS} tries")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixedClips:
-    """Several sources, each with its share. ``sources`` and ``shares`` have equal lengths."""
+    """Several sources; ``shares``: how often each is asked, relative to the sum."""
 
-    sources: Sequence[object]
+    sources: Sequence[ClipSource]
     shares: Sequence[float]
 
     def __post_init__(self) -> None:
         if len(self.sources) != len(self.shares) or not self.sources or min(self.shares) < 0 or sum(self.shares) <= 0:
-            given = f"{len(self.sources)} sources and {list(self.shares)}"
-            raise ValueError(f"expected one share >= 0 per source, got {given}")
+            raise ValueError(
+                f"expected one share >= 0 per source, got {len(self.sources)} sources and {list(self.shares)}"
+            )
 
-    def sample(self, rng: np.random.Generator, wish: ClipWish) -> Clip:
+    def sample(self, rng: np.random.Generator, spec: ClipSpec) -> Clip:
         shares = np.array(self.shares, dtype=float)
-        return self.sources[int(rng.choice(len(shares), p=shares / shares.sum()))].sample(rng, wish)
+        return self.sources[int(rng.choice(len(shares), p=shares / shares.sum()))].sample(rng, spec)
+
+
+__getattr__ = renamed(__name__)

@@ -9,20 +9,26 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from sam2_mem._moved import renamed
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
-    """Weights of the losses.
+    """Weights of the losses, by default those of SAM 2.
 
     Attributes:
-        focal, dice, iou, objectness: SAM 2's 20, 1, 1, 1. occupancy: weight of the training-only head that predicts the
-            stride-16 occupancy from the memory-conditioned features (not in SAM 2).
-        focal_alpha, focal_gamma: of the focal loss. all_iou: the predicted IoU of every candidate is supervised, not
-            that of the best alone.
+        focal: weight of the focal loss.
+        dice: of the dice loss.
+        iou: of the L1 of the predicted IoU.
+        objectness: of the cross-entropy of the object score.
+        occupancy: of the training-only head that predicts stride-16 occupancy from the memory-conditioned features (not
+            in SAM 2).
+        focal_alpha: of the focal loss.
+        focal_gamma: of the focal loss.
+        all_iou: the predicted IoU of every candidate is supervised, not that of the best alone.
         stride: input pixels per pixel of the mask losses; 1 as in SAM 2, 4 at the resolution of the logits.
     """
 
@@ -81,8 +87,8 @@ def true_iou(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 class Prediction(NamedTuple):
-    """What is judged on one frame: ``masks`` (R, M, h, w) logits, ``iou`` (R, M), ``objectness`` (R) logits and
-    ``occupancy`` (R, H, W) logits of the auxiliary head, or None."""
+    """Predictions for R objects on one frame: ``masks`` (R, M, h, w) logits, ``iou`` (R, M), ``objectness`` (R) logits and
+    ``occupancy`` (R, H, W) logits of the training-only head, or None."""
 
     masks: Tensor
     iou: Tensor
@@ -90,7 +96,7 @@ class Prediction(NamedTuple):
     occupancy: Tensor | None = None
 
 
-def judge(prediction: Prediction, truth: Tensor, settings: LossSettings) -> LossTerms:
+def frame_loss(prediction: Prediction, truth: Tensor, settings: LossSettings) -> LossTerms:
     """Losses of R objects on one frame against ``truth`` (R, S, S) of 0 and 1."""
     present = truth.flatten(1).amax(1) > 0
     target = shrink(truth, settings.stride)
@@ -99,12 +105,12 @@ def judge(prediction: Prediction, truth: Tensor, settings: LossSettings) -> Loss
     focal = focal_loss(masks, shared, alpha=settings.focal_alpha, gamma=settings.focal_gamma)
     dice = dice_loss(masks, shared)
     best = (settings.focal * focal + settings.dice * dice).argmin(1, keepdim=True)
-    wrong = (prediction.iou - true_iou(masks.detach(), shared)).abs()
-    wrong = wrong.mean(1) if settings.all_iou else wrong.gather(1, best)[:, 0]
+    iou_error = (prediction.iou - true_iou(masks.detach(), shared)).abs()
+    iou_error = iou_error.mean(1) if settings.all_iou else iou_error.gather(1, best)[:, 0]
     return LossTerms(
         focal=mean_where(focal.gather(1, best)[:, 0], present),
         dice=mean_where(dice.gather(1, best)[:, 0], present),
-        iou=mean_where(wrong, present),
+        iou=mean_where(iou_error, present),
         objectness=F.binary_cross_entropy_with_logits(prediction.objectness, present.to(prediction.objectness.dtype)),
         occupancy=_occupancy(prediction.occupancy, truth),
     )
@@ -123,9 +129,9 @@ def enlarge(masks: Tensor, size: tuple[int, ...]) -> Tensor:
     return F.interpolate(masks, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-def mean_where(values: Tensor, wanted: Tensor) -> Tensor:
-    """Mean of ``values`` (R) where ``wanted`` (R); 0 if nowhere."""
-    weight = wanted.to(values.dtype)
+def mean_where(values: Tensor, condition: Tensor) -> Tensor:
+    """Mean of ``values`` (R) where ``condition`` (R); 0 if nowhere."""
+    weight = condition.to(values.dtype)
     return (values * weight).sum() / weight.sum().clamp(min=1)
 
 
@@ -133,10 +139,8 @@ def _occupancy(logits: Tensor | None, truth: Tensor) -> Tensor:
     """Cross-entropy with the share of every stride-16 cell that the object covers."""
     if logits is None:
         return truth.new_zeros(())
-    share = F.adaptive_avg_pool2d(truth.unsqueeze(1), logits.shape[-2:]).squeeze(1)
+    share = F.adaptive_avg_pool2d(truth.unsqueeze(1), (logits.shape[-2], logits.shape[-1])).squeeze(1)
     return F.binary_cross_entropy_with_logits(logits.float(), share)
 
 
-def mean_terms(terms: list[LossTerms]) -> LossTerms:
-    """Mean over frames."""
-    return LossTerms(*(torch.stack(values).mean() for values in zip(*terms)))
+__getattr__ = renamed(__name__)

@@ -1,4 +1,4 @@
-"""Wrong masks on purpose: what training puts into memory in place of the network's own masks.
+"""Wrong masks on purpose, which training puts into memory in place of the network's own.
 
 In feedback a small error is written to memory and read again. Training with disturbed memory teaches the network to
 recover; training with true masks in memory lets it learn to read before it can draw.
@@ -23,8 +23,9 @@ class MemoryNoise:
     """Probabilities per object and frame.
 
     Attributes:
-        truth: the true mask enters memory. disturbed: the mask that enters is eroded, dilated, shifted or partly
-        dropped. reach: the largest disturbance, in parts of the image side.
+        truth: that the true mask enters memory.
+        disturbed: that the mask that enters is eroded, dilated, shifted or partly dropped.
+        reach: the largest disturbance, in parts of the image side.
     """
 
     truth: float = 0.0
@@ -40,7 +41,9 @@ class MaskNoise:
     """A change of memory masks for one batch of clips.
 
     Args:
-        truth: (N, T, S, S) of all objects. settings: :class:`MemoryNoise`. rngs: one generator per object.
+        truth: (N, T, S, S) of all objects.
+        settings: which changes, how often.
+        rngs: one generator per object.
     """
 
     def __init__(self, truth: Tensor, settings: MemoryNoise, rngs: Sequence[np.random.Generator]) -> None:
@@ -68,7 +71,7 @@ def true_logits(truth: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def disturb(rng: np.random.Generator, logits: Tensor, reach: float) -> Tensor:
-    """One of: eroded, dilated, shifted, a rectangle dropped. Keeps the gradient of what is left; (h, w) -> (h, w)."""
+    """One of: eroded, dilated, shifted, a rectangle dropped. Keeps the gradient of what remains; (h, w) -> (h, w)."""
     side = max(1, round(rng.uniform(0, reach) * logits.shape[-1]))
     kind = int(rng.integers(4))
     if kind < 2:
@@ -81,12 +84,12 @@ def disturb(rng: np.random.Generator, logits: Tensor, reach: float) -> Tensor:
 
 def _shifted(logits: Tensor, down: int, right: int) -> Tensor:
     """Moved; what comes in at the border is background."""
-    low = float(min(logits.detach().min(), -CERTAIN))
+    low = min(float(logits.detach().min()), -CERTAIN)
     pad = (max(right, 0), max(-right, 0), max(down, 0), max(-down, 0))
     grown = F.pad(logits, pad, value=low)
     height, width = logits.shape
-    top, left = max(-down, 0), max(-right, 0)
-    return grown[top : top + height, left : left + width]
+    y, x = max(-down, 0), max(-right, 0)
+    return grown[y : y + height, x : x + width]
 
 
 def _dropped(rng: np.random.Generator, logits: Tensor) -> Tensor:
@@ -96,6 +99,6 @@ def _dropped(rng: np.random.Generator, logits: Tensor) -> Tensor:
         return logits
     keep = torch.ones_like(logits, dtype=torch.bool)
     w, h = (max(1, int(side * rng.uniform(0.2, 0.7))) for side in (width, height))
-    left, top = x + int(rng.integers(0, width - w + 1)), y + int(rng.integers(0, height - h + 1))
-    keep[top : top + h, left : left + w] = False
+    x, y = x + int(rng.integers(0, width - w + 1)), y + int(rng.integers(0, height - h + 1))
+    keep[y : y + h, x : x + w] = False
     return torch.where(keep, logits, torch.full_like(logits, -CERTAIN))

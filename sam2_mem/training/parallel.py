@@ -1,4 +1,4 @@
-"""Data parallel training under ``torchrun``: who we are, and gradients averaged over processes."""
+"""Data parallel training under ``torchrun``: the rank of this process, and gradients averaged over processes."""
 
 from __future__ import annotations
 
@@ -37,11 +37,8 @@ def average_gradients(parameters: Sequence[Tensor], team: Team) -> None:
     """Replace every gradient by its mean over the team, in one message; a missing one counts as zero."""
     if team.size == 1:
         return
-    for p in parameters:
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-    flat = torch.cat([p.grad.flatten() for p in parameters])
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
     dist.all_reduce(flat)
     flat /= team.size
-    for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
-        p.grad.copy_(part.view_as(p))
+    for p, mean in zip(parameters, flat.split([p.numel() for p in parameters])):
+        p.grad = mean.view_as(p)

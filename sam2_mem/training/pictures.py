@@ -1,6 +1,6 @@
-"""Clips made of still pictures: pieces cut out along natural edges move and bend over other pictures, with exact masks.
+"""Clips made of photographs: cut-outs along natural edges move and bend over other photographs, with exact masks.
 
-The textures and edges are those of photographs, which the procedural renderer lacks; the motion is made up.
+Textures and edges are natural, as they are not in procedural video; the motion is drawn at random.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from sam2_mem.training.clips import Clip, ClipWish, augment, choose_times, fit, visible_objects
+from sam2_mem._moved import renamed
+from sam2_mem.training.clips import Clip
 from sam2_mem.training.folders import read_image
-from sam2_mem.training.procedural import keep_clip
+from sam2_mem.training.rendered import RenderedClips, cached_clip
+from sam2_mem.video.stored import IMAGE_EXTENSIONS
 
-ATTEMPTS = 20
-SUFFIXES = (".jpg", ".jpeg", ".png")
 PAN = ((0.5, 6.0), (0.4, 5.0), (0.002, 0.05), (0.003, 0.04))  # drift and swing of x, y in pixels, turn, zoom
 FLOOD = 8 | cv2.FLOODFILL_MASK_ONLY | cv2.FLOODFILL_FIXED_RANGE | (1 << 8)  # eight neighbours, paint 1
-AREA = (0.015, 0.2)  # of a piece, in parts of the canvas
+AREA = (0.015, 0.2)  # of a cut-out, in parts of the canvas
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
-    """A cut-out: ``texture`` (W, W, 3) float32 and ``cover`` (W, W) float32 of 0..1, with its centre and size in
-    pixels."""
+class Cutout:
+    """A part of a picture: ``texture`` (W, W, 3) float32 and ``cover`` (W, W) float32 of 0..1, with its centre and radius
+    in pixels."""
 
     texture: np.ndarray
     cover: np.ndarray
@@ -61,18 +61,18 @@ def draw_sway(rng: np.random.Generator, base: float, drift: float, swing: float)
 
 
 @dataclass(frozen=True)
-class Motion:
-    """Place (in parts of the side), turn (radians), size (logarithm) and bending of a piece over time."""
+class PictureMotion:
+    """Position (in parts of the side), turn (radians), size (logarithm) and bending of a cut-out over time."""
 
     x: Sway
     y: Sway
     turn: Sway
     size: Sway
     bend: Sway
-    waves: tuple[float, float, float]  # cycles across the piece, direction, phase per frame
+    waves: tuple[float, float, float]  # cycles across the cut-out, direction, phase per frame
 
-    def sources(self, t: float, side: int, piece: Piece) -> tuple[np.ndarray, np.ndarray]:
-        """For every pixel of the frame the pixel of the piece it shows: two maps (side, side)."""
+    def sources(self, t: float, side: int, cutout: Cutout) -> tuple[np.ndarray, np.ndarray]:
+        """For every pixel of the frame the pixel of the cut-out that it shows: two maps (side, side)."""
         grid = np.mgrid[:side, :side].astype(np.float32) + 0.5
         down, across = grid[0] - self.y.at(t) * side, grid[1] - self.x.at(t) * side
         scale = float(np.exp(-self.size.at(t)))
@@ -80,15 +80,15 @@ class Motion:
         u, v = cos * across + sin * down, cos * down - sin * across
         cycles, direction, speed = self.waves
         along = np.cos(direction) * u + np.sin(direction) * v
-        push = self.bend.at(t) * piece.radius * np.sin(along * cycles / piece.radius + speed * t)
+        push = self.bend.at(t) * cutout.radius * np.sin(along * cycles / cutout.radius + speed * t)
         u, v = u - np.sin(direction) * push, v + np.cos(direction) * push
-        return (u + piece.centre[0]).astype(np.float32), (v + piece.centre[1]).astype(np.float32)
+        return (u + cutout.centre[0]).astype(np.float32), (v + cutout.centre[1]).astype(np.float32)
 
 
-def draw_motion(rng: np.random.Generator) -> Motion:
+def draw_motion(rng: np.random.Generator) -> PictureMotion:
     quick = rng.random() < 0.3
     reach = 0.02 if quick else 0.008
-    return Motion(
+    return PictureMotion(
         x=draw_sway(rng, float(rng.uniform(0.25, 0.75)), reach, 0.15),
         y=draw_sway(rng, float(rng.uniform(0.25, 0.75)), reach, 0.12),
         turn=draw_sway(rng, 0.0, 0.015, 0.3),
@@ -133,70 +133,56 @@ def drawn_cover(rng: np.random.Generator, side: int) -> np.ndarray:
     return (labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())).astype(np.uint8) if count > 1 else level
 
 
-def cut_piece(rng: np.random.Generator, picture: np.ndarray, natural: float = 0.6) -> Piece:
-    """A piece of a square picture (W, W, 3) uint8."""
+def cut_out(rng: np.random.Generator, picture: np.ndarray, natural: float = 0.6) -> Cutout:
+    """A random part of a square picture (W, W, 3) uint8, with probability ``natural`` along an edge in the picture."""
     cover = natural_cover(rng, picture) if rng.random() < natural else None
     cover = drawn_cover(rng, picture.shape[0]) if cover is None else cover
     y, x = np.nonzero(cover) if cover.any() else (np.array([0]), np.array([0]))
     soft = cv2.GaussianBlur(cover.astype(np.float32), (0, 0), 0.6)
     radius = float(np.sqrt(max(len(x), 1) / np.pi))
-    return Piece(picture.astype(np.float32), soft, np.array([x.mean(), y.mean()]), radius)
+    return Cutout(picture.astype(np.float32), soft, np.array([x.mean(), y.mean()]), radius)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureClips:
-    """A fixed set of clips made of the pictures of a folder; clip k is a function of (pictures, seed, k).
+class PictureClips(RenderedClips):
+    """Clips of a fixed set of videos made of the pictures of a folder.
 
     Attributes:
-        pictures: folder of photographs, searched with its subfolders. count, length, side, folder, seed, augmented:
-        as for
-            ``ProceduralClips``. occluder: probability of a piece in front that is not an object.
+        pictures: folder of photographs, searched with its subfolders.
+        occluder: probability of a cut-out in front that is not an object.
     """
 
     pictures: str
     count: int = 1000
-    length: int = 24
-    side: int = 128
-    folder: str | None = None
-    seed: int = 0
-    augmented: bool = True
     occluder: float = 0.35
 
     @cached_property
     def paths(self) -> list[Path]:
         root = Path(self.pictures).expanduser()
-        found = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not found:
-            raise ValueError(f"expected pictures ({', '.join(SUFFIXES)}) in {root}, got none; give photographs")
-        return found
+        paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_EXTENSIONS)
+        if not paths:
+            raise ValueError(f"expected pictures ({', '.join(IMAGE_EXTENSIONS)}) in {root}, got none; give photographs")
+        return paths
 
-    def sample(self, rng: np.random.Generator, wish: ClipWish) -> Clip:
-        """Frames of a random clip in which an object is visible at first."""
-        for _ in range(ATTEMPTS):
-            video = self.video(int(rng.integers(self.count)))
-            times = choose_times(rng, len(video), wish)
-            times = times if rng.random() < 0.5 else times[::-1]
-            if visible_objects(video.ids[times[0]], wish.min_area):
-                clip = fit(Clip(video.frames[times], video.ids[times]), wish.size)
-                return augment(rng, clip) if self.augmented else clip
-        raise ValueError(f"expected clips with visible objects, got none in {ATTEMPTS} tries")
+    def random_video(self, rng: np.random.Generator) -> Clip:
+        return self.video(int(rng.integers(self.count)))
 
     def video(self, number: int) -> Clip:
-        """Clip ``number``, from disk if it is there."""
+        """Video ``number``, from disk if it is there."""
         name = f"pictures_{self.side}_{self.length}_{self.seed}_{number:06d}.npz"
-        return keep_clip(self.folder, name, lambda: self._render(number))
+        return cached_clip(self.folder, name, lambda: self._render(number))
 
     def _render(self, number: int) -> Clip:
         rng = np.random.default_rng([self.seed, number, 77])
         canvas = self._canvas(rng)
-        own = [canvas if rng.random() < 0.3 else self._canvas(rng) for _ in range(int(rng.integers(1, 4)))]
-        cast = [(cut_piece(rng, picture), draw_motion(rng), n + 1) for n, picture in enumerate(own)]
+        pictures = [canvas if rng.random() < 0.3 else self._canvas(rng) for _ in range(int(rng.integers(1, 4)))]
+        layers = [(cut_out(rng, picture), draw_motion(rng), n + 1) for n, picture in enumerate(pictures)]
         if rng.random() < self.occluder:
-            cast.append((cut_piece(rng, self._canvas(rng)), draw_motion(rng), 0))
+            layers.append((cut_out(rng, self._canvas(rng)), draw_motion(rng), 0))
         pan = [draw_sway(rng, 0.0, drift, swing) for drift, swing in PAN]
         light, noise = draw_sway(rng, 1.0, 0.002, 0.1), float(rng.uniform(0, 5))
-        shots = [self._shoot(rng, canvas, cast, pan, t, light.at(t), noise) for t in range(self.length)]
-        return Clip(np.stack([s[0] for s in shots]), np.stack([s[1] for s in shots]))
+        frames = [self._render_frame(rng, canvas, layers, pan, t, light.at(t), noise) for t in range(self.length)]
+        return Clip(np.stack([image for image, _ in frames]), np.stack([ids for _, ids in frames]))
 
     def _canvas(self, rng: np.random.Generator) -> np.ndarray:
         """A random square of a random picture, (W, W, 3) uint8, half as large again as the frames."""
@@ -207,11 +193,11 @@ class PictureClips:
         work = self.side * 3 // 2
         return cv2.resize(picture[y : y + side, x : x + side], (work, work), interpolation=cv2.INTER_AREA)
 
-    def _shoot(
+    def _render_frame(
         self,
         rng: np.random.Generator,
         canvas: np.ndarray,
-        cast: Sequence[tuple[Piece, Motion, int]],
+        layers: Sequence[tuple[Cutout, PictureMotion, int]],
         pan: Sequence[Sway],
         t: int,
         gain: float,
@@ -226,11 +212,14 @@ class PictureClips:
         image = cv2.warpAffine(canvas, moved, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
         image = image.astype(np.float32)
         ids = np.zeros(size, np.uint8)
-        for piece, motion, obj_id in cast:
-            u, v = motion.sources(t, self.side, piece)
-            cover = cv2.remap(piece.cover, u, v, cv2.INTER_LINEAR, borderValue=0)
-            texture = cv2.remap(piece.texture, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+        for cutout, motion, obj_id in layers:
+            u, v = motion.sources(t, self.side, cutout)
+            cover = cv2.remap(cutout.cover, u, v, cv2.INTER_LINEAR, borderValue=0)
+            texture = cv2.remap(cutout.texture, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
             image += cover[..., None] * (texture - image)
             ids[cover > 0.5] = obj_id
-        image = image * gain + rng.normal(0, noise, image.shape).astype(np.float32)
+        image = image * gain + np.asarray(rng.normal(0, noise, image.shape), np.float32)
         return np.clip(np.rint(image), 0, 255).astype(np.uint8), ids
+
+
+__getattr__ = renamed(__name__)

@@ -6,21 +6,30 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sam2_mem.training.clips import ClipSource, ClipWish
+from sam2_mem._moved import renamed_fields
+from sam2_mem.training.clips import ClipSource, ClipSpec
 from sam2_mem.training.distillation import Distillation
-from sam2_mem.training.initialization import Start
+from sam2_mem.training.initialization import Initialization
 from sam2_mem.training.rollout import RolloutSettings
 from sam2_mem.training.validation_sets import Validation
 
 
+@renamed_fields(wish="clip_spec")
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stretch of the training. ``until``: the step at which it ends; ``clips``: where clips come from; ``wish``:
-    what is asked of them; ``batch``: clips per step and process; ``rollout``: prompts, memory noise, losses."""
+    """A stretch of the training.
+
+    Attributes:
+        until: the step at which it ends.
+        clips: where clips come from.
+        clip_spec: what is asked of them.
+        batch: clips per step and process.
+        rollout: prompts, memory noise, losses.
+    """
 
     until: int
     clips: ClipSource
-    wish: ClipWish
+    clip_spec: ClipSpec
     batch: int = 4
     rollout: RolloutSettings = RolloutSettings()
 
@@ -30,9 +39,14 @@ class Optimisation:
     """AdamW with a cosine schedule.
 
     Attributes:
-        rate: peak learning rate. final: the share of it at the last step. warmup: steps. weight_decay: of matrices.
-        betas: of AdamW. clip: largest gradient norm. ema: decay of the weights that are saved. rates: factors for
-            modules by the longest prefix of their parameters' names; 0 freezes.
+        rate: peak learning rate.
+        final: the share of it at the last step.
+        warmup: steps.
+        weight_decay: of matrices.
+        betas: of AdamW.
+        clip: largest gradient norm.
+        ema: decay of the weights that are saved.
+        rates: factors for modules by the longest prefix of their parameters' names; 0 freezes.
     """
 
     rate: float = 1e-3
@@ -48,13 +62,13 @@ class Optimisation:
         """Learning rate of ``step`` out of ``steps``."""
         if step < self.warmup:
             return self.rate * (step + 1) / self.warmup
-        done = min(1.0, (step - self.warmup) / max(1, steps - self.warmup))
-        return self.rate * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done)))
+        progress = min(1.0, (step - self.warmup) / max(1, steps - self.warmup))
+        return self.rate * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress)))
 
     def factor(self, name: str) -> float:
         """Factor of the learning rate of parameter ``name``."""
-        fitting = [prefix for prefix in self.rates if name.startswith(prefix)]
-        return self.rates[max(fitting, key=len)] if fitting else 1.0
+        prefixes = [prefix for prefix in self.rates if name.startswith(prefix)]
+        return self.rates[max(prefixes, key=len)] if prefixes else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +76,20 @@ class TrainingPlan:
     """Everything about a run but the model.
 
     Attributes:
-        stages: in order; the last ``until`` is the length of the run. start, optimisation: see there. seed: of
-        everything. save_every, log_every: steps. amp: bfloat16 autocast on CUDA. validation: what to choose by.
+        stages: in order; the last ``until`` is the length of the run.
+        optimisation: of all stages.
+        start: how random weights are changed before the first step.
+        seed: of everything.
+        save_every: steps.
+        log_every: steps.
+        amp: bfloat16 autocast on CUDA.
+        validation: what to choose weights by.
         distillation: learn from a teacher, in place of from labels alone.
     """
 
     stages: Sequence[Stage]
     optimisation: Optimisation = Optimisation()
-    start: Start = Start()
+    start: Initialization = Initialization()
     seed: int = 0
     save_every: int = 250
     log_every: int = 25

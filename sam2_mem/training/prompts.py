@@ -19,11 +19,15 @@ class PromptMix:
     """How objects are prompted.
 
     Attributes:
-        mask, box, click: shares of the first prompt. clicks: most corrective clicks that follow a first box or click on
-            the same frame. correct: probability that an object is corrected by a click on one later frame.
-        box_noise: largest shift of box corners, in parts of the box's sides. aside: probability that an object whose
-            first prompt is its mask is also asked for with a box or a click; the answer is judged, and goes no further.
-            It costs a pass of the decoder, and teaches prompts without taking true masks from memory.
+        mask: share of masks among first prompts.
+        box: share of boxes.
+        click: share of clicks.
+        clicks: most corrective clicks that follow a first box or click on the same frame.
+        correct: probability that an object is corrected by a click on one later frame.
+        box_noise: largest shift of box corners, in parts of the box's sides.
+        aside: probability that an object whose first prompt is its mask also gets a box or a click, whose answer counts in
+            the loss and does not enter memory. It costs a pass of the decoder, and trains prompts while memory holds true
+            masks.
     """
 
     mask: float = 0.5
@@ -59,15 +63,17 @@ def box_prompt(rng: np.random.Generator, obj_id: int, truth: np.ndarray, noise: 
     return Prompt(obj_id, box=np.clip(moved, 0, limit).tolist(), size=(height, width))
 
 
-def click_prompt(rng: np.random.Generator, obj_id: int, truth: np.ndarray, shown: np.ndarray | None = None) -> Prompt:
-    """A click on ``truth`` (H, W) bool, or on what ``shown`` gets wrong: positive on missed pixels, negative on others.
+def click_prompt(
+    rng: np.random.Generator, obj_id: int, truth: np.ndarray, predicted: np.ndarray | None = None
+) -> Prompt:
+    """A click on ``truth`` (H, W) bool, or on the error of ``predicted``: positive on missed pixels, negative on others.
 
     The first click is drawn from the inner half of the object, corrections uniformly from the error region.
     """
-    wrong = truth if shown is None else truth != shown
+    wrong = truth if predicted is None else truth != predicted
     if not wrong.any():
         wrong = truth if truth.any() else np.ones_like(truth)
-    if shown is None:
+    if predicted is None:
         distance = cv2.distanceTransform(np.pad(wrong, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
         wrong = distance >= 0.5 * distance.max()
     y, x = np.argwhere(wrong)[int(rng.integers(int(wrong.sum())))]

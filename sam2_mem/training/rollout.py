@@ -1,8 +1,8 @@
-"""A batch of clips tracked as at inference, prompts included, and the losses of everything that was said on the way."""
+"""A batch of clips tracked as at inference, prompts included, and the losses of all predictions on the way."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from sam2_mem.model.sam2 import SAM2
 from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.tracker import TrackerSettings
 from sam2_mem.training.clips import ClipBatch
-from sam2_mem.training.losses import LossSettings, LossTerms, Prediction, judge
+from sam2_mem.training.losses import LossSettings, LossTerms, Prediction, frame_loss
 from sam2_mem.training.multi_clip_tracker import MaskChange, MultiClipTracker, ObjectPrediction, StackedFeatures
 from sam2_mem.training.noise import MaskNoise, MemoryNoise
 from sam2_mem.training.prompts import PromptMix, box_prompt, click_prompt
@@ -24,10 +24,15 @@ from sam2_mem.training.prompts import PromptMix, box_prompt, click_prompt
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutSettings:
-    """How clips are prompted, what enters memory, and how the result is judged.
+    """How clips are prompted, what enters memory, and which losses the predictions get.
 
-    ``tracker``: its settings. ``truncate``: frames after which memory is cut from the graph (truncated back-propagation
-    through time), so that a step takes the memory of so many frames however long its clips; 0: never.
+    Attributes:
+        prompts: which prompts, how often.
+        noise: of the masks that enter memory.
+        losses: their weights.
+        tracker: settings of the tracker.
+        truncate: frames after which memory is cut from the graph (truncated back-propagation through time), so that a step
+            takes the memory of so many frames however long its clips; 0: never.
     """
 
     prompts: PromptMix = PromptMix()
@@ -42,27 +47,45 @@ class RolloutSettings:
 
 
 class Segment(NamedTuple):
-    """What the network said between two cuts of the graph, and the segment's share of the clip's frames."""
+    """All predictions between two cuts of the graph, and the segment's share of the clip's frames."""
 
-    sightings: list[ObjectPrediction]
+    predictions: list[ObjectPrediction]
     share: float
 
 
 class SegmentLoss(NamedTuple):
-    """What a segment is learnt from: unweighted losses (a tuple with a name for each), their weighted sum, and the
-    segment's share of the clip's frames."""
+    """Unweighted losses of a segment (a tuple with a name for each), their weighted sum, and the segment's share of the
+    clip's frames."""
 
     terms: Any
     total: Tensor
-    share: float
+    share: float = 1.0
+
+
+class PredictionRows(NamedTuple):
+    """Predictions of R objects on one or more frames, row by row; see :class:`ObjectPrediction`."""
+
+    masks: Tensor
+    iou: Tensor
+    objectness: Tensor
+    conditioned: Tensor
+
+    @classmethod
+    def of(cls, predictions: Iterable[ObjectPrediction]) -> PredictionRows:
+        values = ((p.decoded.masks, p.decoded.iou, p.decoded.objectness, p.conditioned) for p in predictions)
+        return cls(*(torch.cat(tensors) for tensors in zip(*values)))
 
 
 class Rollout:
     """One batch of clips on its way through a tracker.
 
     Args:
-        model, policy, settings: what to track with. batch: B clips. rngs: one generator per clip, so that what
-            happens to a clip does not depend on its neighbours. encoded: its frames, if they are encoded already.
+        model: the network.
+        policy: its memory.
+        settings: of prompts, memory and losses.
+        batch: B clips.
+        rngs: one generator per clip, so that what happens to a clip does not depend on the others.
+        encoded: the frames of the batch, if they are encoded already.
         change: of the masks that enter memory, in place of ``settings.noise``.
     """
 
@@ -91,11 +114,11 @@ class Rollout:
         )
 
     def run(self) -> list[ObjectPrediction]:
-        """Everything the network said. With truncation, only what was said last has gradients: use :meth:`segments`."""
-        return [s for segment in self.segments() for s in segment.sightings]
+        """All predictions. With truncation, only those of the last segment have gradients: use :meth:`segments`."""
+        return [p for segment in self.segments() for p in segment.predictions]
 
     def segments(self) -> Iterator[Segment]:
-        """What the network said, from cut to cut. Go backwards through a segment before asking for the next."""
+        """All predictions, from cut to cut. Go backwards through a segment before asking for the next."""
         times = self._batch.images.shape[1]
         length = self._settings.truncate or times
         corrected = self._draw_corrections(times)
@@ -137,7 +160,7 @@ class Rollout:
         if masked:
             self._tracker.prompt_masks(features, self._batch.truth[masked, 0], masked)
             if mix.aside:
-                self._ask_aside(features, masked)
+                self._prompt_aside(features, masked)
         for obj_id, kind in enumerate(kinds):
             if kind == "mask":
                 continue
@@ -147,28 +170,31 @@ class Rollout:
             for _ in range(int(rng.integers(0, mix.clicks + 1))):
                 self._click(features, obj_id)
 
-    def _ask_aside(self, features: StackedFeatures, obj_ids: Sequence[int]) -> None:
+    def _prompt_aside(self, features: StackedFeatures, obj_ids: Sequence[int]) -> None:
         """Boxes and clicks for some objects that have a mask."""
         mix = self._settings.prompts
-        asked: dict[bool, list[Prompt]] = {True: [], False: []}
+        boxes: list[Prompt] = []
+        clicks: list[Prompt] = []
         for obj_id in obj_ids:
             rng = self._rngs[obj_id]
             if rng.random() < mix.aside:
-                truth, boxed = self._truth(obj_id, 0), bool(rng.random() < 0.5)
-                made = box_prompt(rng, obj_id, truth, mix.box_noise) if boxed else click_prompt(rng, obj_id, truth)
-                asked[boxed].append(made)
-        for prompts in asked.values():
-            if prompts:
-                self._tracker.answer(features, prompts)
+                truth = self._truth(obj_id, 0)
+                if rng.random() < 0.5:
+                    boxes.append(box_prompt(rng, obj_id, truth, mix.box_noise))
+                else:
+                    clicks.append(click_prompt(rng, obj_id, truth))
+        for prompts in filter(None, (boxes, clicks)):
+            self._tracker.answer(features, prompts)
 
     def _click(self, features: StackedFeatures, obj_id: int) -> None:
-        """A click on what the mask shown now gets wrong."""
+        """A click on the error of the object's current mask."""
         output = self._tracker.track(obj_id).output_at(features.index)
+        assert output is not None, "an object is clicked on after it was tracked"
         truth = self._truth(obj_id, features.index)
         size = (truth.shape[0], truth.shape[1])
         large = nn.functional.interpolate(output.logits.detach()[None, None].float(), size=size, mode="bilinear")
-        shown = (large[0, 0] > 0).cpu().numpy()
-        self._tracker.preview(features, click_prompt(self._rngs[obj_id], obj_id, truth, shown))
+        predicted = (large[0, 0] > 0).cpu().numpy()
+        self._tracker.preview(features, click_prompt(self._rngs[obj_id], obj_id, truth, predicted))
 
     def _truth(self, obj_id: int, frame: int) -> np.ndarray:
         return self._batch.truth[obj_id, frame].cpu().numpy() > 0.5
@@ -181,43 +207,30 @@ def encode_frames(model: SAM2, images: Tensor, first: int = 0) -> list[StackedFe
     return [StackedFeatures.of(flat[t::times], first + t) for t in range(times)]
 
 
-class Judgement(NamedTuple):
-    """Unweighted losses of a batch, and their weighted sum."""
+def segment_loss(
+    predictions: Sequence[ObjectPrediction],
+    truth: Tensor,
+    head: nn.Module | None,
+    settings: LossSettings,
+    share: float = 1.0,
+) -> SegmentLoss:
+    """Losses against ``truth`` (N, T, S, S), as means over objects and frames.
 
-    terms: LossTerms
-    total: Tensor
-
-
-def assess(
-    sightings: Sequence[ObjectPrediction], truth: Tensor, head: nn.Module | None, settings: LossSettings
-) -> Judgement:
-    """Losses of sightings against ``truth`` (N, T, S, S), as means over objects and frames.
-
-    Sightings with equally many candidates are judged together, which is quicker; ``head`` predicts occupancy.
+    Predictions with equally many candidates go through the losses together, which is quicker; ``head`` predicts occupancy.
     """
     groups: dict[tuple[int, bool], list[ObjectPrediction]] = {}
-    for sighting in sightings:
-        groups.setdefault((sighting.decoded.iou.shape[1], sighting.prompted), []).append(sighting)
+    for prediction in predictions:
+        groups.setdefault((prediction.decoded.iou.shape[1], prediction.prompted), []).append(prediction)
     terms, weights = [], []
     for members in groups.values():
-        real = torch.cat([truth[list(s.obj_ids), s.frame] for s in members])
-        terms.append(judge(_prediction(members, head), real, settings))
-        weights.append(real.shape[0] / sum(len(s.obj_ids) for s in sightings))
+        real = torch.cat([truth[list(p.obj_ids), p.frame] for p in members])
+        masks, iou, objectness, conditioned = PredictionRows.of(members)
+        side = masks.shape[-1] // 4
+        occupancy = head(conditioned, (side, side)) if head is not None and not members[0].prompted else None
+        terms.append(frame_loss(Prediction(masks, iou, objectness, occupancy), real, settings))
+        weights.append(real.shape[0] / sum(len(p.obj_ids) for p in predictions))
     mean = LossTerms(*(sum(w * v for w, v in zip(weights, values)) for values in zip(*terms)))
-    return Judgement(mean, mean.weighted(settings))
-
-
-def _prediction(members: Sequence[ObjectPrediction], head: nn.Module | None) -> Prediction:
-    occupancy = None
-    if head is not None and not members[0].prompted:
-        side = members[0].decoded.masks.shape[-1] // 4
-        occupancy = head(torch.cat([s.conditioned for s in members]), (side, side))
-    return Prediction(
-        masks=torch.cat([s.decoded.masks for s in members]),
-        iou=torch.cat([s.decoded.iou for s in members]),
-        objectness=torch.cat([s.decoded.objectness for s in members]),
-        occupancy=occupancy,
-    )
+    return SegmentLoss(mean, mean.weighted(settings), share)
 
 
 __getattr__ = renamed(__name__)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,16 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sam2_mem.files import atomic_path
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.training.clips import Clip, ClipBatch, collate
 from sam2_mem.training.curves import append_row, cut_rows, draw_curves, read_rows
-from sam2_mem.training.distillation import DistillationTerms, Teacher, taught
-from sam2_mem.training.initialization import OccupancyHead, prepare
+from sam2_mem.training.distillation import DistillationTerms, Teacher, distillation_loss
+from sam2_mem.training.initialization import OccupancyHead, initialize_weights
 from sam2_mem.training.losses import LossTerms
 from sam2_mem.training.parallel import Team, average_gradients
 from sam2_mem.training.plan import Optimisation, Stage, TrainingPlan
-from sam2_mem.training.rollout import Rollout, SegmentLoss, assess
+from sam2_mem.training.rollout import Rollout, SegmentLoss, segment_loss
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ CHECKPOINT, BEST, CURVES, CHECKS = "last.pt", "best.pt", "curves", "validation"
 
 
 class StepReport(NamedTuple):
-    """What one step did: the unweighted losses, their weighted sum, the gradient norm before clipping, the rate."""
+    """One step: the unweighted losses, their weighted sum, the gradient norm before clipping, the learning rate."""
 
     step: int
     terms: LossTerms | DistillationTerms
@@ -52,8 +52,12 @@ class Trainer:
     """Trains ``model`` with ``policy`` after ``plan``.
 
     Args:
-        model: its weights are changed. policy: the memory that is trained through. plan: see there. folder: where
-            checkpoints and curves go. team: the processes that train together. fresh: the model has random weights.
+        model: its weights are changed.
+        policy: the memory that is trained through.
+        plan: see there.
+        folder: where checkpoints and curves go.
+        team: the processes that train together; by default this one.
+        fresh: the model has random weights.
         teacher: of a plan with a distillation.
     """
 
@@ -64,7 +68,7 @@ class Trainer:
         plan: TrainingPlan,
         *,
         folder: Path,
-        team: Team = Team(),
+        team: Team | None = None,
         fresh: bool = True,
         teacher: Teacher | None = None,
     ) -> None:
@@ -74,20 +78,20 @@ class Trainer:
         self.policy = policy
         self.plan = plan
         self.folder = folder
-        self.team = team
+        self.team = team or Team()
         self.step = 0
         generator = torch.Generator().manual_seed(plan.seed)
         if fresh:
-            prepare(model, plan.start, generator)
+            initialize_weights(model, plan.start, generator)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(plan.seed)
             self.head = OccupancyHead(model.width).to(model.device)
         self.parameters = _trainable(model, self.head, plan.optimisation)
         if teacher is not None:
             teacher.check(model)
-            model.eval().memory_encoder.distiller.train()  # no dropout where nothing is learnt
+            model.eval().memory_encoder.distiller.train()  # no dropout where nothing is trained
         self.teacher = teacher
-        self._shared = teacher is not None and teacher.sees_alike(model)
+        self._shared_encoder = teacher is not None and teacher.shares_encoder(model)
         self.optimizer = _optimizer(model, self.head, plan.optimisation)
         self.ema = {n: p.detach().clone() for n, p in model.state_dict().items()}
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,72 +114,75 @@ class Trainer:
                 self.save()
 
     def advance(self) -> StepReport:
-        """One step: a batch of clips, tracked, judged and learnt from."""
+        """One step: a batch of clips, tracked, and gradients of its losses applied."""
         began = time.perf_counter()
         stage = self.plan.stage_at(self.step)
         torch.manual_seed(int(np.random.SeedSequence([self.plan.seed, self.step]).generate_state(1)[0]))
-        rngs = [np.random.default_rng([self.plan.seed, self.step, slot]) for slot in self._slots(stage)]
+        rngs = [np.random.default_rng([self.plan.seed, self.step, number]) for number in self._clip_numbers(stage)]
         clips = [self._clip(stage, rng) for rng in rngs]
-        batch = collate(rngs, clips, stage.wish).to(self.model.device)
-        terms, total = self._learn(stage, batch, rngs)
+        batch = collate(rngs, clips, stage.clip_spec).to(self.model.device)
+        terms, total = self._backward(stage, batch, rngs)
         rate = self.plan.optimisation.rate_at(self.step, self.plan.steps)
         norm = self._apply(rate)
         self.step += 1
         return StepReport(self.step, terms, total, norm, rate, time.perf_counter() - began)
 
-    def _slots(self, stage: Stage) -> range:
-        """Numbers of this process's clips among those of the whole team."""
+    def _clip_numbers(self, stage: Stage) -> range:
+        """Numbers of this process's clips among those of all processes."""
         return range(self.team.rank * stage.batch, (self.team.rank + 1) * stage.batch)
 
     def _clip(self, stage: Stage, rng: np.random.Generator) -> Clip:
         """A clip with objects in its first frame; of clips without labels those in which the teacher finds some."""
         for _ in range(ATTEMPTS):
-            clip = stage.clips.sample(rng, stage.wish)
+            clip = stage.clips.sample(rng, stage.clip_spec)
             if clip.labelled:
                 return clip
             if self.teacher is None:
                 raise ValueError("expected clips with labels, got one without; only a distillation can do without")
-            with self._precision():
-                clip = self.teacher.label(clip, rng, stage.wish)
+            with self._autocast():
+                clip = self.teacher.label(clip, rng, stage.clip_spec)
             if clip.ids[0].any():
                 return clip
         raise ValueError(
             f"expected the teacher to find an object in one of {ATTEMPTS} clips, got none; use labelled ones"
         )
 
-    def _learn(self, stage: Stage, batch: ClipBatch, rngs: list[np.random.Generator]) -> tuple[Any, float]:
-        """Gradients of a batch, lesson by lesson; the losses as numbers."""
+    def _backward(
+        self, stage: Stage, batch: ClipBatch, rngs: list[np.random.Generator]
+    ) -> tuple[LossTerms | DistillationTerms, float]:
+        """Gradients of a batch, segment by segment; the losses as numbers."""
         self.optimizer.zero_grad(set_to_none=True)
-        lessons, kind, numbers = self._lessons(stage, batch, rngs), LossTerms, torch.zeros(())
+        losses, kind, sums = self._segment_losses(stage, batch, rngs), LossTerms, torch.zeros(())
         while True:
-            with self._precision():
-                lesson = next(lessons, None)
-            if lesson is None:
+            with self._autocast():
+                loss = next(losses, None)
+            if loss is None:
                 break
-            (lesson.share * lesson.total).backward()
-            kind = type(lesson.terms)
-            numbers = numbers + lesson.share * torch.stack([*lesson.terms, lesson.total]).detach().cpu()
-        values = numbers.expand(len(kind._fields) + 1).tolist()
-        return kind(*values[:-1]), values[-1]
+            (loss.share * loss.total).backward()
+            kind = type(loss.terms)
+            sums = sums + loss.share * torch.stack([*loss.terms, loss.total]).detach().cpu()
+        *terms, total = sums.expand(len(kind._fields) + 1).tolist()
+        return kind(*terms), total
 
-    def _lessons(self, stage: Stage, batch: ClipBatch, rngs: list[np.random.Generator]) -> Iterator[SegmentLoss]:
-        settings = stage.rollout
-        if self.teacher is not None:
-            kwargs = {"batch": batch, "rngs": rngs, "shared": self._shared}
-            yield from taught(self.model, self.policy, self.teacher, settings, self.plan.distillation, **kwargs)
+    def _segment_losses(self, stage: Stage, batch: ClipBatch, rngs: list[np.random.Generator]) -> Iterator[SegmentLoss]:
+        model, policy, settings, distillation = self.model, self.policy, stage.rollout, self.plan.distillation
+        if self.teacher is not None and distillation is not None:
+            shared = self._shared_encoder
+            yield from distillation_loss(
+                model, policy, self.teacher, settings, distillation, batch=batch, rngs=rngs, shared=shared
+            )
             return
-        for segment in Rollout(self.model, self.policy, settings, batch=batch, rngs=rngs).segments():
-            if segment.sightings:
-                judgement = assess(segment.sightings, batch.truth, self.head, settings.losses)
-                yield SegmentLoss(*judgement, segment.share)
+        for segment in Rollout(model, policy, settings, batch=batch, rngs=rngs).segments():
+            if segment.predictions:
+                yield segment_loss(segment.predictions, batch.truth, self.head, settings.losses, segment.share)
 
-    def _precision(self):
+    def _autocast(self) -> AbstractContextManager[object]:
         if self.plan.amp and self.model.device.type == "cuda":
             return torch.autocast("cuda", dtype=torch.bfloat16)
         return nullcontext()
 
     def _apply(self, rate: float) -> float:
-        """Average over the team, clip, step, and follow with the moving average; the norm before clipping."""
+        """Average over processes, clip, step, update the moving average; returns the norm before clipping."""
         average_gradients(self.parameters, self.team)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.plan.optimisation.clip))
         if not np.isfinite(norm):
@@ -183,12 +190,12 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         self.optimizer.step()
-        self._follow()
+        self._update_ema()
         return norm
 
     @torch.no_grad()
-    def _follow(self) -> None:
-        """The moving average starts quick, so that the random start is forgotten."""
+    def _update_ema(self) -> None:
+        """The decay of the moving average starts low, so that random weights are soon forgotten."""
         decay = min(self.plan.optimisation.ema, (1 + self.step) / (10 + self.step))
         state = self.model.state_dict()
         names = [n for n in state if state[n].is_floating_point()]
@@ -204,10 +211,10 @@ class Trainer:
         scores = self.plan.validation.scores(model.eval(), self.policy)
         scores["mean"] = float(np.mean(list(scores.values())))
         table = self.folder / f"{CHECKS}.csv"
-        before = read_rows(table).get("mean", np.zeros(0)) if table.is_file() else np.zeros(0)
+        earlier = read_rows(table).get("mean", np.zeros(0)) if table.is_file() else np.zeros(0)
         append_row(table, {"step": self.step} | scores)
         logger.info("step %d: %s", self.step, ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
-        if scores["mean"] > before.max(initial=-1.0):
+        if scores["mean"] > earlier.max(initial=-1.0):
             _write({"format": FORMAT, "step": self.step, "ema": self.ema}, self.folder / BEST)
         draw_curves(table, self.folder / f"{CHECKS}.png")
         return scores
@@ -220,7 +227,7 @@ class Trainer:
         append_row(self.folder / f"{CURVES}.csv", row)
 
     def save(self) -> None:
-        """Write everything that resuming needs, whole or not at all, and the curves as a picture."""
+        """Write everything that resuming needs, and the curves as a picture."""
         if not self.team.leads:
             return
         content = {
@@ -256,10 +263,8 @@ class Trainer:
 
 
 def _write(content: dict[str, Any], path: Path) -> None:
-    """A file that is whole or not there."""
-    part = path.with_name(f"{path.name}.part")
-    torch.save(content, part)
-    os.replace(part, path)
+    with atomic_path(path) as part:
+        torch.save(content, part)
 
 
 def _named(model: SAM2, head: nn.Module) -> list[tuple[str, Tensor]]:
@@ -286,6 +291,6 @@ def _optimizer(model: SAM2, head: nn.Module, settings: Optimisation) -> torch.op
             for (factor, decays), members in groups.items()
         ],
         lr=settings.rate,
-        betas=tuple(settings.betas),
+        betas=(settings.betas[0], settings.betas[1]),
         fused=model.device.type in ("cpu", "cuda"),
     )

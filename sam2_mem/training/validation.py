@@ -1,19 +1,21 @@
 """How well a network tracks clips with exact truth, beside what needs no network: copying the first mask, optical flow.
 
-The numbers: J (intersection over union) on the frames after the first where an object is visible, absence noticed and
-false alarms, whether an object is found again, drift on a still video, and what is lost with less memory.
+The scores: J (intersection over union) on the frames after the first where an object is visible, absence noticed and
+false alarms, whether an object is found again, drift on a still video, and J with less memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 
+from sam2_mem._moved import renamed
 from sam2_mem.memory.bank import Bank
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.policy import MemoryPolicy
@@ -25,7 +27,7 @@ from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.training.clips import Clip, visible_objects
 from sam2_mem.types import FrameContext, MemoryRead
 
-FOUND, SETTLE = 0.5, (1, 6)  # an object is found again if its mean J over these frames after its return is above FOUND
+FOUND, SETTLE = 0.5, (1, 6)  # found again: mean J above FOUND over these frames after a return
 ABSENCE = 5  # frames without the object that make a return
 SEED = 10_000_000  # of held-out clips; training clips have other generators
 
@@ -56,23 +58,27 @@ def copy_first(frames: np.ndarray, first: np.ndarray) -> np.ndarray:
 
 def follow_flow(frames: np.ndarray, first: np.ndarray) -> np.ndarray:
     """The first masks moved from frame to frame by OpenCV's DIS optical flow."""
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    flow: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # its type forbids calc(..., None)
     grey = [cv2.cvtColor(np.ascontiguousarray(f), cv2.COLOR_RGB2GRAY) for f in frames]
     height, width = first.shape[1:]
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     masks = [m.astype(np.float32) for m in first]
     result = [first]
-    for before, now in zip(grey, grey[1:]):
-        back = flow.calc(now, before, None)
+    for previous, current in pairwise(grey):
+        back = flow.calc(current, previous, None)
         masks = [cv2.remap(m, x + back[..., 0], y + back[..., 1], cv2.INTER_LINEAR) for m in masks]
         result.append(np.stack(masks) > 0.5)
     return np.stack(result)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remembering(FIFO):
-    """FIFO that reads less than it holds, to measure what memory is good for: ``first`` and ``previous`` say whether
-    the first and the tracked frames are read; with ``previous`` alone, only the frame before."""
+class PartialFIFO(FIFO):
+    """FIFO that reads less than it holds, to measure the use of memory.
+
+    Attributes:
+        first: the first frame is read.
+        previous: tracked frames are read; without ``first`` the frame before only.
+    """
 
     first: bool = True
     previous: bool = True
@@ -83,35 +89,39 @@ class Remembering(FIFO):
         if self.first:
             return super().read(Bank(prompts=state.prompts), frame)
         last = max((*state.prompts, *state.entries), key=lambda e: e.frame)
-        only = Bank(prompts=(last,)) if last.is_prompt else Bank(entries=(last,))
-        return super().read(only, frame)
+        return super().read(Bank(prompts=(last,)) if last.is_prompt else Bank(entries=(last,)), frame)
 
 
 class Outcome(NamedTuple):
-    """One object, frames 1..T-1, (T-1) each: ``iou``, ``real`` visible in truth, ``shown`` a mask was given."""
+    """One object on frames 1..T-1, (T-1) each: ``iou``, ``visible`` in truth, ``predicted`` not empty."""
 
     iou: np.ndarray
-    real: np.ndarray
-    shown: np.ndarray
+    visible: np.ndarray
+    predicted: np.ndarray
 
 
 def compare(masks: np.ndarray, truth: np.ndarray) -> list[Outcome]:
     """Masks and truth (T, N, H, W) bool -> one outcome per object."""
     result = []
     for number in range(truth.shape[1]):
-        given, real = masks[1:, number], truth[1:, number]
-        union = (given | real).sum((1, 2))
-        iou = np.where(union == 0, 1.0, (given & real).sum((1, 2)) / np.maximum(union, 1))
-        result.append(Outcome(iou, real.any((1, 2)), given.any((1, 2))))
+        predicted, real = masks[1:, number], truth[1:, number]
+        union = (predicted | real).sum((1, 2))
+        iou = np.where(union == 0, 1.0, (predicted & real).sum((1, 2)) / np.maximum(union, 1))
+        result.append(Outcome(iou, np.any(real, (1, 2)), np.any(predicted, (1, 2))))
     return result
 
 
 class Scores(NamedTuple):
-    """Means over objects (``j``, ``last``) or over frames and events (the rest); nan where there was no case.
+    """Means; nan where there was no case.
 
-    ``j`` on visible frames, ``last`` on the last ten visible ones; ``noticed``: absent frames with an empty mask;
-    ``alarms``: visible frames with an empty mask; ``found``: returns after an absence that were found; ``returns``: how
-    many there were.
+    Attributes:
+        objects: number of objects.
+        j: J on visible frames, mean over objects.
+        last: J on the last ten visible frames, mean over objects.
+        noticed: share of absent frames with an empty mask.
+        alarms: share of visible frames with an empty mask.
+        found: share of returns after an absence on which the object was found.
+        returns: number of returns.
     """
 
     objects: int
@@ -125,29 +135,29 @@ class Scores(NamedTuple):
 
 def summarise(outcomes: Sequence[Outcome]) -> Scores:
     """Scores over objects."""
-    seen = [o for o in outcomes if o.real.any()]
-    found = [hit for o in outcomes for hit in returns(o)]
-    real, shown = (np.concatenate([getattr(o, k) for o in outcomes]) for k in ("real", "shown"))
+    hits = [hit for o in outcomes for hit in returns(o)]
+    ever_visible = [o for o in outcomes if o.visible.any()]
+    visible, predicted = (np.concatenate([getattr(o, k) for o in outcomes]) for k in ("visible", "predicted"))
     return Scores(
         objects=len(outcomes),
-        j=_mean([o.iou[o.real].mean() for o in seen]),
-        last=_mean([o.iou[o.real][-10:].mean() for o in seen]),
-        noticed=_mean(~shown[~real]),
-        alarms=_mean(~shown[real]),
-        found=_mean(found),
-        returns=len(found),
+        j=_mean([o.iou[o.visible].mean() for o in ever_visible]),
+        last=_mean([o.iou[o.visible][-10:].mean() for o in ever_visible]),
+        noticed=_mean(~predicted[~visible]),
+        alarms=_mean(~predicted[visible]),
+        found=_mean(hits),
+        returns=len(hits),
     )
 
 
 def returns(outcome: Outcome) -> list[bool]:
     """For every return after ``ABSENCE`` frames of absence that lasts long enough to tell: was the object found?"""
-    result, away = [], 0
-    for t, real in enumerate(outcome.real):
-        if real and away >= ABSENCE:
+    result, absent = [], 0
+    for t, visible in enumerate(outcome.visible):
+        if visible and absent >= ABSENCE:
             after = slice(t + SETTLE[0], t + SETTLE[1])
-            if outcome.real[t : t + SETTLE[1]].all() and t + SETTLE[1] <= len(outcome.real):
+            if outcome.visible[t : t + SETTLE[1]].all() and t + SETTLE[1] <= len(outcome.visible):
                 result.append(bool(outcome.iou[after].mean() > FOUND))
-        away = 0 if real else away + 1
+        absent = 0 if visible else absent + 1
     return result
 
 
@@ -197,3 +207,6 @@ def run_method(method: Method, clips: Sequence[Clip]) -> list[Outcome]:
             truth = np.stack([clip.ids == i for i in ids], 1)
             outcomes += compare(method(clip.frames, first), truth)
     return outcomes
+
+
+__getattr__ = renamed(__name__)

@@ -9,9 +9,10 @@ from typing import Protocol
 
 import numpy as np
 
+from sam2_mem._moved import renamed_fields
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.model.sam2 import SAM2
-from sam2_mem.training.clips import Clip, ClipSource, ClipWish
+from sam2_mem.training.clips import Clip, ClipSource, ClipSpec
 from sam2_mem.training.validation import NetworkMethod, held_out, run_method, still, summarise
 
 SEED = 40_000_000
@@ -26,8 +27,16 @@ class ClipSet(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutLevels:
-    """Procedural clips of some levels: ``count`` per level, ``num_frames`` frames of ``size`` x ``size`` pixels;
-    ``still``: the first frame of each, repeated, on which masks must not drift."""
+    """Procedural clips of some levels.
+
+    Attributes:
+        levels: see :mod:`sam2_mem.synthetic.scenes`.
+        count: clips per level.
+        num_frames: frames of a clip.
+        size: side of the square frames, in pixels.
+        still: the first frame of each, repeated, on which masks must not drift.
+        first_seed: seed of the first clip of every level.
+    """
 
     levels: Sequence[str]
     count: int = 2
@@ -38,25 +47,26 @@ class HeldOutLevels:
 
     def clips(self) -> Sequence[Clip]:
         length = 1 if self.still else self.num_frames
-        made = [
+        clips = [
             clip
             for level in self.levels
             for clip in held_out(level, self.count, num_frames=length, size=self.size, first_seed=self.first_seed)
         ]
-        return [still(c, self.num_frames) for c in made] if self.still else made
+        return [still(c, self.num_frames) for c in clips] if self.still else clips
 
 
+@renamed_fields(wish="clip_spec")
 @dataclass(frozen=True, kw_only=True)
 class SampledClips:
     """``count`` clips of any source, drawn once with ``seed``: of a real data set, for example."""
 
     source: ClipSource
-    wish: ClipWish
+    clip_spec: ClipSpec
     count: int = 8
     seed: int = SEED
 
     def clips(self) -> Sequence[Clip]:
-        return [self.source.sample(np.random.default_rng([self.seed, k]), self.wish) for k in range(self.count)]
+        return [self.source.sample(np.random.default_rng([self.seed, k]), self.clip_spec) for k in range(self.count)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +74,9 @@ class Validation:
     """Scores every ``every`` steps; the weights of the best mean over ``sets`` are kept.
 
     Attributes:
-        every: steps; 0: never. sets: by name; the score of a set is J, the mean over its objects of the frames on which
-            they are visible, tracked from their masks on the first frame with the policy of the training.
+        every: steps; 0: never.
+        sets: by name; the score of a set is J, the mean over its objects of the frames on which they are visible, tracked
+            from their masks on the first frame with the policy of the training.
     """
 
     every: int = 0
@@ -79,7 +90,7 @@ class Validation:
 
     @cached_property
     def _clips(self) -> dict[str, Sequence[Clip]]:
-        return {name: one.clips() for name, one in self.sets.items()}
+        return {name: clip_set.clips() for name, clip_set in self.sets.items()}
 
     def scores(self, model: SAM2, policy: MemoryPolicy) -> dict[str, float]:
         """J of every set."""

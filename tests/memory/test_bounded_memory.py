@@ -16,6 +16,7 @@ from micro import SIDE, blob, micro_predictor, one_thread, picture, pictures  # 
 from PIL import Image
 from policy_contract import difference, kept_outside_states, snapshot
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from sam2_mem.memory.bank import Bank
 from sam2_mem.memory.policies.fifo import FIFO
@@ -40,7 +41,7 @@ class Load(NamedTuple):
 
 
 def load_of(state: InferenceState) -> Load:
-    tensors = alive(Tensor)
+    tensors = [t for t in alive(Tensor) if not isinstance(t, FakeTensor)]  # a compiler that ran before keeps some
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if not t.is_meta}
     frames = 0 if state.source is None else state.source.held_frames
     return Load(state.memory_bytes(), frames, len(tensors), sum(storages.values()))

@@ -7,7 +7,7 @@ from pathlib import Path
 import micro
 import pytest
 import torch
-from micro import TOKENS, features_at, mask_prompt, micro_tracker, one_thread, run  # noqa: F401
+from micro import PRESETS, TOKENS, features_at, in_tiers, mask_prompt, micro_tracker, one_thread, run  # noqa: F401
 from policy_contract import CHECKS, check_bounded, tokens_in
 
 from sam2_mem.build_sam import build_policy, build_sam2_video_predictor
@@ -19,7 +19,7 @@ from sam2_mem.memory.policies.xmem import XMem
 from sam2_mem.memory.policy import Explains, HasSensory, MemoryPolicy, Merging, Revising
 from sam2_mem.memory.serialization import load_memory, save_memory
 
-NAMES = [name for name in policy_names() if "_" not in name or name == "hq_smem"]
+NAMES = [name for name in policy_names() if name not in PRESETS]
 PROMPTS = {0: [mask_prompt(1)], 9: [mask_prompt(1, 9, 2)], 14: [mask_prompt(1, 14, 1)]}
 
 
@@ -45,8 +45,7 @@ def test_no_policy_exceeds_the_least_budget(name: str) -> None:
     assert 0 < most_held(tight) <= least < most_held(policy), "without the bound it must hold more"
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", in_tiers(NAMES, lambda name: name == "fifo"))
 def test_the_contract_holds_under_a_budget(name: str) -> None:
     for check in CHECKS:
         check(bounded(build_policy(name), 6.5))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from micro import one_thread  # noqa: F401
+from micro import in_tiers, one_thread  # noqa: F401
 from PIL import Image
 
 from sam2_mem.build_sam import build_policy, build_sam2_video_predictor
@@ -100,7 +100,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.where(union == 0, 1.0, (a & b).sum((-1, -2)) / np.maximum(union, 1)).mean())
 
 
-@pytest.mark.parametrize("name", policy_names())
+@pytest.mark.parametrize("name", in_tiers(policy_names(), lambda name: name in ("fifo", "sam2long", "xmem")))
 def test_command_line_and_stream(name: str, dataset: Path, tmp_path: Path) -> None:
     written, streamed = command_line(dataset, tmp_path, name), stream(name)
     assert not written[SECOND][:LATE].any() and not streamed[SECOND][:LATE].any()

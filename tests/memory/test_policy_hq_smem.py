@@ -394,7 +394,7 @@ def test_presets():
 
 def tracked(policy, count: int = 30) -> Tensor:
     prompts = {0: [micro.mask_prompt(1), micro.click_prompt(2, number=1)], 3: [micro.mask_prompt(3, 3, 2)]}
-    return torch.cat([r.masks for r in micro.run(micro.micro_tracker(policy), micro.micro_features()[:count], prompts)])
+    return torch.cat([r.masks for r in micro.run(micro.micro_tracker(policy), micro.micro_features(count), prompts)])
 
 
 def test_every_frame_and_nothing_alike_is_fifo():
@@ -406,12 +406,12 @@ def test_every_frame_and_nothing_alike_is_fifo():
 
 def test_pooled_features_come_from_the_tracker():
     tracker = micro.micro_tracker(HQSMem(gap=2))
-    micro.run(tracker, micro.micro_features()[:40], {0: [micro.mask_prompt(i + 1, 0, i) for i in range(3)]})
+    micro.run(tracker, micro.micro_features(40), {0: [micro.mask_prompt(i + 1, 0, i) for i in range(3)]})
     state = tracker.tracks[1].state
     assert sum(t.state.updates for t in tracker.tracks.values()) > 3
     for e in (e for t in tracker.tracks.values() for e in t.state.bank()):
         assert e.summary.shape == (32,) and e.summary.norm() == pytest.approx(1.0, abs=1e-4)
-    first = micro.micro_features()[0]
+    first = micro.features_at(0)
     weights = torch.from_numpy(micro.blob(0).reshape(4, 16, 4, 16).mean((1, 3))).reshape(-1).float()
     inside = weights @ first.low / weights.sum() - first.low.mean(0)
     assert torch.cosine_similarity(inside, state.prompts[0].summary, dim=0) > 0.95
@@ -437,4 +437,4 @@ def test_embedding_of_another_network_needs_one():
     with pytest.raises(ValueError, match="expected an embedder for this HQSMem"):
         SAM2VideoPredictor(micro.micro_model(), policy)
     with pytest.raises(ValueError, match="expected features with an appearance map"):
-        micro.run(micro.micro_tracker(policy), micro.micro_features()[:2], {0: [micro.mask_prompt(1)]})
+        micro.run(micro.micro_tracker(policy), micro.micro_features(2), {0: [micro.mask_prompt(1)]})

@@ -257,7 +257,7 @@ def test_usage_is_measured_on_update_frames_only(monkeypatch):
         return attend(features, rows, usage)
 
     monkeypatch.setattr(model, "attend", noted)
-    micro.run(micro.micro_tracker(RMem(gap=4)), micro.micro_features()[:13], {0: [micro.mask_prompt(1)]})
+    micro.run(micro.micro_tracker(RMem(gap=4)), micro.micro_features(13), {0: [micro.mask_prompt(1)]})
     assert [t for t, usage in asked if usage is Usage.ITEMS_BY_QUERY] == [4, 8, 12]
     assert len(asked) == 12
 
@@ -387,7 +387,7 @@ def test_presets(name, size):
 def tracked(policy, frames: int = 30, **model) -> Tensor:
     tracker = micro.micro_tracker(policy, **model)
     prompts = {0: [micro.mask_prompt(1), micro.click_prompt(2, number=1)], 3: [micro.mask_prompt(3, 3, 2)]}
-    return torch.cat([r.masks for r in micro.run(tracker, micro.micro_features()[:frames], prompts)])
+    return torch.cat([r.masks for r in micro.run(tracker, micro.micro_features(frames), prompts)])
 
 
 def test_every_frame_with_fifo_eviction_is_fifo():
@@ -401,7 +401,7 @@ def test_every_frame_with_fifo_eviction_is_fifo():
 def test_attention_of_the_network_is_taken_in():
     policy = RMem(gap=2, bank_size=4)
     tracker = micro.micro_tracker(policy)
-    micro.run(tracker, micro.micro_features()[:30], {0: [micro.mask_prompt(1), micro.mask_prompt(2, 0, 1)]})
+    micro.run(tracker, micro.micro_features(30), {0: [micro.mask_prompt(1), micro.mask_prompt(2, 0, 1)]})
     banks = [t.state.statistics for t in tracker.tracks.values()]
     for bank in banks:
         assert len(bank) == 4 and all(0 < s.relevance < 1 for s in bank[:-1])
@@ -460,11 +460,11 @@ def test_it_reads_places_of_bank_items_only():
 def test_it_gets_gradients_from_its_first_step():
     model = encoded(None)
     model.bank_time.requires_grad_(True)
-    policy, features = RMem(gap=1), micro.micro_features()
+    policy = RMem(gap=1)
     tracker = micro.micro_tracker(policy, model=model)
     masks = []
     for index in range(12):
-        masks.append(tracker.step(features[index], [micro.mask_prompt(1)] if index == 0 else []).masks)
+        masks.append(tracker.step(micro.features_at(index), [micro.mask_prompt(1)] if index == 0 else []).masks)
     torch.cat(masks).sum().backward()
     assert all(p.grad.abs().max() > 0 for p in model.bank_time.parameters())
 

@@ -28,7 +28,7 @@ from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.policies.sam2long import SAM2Long, Tree
 from sam2_mem.memory.policies.sam2long.tree import Pathway
 from sam2_mem.memory.serialization import load_memory, save_memory
-from sam2_mem.tracking.deferred_output import delayed
+from sam2_mem.tracking.frame_loop import delayed
 from sam2_mem.types import (
     PROMPT_SLOT,
     CandidateId,

@@ -406,7 +406,7 @@ def test_exact_operators_track_alike(policy: str, tracking_model: SAM2) -> None:
 
 def tracked(model: SAM2, policy: str, operator: ReadOperator) -> Tensor:
     """Masks of two objects, one after the other."""
-    features = micro_features()[:FRAMES]
+    features = micro_features(FRAMES)
     model.memory_attention.operator = operator
     prompts = {0: [mask_prompt(1)], 3: [mask_prompt(2, 3, 1)]}
     results = run(micro_tracker(policy, model=model, max_padding=0.5), features, prompts)

@@ -62,7 +62,7 @@ def new_tracker(policy, refiner: Refiner | None) -> Tracker:
 
 def tracked(policy, refiner: Refiner | None, frames: int = 24) -> tuple[list[FrameResult], Tracker]:
     tracker = new_tracker(policy, refiner)
-    return micro.run(tracker, micro.micro_features()[:frames], START), tracker
+    return micro.run(tracker, micro.micro_features(frames), START), tracker
 
 
 def masks(results: list[FrameResult]) -> Tensor:
@@ -118,7 +118,7 @@ def looks(count: int, width: int = 32) -> list[ReferenceAppearance]:
 
 
 def features(index: int = 7) -> FrameFeatures:
-    return replace(micro.micro_features()[7], index=index)
+    return replace(micro.features_at(7), index=index)
 
 
 def run_refine(refiner: Refiner, outputs: list[MaskOutput], index: int = 7, seen=None) -> list[MaskOutput]:
@@ -172,7 +172,7 @@ def noting_tracker(policy: MemoryPolicy, refiner: Refiner) -> Tracker:
 @pytest.mark.parametrize("hard", [False, True])
 def test_an_accepted_mask_is_shown_and_remembered(hard):
     tracker = noting_tracker(FIFO(), Stamp(hard=hard))
-    results = micro.run(tracker, micro.micro_features()[:10], {0: [micro.mask_prompt(1)]})
+    results = micro.run(tracker, micro.micro_features(10), {0: [micro.mask_prompt(1)]})
     assert [r.scores[0].refined for r in results] == [False] + [True] * 9
     for (frame, logits, binarize), result in zip(tracker.writer.written[1:], results[1:], strict=True):
         assert frame == result.frame and binarize == hard
@@ -198,7 +198,7 @@ class Both(FIFO):
 
 def test_the_mask_shown_is_remembered_refined_also_when_it_is_made_hard():
     tracker = noting_tracker(Both(), Stamp())
-    results = micro.run(tracker, micro.micro_features()[:10], {0: [micro.mask_prompt(1)]})
+    results = micro.run(tracker, micro.micro_features(10), {0: [micro.mask_prompt(1)]})
     for (frame, logits, binarize), result in zip(tracker.writer.written[1:], results[1:], strict=True):
         assert binarize and torch.equal(logits, result.masks[0]) == (frame % 2 == 0)
 
@@ -359,7 +359,7 @@ def test_appearance_of_an_embedder_is_used():
 
 def test_the_first_look_is_the_first_mask_seen():
     tracker = new_tracker("fifo", EVERYTHING)
-    stream = micro.micro_features()[:12]
+    stream = micro.micro_features(12)
     tracker.step(stream[0], [micro.mask_prompt(1), micro.empty_prompt(2)])
     look = tracker.tracks[1].reference
     assert torch.equal(look.centre, stream[0].low.mean(0)) and tracker.tracks[2].reference is None

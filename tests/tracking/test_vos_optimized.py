@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,6 +13,13 @@ from micro import blob, micro_config, micro_weights, pictures
 from sam2_mem import build_sam2_video_predictor
 
 NO_COMPILER = "needs a C++ compiler: torch.compile builds CPU kernels with one"
+
+
+@pytest.fixture(autouse=True)
+def compiler_reset() -> Iterator[None]:
+    """What was compiled does not outlive its test."""
+    yield
+    torch.compiler.reset()
 
 
 @pytest.mark.full

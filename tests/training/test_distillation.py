@@ -15,18 +15,18 @@ from sam2_mem.cli import train as commands
 from sam2_mem.config import compose, compose_training
 from sam2_mem.memory.policies.distilled import Distilled
 from sam2_mem.model.sam2 import SAM2, Decoded
-from sam2_mem.training.clips import Clip, ClipWish, collate
+from sam2_mem.training.clips import Clip, ClipSpec, collate
 from sam2_mem.training.distillation import (
     Distillation,
     Teacher,
     TeachersMasks,
     compare,
+    distillation_loss,
     emphasis,
     hidden_cells,
-    taught,
 )
 from sam2_mem.training.folders import UnlabelledClips
-from sam2_mem.training.initialization import Start, prepare
+from sam2_mem.training.initialization import Initialization, initialize_weights
 from sam2_mem.training.losses import LossSettings
 from sam2_mem.training.plan import Optimisation, Stage, TrainingPlan
 from sam2_mem.training.prompts import PromptMix
@@ -37,7 +37,7 @@ from sam2_mem.training.validation import NetworkMethod, held_out, run_method, su
 DISTILLER = "memory_encoder.distiller."
 MEASURED = 0.04  # of J; .779 and .859 were measured
 MASKS = RolloutSettings(prompts=PromptMix(mask=1, box=0, click=0, correct=0), losses=LossSettings(stride=2))
-WISH = ClipWish(num_frames=4, max_gap=1, size=SIDE)
+SPEC = ClipSpec(num_frames=4, max_gap=1, size=SIDE)
 ONLY_DISTILLER = {"": 0.0, "memory_encoder.distiller": 1.0}
 
 
@@ -48,7 +48,7 @@ def network(distiller: str = "none", seed: int = 0, side: int = SIDE) -> SAM2:
     config = compose("nano", [*TINY, "distiller=none", size])
     config.checkpoint = "random"
     plain = build_sam2(config, device="cpu", apply_postprocessing=False)
-    prepare(plain, Start(), torch.Generator().manual_seed(0))
+    initialize_weights(plain, Initialization(), torch.Generator().manual_seed(0))
     with torch.no_grad():
         for name, value in plain.named_parameters():
             if "output_hypernetworks_mlps" in name and ".layers.2." in name:
@@ -62,15 +62,17 @@ def network(distiller: str = "none", seed: int = 0, side: int = SIDE) -> SAM2:
     return made
 
 
-def batch_of(count: int = 2, wish: ClipWish = WISH):
+def batch_of(count: int = 2, spec: ClipSpec = SPEC):
     rngs = [np.random.default_rng(i) for i in range(count)]
-    return collate(rngs, [Blobs(2).sample(rng, wish) for rng in rngs], wish), rngs
+    return collate(rngs, [Blobs(2).sample(rng, spec) for rng in rngs], spec), rngs
 
 
-def lesson(student: SAM2, settings: Distillation, policy: str = "fifo", **kwargs):
+def one_loss(student: SAM2, settings: Distillation, policy: str = "fifo", **kwargs):
     batch, rngs = batch_of()
     teacher = Teacher(network(), build_policy("fifo"))
-    found = list(taught(student, build_policy(policy), teacher, MASKS, settings, batch=batch, rngs=rngs, **kwargs))
+    found = list(
+        distillation_loss(student, build_policy(policy), teacher, MASKS, settings, batch=batch, rngs=rngs, **kwargs)
+    )
     assert len(found) == 1 and found[0].share == 1
     return found[0]
 
@@ -79,9 +81,9 @@ def lesson(student: SAM2, settings: Distillation, policy: str = "fifo", **kwargs
 
 
 def test_a_student_that_is_the_teacher_has_nothing_to_learn() -> None:
-    same = lesson(network(), Distillation(hidden=0)).terms
+    same = one_loss(network(), Distillation(hidden=0)).terms
     assert max(float(v.detach()) for v in (same.features, same.mask, same.iou)) < 1e-6
-    pooled = lesson(network("pool4"), Distillation(hidden=0)).terms
+    pooled = one_loss(network("pool4"), Distillation(hidden=0)).terms
     assert pooled.features > 1e-4 and pooled.mask > 1e-5, "a student with less memory must differ"
 
 
@@ -132,7 +134,7 @@ def test_labels_are_used_where_there_are_any() -> None:
     for labelled in ((True, True), (False, False), (True, False)):
         one = type(batch)(batch.images, batch.truth, batch.clip_of, labelled)
         rngs = [np.random.default_rng(i) for i in range(2)]
-        found = next(taught(student, build_policy("fifo"), teacher, MASKS, settings, batch=one, rngs=rngs))
+        found = next(distillation_loss(student, build_policy("fifo"), teacher, MASKS, settings, batch=one, rngs=rngs))
         values.append(float(found.terms.truth.detach()))
     assert values[0] > 0 and values[1] == 0 and values[2] > 0 and values[2] != values[0]
 
@@ -181,19 +183,19 @@ def test_encoding_once_changes_nothing() -> None:
     for name, p in student.named_parameters():
         p.requires_grad_(name.startswith(DISTILLER))
     teacher = Teacher(network(), build_policy("fifo"))
-    assert teacher.sees_alike(student)
-    alone, together = (lesson(student, Distillation(hidden=0), shared=s).terms for s in (False, True))
+    assert teacher.shares_encoder(student)
+    alone, together = (one_loss(student, Distillation(hidden=0), shared=s).terms for s in (False, True))
     torch.testing.assert_close(torch.stack([*alone]), torch.stack([*together]), atol=1e-5, rtol=1e-4)
     with torch.no_grad():
         student.image_encoder.neck.convs[0].conv.bias.add_(0.1)
-    assert not teacher.sees_alike(student)
+    assert not teacher.shares_encoder(student)
 
 
 # -- the loop ---------------------------------------------------------------------------------------------------------
 
 
-def plan(steps: int = 2, clips: object = Blobs(2), wish: ClipWish = WISH, **settings: float) -> TrainingPlan:
-    stage = Stage(until=steps, clips=clips, wish=wish, batch=2, rollout=MASKS)
+def plan(steps: int = 2, clips: object = Blobs(2), spec: ClipSpec = SPEC, **settings: float) -> TrainingPlan:
+    stage = Stage(until=steps, clips=clips, clip_spec=spec, batch=2, rollout=MASKS)
     optimisation = Optimisation(rate=5e-3, warmup=1, rates=ONLY_DISTILLER)
     distillation = Distillation(**settings)
     return TrainingPlan(stages=[stage], optimisation=optimisation, log_every=1, save_every=1, distillation=distillation)
@@ -201,16 +203,16 @@ def plan(steps: int = 2, clips: object = Blobs(2), wish: ClipWish = WISH, **sett
 
 def trainer(folder: Path, plan_: TrainingPlan, distiller: str = "spatial", policy=None) -> Trainer:
     policy = build_policy("fifo") if policy is None else policy
-    side = plan_.stages[0].wish.size
+    side = plan_.stages[0].clip_spec.size
     teacher = Teacher(network(side=side), build_policy("fifo"))
     return Trainer(network(distiller, side=side), policy, plan_, folder=folder, fresh=False, teacher=teacher)
 
 
 @pytest.mark.parametrize("distiller", ["spatial", "temporal", "temporal_gru"])
 def test_only_the_distiller_is_trained_and_all_of_it(distiller: str, tmp_path: Path) -> None:
-    long = ClipWish(num_frames=6, max_gap=1, size=2 * SIDE)
+    long = ClipSpec(num_frames=6, max_gap=1, size=2 * SIDE)
     training = trainer(
-        tmp_path, plan(2, wish=long), distiller, Distilled(recent=1, tube=2, tail=2, min_object_score=-99)
+        tmp_path, plan(2, spec=long), distiller, Distilled(recent=1, tube=2, tail=2, min_object_score=-99)
     )
     before = {k: v.clone() for k, v in training.model.state_dict().items()}
     reached: set[str] = set()
@@ -226,8 +228,8 @@ def test_only_the_distiller_is_trained_and_all_of_it(distiller: str, tmp_path: P
 
 def test_it_learns_from_the_teacher(tmp_path: Path) -> None:
     class Same(Blobs):
-        def sample(self, rng: np.random.Generator, wish: ClipWish) -> Clip:
-            return super().sample(np.random.default_rng(5), wish)
+        def sample(self, rng: np.random.Generator, spec: ClipSpec) -> Clip:
+            return super().sample(np.random.default_rng(5), spec)
 
     training = trainer(tmp_path, plan(40, Same(2), hidden=0, forcing=1))
     losses: list[float] = []
@@ -256,7 +258,11 @@ def test_a_teacher_and_a_distillation_come_together(tmp_path: Path) -> None:
     batch, rngs = batch_of()
     teacher = Teacher(network(), build_policy("fifo"))
     with pytest.raises(ValueError, match="correct of 0"):
-        next(taught(network(), build_policy("fifo"), teacher, corrected, Distillation(), batch=batch, rngs=rngs))
+        next(
+            distillation_loss(
+                network(), build_policy("fifo"), teacher, corrected, Distillation(), batch=batch, rngs=rngs
+            )
+        )
 
 
 # -- clips without labels ---------------------------------------------------------------------------------------------
@@ -265,7 +271,7 @@ def test_a_teacher_and_a_distillation_come_together(tmp_path: Path) -> None:
 @pytest.fixture
 def videos(tmp_path: Path) -> Path:
     """A folder of frames and a film, without masks."""
-    clip = Blobs(2).sample(np.random.default_rng(0), ClipWish(num_frames=6, max_gap=1, size=SIDE))
+    clip = Blobs(2).sample(np.random.default_rng(0), ClipSpec(num_frames=6, max_gap=1, size=SIDE))
     (tmp_path / "deep" / "one").mkdir(parents=True)
     for t, frame in enumerate(clip.frames):
         cv2.imwrite(str(tmp_path / "deep" / "one" / f"{t:05d}.jpg"), frame[..., ::-1])
@@ -279,10 +285,10 @@ def videos(tmp_path: Path) -> Path:
 def test_unlabelled_videos_are_found_and_sampled(videos: Path, tmp_path: Path) -> None:
     source = UnlabelledClips(root=str(videos))
     assert [p.name for p in source.videos] == ["one", "two.mp4"]
-    clip = source.sample(np.random.default_rng(1), WISH)
+    clip = source.sample(np.random.default_rng(1), SPEC)
     assert clip.frames.shape == (4, SIDE, SIDE, 3) and not clip.ids.any() and not clip.labelled
     with pytest.raises(ValueError, match="expected videos of 9 frames"):
-        source.sample(np.random.default_rng(0), ClipWish(num_frames=9, max_gap=1, size=SIDE))
+        source.sample(np.random.default_rng(0), ClipSpec(num_frames=9, max_gap=1, size=SIDE))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="expected video files or folders of images"):
         UnlabelledClips(root=str(tmp_path / "empty")).videos  # noqa: B018
@@ -306,16 +312,16 @@ def test_the_teacher_finds_something_to_follow(monkeypatch: pytest.MonkeyPatch) 
         return Decoded(masks, torch.zeros(12, 3, 32), iou, torch.ones(12))
 
     monkeypatch.setattr(teacher.model, "decode", decode)
-    found = teacher.label(clip, np.random.default_rng(0), ClipWish(num_frames=2, max_gap=1, size=SIDE, max_objects=2))
+    found = teacher.label(clip, np.random.default_rng(0), ClipSpec(num_frames=2, max_gap=1, size=SIDE, max_objects=2))
     assert not found.labelled and not found.ids[1].any() and set(np.unique(found.ids[0])) == {0, 1, 2}
     first, second = (np.argwhere(found.ids[0] == i).mean(0) for i in (1, 2))
     assert np.abs(first - (20, 22)).max() < 3 and np.abs(second - (48, 30)).max() < 3
-    teacher.label(clip, np.random.default_rng(0), WISH)
+    teacher.label(clip, np.random.default_rng(0), SPEC)
     assert torch.equal(asked[0], asked[1]) and asked[0].min() > 0 and asked[0].max() < SIDE
 
 
 def test_training_without_labels(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def mark(self, clip: Clip, rng: np.random.Generator, wish: ClipWish) -> Clip:
+    def mark(self, clip: Clip, rng: np.random.Generator, spec: ClipSpec) -> Clip:
         ids = clip.ids.copy()
         ids[0, 8:40, 8:40] = 1
         return Clip(clip.frames, ids, labelled=False)
@@ -338,7 +344,7 @@ def test_the_command_distils_and_exports_a_small_file(tmp_path: Path, monkeypatc
     monkeypatch.setenv("SAM2_MEM_CLIPS", str(tmp_path / "clips"))
     overrides = [
         "plan.stages.0.batch=1",
-        "plan.stages.0.wish.num_frames=5",
+        "plan.stages.0.clip_spec.num_frames=5",
         "plan.stages.0.clips=${sources.procedural}",
         "sources.procedural.count=2",
         "+sources.procedural.length=8",

@@ -22,16 +22,16 @@ from sam2_mem.model.sam2 import SAM2
 from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.tracker import Tracker, TrackerSettings
 from sam2_mem.training import losses
-from sam2_mem.training.clips import Clip, ClipWish, augment, choose_times, collate, fit, normalise, visible_objects
+from sam2_mem.training.clips import Clip, ClipSpec, augment, choose_times, collate, fit, normalise, visible_objects
 from sam2_mem.training.curves import append_row, cut_rows, draw_curves, read_rows
-from sam2_mem.training.initialization import OccupancyHead, Start, prepare
-from sam2_mem.training.losses import LossSettings, LossTerms, Prediction, judge
+from sam2_mem.training.initialization import Initialization, OccupancyHead, initialize_weights
+from sam2_mem.training.losses import LossSettings, LossTerms, Prediction, frame_loss
 from sam2_mem.training.multi_clip_tracker import MultiClipTracker, StackedFeatures
 from sam2_mem.training.noise import MaskNoise, MemoryNoise, disturb
 from sam2_mem.training.plan import Optimisation, Stage, TrainingPlan
 from sam2_mem.training.procedural import ProceduralClips
 from sam2_mem.training.prompts import PromptMix, box_prompt, click_prompt
-from sam2_mem.training.rollout import Rollout, RolloutSettings, assess
+from sam2_mem.training.rollout import Rollout, RolloutSettings, segment_loss
 from sam2_mem.training.trainer import BEST, CHECKPOINT, Trainer
 from sam2_mem.training.validation_sets import HeldOutLevels, SampledClips, Validation
 
@@ -74,13 +74,13 @@ class Blobs:
     def __init__(self, objects: int = 1) -> None:
         self._objects = objects
 
-    def sample(self, rng: np.random.Generator, wish: ClipWish) -> Clip:
-        frames = np.full((wish.num_frames, wish.size, wish.size, 3), 60, np.uint8)
+    def sample(self, rng: np.random.Generator, spec: ClipSpec) -> Clip:
+        frames = np.full((spec.num_frames, spec.size, spec.size, 3), 60, np.uint8)
         ids = np.zeros(frames.shape[:3], np.uint8)
-        place = rng.integers(4, wish.size - 28, (self._objects, 2))
-        for t in range(wish.num_frames):
+        place = rng.integers(4, spec.size - 28, (self._objects, 2))
+        for t in range(spec.num_frames):
             for number in range(self._objects):
-                if number == 1 and t == wish.num_frames - 1:
+                if number == 1 and t == spec.num_frames - 1:
                     continue
                 y, x = place[number] + 2 * t
                 frames[t, y : y + 20, x : x + 20] = (220, 40, 90) if number == 0 else (30, 200, 240)
@@ -97,11 +97,11 @@ def plan(
     prompts: PromptMix = ALL_PROMPTS,
     **optimisation: Any,
 ) -> TrainingPlan:
-    wish = ClipWish(num_frames=frames, max_gap=2, size=SIDE, max_objects=objects)
+    spec = ClipSpec(num_frames=frames, max_gap=2, size=SIDE, max_objects=objects)
     settings = RolloutSettings(
         prompts=prompts, noise=MemoryNoise(truth=0.3, disturbed=0.3), losses=LossSettings(stride=2)
     )
-    stage = Stage(until=steps, clips=Blobs(objects), wish=wish, batch=batch, rollout=settings)
+    stage = Stage(until=steps, clips=Blobs(objects), clip_spec=spec, batch=batch, rollout=settings)
     rates = {"warmup": 2, "rate": 3e-3} | optimisation
     return TrainingPlan(stages=[stage], optimisation=Optimisation(**rates), save_every=2, log_every=1)
 
@@ -144,7 +144,7 @@ def test_losses_are_their_definitions() -> None:
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-6)
 
 
-def judged(**settings) -> tuple[LossTerms, np.ndarray]:
+def losses_of_two(**settings) -> tuple[LossTerms, np.ndarray]:
     """Losses of one present and one absent object with three candidates, and the literal ones of the present object."""
     rng = np.random.default_rng(1)
     logits = torch.from_numpy(rng.normal(0, 2, (2, 3, 16, 16))).float()
@@ -153,18 +153,18 @@ def judged(**settings) -> tuple[LossTerms, np.ndarray]:
     iou = torch.tensor([[0.2, 0.5, 0.9], [0.1, 0.1, 0.1]])
     prediction = Prediction(logits, iou, torch.tensor([1.5, 0.7]))
     literal = [literal_losses(m, truth[0].numpy()) for m in logits[0].numpy()]
-    return judge(prediction, truth, LossSettings(**settings)), np.array(literal)
+    return frame_loss(prediction, truth, LossSettings(**settings)), np.array(literal)
 
 
 def test_only_the_best_candidate_of_a_present_object_gets_the_mask_losses() -> None:
-    terms, literal = judged()
+    terms, literal = losses_of_two()
     best = int((20 * literal[:, 0] + literal[:, 1]).argmin())
     np.testing.assert_allclose([terms.focal, terms.dice], literal[best, :2], rtol=1e-5)
     assert literal[:, 1].std() > 1e-3, "the candidates must differ for this test to tell"
     entropy = (np.log1p(np.exp(-1.5)) + np.log1p(np.exp(0.7))) / 2
     np.testing.assert_allclose(terms.objectness, entropy, rtol=1e-5)
     np.testing.assert_allclose(terms.iou, np.abs(literal[:, 2] - [0.2, 0.5, 0.9]).mean(), rtol=1e-5)
-    one, _ = judged(all_iou=False)
+    one, _ = losses_of_two(all_iou=False)
     np.testing.assert_allclose(one.iou, abs(literal[best, 2] - [0.2, 0.5, 0.9][best]), rtol=1e-5)
 
 
@@ -227,13 +227,13 @@ def test_true_masks_replace_predicted_ones() -> None:
 
 @pytest.mark.parametrize("available", [5, 9, 40])
 def test_times_increase_within_the_video(available: int) -> None:
-    wish = ClipWish(num_frames=5, max_gap=4, size=32)
+    spec = ClipSpec(num_frames=5, max_gap=4, size=32)
     for seed in range(50):
-        times = choose_times(np.random.default_rng(seed), available, wish)
+        times = choose_times(np.random.default_rng(seed), available, spec)
         gaps = np.diff(times)
         assert len(times) == 5 and times[0] >= 0 and times[-1] < available and gaps.min() >= 1 and gaps.max() <= 4
     with pytest.raises(ValueError, match="at least 5 frames"):
-        choose_times(np.random.default_rng(0), 4, wish)
+        choose_times(np.random.default_rng(0), 4, spec)
 
 
 def test_augmenting_moves_masks_with_pictures() -> None:
@@ -250,10 +250,10 @@ def test_augmenting_moves_masks_with_pictures() -> None:
 
 
 def test_collate_keeps_objects_with_their_clips() -> None:
-    wish = ClipWish(num_frames=3, max_gap=1, size=SIDE, max_objects=2)
+    spec = ClipSpec(num_frames=3, max_gap=1, size=SIDE, max_objects=2)
     rngs = [np.random.default_rng(i) for i in range(2)]
-    clips = [Blobs(1).sample(rngs[0], wish), Blobs(2).sample(rngs[1], wish)]
-    batch = collate(rngs, clips, wish)
+    clips = [Blobs(1).sample(rngs[0], spec), Blobs(2).sample(rngs[1], spec)]
+    batch = collate(rngs, clips, spec)
     assert batch.clip_of == (0, 1, 1) and batch.images.shape == (2, 3, 3, SIDE, SIDE)
     assert torch.equal(batch.truth[0], torch.from_numpy(clips[0].ids == 1).float())
     assert visible_objects(clips[1].ids[0], 0.9) == [], "small objects can be left out"
@@ -268,31 +268,31 @@ def test_procedural_clips_come_back_from_disk(tmp_path: Path) -> None:
     assert np.array_equal(without.frames, stored.frames)
     other = ProceduralClips(levels={"easy": 1.0}, count=1, length=3, side=32, seed=1).video("easy", 0)
     assert not np.array_equal(other.frames, stored.frames)
-    wish = ClipWish(num_frames=2, max_gap=1, size=48)
-    assert source.sample(np.random.default_rng(0), wish).frames.shape == (2, 48, 48, 3)
+    spec = ClipSpec(num_frames=2, max_gap=1, size=48)
+    assert source.sample(np.random.default_rng(0), spec).frames.shape == (2, 48, 48, 3)
     with pytest.raises(ValueError, match="shares >= 0"):
         ProceduralClips(levels={})
 
 
 def test_fit_resizes_masks_without_mixing_ids() -> None:
-    clip = fit(Blobs(2).sample(np.random.default_rng(0), ClipWish(num_frames=2, max_gap=1, size=SIDE)), 32)
+    clip = fit(Blobs(2).sample(np.random.default_rng(0), ClipSpec(num_frames=2, max_gap=1, size=SIDE)), 32)
     assert clip.frames.shape == (2, 32, 32, 3) and set(np.unique(clip.ids)) <= {0, 1, 2}
 
 
-# -- tracking in lockstep ---------------------------------------------------------------------------------------------
+# -- several clips at once --------------------------------------------------------------------------------------------
 
 
-def test_lockstep_equals_one_tracker_per_clip() -> None:
+def test_several_clips_equal_one_tracker_per_clip() -> None:
     """Clips in one batch give what each gives alone through the tracker of inference."""
     model = tiny_model().eval()
-    prepare(model, Start(), torch.Generator().manual_seed(0))
-    wish = ClipWish(num_frames=4, max_gap=1, size=SIDE)
+    initialize_weights(model, Initialization(), torch.Generator().manual_seed(0))
+    spec = ClipSpec(num_frames=4, max_gap=1, size=SIDE)
     rngs = [np.random.default_rng(i) for i in range(3)]
-    clips = [Blobs(2).sample(rng, wish) for rng in rngs]
-    batch = collate(rngs, clips, wish)
+    clips = [Blobs(2).sample(rng, spec) for rng in rngs]
+    batch = collate(rngs, clips, spec)
     settings = RolloutSettings(prompts=MASKS_ONLY)
     with torch.no_grad():
-        sightings = Rollout(model, build_policy("fifo"), settings, batch=batch, rngs=rngs).run()
+        predictions = Rollout(model, build_policy("fifo"), settings, batch=batch, rngs=rngs).run()
         for clip in range(3):
             mine = [i for i, c in enumerate(batch.clip_of) if c == clip]
             tracker = Tracker(model, build_policy("fifo"), settings=TrackerSettings(memory_dtype="float32"))
@@ -302,7 +302,7 @@ def test_lockstep_equals_one_tracker_per_clip() -> None:
                 result = tracker.step(features, prompts)
                 if t == 0:
                     continue
-                together = next(s for s in sightings if s.frame == t)
+                together = next(s for s in predictions if s.frame == t)
                 for row, i in enumerate(mine):
                     place = together.obj_ids.index(i)
                     best = together.decoded.iou[place].argmax()
@@ -310,39 +310,39 @@ def test_lockstep_equals_one_tracker_per_clip() -> None:
                     if together.decoded.objectness[place] > 0:
                         torch.testing.assert_close(logits, result.masks[row], atol=1e-4, rtol=1e-4)
                     assert abs(together.decoded.objectness[place] - result.scores[row].objectness) < 1e-4
-    other = next(s for s in sightings if s.frame == 3).decoded.masks
+    other = next(s for s in predictions if s.frame == 3).decoded.masks
     assert (other[0] - other[2]).abs().max() > 1e-2, "objects of different clips must differ for this test to tell"
 
 
-def test_every_prompt_is_answered_and_judged() -> None:
+def test_every_prompt_is_answered_and_gets_a_loss() -> None:
     model = tiny_model()
-    wish = ClipWish(num_frames=4, max_gap=1, size=SIDE, max_objects=2)
+    spec = ClipSpec(num_frames=4, max_gap=1, size=SIDE, max_objects=2)
     rngs = [np.random.default_rng(i) for i in range(4)]
-    batch = collate(rngs, [Blobs(2).sample(rng, wish) for rng in rngs], wish)
+    batch = collate(rngs, [Blobs(2).sample(rng, spec) for rng in rngs], spec)
     settings = RolloutSettings(prompts=PromptMix(mask=0, box=0.5, click=0.5, clicks=2, correct=1.0))
-    sightings = Rollout(model, build_policy("fifo"), settings, batch=batch, rngs=rngs).run()
-    first = {i for s in sightings if s.prompted and s.frame == 0 for i in s.obj_ids}
-    later = {i for s in sightings if s.prompted and s.frame > 0 for i in s.obj_ids}
+    predictions = Rollout(model, build_policy("fifo"), settings, batch=batch, rngs=rngs).run()
+    first = {i for s in predictions if s.prompted and s.frame == 0 for i in s.obj_ids}
+    later = {i for s in predictions if s.prompted and s.frame > 0 for i in s.obj_ids}
     assert first == later == set(range(8))
-    tracked = [sorted(i for s in sightings if s.frame == t and not s.prompted for i in s.obj_ids) for t in (1, 2, 3)]
+    tracked = [sorted(i for s in predictions if s.frame == t and not s.prompted for i in s.obj_ids) for t in (1, 2, 3)]
     assert tracked == [list(range(8))] * 3
-    judgement = assess(sightings, batch.truth, OccupancyHead(model.width), settings.losses)
-    assert judgement.total.isfinite() and judgement.terms.occupancy > 0
-    judgement.total.backward()
+    loss = segment_loss(predictions, batch.truth, OccupancyHead(model.width), settings.losses)
+    assert loss.total.isfinite() and loss.terms.occupancy > 0
+    loss.total.backward()
 
 
 def truncated(length: int) -> tuple[Tensor, dict[str, Tensor], list[bool]]:
     """The loss of a step, its gradients, and for every segment whether memory read from before it has a graph."""
     model = tiny_model()
-    prepare(model, Start(), torch.Generator().manual_seed(0))
-    wish = ClipWish(num_frames=6, max_gap=1, size=SIDE)
+    initialize_weights(model, Initialization(), torch.Generator().manual_seed(0))
+    spec = ClipSpec(num_frames=6, max_gap=1, size=SIDE)
     rngs = [np.random.default_rng(i) for i in range(2)]
-    batch = collate(rngs, [Blobs(2).sample(rng, wish) for rng in rngs], wish)
+    batch = collate(rngs, [Blobs(2).sample(rng, spec) for rng in rngs], spec)
     settings = RolloutSettings(prompts=MASKS_ONLY, truncate=length)
     rollout = Rollout(model, build_policy("fifo"), settings, batch=batch, rngs=rngs)
     total, graphs = torch.zeros(()), []
     for segment in rollout.segments():
-        loss = segment.share * assess(segment.sightings, batch.truth, None, settings.losses).total
+        loss = segment.share * segment_loss(segment.predictions, batch.truth, None, settings.losses).total
         held = [e.tokens.feat for t in rollout._tracker.tracks.values() for e in t.state.all_entries() if e.tokens]
         graphs.append(any(h.requires_grad for h in held))
         loss.backward()
@@ -370,29 +370,29 @@ def test_truncation_cuts_gradients_and_nothing_else() -> None:
         RolloutSettings(truncate=1)
 
 
-def test_truncation_does_not_change_what_is_said() -> None:
+def test_truncation_does_not_change_predictions() -> None:
     model = tiny_model().eval()
-    wish = ClipWish(num_frames=5, max_gap=1, size=SIDE)
-    said = []
+    spec = ClipSpec(num_frames=5, max_gap=1, size=SIDE)
+    runs = []
     for length in (0, 2):
         rngs = [np.random.default_rng(i) for i in range(2)]
-        batch = collate(rngs, [Blobs(2).sample(rng, wish) for rng in rngs], wish)
+        batch = collate(rngs, [Blobs(2).sample(rng, spec) for rng in rngs], spec)
         settings = RolloutSettings(prompts=ALL_PROMPTS, truncate=length)
         with torch.no_grad():
-            said.append(Rollout(model, build_policy("fifo"), settings, batch=batch, rngs=rngs).run())
-    assert [(s.frame, s.obj_ids) for s in said[0]] == [(s.frame, s.obj_ids) for s in said[1]] and len(said[0]) > 4
-    for a, b in zip(*said):
+            runs.append(Rollout(model, build_policy("fifo"), settings, batch=batch, rngs=rngs).run())
+    assert [(s.frame, s.obj_ids) for s in runs[0]] == [(s.frame, s.obj_ids) for s in runs[1]] and len(runs[0]) > 4
+    for a, b in zip(*runs):
         torch.testing.assert_close(a.decoded.masks, b.decoded.masks, atol=1e-4, rtol=1e-4)
 
 
-def test_questions_aside_are_judged_and_change_nothing_else() -> None:
+def test_prompts_aside_get_a_loss_and_change_nothing_else() -> None:
     """A click or a box beside a true mask is answered as the tracker answers it, and tracking goes on as without."""
     model = tiny_model().eval()
-    wish = ClipWish(num_frames=3, max_gap=1, size=SIDE)
+    spec = ClipSpec(num_frames=3, max_gap=1, size=SIDE)
     found = []
     for aside in (0.0, 1.0):
         rngs = [np.random.default_rng(i) for i in range(3)]
-        batch = collate(rngs, [Blobs(2).sample(rng, wish) for rng in rngs], wish)
+        batch = collate(rngs, [Blobs(2).sample(rng, spec) for rng in rngs], spec)
         settings = RolloutSettings(prompts=PromptMix(mask=1, box=0, click=0, correct=0, aside=aside))
         with torch.no_grad():
             found.append(Rollout(model, build_policy("fifo"), settings, batch=batch, rngs=rngs).run())
@@ -401,7 +401,7 @@ def test_questions_aside_are_judged_and_change_nothing_else() -> None:
     assert sorted(i for s in asked for i in s.obj_ids) == list(range(6)) and len(asked) == 2
     for a, b in zip(without, (s for s in found[1] if not s.prompted), strict=True):
         assert torch.equal(a.decoded.masks, b.decoded.masks)
-    assert assess(asked, batch.truth, None, settings.losses).total > 0
+    assert segment_loss(asked, batch.truth, None, settings.losses).total > 0
     rng = np.random.default_rng(0)
     prompts = [click_prompt(rng, i, batch.truth[i, 0].numpy() > 0) for i in (1, 4)]
     tracker = MultiClipTracker(model, build_policy("fifo"), clip_of=batch.clip_of)
@@ -500,7 +500,7 @@ training.run()
 
 def test_two_processes_equal_one_with_twice_the_clips(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
-    script.write_text(WORKER.format(tests=str(ROOT / "tests"), out=str(tmp_path / "two")))
+    script.write_text(WORKER.format(tests=str(Path(__file__).parent), out=str(tmp_path / "two")))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -516,9 +516,9 @@ def test_two_processes_equal_one_with_twice_the_clips(tmp_path: Path) -> None:
 
 def checked(every: int) -> TrainingPlan:
     one = plan(steps=4)
-    wish = ClipWish(num_frames=3, max_gap=1, size=SIDE)
+    spec = ClipSpec(num_frames=3, max_gap=1, size=SIDE)
     sets = {
-        "blobs": SampledClips(source=Blobs(2), wish=wish, count=2),
+        "blobs": SampledClips(source=Blobs(2), clip_spec=spec, count=2),
         "still": HeldOutLevels(levels=["easy"], count=1, num_frames=3, size=SIDE, still=True),
     }
     checks = Validation(every=every, sets=sets)
@@ -562,18 +562,18 @@ def test_a_worse_score_does_not_replace_the_best_weights(tmp_path: Path, monkeyp
 @pytest.mark.full
 def test_it_learns_one_clip(tmp_path: Path) -> None:
     class Same(Blobs):
-        def sample(self, rng: np.random.Generator, wish: ClipWish) -> Clip:
-            return super().sample(np.random.default_rng(5), wish)
+        def sample(self, rng: np.random.Generator, spec: ClipSpec) -> Clip:
+            return super().sample(np.random.default_rng(5), spec)
 
-    wish = ClipWish(num_frames=3, max_gap=1, size=SIDE)
+    spec = ClipSpec(num_frames=3, max_gap=1, size=SIDE)
     rollout = RolloutSettings(prompts=MASKS_ONLY, losses=LossSettings(stride=2))
-    stage = Stage(until=80, clips=Same(), wish=wish, batch=1, rollout=rollout)
+    stage = Stage(until=80, clips=Same(), clip_spec=spec, batch=1, rollout=rollout)
     one = TrainingPlan(stages=[stage], optimisation=Optimisation(rate=2e-3, warmup=20, final=0.2))
     training = trainer(tmp_path, one)
     first = training.advance().terms
     training.run()
     rngs = [np.random.default_rng(0)]
-    last = training._learn(stage, collate(rngs, [Same().sample(rngs[0], wish)], wish), rngs)[0]
+    last = training._backward(stage, collate(rngs, [Same().sample(rngs[0], spec)], spec), rngs)[0]
     assert first.dice > 0.6 and last.dice < 0.3, (first, last)
 
 
@@ -596,7 +596,7 @@ def test_the_command_trains_and_exports(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("SAM2_MEM_CLIPS", str(tmp_path / "clips"))
     overrides = [
         f"model_overrides=[{','.join(repr(o) for o in TINY)}]",
-        "plan.stages.0.wish.size=64",
+        "plan.stages.0.clip_spec.size=64",
         "plan.stages.0.batch=1",
         "sources.easy.count=2",
         "+sources.easy.length=4",

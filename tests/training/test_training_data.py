@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle_codec
 
-from sam2_mem.training.clips import Clip, ClipWish, visible_objects
+from sam2_mem.training.clips import Clip, ClipSpec, visible_objects
 from sam2_mem.training.folders import FolderClips, MixedClips, open_videos
 from sam2_mem.training.pictures import PictureClips
 from sam2_mem.training.validation import (
@@ -121,8 +121,8 @@ def test_layouts_are_read(layout: str, tmp_path: Path) -> None:
         error = np.abs(video.image(stem).astype(int) - picture_at(t)).mean()
         wrong = np.abs(video.image(stem).astype(int) - picture_at((t + 3) % FRAMES)).mean()
         assert error < 12 < wrong + 8 and error < wrong, (layout, stem, error, wrong)
-    wish = ClipWish(num_frames=2, max_gap=1, size=32)
-    clip = FolderClips(layout=layout, root=str(tmp_path)).sample(np.random.default_rng(0), wish)
+    spec = ClipSpec(num_frames=2, max_gap=1, size=32)
+    clip = FolderClips(layout=layout, root=str(tmp_path)).sample(np.random.default_rng(0), spec)
     assert clip.frames.shape == (2, 32, 32, 3) and visible_objects(clip.ids[0], 0.01) == [1, 2]
 
 
@@ -138,7 +138,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a layout out of"):
         FolderClips(layout="coco", root="x")
     fake_mose(tmp_path)
-    long = ClipWish(num_frames=20, max_gap=1, size=32)
+    long = ClipSpec(num_frames=20, max_gap=1, size=32)
     with pytest.raises(ValueError, match="ask for shorter clips"):
         FolderClips(layout="mose", root=str(tmp_path)).sample(np.random.default_rng(0), long)
     with pytest.raises(ValueError, match="expected pictures"):
@@ -152,7 +152,7 @@ def test_sources_mix_by_their_shares() -> None:
         def __init__(self, name: str) -> None:
             self.name = name
 
-        def sample(self, rng: np.random.Generator, wish: ClipWish) -> str:
+        def sample(self, rng: np.random.Generator, spec: ClipSpec) -> str:
             return self.name
 
     mixed = MixedClips(sources=[One("a"), One("b"), One("c")], shares=[3, 1, 0])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from sam2_mem.tracking.deferred_output import delayed
+from sam2_mem.tracking.frame_loop import delayed
 from sam2_mem.types import FrameResult, ObjectScore, Revision
 
 
