@@ -154,6 +154,7 @@ NAMES = {
     "sam2_mem.types:POINT_LABELS": "sam2_mem.prompts:POINT_LABELS",
     "sam2_mem.types:Pick": "sam2_mem.types:CandidateId",
     "sam2_mem.types:Prompt": "sam2_mem.prompts:Prompt",
+    "sam2_mem.video.prefetch:Ledger": "sam2_mem.video.prefetch:FrameCounter",
 }
 
 
