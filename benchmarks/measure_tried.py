@@ -26,7 +26,7 @@ from switches import linear_maps_by_torch, scores_to_the_base_of_e  # noqa: E402
 
 from sam2_mem.model.acceleration.onednn_linear import linear  # noqa: E402
 from sam2_mem.model.prompt_encoder import PromptEncoder  # noqa: E402
-from sam2_mem.model.rope import Rotation, grid_coordinates, rotate, rotation  # noqa: E402
+from sam2_mem.model.rope import Rotation, grid_coordinates, rotate, rotation_at  # noqa: E402
 from sam2_mem.model.rotary_attention import RotaryAttention, attend_in_tiles  # noqa: E402
 
 SIDE, MAPS, WIDTH, NARROW = 64, 7, 256, 64
@@ -60,7 +60,7 @@ def alone(name: str, function: Callable[[], object]) -> None:
 
 def real_rotation() -> None:
     for keys in (KEYS_256, KEYS_1024):
-        x, turn = torch.randn(1, 1, keys, WIDTH), rotation(64 * torch.rand(1, 1, keys, 2), WIDTH)
+        x, turn = torch.randn(1, 1, keys, WIDTH), rotation_at(64 * torch.rand(1, 1, keys, 2), WIDTH)
         real = Rotation(turn.cos, turn.sin)
         beside(f"rotary encoding of {keys} keys, complex | real", lambda: rotate(x, turn), lambda: rotate(x, real))
 
@@ -68,7 +68,7 @@ def real_rotation() -> None:
 def kept_keys() -> None:
     attention = RotaryAttention(width=WIDTH, key_width=NARROW).eval()
     for keys in (KEYS_256, KEYS_1024):
-        x, turn = torch.randn(1, keys, NARROW), rotation(64 * torch.rand(1, 1, keys, 2), WIDTH)
+        x, turn = torch.randn(1, keys, NARROW), rotation_at(64 * torch.rand(1, 1, keys, 2), WIDTH)
         alone(f"keys of four layers, {keys} tokens", lambda: [attention.keys(x, turn) for _ in range(4)])
 
 
@@ -139,7 +139,7 @@ def small_linear_maps() -> None:
                 return often()
 
         def by_one_dnn() -> Tensor:
-            with patch("sam2_mem.model.acceleration.onednn_linear.LEAST_WORK", 1):
+            with patch("sam2_mem.model.acceleration.onednn_linear.MIN_WORK", 1):
                 return often()
 
         beside(f"a thousand times {rows} x {wide} to {wider}, torch | oneDNN", by_torch, by_one_dnn)
@@ -155,7 +155,7 @@ def narrow_keys() -> None:
     """Scores without keys as wide as the model: half of the channels of a key turn with its column x, half with its row y,
     so that a score is (A(q, x) + B(q, y)) . m with vectors as wide as memory, made once for all maps."""
     queries, cells = 1024, SIDE**2
-    place = rotation(grid_coordinates(SIDE, SIDE), WIDTH)
+    place = rotation_at(grid_coordinates(SIDE, SIDE), WIDTH)
     q, m, w = torch.randn(queries, WIDTH), torch.randn(MAPS, SIDE, SIDE, NARROW), torch.randn(WIDTH, NARROW) / 8
     keys = rotate((m.reshape(-1, NARROW) @ w.t()), place.map(lambda t: t.repeat(MAPS, 1)))
     half = WIDTH // 2

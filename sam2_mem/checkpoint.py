@@ -66,8 +66,12 @@ OFFICIAL_MODELS: Mapping[str, OfficialModel] = {
 def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
     """Read the weights in a local ``.pt`` or ``.safetensors`` file.
 
-    Returns key -> tensor on the CPU, in the file's dtype; a ``.pt`` file's tensors are mapped from disk, not copied.
-    Promises that there is at least one entry and that every floating-point value is finite.
+    Returns:
+        Key -> tensor on the CPU, in the file's dtype: at least one entry, every floating-point value finite. Tensors of a
+        ``.pt`` file are mapped from disk, not copied.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or not one of weights.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -90,8 +94,11 @@ def load_checkpoint(
             a prefix must hold all. Absent entries keep the value that the module's constructor gave them, which for
             the learned parts that official files lack means "as if the part were not there".
 
-    Returns the keys of ``module`` that the file lacks.
-    Raises ``CheckpointError`` with every key that does not fit; the module is then as it was.
+    Returns:
+        The keys of ``module`` that the file lacks.
+
+    Raises:
+        CheckpointError: with every key that does not fit; the module is then as it was.
     """
     state = read_state_dict(local_path(path_or_url))
     absent = _absent(module, state, path_or_url, allow_missing)
@@ -127,21 +134,21 @@ class _WithoutRandomness(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        given = kwargs or {}
+        kwargs = kwargs or {}
         if func in self.DRAWS:
-            return args[0] if args else given["tensor"]
-        return func(*args, **given)
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _absent(
     module: nn.Module, state: Mapping[str, Tensor], source: object, allow_missing: tuple[str, ...]
 ) -> tuple[str, ...]:
     """The keys of a module that a file may lack and does; an error with all others that do not fit."""
-    own = module.state_dict()
-    mismatch = _compare(own, state, allow_missing)
+    expected = module.state_dict()
+    mismatch = _compare(expected, state, allow_missing)
     if mismatch:
-        raise CheckpointError(mismatch.report(source, own, state))
-    absent = tuple(key for key in own if key not in state)
+        raise CheckpointError(mismatch.report(source, expected, state))
+    absent = tuple(key for key in expected if key not in state)
     if absent:
         logger.info(
             "%s lacks %d learned entries, left at their initial value: %s",
@@ -154,33 +161,42 @@ def _absent(
 
 def part_fits(part: nn.Module, name: str, path: str | PathLike[str]) -> bool:
     """Whether :func:`load_part` would find all keys of ``part`` in a file, in their shapes, and no others."""
-    own = {f"{name}{key}": value for key, value in part.state_dict().items()}
-    return not _compare(own, read_state_dict(path), ())
+    return not _compare(_state_of_part(part, name), read_state_dict(path), ())
 
 
 def load_part(part: nn.Module, name: str, path_or_url: str | PathLike[str]) -> None:
-    """Copy weights of one part of a network from a file of its own, strictly. ``name``: prefix of the part's keys in the
-    network's state dict; keys of the file carry it.
+    """Copy weights of one part of a network from a file of its own, strictly.
 
-    Raises ``CheckpointError`` if the part has nothing to load or anything does not fit; the part is then as it was.
+    Args:
+        part: the module to fill.
+        name: prefix of the part's keys in the network's state dict; keys of the file carry it.
+        path_or_url: as in :func:`load_checkpoint`.
+
+    Raises:
+        CheckpointError: the part has nothing to load or anything does not fit; the part is then as it was.
     """
-    own = {f"{name}{key}": value for key, value in part.state_dict().items()}
-    if not own:
+    expected = _state_of_part(part, name)
+    if not expected:
         raise CheckpointError(
             f"expected a part {name}* that learns, to load '{path_or_url}' into, got {type(part).__name__}, which has no "
             "weights; choose another, for example distiller=spatial, or leave the file out"
         )
     state = read_state_dict(local_path(path_or_url))
-    mismatch = _compare(own, state, ())
+    mismatch = _compare(expected, state, ())
     if mismatch:
-        raise CheckpointError(mismatch.report(path_or_url, own, state))
+        raise CheckpointError(mismatch.report(path_or_url, expected, state))
     part.load_state_dict({key.removeprefix(name): value for key, value in state.items()})
 
 
 def save_part(part: nn.Module, name: str, path: str | PathLike[str]) -> None:
     """Write the weights of one part as a ``.safetensors`` file for :func:`load_part`."""
-    state = {f"{name}{key}": value.detach().cpu().contiguous() for key, value in part.state_dict().items()}
+    state = {key: value.detach().cpu().contiguous() for key, value in _state_of_part(part, name).items()}
     save_file(state, str(path))
+
+
+def _state_of_part(part: nn.Module, name: str) -> dict[str, Tensor]:
+    """The state dict of a part, with the keys that it has in its network."""
+    return {f"{name}{key}": value for key, value in part.state_dict().items()}
 
 
 def local_path(path_or_url: str | PathLike[str]) -> Path:
@@ -220,7 +236,7 @@ def hub_checkpoint(model_id: str) -> HubCheckpoint:
     return HubCheckpoint(config, Path(hf_hub_download(repo_id=model_id, filename=filename)))
 
 
-# Reading
+# -- reading ------------------------------------------------------------------------------------------------------------
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -287,15 +303,15 @@ def _is_state_dict(content: Any) -> TypeGuard[Mapping[str, Tensor]]:
 
 def _shorten(keys: Iterable[Any], limit: int = 12) -> str:
     keys = [str(key) for key in keys]
-    rest = f" and {len(keys) - limit} more" if len(keys) > limit else ""
-    return f"[{', '.join(keys[:limit])}{rest}]"
+    ending = f" and {len(keys) - limit} more" if len(keys) > limit else ""
+    return f"[{', '.join(keys[:limit])}{ending}]"
 
 
 def _refuse_non_finite(state: Mapping[str, Tensor], path: Path) -> None:
-    bad = [key for key, value in state.items() if value.is_floating_point() and not _finite(value)]
-    if bad:
+    invalid = [key for key, value in state.items() if value.is_floating_point() and not _finite(value)]
+    if invalid:
         raise CheckpointError(
-            f"expected finite weights in '{path}', got NaN or Inf in {', '.join(bad)}; "
+            f"expected finite weights in '{path}', got NaN or Inf in {', '.join(invalid)}; "
             "the file is damaged or its training diverged: use another one"
         )
 
@@ -305,7 +321,7 @@ def _finite(value: Tensor) -> bool:
     return bool(value.sum().isfinite()) or bool(value.isfinite().all())
 
 
-# Comparing
+# -- comparing ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -319,21 +335,23 @@ class _Mismatch:
     def __bool__(self) -> bool:
         return bool(self.missing or self.unexpected or self.misshaped)
 
-    def report(self, source: object, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    def report(self, source: object, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
         lines = [f"'{source}' does not fit the model; nothing was loaded."]
-        lines += _section("missing in the file", [f"{key} {tuple(own[key].shape)}" for key in self.missing])
+        lines += _section("missing in the file", [f"{key} {tuple(expected[key].shape)}" for key in self.missing])
         lines += _section("unknown to the model", [f"{key} {tuple(state[key].shape)}" for key in self.unexpected])
-        shapes = [f"{key}: model {tuple(own[key].shape)}, file {tuple(state[key].shape)}" for key in self.misshaped]
+        shapes = [
+            f"{key}: model {tuple(expected[key].shape)}, file {tuple(state[key].shape)}" for key in self.misshaped
+        ]
         lines += _section("of another shape", shapes)
-        return "\n".join(lines + _hints(self, own, state))
+        return "\n".join(lines + _hints(self, expected, state))
 
 
-def _compare(own: Mapping[str, Tensor], state: Mapping[str, Tensor], allow_missing: tuple[str, ...]) -> _Mismatch:
+def _compare(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], allow_missing: tuple[str, ...]) -> _Mismatch:
     absent_parts = tuple(prefix for prefix in allow_missing if not any(key.startswith(prefix) for key in state))
     return _Mismatch(
-        missing=tuple(key for key in own if key not in state and not key.startswith(absent_parts)),
-        unexpected=tuple(key for key in state if key not in own),
-        misshaped=tuple(key for key in own if key in state and own[key].shape != state[key].shape),
+        missing=tuple(key for key in expected if key not in state and not key.startswith(absent_parts)),
+        unexpected=tuple(key for key in state if key not in expected),
+        misshaped=tuple(key for key in expected if key in state and expected[key].shape != state[key].shape),
     )
 
 
@@ -341,14 +359,14 @@ def _section(title: str, entries: list[str]) -> list[str]:
     return [f"{len(entries)} {title}:", *(f"  {entry}" for entry in entries)] if entries else []
 
 
-def _hints(mismatch: _Mismatch, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+def _hints(mismatch: _Mismatch, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
     """Guess what the user mixed up: the family, the size."""
     hints = []
     if _has_2_1_entries(mismatch.missing):
         hints.append("this is a SAM 2.0 checkpoint and the model is SAM 2.1; use configs/sam2/... or a sam2.1 file")
     if _has_2_1_entries(mismatch.unexpected):
         hints.append("this is a SAM 2.1 checkpoint and the model is SAM 2.0; use configs/sam2.1/... or a sam2 file")
-    size_of_file, size_of_model = _size_of(state), _size_of(own)
+    size_of_file, size_of_model = _size_of(state), _size_of(expected)
     if size_of_file and size_of_model and size_of_file != size_of_model:
         hints.append(f"the file looks like a '{size_of_file}' model, the configuration like '{size_of_model}'")
     return [f"Hint: {hint}." for hint in hints]

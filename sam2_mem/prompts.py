@@ -18,7 +18,8 @@ class Prompt:
 
     Args:
         obj_id: any integer.
-        points: (N, 2) x, y positions, with ``labels`` (N): 1 foreground, 0 background.
+        points: (N, 2) x, y positions.
+        labels: (N) 1 foreground, 0 background.
         box: (4) x0, y0, x1, y1.
         mask: (H, W) bool or 0/1; may be empty ("the object is not here").
         size: (H, W) of the picture the coordinates are measured in; a mask brings its own. None leaves it to whoever
@@ -45,9 +46,9 @@ class Prompt:
             set_(self, "size", tuple(self.mask.shape))
             return
         if (self.points is None) != (self.labels is None):
-            given, missing = ("labels", "points") if self.points is None else ("points", "labels")
+            present, missing = ("labels", "points") if self.points is None else ("points", "labels")
             raise ValueError(
-                f"expected points and labels together, got {given} without {missing}; give one label per point"
+                f"expected points and labels together, got {present} without {missing}; give one label per point"
             )
         if self.points is None and self.box is None:
             raise ValueError("expected points with labels, a box or a mask, got none of them")
@@ -127,9 +128,9 @@ def _box(box: Any, size: tuple[int, int] | None) -> Tensor:
     return box
 
 
-def _inside(xy: Tensor, size: tuple[int, int] | None, what: str) -> None:
+def _inside(xy: Tensor, size: tuple[int, int] | None, name: str) -> None:
     if not torch.isfinite(xy).all():
-        raise ValueError(f"expected finite coordinates, got a {what} at {xy.tolist()}")
+        raise ValueError(f"expected finite coordinates, got a {name} at {xy.tolist()}")
     if size is None:
         return
     height, width = size
@@ -137,6 +138,6 @@ def _inside(xy: Tensor, size: tuple[int, int] | None, what: str) -> None:
     if outside.any():
         x, y = xy[outside][0].tolist()
         raise ValueError(
-            f"expected every {what} inside the picture of width {width} and height {height}, got ({x:g}, {y:g}); "
+            f"expected every {name} inside the picture of width {width} and height {height}, got ({x:g}, {y:g}); "
             "coordinates are x, y in pixels (in 0..1 when normalize_coords=False)"
         )

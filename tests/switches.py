@@ -68,12 +68,12 @@ def whole_maps_through_blocks() -> AbstractContextManager:
 
 def position_map_made_anew() -> AbstractContextManager:
     """For every picture."""
-    return patch.object(hiera.Hiera, "_kept_position", lambda self, *size: self.position_map(*size))
+    return patch.object(hiera.Hiera, "_cached_position", lambda self, *size: self.position_map(*size))
 
 
 def fine_maps_at_full_width() -> AbstractContextManager:
     """Lateral convolutions of the pyramid and those of the decoder one after the other."""
-    return patch.object(fpn, "_through", lambda lateral, head, stage: head(lateral(stage)))
+    return patch.object(fpn, "_fused_convolution", lambda lateral, head, stage: head(lateral(stage)))
 
 
 def all_rows_together() -> AbstractContextManager:

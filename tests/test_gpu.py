@@ -25,7 +25,7 @@ import torch
 from sam2_mem.build_sam import build_policy, build_sam2, build_sam2_video_predictor
 from sam2_mem.config import policy_names
 from sam2_mem.model.attention_operators import Exact, Memory, Packed
-from sam2_mem.model.rope import rotation
+from sam2_mem.model.rope import rotation_at
 from sam2_mem.model.rotary_attention import RotaryAttention
 from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.mask_postprocessing import fill_holes
@@ -235,8 +235,8 @@ def test_rows_of_unequal_length_end_to_end() -> None:
     torch.manual_seed(0)
     attention = RotaryAttention(width=256, key_width=64).to(DEVICE, torch.bfloat16).eval()
     lengths, longest = (700, 300, 44), 700
-    place = rotation(torch.rand(1, 1, longest, 2, device=DEVICE) * 16, 256)
-    here = rotation(torch.rand(1, 1, 128, 2, device=DEVICE) * 16, 256)
+    place = rotation_at(torch.rand(1, 1, longest, 2, device=DEVICE) * 16, 256)
+    here = rotation_at(torch.rand(1, 1, 128, 2, device=DEVICE) * 16, 256)
     key, q = (
         torch.randn(n, m, w, device=DEVICE, dtype=torch.bfloat16) for n, m, w in ((3, longest, 64), (1, 128, 256))
     )

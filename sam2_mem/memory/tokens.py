@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_mem._moved import renamed
-from sam2_mem.model.distiller.windows import mean_of, tube_of
+from sam2_mem.model.distiller.windows import join_entries, mean_tokens
 from sam2_mem.types import Entry, MemoryTokens
 
 
@@ -69,7 +69,7 @@ def pool_tokens(tokens: MemoryTokens, grid: tuple[int, int], factor: int) -> Mem
     if tokens.log_count is None and tokens.xy is not None and len(tokens) == grid[0] * grid[1]:
         return pool_grid(tokens, grid, factor)
     spacing = max(1, round((grid[0] * grid[1] / len(tokens)) ** 0.5))
-    pooled = mean_of(tube_of([tokens], torch.float32), grid, factor * spacing)
+    pooled = mean_tokens(join_entries([tokens], torch.float32), grid, factor * spacing)
     feat = pooled.feat.to(tokens.feat.device, tokens.feat.dtype)
     return MemoryTokens(feat=feat, pos=pooled.pos, xy=pooled.xy, log_count=pooled.log_count)
 

@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_mem.model.acceleration.onednn_linear import plain
+from sam2_mem._moved import renamed
+from sam2_mem.model.acceleration.onednn_linear import on_plain_cpu
 from sam2_mem.model.acceleration.transfer import to_device_async
 from sam2_mem.model.rope import Rotation
 from sam2_mem.model.rotary_attention import RotaryAttention, attend_in_tiles
@@ -32,9 +33,9 @@ from sam2_mem.types import RowBatch
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # torch before 2.10
-    varlen_attn = None
+    varlen_attn = None  # type: ignore[assignment]
 
-Place = Callable[[Tensor], Rotation]
+RotationAt = Callable[[Tensor], Rotation]
 """Coordinates (..., N, 2) -> the rotation of tokens there."""
 
 
@@ -42,22 +43,26 @@ Place = Callable[[Tensor], Rotation]
 class Memory:
     """What the cross-attention of every layer reads: R rows of L tokens.
 
-    ``key`` (R, L, Cm) what key projections see; ``value`` (R, L, Cm); ``turn`` rotations, (R or 1, 1, L, d / 2) each;
-    ``bias`` (R, L) added to logits, -inf for padding, or None; ``pointer`` (R, L) bool, tokens of object pointers;
-    ``lengths`` (R) tokens before padding, None where that is only known on the device; ``counted``: ``bias`` may hold
-    more than padding.
+    Attributes:
+        key: (R, L, Cm) what key projections see.
+        value: (R, L, Cm).
+        rotation: (R or 1, 1, L, d / 2) each.
+        bias: (R, L) added to logits, -inf for padding, or None.
+        pointer: (R, L) bool, tokens of object pointers.
+        lengths: (R) tokens before padding, None where that is only known on the device.
+        counted: ``bias`` may hold more than padding.
     """
 
     key: Tensor
     value: Tensor
-    turn: Rotation
+    rotation: Rotation
     bias: Tensor | None
     pointer: Tensor
     lengths: tuple[int, ...] | None = None
     counted: bool = True
 
     @classmethod
-    def of(cls, rows: RowBatch, place: Place) -> Memory:
+    def of(cls, rows: RowBatch, rotation_at: RotationAt) -> Memory:
         """Rows as they are."""
         pointer = rows.item == rows.num_items
         if rows.bias is not None:
@@ -65,7 +70,7 @@ class Memory:
         return cls(
             key=key_input(rows),
             value=rows.feat,
-            turn=place(rows.xy.unsqueeze(1)),
+            rotation=rotation_at(rows.xy.unsqueeze(1)),
             bias=rows.bias,
             pointer=pointer,
             lengths=rows.lengths,
@@ -76,9 +81,9 @@ class Memory:
     def rows(self) -> int:
         return self.key.shape[0]
 
-    def turn_of(self, row: int) -> Rotation:
+    def rotation_of(self, row: int) -> Rotation:
         """(1, 1, L, d / 2) of one row."""
-        return self.turn.map(lambda t: t if t.shape[0] == 1 else t[row : row + 1])
+        return self.rotation.map(lambda t: t if t.shape[0] == 1 else t[row : row + 1])
 
     def logit_bias(self) -> Tensor:
         """(R, L), zeros where there is none."""
@@ -87,9 +92,11 @@ class Memory:
     def gather(self, index: Tensor, bias: Tensor) -> Memory:
         """Tokens ``index`` (R, N) of every row, with ``bias`` (R, N)."""
         row = torch.arange(self.rows, device=index.device)[:, None]
-        turn = self.turn.map(lambda t: t.expand(self.rows, -1, -1, -1)[row, 0, index].unsqueeze(1))
+        rotation = self.rotation.map(lambda t: t.expand(self.rows, -1, -1, -1)[row, 0, index].unsqueeze(1))
         key, value, pointer = (x[row, index] for x in (self.key, self.value, self.pointer))
-        return replace(self, key=key, value=value, turn=turn, bias=bias, pointer=pointer, lengths=None, counted=True)
+        return replace(
+            self, key=key, value=value, rotation=rotation, bias=bias, pointer=pointer, lengths=None, counted=True
+        )
 
 
 def key_input(rows: RowBatch) -> Tensor:
@@ -99,8 +106,17 @@ def key_input(rows: RowBatch) -> Tensor:
 
 
 class ReadSize(NamedTuple):
-    """Sizes of a read for counting: ``rows`` R, ``queries`` Q, spatial ``tokens`` and pointer tokens (``pointers``) of
-    a row, ``width`` C, ``memory_width`` Cm, ``heads``."""
+    """Sizes of a read, for counting operations.
+
+    Attributes:
+        rows: R.
+        queries: Q.
+        tokens: spatial tokens of a row.
+        pointers: pointer tokens of a row.
+        width: C.
+        memory_width: Cm.
+        heads: of the attention.
+    """
 
     rows: int
     queries: int
@@ -116,16 +132,17 @@ class ReadSize(NamedTuple):
 
 
 class ReadOperator(ABC):
-    """One way to read memory. Frozen; nothing of a video stays on it. ``steady``: what it runs depends on shapes alone,
-    so that it can be recorded (:mod:`sam2_mem.model.acceleration.cuda_graphs`)."""
+    """One way to read memory. Frozen; nothing of a video stays on it."""
 
     @property
     def steady(self) -> bool:
+        """Whether what it runs depends on shapes alone, so that it can be recorded
+        (:mod:`sam2_mem.model.acceleration.cuda_graphs`)."""
         return False
 
-    def prepare(self, rows: RowBatch, place: Place, grid: tuple[int, int]) -> Memory:
+    def prepare(self, rows: RowBatch, rotation_at: RotationAt, grid: tuple[int, int]) -> Memory:
         """What all layers of one frame read; ``grid`` (H, W) of the queries."""
-        return Memory.of(rows, place)
+        return Memory.of(rows, rotation_at)
 
     @abstractmethod
     def __call__(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
@@ -148,7 +165,7 @@ class Exact(ReadOperator):
         return True
 
     def __call__(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
-        k = attention.keys(memory.key, memory.turn)
+        k = attention.keys(memory.key, memory.rotation)
         return attention(q.expand(memory.rows, -1, -1, -1), k, memory.value, memory.bias)
 
     def flops(self, size: ReadSize) -> int:
@@ -161,11 +178,10 @@ class Exact(ReadOperator):
 @dataclass(frozen=True)
 class LowDim(ReadOperator):
     """Values are attended to as they are stored, Cm wide, and projected after: the weights of a query add up to one, so
-    ``softmax(S) (M Wv' + b) = (softmax(S) M) Wv' + b``. Keys cannot: each is rotated by its own place after its
-    projection.
+    ``softmax(S) (M Wv' + b) = (softmax(S) M) Wv' + b``. Keys cannot: each is rotated by its own
+    coordinates after its projection.
 
-    On a CPU without gradient, scores are made in tiles that stay in its cache. Elsewhere the fused kernels of torch do
-    it.
+    On a CPU without gradient, scores are made in tiles that stay in its cache; elsewhere the fused kernels of torch do it.
     Dropout of attention weights, in training, is left to :class:`Exact`.
     """
 
@@ -176,7 +192,7 @@ class LowDim(ReadOperator):
     def __call__(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
         if attention.training and attention.dropout:
             return Exact()(attention, q, memory)
-        read = _read_in_tiles if plain(memory.key) else _read_fused
+        read = _read_in_tiles if on_plain_cpu(memory.key) else _read_fused
         return attention.project_read(read(attention, q, memory))
 
     def flops(self, size: ReadSize) -> int:
@@ -197,15 +213,15 @@ def _read_in_tiles(attention: RotaryAttention, q: Tensor, memory: Memory) -> Ten
     """Weighted means of stored values, (R, heads, Q, Cm), one row after the other."""
     means = []
     for r in range(memory.rows):
-        k = attention.keys(memory.key[r : r + 1], memory.turn_of(r))[0]
+        k = attention.keys(memory.key[r : r + 1], memory.rotation_of(r))[0]
         bias = None if memory.bias is None else memory.bias[r]
-        own = q[r if q.shape[0] > 1 else 0]
-        means.append(torch.stack([attend_in_tiles(x, y, memory.value[r], bias) for x, y in zip(own, k)]))
+        queries = q[r if q.shape[0] > 1 else 0]
+        means.append(torch.stack([attend_in_tiles(x, y, memory.value[r], bias) for x, y in zip(queries, k)]))
     return torch.stack(means)
 
 
 def _read_fused(attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
-    k = attention.keys(memory.key, memory.turn)
+    k = attention.keys(memory.key, memory.rotation)
     heads = attention.num_heads
     value = memory.value.to(k.dtype).unsqueeze(1).expand(-1, heads, -1, -1)
     mask = None if memory.bias is None else memory.bias[:, None, None, :].to(k.dtype)
@@ -227,7 +243,7 @@ class Auto(ReadOperator):
         return LowDim() if 2 * narrow <= wide and scores >= self.least else Exact()
 
     def __call__(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
-        if not plain(memory.key):
+        if not on_plain_cpu(memory.key):
             return Exact()(attention, q, memory)
         length, narrow = memory.key.shape[1:]
         chosen = self._choose(attention.q_proj.out_features, narrow, q.shape[2] * length)
@@ -252,11 +268,11 @@ class Packed(ReadOperator):
     def __call__(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
         if memory.lengths is None or (attention.training and attention.dropout):
             return Exact()(attention, q, memory)
-        k = attention.keys(memory.key, memory.turn)
+        k = attention.keys(memory.key, memory.rotation)
         v = attention.heads(attention.v_proj(memory.value))
         q = q.expand(memory.rows, -1, -1, -1)
         read = _end_to_end if _takes_unequal(q, memory) else _row_by_row
-        return attention.out_proj(read(attention, q, k, v, memory).transpose(1, 2).flatten(2))
+        return attention.out_proj(read(attention, q, k, v, memory, memory.lengths).transpose(1, 2).flatten(2))
 
     def flops(self, size: ReadSize) -> int:
         """For rows of equal length."""
@@ -265,30 +281,34 @@ class Packed(ReadOperator):
 
 def _takes_unequal(q: Tensor, memory: Memory) -> bool:
     half = q.dtype in (torch.float16, torch.bfloat16)
-    plain = half and not memory.counted and not torch.is_grad_enabled()
-    return varlen_attn is not None and q.device.type == "cuda" and plain
+    has_no_counts = half and not memory.counted and not torch.is_grad_enabled()
+    return varlen_attn is not None and q.device.type == "cuda" and has_no_counts
 
 
-def _row_by_row(attention: RotaryAttention, q: Tensor, k: Tensor, v: Tensor, memory: Memory) -> Tensor:
+def _row_by_row(
+    attention: RotaryAttention, q: Tensor, k: Tensor, v: Tensor, memory: Memory, lengths: Sequence[int]
+) -> Tensor:
     """(R, heads, Q, d)."""
+    bias = memory.bias if memory.counted else None
     read = []
-    for r, length in enumerate(memory.lengths):
-        counted = memory.counted and memory.bias is not None
-        mask = memory.bias[r, None, None, None, :length].to(q.dtype) if counted else None
+    for r, length in enumerate(lengths):
+        mask = None if bias is None else bias[r, None, None, None, :length].to(q.dtype)
         read.append(attention.kernel(q[r : r + 1], k[r : r + 1, :, :length], v[r : r + 1, :, :length], attn_mask=mask))
     return torch.cat(read)
 
 
-def _end_to_end(attention: RotaryAttention, q: Tensor, k: Tensor, v: Tensor, memory: Memory) -> Tensor:
+def _end_to_end(
+    attention: RotaryAttention, q: Tensor, k: Tensor, v: Tensor, memory: Memory, lengths: tuple[int, ...]
+) -> Tensor:
     """(R, heads, Q, d)."""
-    rows, queries, lengths = len(q), q.shape[2], memory.lengths
+    rows, queries = len(q), q.shape[2]
     ends_q, ends_k = _ends((queries,) * rows, q.device), _ends(lengths, q.device)
     packed_k, packed_v = (
         torch.cat([x[r, :, :length].transpose(0, 1) for r, length in enumerate(lengths)]).contiguous() for x in (k, v)
     )
     packed_q = q.transpose(1, 2).flatten(0, 1).contiguous()
     read = varlen_attn(packed_q, packed_k, packed_v, ends_q, ends_k, queries, max(lengths), scale=attention.scale)
-    return read.unflatten(0, (rows, queries)).transpose(1, 2)
+    return cast("Tensor", read).unflatten(0, (rows, queries)).transpose(1, 2)
 
 
 @lru_cache(maxsize=64)
@@ -303,16 +323,17 @@ def _ends(lengths: tuple[int, ...], device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Pooled(ReadOperator):
-    """Tokens of one read item whose places share a block of ``factor`` x ``factor`` cells are read as one: the mean of
+    """Tokens of one read item whose coordinates share a block of ``factor`` x ``factor`` cells are read as one: the mean of
     their keys and values, with the logarithm of their number added to its logit. Object pointers are not pooled, nor
-    are tokens without a place. Tokens that stand for several already count as that many. Equal tokens in every block:
+    are tokens without coordinates. Tokens that stand for several already count as that many. Equal tokens in every block:
     exact.
 
-    A mean is turned by the mean of its tokens' rotations, which is the mean of their rotated keys as far as the keys
+    A mean is rotated by the mean of its tokens' rotations, which is the mean of their rotated keys as far as the keys
     are equal before rotation.
 
     Args:
-        factor: side of a block in cells. then: the operator that reads the pooled memory.
+        factor: side of a block in cells.
+        then: the operator that reads the pooled memory.
     """
 
     factor: int = 2
@@ -322,8 +343,8 @@ class Pooled(ReadOperator):
         if self.factor < 1:
             raise ValueError(f"expected factor >= 1, got {self.factor}")
 
-    def prepare(self, rows: RowBatch, place: Place, grid: tuple[int, int]) -> Memory:
-        return merge(self.then.prepare(rows, place, grid), self._groups(rows, grid))
+    def prepare(self, rows: RowBatch, rotation_at: RotationAt, grid: tuple[int, int]) -> Memory:
+        return merge(self.then.prepare(rows, rotation_at, grid), self._groups(rows, grid))
 
     def _groups(self, rows: RowBatch, grid: tuple[int, int]) -> Tensor:
         """(R, L) numbers, equal for tokens of a row that become one."""
@@ -331,12 +352,11 @@ class Pooled(ReadOperator):
         cell = (rows.xy / self.factor).floor().long()
         block = cell[..., 0].clamp(0, across - 1) + across * cell[..., 1].clamp(0, down - 1)
         shared = block + across * down * rows.item
-        alone = across * down * (rows.num_items + 1) + torch.arange(rows.item.shape[1], device=rows.item.device)
-        return torch.where(self._placed(rows), shared, alone)
+        separate = across * down * (rows.num_items + 1) + torch.arange(rows.item.shape[1], device=rows.item.device)
+        return torch.where(self._has_coordinates(rows), shared, separate)
 
-    def _placed(self, rows: RowBatch) -> Tensor:
-        """(R, L) bool: spatial tokens that have a place. Of several at the origin in one item, all may be without
-        one."""
+    def _has_coordinates(self, rows: RowBatch) -> Tensor:
+        """(R, L) bool: spatial tokens that have coordinates. Of several at the origin in one item, all may have none."""
         origin = (rows.xy == 0).all(-1).expand_as(rows.item)
         crowd = torch.zeros(rows.rows, rows.num_items + 1, dtype=torch.long, device=origin.device)
         crowd.scatter_add_(1, rows.item, origin.long())
@@ -357,12 +377,14 @@ def merge(memory: Memory, group: Tensor) -> Memory:
     merged = [_merge_row(memory, r, group[r], bias[r]) for r in range(memory.rows)]
     longest = max(len(row.bias) for row in merged)
     rows = [row.padded(longest) for row in merged]
-    key, value, cos, sin, log_count, pointer = (torch.stack(parts) for parts in zip(*rows))
-    turn = Rotation.of(cos.unsqueeze(1), sin.unsqueeze(1))
-    return replace(memory, key=key, value=value, turn=turn, bias=log_count, pointer=pointer, lengths=None, counted=True)
+    key, value, cos, sin, log_count, pointer = (torch.stack(column) for column in zip(*rows))
+    rotation = Rotation.of(cos.unsqueeze(1), sin.unsqueeze(1))
+    return replace(
+        memory, key=key, value=value, rotation=rotation, bias=log_count, pointer=pointer, lengths=None, counted=True
+    )
 
 
-class _Merged(NamedTuple):
+class _MergedRow(NamedTuple):
     """One row of G tokens."""
 
     key: Tensor
@@ -372,31 +394,33 @@ class _Merged(NamedTuple):
     bias: Tensor
     pointer: Tensor
 
-    def padded(self, length: int) -> _Merged:
+    def padded(self, length: int) -> _MergedRow:
         missing = length - len(self.bias)
         if not missing:
             return self
-        wide = (F.pad(x, (0, 0, 0, missing)) for x in self[:4])
+        key, value, cos, sin = (F.pad(x, (0, 0, 0, missing)) for x in self[:4])
         bias = F.pad(self.bias, (0, missing), value=float("-inf"))
-        return _Merged(*wide, bias, F.pad(self.pointer, (0, missing)))
+        return _MergedRow(key, value, cos, sin, bias, F.pad(self.pointer, (0, missing)))
 
 
-def _merge_row(memory: Memory, row: int, group: Tensor, bias: Tensor) -> _Merged:
+def _merge_row(memory: Memory, row: int, group: Tensor, bias: Tensor) -> _MergedRow:
     real = bias.isfinite().nonzero()[:, 0]
-    kinds, which = group[real].unique(return_inverse=True)
+    groups, member = group[real].unique(return_inverse=True)
     count = bias[real].float().exp()
-    total = count.new_zeros(len(kinds)).index_add_(0, which, count)
-    share = (count / total[which]).unsqueeze(-1)
-    turn = memory.turn_of(row)
+    total = count.new_zeros(len(groups)).index_add_(0, member, count)
+    share = (count / total[member]).unsqueeze(-1)
+    rotation = memory.rotation_of(row)
 
     def mean(x: Tensor) -> Tensor:
         weighted = x[real].float() * share
-        return weighted.new_zeros(len(kinds), x.shape[1]).index_add_(0, which, weighted).to(x.dtype)
+        return weighted.new_zeros(len(groups), x.shape[1]).index_add_(0, member, weighted).to(x.dtype)
 
-    key, value, cos, sin = (mean(x) for x in (memory.key[row], memory.value[row], turn.cos[0, 0], turn.sin[0, 0]))
-    pointer = torch.zeros(len(kinds), dtype=torch.bool, device=which.device)
-    pointer[which] = memory.pointer[row][real]
-    return _Merged(key, value, cos, sin, total.log().to(bias.dtype), pointer)
+    key, value, cos, sin = (
+        mean(x) for x in (memory.key[row], memory.value[row], rotation.cos[0, 0], rotation.sin[0, 0])
+    )
+    pointer = torch.zeros(len(groups), dtype=torch.bool, device=member.device)
+    pointer[member] = memory.pointer[row][real]
+    return _MergedRow(key, value, cos, sin, total.log().to(bias.dtype), pointer)
 
 
 @dataclass(frozen=True)
@@ -405,7 +429,8 @@ class TopK(ReadOperator):
     saves little; it is what :class:`BlockTopK` approximates. With ``k`` of all tokens: exact.
 
     Args:
-        k: tokens per query and head; more where scores tie. chunk: queries at a time.
+        k: tokens per query and head; more where scores tie.
+        chunk: queries at a time.
     """
 
     k: int = 512
@@ -415,12 +440,12 @@ class TopK(ReadOperator):
         _check_positive(k=self.k, chunk=self.chunk)
 
     def __call__(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
-        keys = attention.keys(memory.key, memory.turn).transpose(-1, -2)
+        keys = attention.keys(memory.key, memory.rotation).transpose(-1, -2)
         bias = memory.logit_bias()[:, None, None, :]
         pointer = memory.pointer[:, None, None, :]
         means = []
-        for part in (q * attention.scale).split(self.chunk, dim=2):
-            scores = part @ keys + bias
+        for queries in (q * attention.scale).split(self.chunk, dim=2):
+            scores = queries @ keys + bias
             weights = scores.masked_fill(~(pointer | self._best(scores, pointer)), float("-inf")).softmax(-1)
             weights = F.dropout(weights, attention.dropout, attention.training)
             means.append(weights @ memory.value.unsqueeze(1).to(weights.dtype))
@@ -428,8 +453,8 @@ class TopK(ReadOperator):
 
     def _best(self, scores: Tensor, pointer: Tensor) -> Tensor:
         spatial = scores.masked_fill(pointer, float("-inf"))
-        least = spatial.topk(min(self.k, scores.shape[-1]), dim=-1).values[..., -1:]
-        return spatial >= least
+        threshold = spatial.topk(min(self.k, scores.shape[-1]), dim=-1).values[..., -1:]
+        return spatial >= threshold
 
     def flops(self, size: ReadSize) -> int:
         attend = size.queries * size.length * (size.width + size.heads * size.memory_width)
@@ -442,8 +467,9 @@ class BlockTopK(ReadOperator):
     mean query, and each of their queries attends to those and to all object pointers. With ``k`` of all tokens: exact.
 
     Args:
-        k: tokens per block and head. side: of a block in cells; the largest divisor it shares with the side of the grid
-            is used. chunk: blocks at a time.
+        k: tokens per block and head.
+        side: of a block in cells; the largest divisor it shares with the side of the grid is used.
+        chunk: blocks at a time.
     """
 
     k: int = 1024
@@ -453,13 +479,13 @@ class BlockTopK(ReadOperator):
     def __post_init__(self) -> None:
         _check_positive(k=self.k, side=self.side, chunk=self.chunk)
 
-    def prepare(self, rows: RowBatch, place: Place, grid: tuple[int, int]) -> Memory:
-        return _Blocked.around(Memory.of(rows, place), grid, self.side)
+    def prepare(self, rows: RowBatch, rotation_at: RotationAt, grid: tuple[int, int]) -> Memory:
+        return _BlockedMemory.around(Memory.of(rows, rotation_at), grid, self.side)
 
     def __call__(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
-        assert isinstance(memory, _Blocked), "memory comes from this operator's own prepare"
+        assert isinstance(memory, _BlockedMemory), "memory comes from this operator's own prepare"
         blocks = memory.split(q)
-        keys = attention.keys(memory.key, memory.turn)
+        keys = attention.keys(memory.key, memory.rotation)
         means = [
             torch.stack(
                 [
@@ -477,11 +503,13 @@ class BlockTopK(ReadOperator):
         rank = (blocks.mean(1) * attention.scale @ keys.t() + bias).masked_fill(memory.pointer[row], float("inf"))
         count = self.k + int(memory.pointer[row].sum())
         chosen = rank.topk(min(count, len(bias)), dim=-1).indices
-        drop = attention.dropout if attention.training else 0.0
+        dropout = attention.dropout if attention.training else 0.0
         means = []
-        for part, index in zip(blocks.split(self.chunk), chosen.split(self.chunk)):
-            mask = bias[index].unsqueeze(1).to(part.dtype)
-            means.append(F.scaled_dot_product_attention(part, keys[index], value[index].to(part.dtype), mask, drop))
+        for queries, index in zip(blocks.split(self.chunk), chosen.split(self.chunk)):
+            mask = bias[index].unsqueeze(1).to(queries.dtype)
+            means.append(
+                F.scaled_dot_product_attention(queries, keys[index], value[index].to(queries.dtype), mask, dropout)
+            )
         return torch.cat(means)
 
     def flops(self, size: ReadSize) -> int:
@@ -492,14 +520,14 @@ class BlockTopK(ReadOperator):
 
 
 @dataclass(frozen=True, eq=False)
-class _Blocked(Memory):
+class _BlockedMemory(Memory):
     """Memory for queries of ``grid`` (H, W) that are read in blocks of ``side``."""
 
     grid: tuple[int, int] = (1, 1)
     side: int = 1
 
     @classmethod
-    def around(cls, memory: Memory, grid: tuple[int, int], side: int) -> _Blocked:
+    def around(cls, memory: Memory, grid: tuple[int, int], side: int) -> _BlockedMemory:
         side = math.gcd(side, *grid)
         return cls(**{f.name: getattr(memory, f.name) for f in fields(memory)}, grid=grid, side=side)
 
@@ -521,7 +549,8 @@ class SparsePointers(ReadOperator):
     memory is left to ``then``. With ``keep`` of all pointers: exact.
 
     Args:
-        keep: pointers per row. then: the operator that reads what is left.
+        keep: pointers per row.
+        then: the operator that reads what is left.
     """
 
     keep: int = 4
@@ -530,31 +559,31 @@ class SparsePointers(ReadOperator):
     def __post_init__(self) -> None:
         _check_positive(keep=self.keep)
 
-    def prepare(self, rows: RowBatch, place: Place, grid: tuple[int, int]) -> Memory:
-        return self.then.prepare(rows, place, grid)
+    def prepare(self, rows: RowBatch, rotation_at: RotationAt, grid: tuple[int, int]) -> Memory:
+        return self.then.prepare(rows, rotation_at, grid)
 
     def __call__(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
-        return self.then(attention, q, self._thinned(attention, q, memory))
+        return self.then(attention, q, self._with_best_pointers(attention, q, memory))
 
-    def _thinned(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Memory:
+    def _with_best_pointers(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Memory:
         bias = memory.logit_bias()
         mean = q.mean(2).expand(memory.rows, -1, -1)
-        kept = [self._kept(attention, mean[r], memory, r, bias[r].isfinite()) for r in range(memory.rows)]
-        longest = max(len(index) for index in kept)
-        index = torch.stack([F.pad(i, (0, longest - len(i))) for i in kept])
-        ends = torch.tensor([len(i) for i in kept], device=index.device)
+        indices = [self._token_index(attention, mean[r], memory, r, bias[r].isfinite()) for r in range(memory.rows)]
+        longest = max(len(index) for index in indices)
+        index = torch.stack([F.pad(i, (0, longest - len(i))) for i in indices])
+        ends = torch.tensor([len(i) for i in indices], device=index.device)
         beyond = torch.arange(longest, device=index.device) >= ends[:, None]
         return memory.gather(index, bias.gather(1, index).masked_fill(beyond, float("-inf")))
 
-    def _kept(self, attention: RotaryAttention, mean: Tensor, memory: Memory, row: int, real: Tensor) -> Tensor:
+    def _token_index(self, attention: RotaryAttention, mean: Tensor, memory: Memory, row: int, real: Tensor) -> Tensor:
         """Indices of the tokens of one row that are read; ``mean`` (heads, d) query, ``real`` (L) bool, not padding."""
         pointer = memory.pointer[row]
         spatial, tokens = (real & ~pointer).nonzero()[:, 0], pointer.nonzero()[:, 0]
         split = attention.q_proj.out_features // attention.k_proj.in_features
         if len(tokens) <= self.keep * split:
             return torch.cat([spatial, tokens])
-        turn = memory.turn_of(row).map(lambda t: t[:, :, tokens])
-        keys = attention.keys(memory.key[row : row + 1, tokens], turn)[0]
+        rotation = memory.rotation_of(row).map(lambda t: t[:, :, tokens])
+        keys = attention.keys(memory.key[row : row + 1, tokens], rotation)[0]
         scores = (keys @ mean.unsqueeze(-1)).squeeze(-1).float() * attention.scale
         by_pointer = scores.unflatten(-1, (-1, split)).logsumexp(-1).logsumexp(0)
         best = by_pointer.topk(self.keep).indices.sort().values
@@ -570,3 +599,6 @@ def _check_positive(**settings: int) -> None:
     for name, value in settings.items():
         if value < 1:
             raise ValueError(f"expected {name} >= 1, got {value}")
+
+
+__getattr__ = renamed(__name__)

@@ -40,43 +40,42 @@ def grid_xy(height: int, width: int, device: torch.device) -> Tensor:
         return grid_coordinates(height, width, device=device)
 
 
-class _Kept(NamedTuple):
-    """A tensor, what it was made for, and the weights it was made from as they were then."""
+class _CachedTensor(NamedTuple):
+    """A tensor, the sizes it was made for, and the weights it was made from as they were then."""
 
     sizes: tuple[int, ...]
     weights: tuple[Tensor | tuple[int, int], ...]
-    made: Tensor
+    tensor: Tensor
 
 
-_KEPT: WeakIdKeyDictionary = WeakIdKeyDictionary()
+_CACHE: WeakIdKeyDictionary = WeakIdKeyDictionary()
 """By the first of the weights, which are not kept alive by this."""
 
 
-def kept(weights: Sequence[Tensor], sizes: tuple[int, ...], make: Callable[[], Tensor]) -> Tensor:
+def cached(weights: Sequence[Tensor], sizes: tuple[int, ...], make: Callable[[], Tensor]) -> Tensor:
     """``make()``, or what it gave last time for the same ``sizes`` and unchanged ``weights``.
 
-    One result is kept for each group of weights. It is always made anew where a gradient is to flow and under a
-    compiler.
-    Weights on a CPU are compared by value; elsewhere, where that would wait for the device, by place and version, so a
+    One result is kept for each group of weights. It is always made anew where a gradient is to flow and under a compiler.
+    Weights on a CPU are compared by value; elsewhere, where that would wait for the device, by address and version, so a
     write through ``.data`` goes unnoticed there.
     """
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(w.requires_grad for w in weights)):
         return make()
-    held = _KEPT.get(weights[0])
-    if held is not None and held.sizes == sizes and all(_unchanged(w, was) for w, was in zip(weights, held.weights)):
-        return held.made
+    entry = _CACHE.get(weights[0])
+    if entry is not None and entry.sizes == sizes and all(map(_unchanged, weights, entry.weights)):
+        return entry.tensor
     with torch.inference_mode(False), torch.no_grad():
-        _KEPT[weights[0]] = _Kept(sizes, tuple(_state(w) for w in weights), make())
-    return _KEPT[weights[0]].made
+        _CACHE[weights[0]] = _CachedTensor(sizes, tuple(_snapshot(w) for w in weights), make())
+    return _CACHE[weights[0]].tensor
 
 
-def _state(weight: Tensor) -> Tensor | tuple[int, int]:
+def _snapshot(weight: Tensor) -> Tensor | tuple[int, int]:
     if weight.device.type == "cpu":
         return weight.detach().clone()
     return (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
 
 
-def _unchanged(weight: Tensor, was: Tensor | tuple[int, int]) -> bool:
-    if isinstance(was, tuple):
-        return weight.device.type != "cpu" and _state(weight) == was
-    return weight.device == was.device and weight.dtype == was.dtype and torch.equal(weight, was)
+def _unchanged(weight: Tensor, before: Tensor | tuple[int, int]) -> bool:
+    if isinstance(before, tuple):
+        return weight.device.type != "cpu" and _snapshot(weight) == before
+    return weight.device == before.device and weight.dtype == before.dtype and torch.equal(weight, before)

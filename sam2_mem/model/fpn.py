@@ -2,12 +2,13 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam2_mem.model.cached_positions import kept
+from sam2_mem.model.cached_positions import cached
 from sam2_mem.model.trunks.hiera import Hiera
 
 NO_HEADS: Mapping[int, nn.Conv2d] = {}
@@ -51,22 +52,26 @@ class FpnNeck(nn.Module):
         if unused or not set(heads) <= set(range(len(maps))):
             raise ValueError(f"expected heads of levels that take no part in the top-down path, got {sorted(heads)}")
         for level, conv, stage in zip(reversed(range(len(maps))), self.convs, reversed(maps)):
-            lateral = _through(conv.conv, heads[level], stage) if level in heads else conv(stage)
+            lateral = _fused_convolution(_lateral(conv), heads[level], stage) if level in heads else conv(stage)
             add_coarser = merged and level in self.top_down_levels
             merged.append(lateral + self._upsample(merged[-1]) if add_coarser else lateral)
         return merged[::-1]
 
     def _upsample(self, coarse: Tensor) -> Tensor:
         """Nearest neighbour to twice the size; the sum runs in the precision of the weights, also under autocast."""
-        precise = coarse.to(self.convs[0].conv.weight.dtype)
+        precise = coarse.to(_lateral(self.convs[0]).weight.dtype)
         return F.interpolate(precise, scale_factor=2.0, mode="nearest")
 
 
-def _through(lateral: nn.Conv2d, head: nn.Conv2d, stage: Tensor) -> Tensor:
+def _lateral(level: nn.Module) -> nn.Conv2d:
+    return cast("nn.Conv2d", level.conv)
+
+
+def _fused_convolution(lateral: nn.Conv2d, head: nn.Conv2d, stage: Tensor) -> Tensor:
     """``head(lateral(stage))`` as one convolution, which is an eighth of the work."""
-    weights = (lateral.weight, lateral.bias, head.weight, head.bias)
-    both = kept(weights, (), lambda: _product(*weights))
-    return F.conv2d(stage, both[:, :-1, None, None], both[:, -1])
+    weights = cast("tuple[Tensor, ...]", (lateral.weight, lateral.bias, head.weight, head.bias))
+    product = cached(weights, (), lambda: _product(*weights))
+    return F.conv2d(stage, product[:, :-1, None, None], product[:, -1])
 
 
 def _product(weight: Tensor, bias: Tensor, head_weight: Tensor, head_bias: Tensor) -> Tensor:

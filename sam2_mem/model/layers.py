@@ -26,9 +26,9 @@ class MLP(nn.Module):
         super().__init__()
         if num_layers < 1:
             raise ValueError(f"expected num_layers >= 1, got {num_layers}; use 1 for a single linear layer")
-        known = sorted(ACTIVATIONS.keys() - {"none"})
-        if activation not in known:
-            raise ValueError(f"expected activation in {known}, got {activation!r}; choose one of them")
+        valid = sorted(ACTIVATIONS.keys() - {"none"})
+        if activation not in valid:
+            raise ValueError(f"expected activation in {valid}, got {activation!r}; choose one of them")
         widths = [input_dim, *[hidden_dim] * (num_layers - 1), output_dim]
         self.layers = nn.ModuleList(Linear(n_in, n_out) for n_in, n_out in pairwise(widths))
         self.activation = activation

@@ -1,13 +1,14 @@
 """Memory attention: image features attend to themselves and to the rows that a policy has read (SAM 2, section 4).
 
-All rows of a batch look at the same frame but at their own memory. A row may carry a gain per key, a bias per logit
+All rows of a batch see the same frame, each with its own memory. A row may carry a gain per key, a bias per logit
 (log-counts, padding) and can be asked how much attention each token or item received.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from sam2_mem.model.acceleration.onednn_linear import Linear
 from sam2_mem.model.attention_operators import Auto, ReadOperator, key_input
-from sam2_mem.model.rope import Rotation, grid_coordinates, rotation
+from sam2_mem.model.rope import Rotation, grid_coordinates, rotation_at
 from sam2_mem.model.rotary_attention import RotaryAttention
 from sam2_mem.types import ReadUsage, RowBatch, Usage
 
@@ -45,20 +46,20 @@ class MemoryAttentionLayer(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.drop = nn.Dropout(dropout)
 
-    def look_around(self, x: Tensor, here: Rotation) -> Tensor:
-        """Self-attention, (B, Q, C) -> (B, Q, C)."""
+    def self_attention(self, x: Tensor, rotation: Rotation) -> Tensor:
+        """(B, Q, C) -> (B, Q, C)."""
         y = self.norm1(x)
         attn = self.self_attn
-        return x + self.drop(attn(attn.queries(y, here), attn.keys(y, here), y))
+        return x + self.drop(attn(attn.queries(y, rotation), attn.keys(y, rotation), y))
 
-    def memory_query(self, x: Tensor, here: Rotation, code: Tensor | None = None) -> Tensor:
+    def memory_query(self, x: Tensor, rotation: Rotation, code: Tensor | None = None) -> Tensor:
         y = self.norm2(x)
-        return self.cross_attn_image.queries(y if code is None else y + code, here)
+        return self.cross_attn_image.queries(y if code is None else y + code, rotation)
 
-    def memory_key(self, rows: RowBatch, there: Rotation) -> Tensor:
-        return self.cross_attn_image.keys(key_input(rows), there)
+    def memory_key(self, rows: RowBatch, rotation: Rotation) -> Tensor:
+        return self.cross_attn_image.keys(key_input(rows), rotation)
 
-    def think(self, x: Tensor) -> Tensor:
+    def feed_forward(self, x: Tensor) -> Tensor:
         return x + self.drop(self.linear2(self.drop(self.linear1(self.norm3(x), "relu"))))
 
 
@@ -66,8 +67,14 @@ class MemoryAttention(nn.Module):
     """A stack of layers over rows.
 
     Args:
-        width: C. memory_width: Cm. num_layers, feedforward, num_heads, dropout: as in SAM 2 (4, 2048, 1, 0.1).
-        rope_theta: base of the rotary frequencies. usage_layer: layer whose cross-attention is reported as usage.
+        width: C.
+        memory_width: Cm.
+        num_layers: 4 in SAM 2.
+        feedforward: width of the feed-forward networks.
+        num_heads: 1 in SAM 2.
+        dropout: in training only.
+        rope_theta: base of the rotary frequencies.
+        usage_layer: layer whose cross-attention is reported as usage.
         usage_chunk: queries per chunk when the attention of that layer is recomputed for usage.
         operator: how cross-attention reads memory, see :mod:`sam2_mem.model.attention_operators`; None for ``Auto()``.
             Usage is that of exact attention to the tokens as they are stored, whatever the operator.
@@ -94,12 +101,13 @@ class MemoryAttention(nn.Module):
         self.usage_layer = usage_layer
         self.usage_chunk = usage_chunk
         self.operator = Auto() if operator is None else operator
-        self.layers = nn.ModuleList(
+        layers = [
             MemoryAttentionLayer(
                 width=width, memory_width=memory_width, feedforward=feedforward, num_heads=num_heads, dropout=dropout
             )
             for _ in range(num_layers)
-        )
+        ]
+        self.layers = cast("Sequence[MemoryAttentionLayer]", nn.ModuleList(layers))
         self.norm = nn.LayerNorm(width)
 
     @property
@@ -118,26 +126,29 @@ class MemoryAttention(nn.Module):
         """Condition one frame on R rows.
 
         Args:
-            low, low_pos: (Q, C), or (R, Q, C) where rows look at different frames. grid: (H, W) with H * W = Q. rows: R
-            rows of memory. usage: statistics wanted.
-            query_code: (1, C) added to what every cross-attention asks with.
+            low: (Q, C) features, or (R, Q, C) where rows belong to different frames.
+            low_pos: their positions, of the same shape.
+            grid: (H, W) with H * W = Q.
+            rows: R rows of memory.
+            usage: statistics to report.
+            query_code: (1, C) added to the queries of every cross-attention.
 
         Returns:
-            features (R, Q, C) and, if asked for, the attention mass of ``usage_layer`` per row.
+            Features (R, Q, C) and, if asked for, the attention mass of ``usage_layer`` per row.
         """
-        place = partial(rotation, dim=self.head_width, theta=self.rope_theta)
-        here = place(grid_coordinates(*grid, device=low.device))
-        memory = self.operator.prepare(rows, place, grid)
+        rotation_of = partial(rotation_at, dim=self.head_width, theta=self.rope_theta)
+        grid_rotation = rotation_of(grid_coordinates(*grid, device=low.device))
+        memory = self.operator.prepare(rows, rotation_of, grid)
         x = self._start(low + 0.1 * low_pos, rows)
         report = None
         for i, layer in enumerate(self.layers):
-            x = layer.look_around(x, here)
-            q = layer.memory_query(x, here, query_code)
+            x = layer.self_attention(x, grid_rotation)
+            q = layer.memory_query(x, grid_rotation, query_code)
             if usage is not Usage.NONE and i == self.usage_layer:
-                k = layer.memory_key(rows, place(rows.xy.unsqueeze(1)))
+                k = layer.memory_key(rows, rotation_of(rows.xy.unsqueeze(1)))
                 report = measure_usage(q.expand(rows.rows, -1, -1, -1), k, rows, usage, chunk=self.usage_chunk)
             x = x + layer.drop(self.operator(layer.cross_attn_image, q, memory))
-            x = layer.think(x)
+            x = layer.feed_forward(x)
         return Attended(self.norm(x), report)
 
     def _start(self, image: Tensor, rows: RowBatch) -> Tensor:
@@ -159,8 +170,8 @@ def measure_usage(q: Tensor, k: Tensor, rows: RowBatch, usage: Usage, *, chunk: 
     member = F.one_hot(rows.item, rows.num_items + 1)[..., : rows.num_items].float()
     mass = torch.zeros(rows.rows, rows.feat.shape[1], device=q.device)
     by_query = []
-    for part in q.float().split(chunk, dim=2):
-        logits = part @ k.float().transpose(-1, -2) * scale
+    for queries in q.float().split(chunk, dim=2):
+        logits = queries @ k.float().transpose(-1, -2) * scale
         weight = (logits if bias is None else logits + bias).softmax(-1).mean(1)
         mass += weight.sum(1)
         if usage is Usage.ITEMS_BY_QUERY:
@@ -176,4 +187,4 @@ def _per_item(mass: Tensor, item: Tensor, num_items: int) -> tuple[Tensor, ...]:
     """Split (L) into one tensor per item; items are contiguous and in order, the rest is pointers and padding."""
     sizes = torch.bincount(item, minlength=num_items + 1)[:num_items].tolist()
     spatial = mass[: sum(sizes)]
-    return tuple(part for part in spatial.split(sizes) if part.numel())
+    return tuple(tokens for tokens in spatial.split(sizes) if tokens.numel())

@@ -23,13 +23,13 @@ class MaskDownsampler(nn.Module):
         layers: list[nn.Module] = []
         channels = 1
         for _ in range(steps):
-            wider = channels * stride**2
+            out_channels = channels * stride**2
             layers += [
-                nn.Conv2d(channels, wider, kernel_size, stride=stride, padding=kernel_size // 2),
-                LayerNorm2d(wider),
+                nn.Conv2d(channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2),
+                LayerNorm2d(out_channels),
                 nn.GELU(),
             ]
-            channels = wider
+            channels = out_channels
         layers.append(nn.Conv2d(channels, width, kernel_size=1))
         self.encoder = nn.Sequential(*layers)
 
@@ -74,7 +74,10 @@ class MemoryEncoder(nn.Module):
     """Image features + mask -> memory map.
 
     Args:
-        width: C of the image features. memory_width: Cm of the memory. fuser_layers, layer_scale: of the ConvNeXt blocks.
+        width: C of the image features.
+        memory_width: Cm of the memory.
+        fuser_layers: number of ConvNeXt blocks.
+        layer_scale: initial scale of their residual branches.
         distiller: what the tokens of one frame are; the grid itself by default.
     """
 

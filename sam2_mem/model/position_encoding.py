@@ -59,6 +59,7 @@ class RandomFourierPosition(nn.Module):
         super().__init__()
         if channels % 2:
             raise ValueError(f"expected an even number of channels, got {channels}; half are sines, half cosines")
+        self.positional_encoding_gaussian_matrix: Tensor
         self.register_buffer("positional_encoding_gaussian_matrix", scale * torch.randn(2, channels // 2))
 
     def forward(self, xy: Tensor) -> Tensor:

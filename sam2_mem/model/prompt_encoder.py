@@ -1,5 +1,8 @@
 """Prompts (points, box corners, a mask) to embeddings for the mask decoder."""
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +26,8 @@ class PromptEncoder(nn.Module):
         self.image_size = image_size
         self.mask_input_size = 4 * image_embedding_size
         self.pe_layer = RandomFourierPosition(channels=embed_dim)
-        self.point_embeddings = nn.ModuleList(nn.Embedding(1, embed_dim) for _ in range(POINT_LABELS))
+        embeddings = nn.ModuleList(nn.Embedding(1, embed_dim) for _ in range(POINT_LABELS))
+        self.point_embeddings = cast("Sequence[nn.Embedding]", embeddings)
         self.not_a_point_embed = nn.Embedding(1, embed_dim)
         self.no_mask_embed = nn.Embedding(1, embed_dim)
         self.mask_downscaling = nn.Sequential(
@@ -85,9 +89,11 @@ class PromptEncoder(nn.Module):
         return self.mask_downscaling(mask_logits)
 
 
-def _batch_size(points: Tensor | None, mask_logits: Tensor | None, asked: int | None) -> int:
+def _batch_size(points: Tensor | None, mask_logits: Tensor | None, batch_size: int | None) -> int:
     """The one number of objects that all prompts agree on."""
-    sizes = {len(x) for x in (points, mask_logits) if x is not None} | ({asked} if asked is not None else set())
+    sizes = {len(x) for x in (points, mask_logits) if x is not None} | (
+        {batch_size} if batch_size is not None else set()
+    )
     if len(sizes) > 1:
         raise ValueError(f"expected prompts of one batch size, got {sorted(sizes)}; give every object each prompt")
     return sizes.pop() if sizes else 1

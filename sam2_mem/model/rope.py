@@ -1,7 +1,7 @@
 """Rotary position encoding with one coordinate pair per token (axial RoPE; Su et al. 2021, Heo et al. 2024).
 
 SAM 2 rotates keys by the cell of a fixed grid. Here every token carries its own (x, y), so that entries of any length,
-pooled cells and prototypes keep the place they came from. Half of the channel pairs turn with x, half with y. The pair
+pooled cells and prototypes keep the coordinates they came from. Half of the channel pairs turn with x, half with y. The pair
 (0, 0) turns nothing: a token without coordinates is a token at cell (0, 0).
 """
 
@@ -13,12 +13,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sam2_mem._moved import renamed
+
 
 class Rotation(NamedTuple):
     """How every channel pair of every token turns, (..., N, dim / 2).
 
-    ``cos`` and ``sin`` float32; ``polar`` the same as complex numbers, which eager kernels multiply in one pass. None
-    where a compiler, which cannot fuse complex numbers, writes the kernel.
+    Attributes:
+        cos: float32.
+        sin: float32.
+        polar: the same as complex numbers, which eager kernels multiply in one pass; None where a compiler, which cannot
+            fuse complex numbers, writes the kernel.
     """
 
     cos: Tensor
@@ -41,7 +46,7 @@ def grid_coordinates(height: int, width: int, *, device: torch.device | str | No
     return torch.stack([x, y], dim=-1).reshape(-1, 2).float()
 
 
-def rotation(xy: Tensor, dim: int, *, theta: float = 10000.0) -> Rotation:
+def rotation_at(xy: Tensor, dim: int, *, theta: float = 10000.0) -> Rotation:
     """Rotation of tokens at ``xy`` (..., N, 2) for features of ``dim`` channels (a multiple of 4)."""
     if dim % 4:
         raise ValueError(f"expected a width that is a multiple of 4 for rotary encoding, got {dim}")
@@ -51,11 +56,14 @@ def rotation(xy: Tensor, dim: int, *, theta: float = 10000.0) -> Rotation:
     return Rotation.of(angle.cos(), angle.sin())
 
 
-def rotate(x: Tensor, by: Rotation) -> Tensor:
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Turn neighbouring channel pairs of ``x`` (..., N, dim); computed in float32, returned in the dtype of ``x``."""
     pairs = x.float().unflatten(-1, (-1, 2))
-    if by.polar is not None:
-        return torch.view_as_real(torch.view_as_complex(pairs) * by.polar).flatten(-2).to(x.dtype)
+    if rotation.polar is not None:
+        return torch.view_as_real(torch.view_as_complex(pairs) * rotation.polar).flatten(-2).to(x.dtype)
     even, odd = pairs.unbind(-1)
-    turned = torch.stack([even * by.cos - odd * by.sin, even * by.sin + odd * by.cos], dim=-1)
-    return turned.flatten(-2).to(x.dtype)
+    rotated = torch.stack([even * rotation.cos - odd * rotation.sin, even * rotation.sin + odd * rotation.cos], dim=-1)
+    return rotated.flatten(-2).to(x.dtype)
+
+
+__getattr__ = renamed(__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,10 @@ class RotaryAttention(nn.Module):
     """Attention of one or more heads whose queries and keys are rotated by their coordinates.
 
     Args:
-        width: channels C of the queries. key_width: channels of keys and values (C or Cm). num_heads: heads of width /
-        heads.
+        width: channels C of the queries.
+        key_width: channels of keys and values (C or Cm).
+        num_heads: heads of width / heads.
+        dropout: of attention weights, in training only.
 
     ``kernel`` attends, with the arguments of torch's ``scaled_dot_product_attention``.
     """
@@ -36,7 +39,7 @@ class RotaryAttention(nn.Module):
         key_width = width if key_width is None else key_width
         self.num_heads = num_heads
         self.dropout = dropout
-        self.kernel = F.scaled_dot_product_attention
+        self.kernel: Callable[..., Tensor] = F.scaled_dot_product_attention
         self.q_proj = Linear(width, width)
         self.k_proj = kind(key_width, width)
         self.v_proj = kind(key_width, width)
@@ -54,20 +57,20 @@ class RotaryAttention(nn.Module):
         """(B, N, C) -> (B, heads, N, head width)."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def queries(self, x: Tensor, place: Rotation) -> Tensor:
+    def queries(self, x: Tensor, rotation: Rotation) -> Tensor:
         """(B, Q, C) -> (B, heads, Q, head width), rotated."""
-        return rotate(self.heads(self.q_proj(x)), place)
+        return rotate(self.heads(self.q_proj(x)), rotation)
 
-    def keys(self, x: Tensor, place: Rotation) -> Tensor:
+    def keys(self, x: Tensor, rotation: Rotation) -> Tensor:
         """(B, L, key width) -> (B, heads, L, head width), rotated."""
-        return rotate(self.heads(self.k_proj(x)), place)
+        return rotate(self.heads(self.k_proj(x)), rotation)
 
     def forward(self, q: Tensor, k: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
         """Attend. ``q``, ``k`` from :meth:`queries` and :meth:`keys`; ``values`` (B, L, key width); ``bias`` (B, L)."""
         v = self.heads(self.v_proj(values))
         mask = None if bias is None else bias[:, None, None, :].to(q.dtype)
-        drop = self.dropout if self.training else 0.0
-        out = self.kernel(q, k, v, attn_mask=mask, dropout_p=drop)
+        dropout = self.dropout if self.training else 0.0
+        out = self.kernel(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
     def project_read(self, read: Tensor) -> Tensor:
@@ -89,28 +92,28 @@ def attend_in_tiles(q: Tensor, k: Tensor, value: Tensor, bias: Tensor | None = N
     A tile of scores is used up before the next one is made, so that it never leaves the processor's cache. The largest
     score so far is taken off before the exponential (Milakov and Gimelshein 2018).
     """
-    room = q.new_empty(min(TILE_QUERIES, len(q)) * min(TILE_KEYS, len(k)))
-    parts = (q * (LOG2_E * q.shape[-1] ** -0.5)).split(TILE_QUERIES)
+    buffer = q.new_empty(min(TILE_QUERIES, len(q)) * min(TILE_KEYS, len(k)))
+    tiles = (q * (LOG2_E * q.shape[-1] ** -0.5)).split(TILE_QUERIES)
     bias = None if bias is None else bias * LOG2_E
-    return torch.cat([_mean(part, k, value, bias, room) for part in parts])
+    return torch.cat([_mean(tile, k, value, bias, buffer) for tile in tiles])
 
 
-def _mean(q: Tensor, k: Tensor, value: Tensor, bias: Tensor | None, room: Tensor) -> Tensor:
-    """``value`` weighted by powers of two of the scores, (Q, n), for one part of the queries."""
+def _mean(q: Tensor, k: Tensor, value: Tensor, bias: Tensor | None, buffer: Tensor) -> Tensor:
+    """``value`` weighted by powers of two of the scores, (Q, n), for one tile of the queries."""
     total, weight = q.new_zeros(len(q), value.shape[1]), q.new_zeros(len(q), 1)
     top = q.new_full((len(q), 1), torch.finfo(q.dtype).min)
     for start in range(0, len(k), TILE_KEYS):
-        here = slice(start, start + TILE_KEYS)
-        keys, values = k[here], value[here].t()
+        tile = slice(start, start + TILE_KEYS)
+        keys, values = k[tile], value[tile].t()
         fast = len(keys) == TILE_KEYS  # a shape that comes again, which `linear` asks for
-        scores = linear(q, keys) if fast else torch.mm(q, keys.t(), out=room[: len(q) * len(keys)].view(len(q), -1))
+        scores = linear(q, keys) if fast else torch.mm(q, keys.t(), out=buffer[: len(q) * len(keys)].view(len(q), -1))
         if bias is not None:
-            scores.add_(bias[here])
-        higher = torch.maximum(top, scores.amax(-1, keepdim=True))
-        power_(scores.sub_(higher))
-        fewer = power_(top - higher)
-        total.mul_(fewer)
+            scores.add_(bias[tile])
+        new_top = torch.maximum(top, scores.amax(-1, keepdim=True))
+        power_(scores.sub_(new_top))
+        decay = power_(top - new_top)
+        total.mul_(decay)
         total = total.add_(linear(scores, values)) if fast else total.addmm_(scores, values.t())
-        weight.mul_(fewer).add_(scores.sum(-1, keepdim=True))
-        top = higher
+        weight.mul_(decay).add_(scores.sum(-1, keepdim=True))
+        top = new_top
     return total.div_(weight)

@@ -1,4 +1,4 @@
-"""SAM 2 as five arrows: encode an image, attend to memory, decode masks, encode memory, and the codes of time.
+"""SAM 2 in five steps: encode an image, attend to memory, decode masks, encode memory, and the codes of time.
 
 Tensors in, tensors out; the network keeps nothing between frames. Attribute names are the keys of the official
 checkpoints. Paper: Ravi et al., "SAM 2: Segment Anything in Images and Videos", 2024 (section 4, appendix D).
@@ -6,8 +6,8 @@ checkpoints. Paper: Ravi et al., "SAM 2: Segment Anything in Images and Videos",
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from sam2_mem.model.memory_encoder import MemoryEncoder
 from sam2_mem.model.prompt_encoder import PromptEncoder
 from sam2_mem.model.sensory import SensoryMemory
 from sam2_mem.model.temporal_encoding import BankTime, NoPointerTime, SinePointerTime, slot_rows
-from sam2_mem.types import MERGED_SLOT, FrameFeatures, MemoryTokens, RowBatch, Usage
+from sam2_mem.types import MERGED_SLOT, FrameFeatures, RowBatch, Usage
 
 STRIDE = 16
 MASK_STRIDE = 4
@@ -32,8 +32,15 @@ PROMPT_LOGIT = 10.0
 
 
 class Decoded(NamedTuple):
-    """Candidates before any absent-object gate: ``masks`` (R, M, h, w) float32 logits, ``pointers`` (R, M, C), ``iou``
-    (R, M), ``objectness`` (R) logits; ``maps`` of R rows if asked for."""
+    """Candidates before any absent-object gate.
+
+    Attributes:
+        masks: (R, M, h, w) float32 logits.
+        pointers: (R, M, C).
+        iou: (R, M), predicted.
+        objectness: (R) logits.
+        maps: of R rows, if asked for.
+    """
 
     masks: Tensor
     pointers: Tensor
@@ -43,8 +50,14 @@ class Decoded(NamedTuple):
 
 
 class CandidateRule(NamedTuple):
-    """When the decoder proposes three masks: for ``min_points`` to ``max_points`` points (a box counts as two), on first
-    prompts always, on frames with memory only if ``tracking``."""
+    """When the decoder proposes three masks.
+
+    Attributes:
+        enabled: whether it ever does.
+        tracking: whether it does on frames with memory.
+        min_points: fewest points of a prompt; a box counts as two.
+        max_points: most points of a prompt.
+    """
 
     enabled: bool = True
     tracking: bool = True
@@ -52,28 +65,42 @@ class CandidateRule(NamedTuple):
     max_points: int = 1
 
     def allows(self, num_points: int, *, with_memory: bool) -> bool:
-        here = self.tracking or not with_memory
-        return self.enabled and here and self.min_points <= num_points <= self.max_points
+        """Whether a prompt of ``num_points`` points gets three masks."""
+        enabled = self.enabled and (self.tracking or not with_memory)
+        return enabled and self.min_points <= num_points <= self.max_points
 
 
 class SAM2(nn.Module):
     """The network.
 
     Args:
-        image_encoder, memory_attention, memory_encoder: the three large parts.
+        image_encoder: trunk and feature pyramid.
+        memory_attention: reads memory.
+        memory_encoder: makes it.
         pointer_time: how the age of an object pointer is encoded (2.0 and 2.1 differ).
         image_size: side S of the square input, a multiple of 32.
         num_maskmem: rows of the learned temporal code (7).
         bank_time_codes: learned codes for places in a bank (4 in RMem), 0 for none; official checkpoints lack them.
         sensory_channels: of a learned sensory memory (64 in XMem), 0 for none; official checkpoints lack it.
         no_obj_embed_spatial: whether a learned vector marks the memory of frames without the object (2.1 only).
-        mem_enc_scale, mem_enc_bias: applied to mask probabilities before memory encoding.
+        mem_enc_scale: factor on mask probabilities before memory encoding.
+        mem_enc_bias: added to them after that.
         binarize_prompted_masks: binarise the mask of a prompted frame before memory encoding.
-        multimask_*: see :class:`CandidateRule`.
-        decoder_*: widths of the mask decoder; stability_*: its optional stability-based choice for single masks.
+        multimask_output: see :class:`CandidateRule`, ``enabled``.
+        multimask_output_for_tracking: ``tracking`` of it.
+        multimask_min_pt_num: ``min_points`` of it.
+        multimask_max_pt_num: ``max_points`` of it.
+        decoder_mlp_width: of the mask decoder's transformer.
+        decoder_iou_width: of the mask decoder's head for predicted IoU.
+        dynamic_multimask_via_stability: choose single masks by stability, see :class:`MaskDecoder`.
+        dynamic_multimask_stability_delta: logits around 0.
+        dynamic_multimask_stability_thresh: in 0..1.
 
-    ``runner`` calls the parts of a frame, see :mod:`sam2_mem.model.acceleration.cuda_graphs`.
+    Attributes:
+        runner: calls the parts of a frame, see :mod:`sam2_mem.model.acceleration.cuda_graphs`.
     """
+
+    runner: Callable[..., Any] = staticmethod(direct)
 
     def __init__(
         self,
@@ -101,13 +128,11 @@ class SAM2(nn.Module):
         dynamic_multimask_stability_thresh: float = 0.98,
     ) -> None:
         super().__init__()
-        self.runner = direct
         check_image_size(image_size)
-        if num_maskmem < 1:
-            raise ValueError(f"expected num_maskmem >= 1, got {num_maskmem}")
-        width, memory_width = image_encoder.neck.d_model, memory_encoder.memory_width
+        _check_num_maskmem(num_maskmem)
         self.image_size = image_size
-        self.width, self.memory_width = width, memory_width
+        self.width, self.memory_width = width, memory_width = image_encoder.neck.d_model, memory_encoder.memory_width
+        widths = {"width": width, "memory_width": memory_width}
         self.mem_enc_scale, self.mem_enc_bias = mem_enc_scale, mem_enc_bias
         self.binarize_prompted_masks = binarize_prompted_masks
         self.candidates = CandidateRule(
@@ -135,12 +160,8 @@ class SAM2(nn.Module):
         )
         self.obj_ptr_proj = MLP(width, width, width, 3)
         self.obj_ptr_tpos_proj = pointer_time
-        self.bank_time = None
-        if bank_time_codes:
-            self.bank_time = BankTime(width=width, memory_width=memory_width, num_codes=bank_time_codes)
-        self.sensory = None
-        if sensory_channels:
-            self.sensory = SensoryMemory(width=width, memory_width=memory_width, channels=sensory_channels)
+        self.bank_time = BankTime(**widths, num_codes=bank_time_codes) if bank_time_codes else None
+        self.sensory = SensoryMemory(**widths, channels=sensory_channels) if sensory_channels else None
 
     def _register_absent_memory(self, learned: bool) -> None:
         """2.1 learns the vector; 2.0 has none, which is the same as a vector of zeros that is not in the checkpoint."""
@@ -185,15 +206,15 @@ class SAM2(nn.Module):
         return self.image_encoder(images, heads=self.sam_mask_decoder.high_res_heads())
 
     def without_memory(self, features: FrameFeatures, rows: int = 1) -> Tensor:
-        """Features of a frame that is seen without memory, (rows, Q, C)."""
+        """Features of a frame that is decoded without memory, (rows, Q, C)."""
         return (features.low + self.no_mem_embed[0]).expand(rows, -1, -1)
 
     def attend(self, features: FrameFeatures, rows: RowBatch, usage: Usage = Usage.NONE) -> Attended:
         """Condition a frame on R rows of memory: (R, Q, C), and attention usage if asked for."""
-        now = None if self.bank_time is None else self.bank_time.query
+        query_code = None if self.bank_time is None else self.bank_time.query
         steady = usage is Usage.NONE and self.memory_attention.operator.steady
-        read = (features.low, features.low_pos, features.grid, rows, usage, now)
-        attended = self.runner("attend", self.memory_attention, *read, steady=steady)
+        inputs = (features.low, features.low_pos, features.grid, rows, usage, query_code)
+        attended = self.runner("attend", self.memory_attention, *inputs, steady=steady)
         if rows.sensory is None:
             return attended
         if self.sensory is None:
@@ -214,12 +235,16 @@ class SAM2(nn.Module):
         """Masks of R rows of one frame.
 
         Args:
-            conditioned: (R, Q, C). features: of the same frame, for its high-resolution maps.
-            points, labels: (R, N, 2) in input pixels and (R, N), 2 and 3 being box corners. mask_logits: (R, 1, h, w).
-            candidates: three masks instead of one. keep_maps: also give the maps that sensory memory is updated from.
+            conditioned: (R, Q, C).
+            features: of the same frame, for its high-resolution maps.
+            points: (R, N, 2) in input pixels.
+            labels: (R, N): 0, 1 for points, 2 and 3 for box corners.
+            mask_logits: (R, 1, h, w).
+            candidates: three masks instead of one.
+            keep_maps: also give the maps that sensory memory is updated from.
         """
-        given = (conditioned, features.high, features.grid, points, labels, mask_logits, candidates, keep_maps)
-        return self.runner("decode", self._decode, *given, steady=points is None and mask_logits is None)
+        inputs = (conditioned, features.high, features.grid, points, labels, mask_logits, candidates, keep_maps)
+        return self.runner("decode", self._decode, *inputs, steady=points is None and mask_logits is None)
 
     def _decode(
         self,
@@ -235,21 +260,21 @@ class SAM2(nn.Module):
         rows = conditioned.shape[0]
         image = conditioned.transpose(1, 2).unflatten(-1, grid)
         sparse, dense = self.sam_prompt_encoder(points, labels, mask_logits)
-        decoder = self.sam_mask_decoder.with_maps if keep_maps else self.sam_mask_decoder
-        out = decoder(
-            image=image,
-            image_pe=self.sam_prompt_encoder.dense_position().to(image.dtype),
-            sparse=sparse.expand(rows, -1, -1),
-            dense=dense.expand(rows, -1, -1, -1),
-            high_res=tuple(m.expand(rows, -1, -1, -1) for m in high),
-            multimask=candidates,
-        )
-        out, maps = out if keep_maps else (out, None)
+        inputs: dict[str, Any] = {
+            "image": image,
+            "image_pe": self.sam_prompt_encoder.dense_position().to(image.dtype),
+            "sparse": sparse.expand(rows, -1, -1),
+            "dense": dense.expand(rows, -1, -1, -1),
+            "high_res": tuple(m.expand(rows, -1, -1, -1) for m in high),
+            "multimask": candidates,
+        }
+        decoder = self.sam_mask_decoder
+        out, maps = decoder.with_maps(**inputs) if keep_maps else (decoder(**inputs), None)
         pointers = self.obj_ptr_proj(out.tokens).expand(-1, out.masks.shape[1], -1)
         return Decoded(out.masks.float(), pointers, out.iou.float(), out.object_logit.flatten().float(), maps)
 
     def mask_as_output(self, features: FrameFeatures, mask: Tensor) -> Decoded:
-        """A given mask (S, S) of 0 and 1 taken as it is; the decoder only makes its object pointer.
+        """The mask (S, S) of 0 and 1 of a prompt as it is; the decoder only makes its object pointer.
 
         Whether the object is present is decided by the mask, not by the network.
         """
@@ -260,9 +285,9 @@ class SAM2(nn.Module):
         logits = (masks.unsqueeze(1).float() * 2 - 1) * PROMPT_LOGIT
         low = F.interpolate(logits, size=self.mask_size, mode="bilinear", antialias=True)
         prompt = self.mask_downsample(masks.unsqueeze(1).to(self.mask_downsample.weight.dtype))
-        plain = features.low.expand(masks.shape[0], -1, -1)
-        seen = self.decode(plain, features, mask_logits=prompt, candidates=False)
-        pointers = self.gate_pointers(seen.pointers, seen.objectness > 0)
+        unconditioned = features.low.expand(masks.shape[0], -1, -1)
+        decoded = self.decode(unconditioned, features, mask_logits=prompt, candidates=False)
+        pointers = self.gate_pointers(decoded.pointers, decoded.objectness > 0)
         objectness = torch.where(masks.flatten(1).any(1), PROMPT_LOGIT, -PROMPT_LOGIT)
         return Decoded(low, pointers, torch.ones(masks.shape[0], 1, device=low.device), objectness)
 
@@ -271,19 +296,14 @@ class SAM2(nn.Module):
         shape = (-1,) + (1,) * (pointers.ndim - 1)
         return torch.where(present.reshape(shape), pointers, self.no_obj_ptr[0].to(pointers.dtype))
 
-    def encode_memory(
-        self, features: FrameFeatures, logits: Tensor, *, binarize: Tensor, present: Tensor
-    ) -> list[MemoryTokens]:
-        """Memory of R masks of one frame: :meth:`memory_maps`, distilled."""
-        maps = self.memory_maps(features, logits, binarize=binarize, present=present)
-        return self.memory_encoder.distiller(maps)
-
     def memory_maps(self, features: FrameFeatures, logits: Tensor, *, binarize: Tensor, present: Tensor) -> Tensor:
         """Memory of R masks of one frame as maps (R, Cm, H, W).
 
         Args:
-            logits: (R, h, w) after the absent-object gate. binarize: (R) bool, masks to enter as 0 and 1 and not as
-                probabilities. present: (R) bool, by the object score.
+            features: of the frame.
+            logits: (R, h, w) after the absent-object gate.
+            binarize: (R) bool, masks to enter as 0 and 1 and not as probabilities.
+            present: (R) bool, by the object score.
         """
         return self.runner("encode_memory", self._memory_maps, features.low, features.grid, logits, binarize, present)
 
@@ -301,12 +321,12 @@ class SAM2(nn.Module):
 
     def slot_code(self, slots: Sequence[float | None]) -> Tensor:
         """Temporal codes, (len(slots), Cm)."""
-        rows, extra = self.maskmem_tpos_enc.flatten(1), self.memory_encoder.distiller.merged_time
+        rows, merged_time = self.maskmem_tpos_enc.flatten(1), self.memory_encoder.distiller.merged_time
         merged = [s == MERGED_SLOT for s in slots]
         code = slot_rows(rows, [max(len(rows) - 2, 0) if m else s for s, m in zip(slots, merged)])
-        if extra is None or not any(merged):
+        if merged_time is None or not any(merged):
             return code
-        return code + extra * code.new_tensor(merged).unsqueeze(1)
+        return code + merged_time * code.new_tensor(merged).unsqueeze(1)
 
     def order_code(self, orders: Sequence[int | None]) -> Tensor | None:
         """Codes of places in a bank, (len(orders), Cm), None where the model has none; ``orders`` of all items of a read."""
@@ -325,6 +345,11 @@ def check_image_size(image_size: int) -> None:
             f"expected image_size to be a positive multiple of {SIZE_MULTIPLE}, got {image_size}; "
             f"try {below} or {below + SIZE_MULTIPLE}"
         )
+
+
+def _check_num_maskmem(num_maskmem: int) -> None:
+    if num_maskmem < 1:
+        raise ValueError(f"expected num_maskmem >= 1, got {num_maskmem}")
 
 
 def _small_noise(*shape: int) -> Tensor:

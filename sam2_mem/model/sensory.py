@@ -21,7 +21,9 @@ class SensoryMemory(nn.Module):
     through a 1x1 convolution (C, Ch) that starts at zero.
 
     Args:
-        width: C. memory_width: Cm. channels: Ch, 64 in XMem.
+        width: C.
+        memory_width: Cm.
+        channels: Ch, 64 in XMem.
     """
 
     def __init__(self, *, width: int = 256, memory_width: int = 64, channels: int = 64) -> None:
@@ -53,14 +55,16 @@ class SensoryMemory(nn.Module):
         """The light update, from the decoder: state after an ordinary frame.
 
         Args:
-            hidden: (R, Ch, H, W). maps: of the decoder, R rows. logits: (R, 4H, 4W) of the chosen mask.
+            hidden: (R, Ch, H, W).
+            maps: of the decoder, R rows.
+            logits: (R, 4H, 4W) of the chosen mask.
         """
         dtype = self.injection.weight.dtype
         fine = torch.cat([maps.fine, logits.unsqueeze(1).to(maps.fine.dtype)], dim=1)
-        seen = self.from_cells(maps.cells.to(dtype))
-        seen = seen + self.from_middle(F.avg_pool2d(maps.middle.to(dtype), 2))
-        seen = seen + self.from_fine(F.avg_pool2d(fine.to(dtype), 4))
-        return self.light(seen, hidden)
+        features = self.from_cells(maps.cells.to(dtype))
+        features = features + self.from_middle(F.avg_pool2d(maps.middle.to(dtype), 2))
+        features = features + self.from_fine(F.avg_pool2d(fine.to(dtype), 4))
+        return self.light(features, hidden)
 
     def after_memory(self, hidden: Tensor, memory: Tensor) -> Tensor:
         """The deep update, from the memory encoder: state after a frame that has become memory, ``memory`` (R, Cm, H,
@@ -78,9 +82,9 @@ class Recurrence(nn.Module):
         self.transform = nn.Conv2d(width + channels, 3 * channels, kernel_size=3, padding=1)
         nn.init.xavier_normal_(self.transform.weight)
 
-    def forward(self, seen: Tensor, hidden: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, hidden: Tensor) -> Tensor:
         """(R, width, H, W), (R, Ch, H, W) -> (R, Ch, H, W)."""
-        hidden = hidden.to(seen.dtype)
-        forget, update, candidate = self.transform(torch.cat([seen, hidden], dim=1)).chunk(3, dim=1)
+        hidden = hidden.to(inputs.dtype)
+        forget, update, candidate = self.transform(torch.cat([inputs, hidden], dim=1)).chunk(3, dim=1)
         forget, update = forget.sigmoid(), update.sigmoid()
         return forget * hidden * (1 - update) + update * candidate.tanh()

@@ -1,4 +1,4 @@
-"""How time is told to memory attention: the age of object pointers, and places in a bank.
+"""How time enters memory attention: the age of object pointers, and places in a bank.
 
 The first is the one learned difference in time between 2.0 and 2.1; the second is not in official checkpoints.
 """
@@ -49,7 +49,9 @@ class BankTime(nn.Module):
     which reaches the same keys up to the rank of the key projection, and start from zero.
 
     Args:
-        width: C. memory_width: Cm. num_codes: places that have a code of their own; 4 in RMem.
+        width: C.
+        memory_width: Cm.
+        num_codes: places that have a code of their own; 4 in RMem.
     """
 
     def __init__(self, *, width: int = 256, memory_width: int = 64, num_codes: int = 4) -> None:
@@ -62,8 +64,8 @@ class BankTime(nn.Module):
     def memory_code(self, orders: Sequence[int | None]) -> Tensor:
         """Codes (N, Cm) of N read items; ``orders`` are their places in the bank, oldest 0, None for items outside it."""
         length = sum(order is not None for order in orders)
-        places = bank_codes(length, self.memory.shape[0])
-        return slot_rows(self.memory, [None if order is None else places[order] for order in orders])
+        codes = bank_codes(length, self.memory.shape[0])
+        return slot_rows(self.memory, [None if order is None else codes[order] for order in orders])
 
 
 def bank_codes(length: int, num_codes: int = 4) -> list[int]:
@@ -81,11 +83,11 @@ def slot_rows(code: Tensor, slots: Sequence[float | None]) -> Tensor:
     if any(isinstance(s, float) and not s.is_integer() for s in slots):
         below = slot_rows(code, [s if s is None else math.floor(s) for s in slots])
         above = slot_rows(code, [s if s is None else math.ceil(s) for s in slots])
-        part = code.new_tensor([0.0 if s is None else s % 1 for s in slots])
-        return torch.lerp(below, above, part.unsqueeze(1))
-    bad = sorted({s for s in slots if s is not None and not -1 <= s < rows})
-    if bad:
-        raise ValueError(f"expected temporal slots in 0..{rows - 1}, -1 (prompt) or None, got {bad}")
+        fraction = code.new_tensor([0.0 if s is None else s % 1 for s in slots])
+        return torch.lerp(below, above, fraction.unsqueeze(1))
+    invalid = sorted({s for s in slots if s is not None and not -1 <= s < rows})
+    if invalid:
+        raise ValueError(f"expected temporal slots in 0..{rows - 1}, -1 (prompt) or None, got {invalid}")
     table = torch.cat([code, code.new_zeros(1, code.shape[1])])
     index = [rows if s is None else int(s) % rows for s in slots]
     return table[to_device_async(index, code.device, torch.long)]

@@ -47,6 +47,7 @@ def map_tensors(
 
 def _rebuilt(value: Any, mapped: Callable[[Any], Any]) -> Any:
     """``value`` of ``mapped`` parts; ``value`` itself where every part stays."""
+    before: dict[Any, Any]
     if is_dataclass(value) and not isinstance(value, type):
         before = {f.name: getattr(value, f.name) for f in fields(value)}
     elif isinstance(value, dict):

@@ -69,7 +69,7 @@ class TwoWayBlock(nn.Module):
 
 
 class TwoWayTransformer(nn.Module):
-    """`depth` two-way blocks and a last look of the tokens at the image."""
+    """`depth` two-way blocks and a final attention of the tokens to the image."""
 
     def __init__(self, *, dim: int, depth: int, num_heads: int, mlp_dim: int, downsample_rate: int = 2) -> None:
         super().__init__()
@@ -87,5 +87,5 @@ class TwoWayTransformer(nn.Module):
         token_code = tokens
         for layer in self.layers:
             tokens, cells = layer(tokens, cells, token_code, cell_code)
-        looked = self.final_attn_token_to_image(tokens + token_code, cells + cell_code, cells)
-        return self.norm_final_attn(tokens + looked), cells
+        attended = self.final_attn_token_to_image(tokens + token_code, cells + cell_code, cells)
+        return self.norm_final_attn(tokens + attended), cells

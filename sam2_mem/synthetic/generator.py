@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import cv2
 import numpy as np
@@ -41,7 +42,19 @@ _NOISE_LENGTH = 65521
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticSpec:
-    """Everything a clip depends on; `late_objects` and `jpeg_quality` are the level's where None."""
+    """Everything a clip depends on.
+
+    Attributes:
+        seed: any integer from 0 on.
+        level: a key of ``scenes.LEVELS``.
+        num_frames: length of the clip.
+        height: of a frame, in pixels; at least 32.
+        width: of a frame, in pixels; sides are at most 3 : 1.
+        num_objects: 1..255.
+        difficulty: 0..1; 0.5 is the level as it is.
+        late_objects: number of objects that enter after frame 0; by default drawn as the level says.
+        jpeg_quality: 1..100; by default drawn as the level says.
+    """
 
     seed: int
     level: str = "mixed"
@@ -352,32 +365,9 @@ def _compress(image: np.ndarray, quality: int) -> np.ndarray:
     return np.ascontiguousarray(decoded[..., ::-1])
 
 
-def make_clip(
-    seed: int,
-    *,
-    level: str = "mixed",
-    num_frames: int = 64,
-    height: int = 128,
-    width: int = 128,
-    num_objects: int = 2,
-    difficulty: float = 0.5,
-    late_objects: int | None = None,
-    jpeg_quality: int | None = None,
-) -> SyntheticVideo:
-    """A clip that is a function of these arguments; see SyntheticSpec. Object 1 is in frame 0, others may enter late."""
-    return build_clip(
-        SyntheticSpec(
-            seed=seed,
-            level=level,
-            num_frames=num_frames,
-            height=height,
-            width=width,
-            num_objects=num_objects,
-            difficulty=difficulty,
-            late_objects=late_objects,
-            jpeg_quality=jpeg_quality,
-        )
-    )
+def make_clip(seed: int, **settings: Any) -> SyntheticVideo:
+    """The clip of ``SyntheticSpec(seed=seed, **settings)``. Object 1 is in frame 0, others may enter late."""
+    return build_clip(SyntheticSpec(seed=seed, **settings))
 
 
 def build_clip(spec: SyntheticSpec) -> SyntheticVideo:

@@ -142,7 +142,7 @@ class MemoryWriter:
     def _merge(self, request: MergeRequest, frame: FrameContext) -> MemoryTokens:
         tube = [e.tokens for e in request.entries]
         distiller = self.model.memory_encoder.distiller
-        return self._stored(distiller.condense([tube], frame.features.grid, request.strength)[0])
+        return self._stored(distiller.merge_tubes([tube], frame.features.grid, request.strength)[0])
 
     def _with_sensory_state(
         self,

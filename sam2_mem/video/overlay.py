@@ -125,13 +125,13 @@ class ContactSheetWriter(MaskWriter):
         self._path = Path(path)
         self._every, self._max_tiles, self._tile_width, self._columns = every, max_tiles, tile_width, columns
         self._tiles: list[np.ndarray] = []
-        self._seen = 0
+        self._num_frames = 0
 
     def _write(self, frame: FrameLike, masks: dict[int, np.ndarray], image: np.ndarray | None) -> None:
         image = _need_image(frame, image)
-        if self._seen % self._every == 0:
+        if self._num_frames % self._every == 0:
             self._tiles.append(self._make_tile(frame, masks, image))
-        self._seen += 1
+        self._num_frames += 1
         if len(self._tiles) > 2 * self._max_tiles:
             self._tiles = self._tiles[::2]
             self._every *= 2

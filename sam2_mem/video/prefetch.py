@@ -6,10 +6,12 @@ import queue
 import threading
 from collections.abc import Generator
 
+from sam2_mem._moved import renamed
+
 from .frame import Frame
 
 
-class Ledger:
+class FrameCounter:
     """Counts the decoded frames that wait inside a source."""
 
     def __init__(self) -> None:
@@ -21,29 +23,26 @@ class Ledger:
             self.count += change
 
 
-def prefetched(frames: Generator[Frame, None, None], depth: int, ledger: Ledger) -> Generator[Frame, None, None]:
-    """Yield `frames`, with up to `depth` of them decoded ahead (0: no thread).
+def prefetched(frames: Generator[Frame, None, None], depth: int, counter: FrameCounter) -> Generator[Frame, None, None]:
+    """Yield `frames`, with up to `depth` >= 1 of them decoded ahead.
 
     An exception in `frames` is raised here, after the frames before it. Closing or dropping this generator ends the
     thread and closes `frames`.
     """
-    if depth == 0:
-        yield from frames
-        return
-    ahead = _Ahead(frames, depth, ledger)
+    frame_queue = _FrameQueue(frames, depth, counter)
     try:
-        while not ahead.at_end():
-            yield ahead.take()
+        while not frame_queue.at_end():
+            yield frame_queue.take()
     finally:
-        ahead.stop()
+        frame_queue.stop()
 
 
-class _Ahead:
+class _FrameQueue:
     """The queue between the decoding thread and the consumer. A slot is claimed before a frame is decoded."""
 
-    def __init__(self, frames: Generator[Frame, None, None], depth: int, ledger: Ledger) -> None:
+    def __init__(self, frames: Generator[Frame, None, None], depth: int, counter: FrameCounter) -> None:
         self._frames = frames
-        self._ledger = ledger
+        self._counter = counter
         self._slots = threading.Semaphore(depth)
         self._ready: queue.SimpleQueue[Frame | BaseException | None] = queue.SimpleQueue()
         self._next: Frame | BaseException | None = None
@@ -59,10 +58,10 @@ class _Ahead:
         return self._next is None
 
     def take(self) -> Frame:
-        """Hand over the frame that `at_end` saw, and let the thread decode another."""
+        """Hand over the frame that `at_end` waited for, and let the thread decode another."""
         frame, self._next = self._next, None
         assert isinstance(frame, Frame)
-        self._ledger.add(-1)
+        self._counter.add(-1)
         self._slots.release()
         return frame
 
@@ -71,7 +70,7 @@ class _Ahead:
         self._slots.release()
         self._thread.join()
         while not self._ready.empty():
-            self._ledger.add(-isinstance(self._ready.get(), Frame))
+            self._counter.add(-isinstance(self._ready.get(), Frame))
 
     def _fill(self) -> None:
         try:
@@ -88,6 +87,9 @@ class _Ahead:
         frame = None if self._stopping else next(self._frames, None)
         if frame is None:
             return False
-        self._ledger.add(1)
+        self._counter.add(1)
         self._ready.put(frame)
         return True
+
+
+__getattr__ = renamed(__name__)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from PIL import Image
@@ -33,6 +35,13 @@ def normalize(frames_u8: torch.Tensor, device: torch.device | str, dtype: torch.
         raise ValueError(
             f"expected uint8 (..., 3, S, S), got {frames_u8.dtype} {tuple(frames_u8.shape)}; see to_model_input"
         )
-    # The divisor is a tensor: CUDA replaces division by a Python number with a multiplication that rounds differently.
-    scale, mean, std = (to_device_async(v, device).reshape(-1, 1, 1) for v in ((255.0,), MEAN, STD))
+    scale, mean, std = _constants(torch.device(device))
     return to_device_async(frames_u8, device).float().div_(scale).sub_(mean).div_(std).to(dtype)
+
+
+@lru_cache(maxsize=8)
+def _constants(device: torch.device) -> tuple[torch.Tensor, ...]:
+    """255, MEAN and STD, (1 or 3, 1, 1) each. The divisor is a tensor: CUDA replaces division by a Python number with a
+    multiplication that rounds differently."""
+    with torch.inference_mode(False):
+        return tuple(to_device_async(values, device).reshape(-1, 1, 1) for values in ((255.0,), MEAN, STD))

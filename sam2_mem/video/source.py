@@ -18,7 +18,7 @@ from typing import TypeAlias
 import numpy as np
 
 from .frame import Frame
-from .prefetch import Ledger, prefetched
+from .prefetch import FrameCounter, prefetched
 
 Frames: TypeAlias = Generator[Frame, None, None]
 
@@ -46,7 +46,8 @@ class FrameCache:
             return self._frames.get(index)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._frames)
+        with self._lock:
+            return iter(tuple(self._frames))
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -56,7 +57,12 @@ class FrameCache:
 
 
 class VideoSource(ABC):
-    """Frames by iteration or by index. Close it, or use it in a `with` statement."""
+    """Frames by iteration or by index. Close it, or use it in a `with` statement.
+
+    Args:
+        prefetch: frames decoded ahead of the consumer.
+        cache: recent frames held for access by index.
+    """
 
     _length_advice = "it is known only when the stream has ended"
 
@@ -66,7 +72,7 @@ class VideoSource(ABC):
                 raise ValueError(f"expected {label} to be an integer >= 0, got {value!r}")
         self._prefetch = prefetch
         self._cache = FrameCache(cache)
-        self._ledger = Ledger()
+        self._waiting = FrameCounter()
         self._lock = threading.RLock()
         self._size: tuple[int, int] | None = None
         self._length: int | None = None
@@ -88,11 +94,11 @@ class VideoSource(ABC):
 
     @property
     def height(self) -> int:
-        return self._get_size()[0]
+        return (self._size or self._find_size())[0]
 
     @property
     def width(self) -> int:
-        return self._get_size()[1]
+        return (self._size or self._find_size())[1]
 
     @property
     def fps(self) -> float | None:
@@ -123,7 +129,7 @@ class VideoSource(ABC):
     @property
     def held_frames(self) -> int:
         """How many decoded frames the source holds now."""
-        return self._ledger.count + len(self._cache)
+        return self._waiting.count + len(self._cache)
 
     def close(self) -> None:
         """End running iterations and let go of frames and files."""
@@ -139,7 +145,8 @@ class VideoSource(ABC):
         self.close()
 
     @abstractmethod
-    def _get_size(self) -> tuple[int, int]: ...
+    def _find_size(self) -> tuple[int, int]:
+        """(height, width), where no frame has been decoded yet."""
 
     def _check_open(self) -> None:
         if self._closed:
@@ -170,19 +177,17 @@ class SeekableSource(VideoSource):
     def seekable(self) -> bool:
         return True
 
-    @abstractmethod
     def _decode(self, indices: range) -> Frames:
         """Decode these frames in this order; stop quietly at the end of the video."""
+        for index in indices:
+            yield self._fetch(index)
 
     @abstractmethod
     def _fetch(self, index: int) -> Frame:
         """Decode one frame; IndexError past the end."""
 
-    def _get_size(self) -> tuple[int, int]:
-        if self._size is None:
-            self[0]
-        assert self._size is not None
-        return self._size
+    def _find_size(self) -> tuple[int, int]:
+        return self[0].image.shape[0], self[0].image.shape[1]
 
     def frames(self, start: int | None = None, stop: int | None = None, step: int = 1) -> Frames:
         self._check_open()
@@ -198,8 +203,11 @@ class SeekableSource(VideoSource):
             return self._cache.get(index) or self._cache.add(self._fetch(index))
 
     def _deliver(self, indices: range) -> Frames:
-        with closing(prefetched(self._decode(indices), self._prefetch, self._ledger)) as ahead:
-            for frame in ahead:
+        decoded = self._decode(indices)
+        if self._prefetch:
+            decoded = prefetched(decoded, self._prefetch, self._waiting)
+        with closing(decoded):
+            for frame in decoded:
                 yield self._cache.add(frame)
 
     def _resolve(self, start: int | None, stop: int | None, step: int) -> range:

@@ -40,10 +40,6 @@ class FolderSource(SeekableSource):
             raise self._out_of_range(index)
         return self._paths[index].stem
 
-    def _decode(self, indices: range) -> Frames:
-        for index in indices:
-            yield self._fetch(index)
-
     def _fetch(self, index: int) -> Frame:
         return self._make_frame(index, _read_image(self._paths[index], index))
 
@@ -63,10 +59,6 @@ class ArraySource(SeekableSource):
         self._images = images
         self._length = len(images)
         self._fetch(0)
-
-    def _decode(self, indices: range) -> Frames:
-        for index in indices:
-            yield self._fetch(index)
 
     def _fetch(self, index: int) -> Frame:
         return self._make_frame(index, to_rgb(self._images[index], f"frame {index}"))
@@ -148,13 +140,13 @@ class FileSource(SeekableSource):
         try:
             for frame in self._forward(indices[::-1], indices[0]):
                 block.append(frame)
-                self._ledger.add(1)
+                self._waiting.add(1)
             del frame
             while block:
-                self._ledger.add(-1)
+                self._waiting.add(-1)
                 yield block.pop()
         finally:
-            self._ledger.add(-len(block))
+            self._waiting.add(-len(block))
 
     def _fetch(self, index: int) -> Frame:
         backwards = index < self._reader.position

@@ -73,11 +73,10 @@ class _StreamSource(VideoSource):
     def held_frames(self) -> int:
         return super().held_frames + (self._peeked is not None)
 
-    def _get_size(self) -> tuple[int, int]:
-        if self._size is None:
-            self._check_open()
-            self._peeked = self._next_frame()
-            self._position = 0
+    def _find_size(self) -> tuple[int, int]:
+        self._check_open()
+        self._peeked = self._next_frame()
+        self._position = 0
         if self._size is None:
             raise ValueError("the stream ended before its first frame; the size of the video is not known")
         return self._size

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 from micro import (
+    PRESETS,
     TOKENS,
     features_at,
+    in_tiers,
     mask_prompt,
     micro_model,
     micro_predictor,
@@ -55,7 +57,7 @@ from sam2_mem.types import (
 )
 
 FRAMES = 40
-BASE = [name for name in policy_names() if not any(name.startswith(f"{b}_") for b in policy_names())]
+BASE = [name for name in policy_names() if name not in PRESETS]
 
 
 class Recorder:
@@ -90,7 +92,7 @@ def differences(one: Any, other: Any) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", policy_names())
+@pytest.mark.parametrize("name", in_tiers(policy_names(), lambda name: name not in PRESETS))
 def test_listening_changes_no_bit(name: str) -> None:
     quiet, plain = track(name, count=30)
     for read_mass in (False, True) if name in BASE else (True,):

@@ -42,7 +42,7 @@ from sam2_mem.model.attention_operators import (
     TopK,
 )
 from sam2_mem.model.memory_attention import Attended, MemoryAttention
-from sam2_mem.model.rope import Rotation, grid_coordinates, rotation
+from sam2_mem.model.rope import Rotation, grid_coordinates, rotation_at
 from sam2_mem.model.rotary_attention import attend_in_tiles
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.tracking.batching import batch_reads
@@ -225,7 +225,7 @@ def test_pooled_is_exact_on_constant_blocks(network: MemoryAttention, factor: in
 
 
 def prepared(operator: ReadOperator, rows: RowBatch) -> Memory:
-    return operator.prepare(rows, lambda xy: rotation(xy, WIDTH), GRID)
+    return operator.prepare(rows, lambda xy: rotation_at(xy, WIDTH), GRID)
 
 
 def test_pooled_counts(network: MemoryAttention) -> None:
@@ -266,7 +266,7 @@ def test_every_query_gets_its_own_best_tokens(network: MemoryAttention) -> None:
     attention = network.layers[0].cross_attn_image
     q = noise(1, 1, CELLS, WIDTH, seed=5)
     with torch.no_grad():
-        keys, values = attention.keys(memory.key, memory.turn)[0, 0], attention.v_proj(memory.value)[0]
+        keys, values = attention.keys(memory.key, memory.rotation)[0, 0], attention.v_proj(memory.value)[0]
         got = TopK(k=k)(attention, q, memory)[0]
         for i in (0, 17, CELLS - 1):
             scores = keys @ q[0, 0, i] / math.sqrt(WIDTH)
@@ -279,7 +279,7 @@ def test_every_query_gets_its_own_best_tokens(network: MemoryAttention) -> None:
 
 def test_a_block_of_equal_queries_chooses_as_one_query(network: MemoryAttention) -> None:
     attention, rows = network.layers[0].cross_attn_image, batch(*reads())
-    memory = replace(prepared(BlockTopK(k=11, side=4), rows), turn=turned(rows, attention.head_width))
+    memory = replace(prepared(BlockTopK(k=11, side=4), rows), rotation=turned(rows, attention.head_width))
     blocks = noise(1, attention.num_heads, 6, attention.head_width, seed=5)
     equal = memory.join(blocks.unsqueeze(3).expand(-1, -1, -1, 16, -1))
     assert equal.shape[2] == CELLS and torch.equal(memory.split(equal)[:, :, :, 3], blocks)
@@ -290,18 +290,18 @@ def test_a_block_of_equal_queries_chooses_as_one_query(network: MemoryAttention)
 
 
 def turned(rows: RowBatch, dim: int) -> Rotation:
-    return rotation(rows.xy.unsqueeze(1), dim)
+    return rotation_at(rows.xy.unsqueeze(1), dim)
 
 
 def test_pointers_are_kept_by_score(network: MemoryAttention) -> None:
     """A pointer that no query asks for goes first: without it nothing changes much; the loudest one stays."""
     rows = batch(reads()[0])
     attention = network.layers[0].cross_attn_image
-    memory = replace(prepared(SparsePointers(keep=1), rows), turn=turned(rows, attention.head_width))
+    memory = replace(prepared(SparsePointers(keep=1), rows), rotation=turned(rows, attention.head_width))
     q, split = noise(1, attention.num_heads, CELLS, attention.head_width, seed=5) + 2, WIDTH // NARROW
     with torch.no_grad():
-        left = SparsePointers(keep=1)._thinned(attention, q, memory)
-        keys = attention.keys(memory.key, memory.turn)[0]
+        left = SparsePointers(keep=1)._with_best_pointers(attention, q, memory)
+        keys = attention.keys(memory.key, memory.rotation)[0]
     score = (keys @ q[0].mean(1).unsqueeze(-1)).squeeze(-1) * attention.scale
     places = memory.pointer[0].nonzero()[:, 0].unflatten(0, (-1, split))
     best = score[:, places].logsumexp(-1).logsumexp(0).argmax()
@@ -428,7 +428,7 @@ def test_operations(network: MemoryAttention, operator: ReadOperator) -> None:
     attention = network.layers[0].cross_attn_image
     q = noise(2, attention.num_heads, CELLS, attention.head_width, seed=5)
     with torch.no_grad():
-        memory = operator.prepare(rows, lambda xy: rotation(xy, attention.head_width), GRID)
+        memory = operator.prepare(rows, lambda xy: rotation_at(xy, attention.head_width), GRID)
         with counting() as counter:
             operator(attention, q, memory)
     split = WIDTH // NARROW

@@ -28,7 +28,7 @@ from sam2_mem.model.attention_operators import Exact
 from sam2_mem.model.cached_positions import grid_xy, sine_tokens
 from sam2_mem.model.distiller import GridTokens, PooledTokens, SpatialDistiller, TemporalDistiller, TokenDistiller
 from sam2_mem.model.distiller.spatial import GlobalLatents
-from sam2_mem.model.distiller.windows import NOTHING, layout
+from sam2_mem.model.distiller.windows import EMPTY, layout
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.model.tensor_tree import tensors_in
 from sam2_mem.tracking import batching
@@ -143,24 +143,24 @@ def test_untrained_is_mean_pooling(make: Callable[[], TokenDistiller], factor: i
 @pytest.mark.parametrize("frames", [1, 2, 3])
 def test_untrained_tubes_are_means(aggregate: str, frames: int) -> None:
     entries = temporal(2)(maps(frames))
-    expected = PooledTokens(factor=2).condense([entries], GRID, 2)[0]
+    expected = PooledTokens(factor=2).merge_tubes([entries], GRID, 2)[0]
     assert len(expected) == 4 and expected.log_count.exp().sum().item() == pytest.approx(64 * frames, rel=1e-4)
     distiller = temporal(2, aggregate=aggregate)
-    merged = distiller.condense([entries], GRID, 2)[0]
+    merged = distiller.merge_tubes([entries], GRID, 2)[0]
     assert apart(attended([ReadItem(merged, 3)]), attended([ReadItem(expected, 3)])) < 1e-5
-    other = disturbed(distiller).condense([entries], GRID, 2)[0]
+    other = disturbed(distiller).merge_tubes([entries], GRID, 2)[0]
     assert apart(attended([ReadItem(other, 3)]), attended([ReadItem(expected, 3)])) > 1e-3
 
 
 def test_means_of_means_are_means() -> None:
     """A tube of tubes of pooled frames is the mean of the frames, counts included."""
     whole, grid = GridTokens()(maps(4)), GridTokens()
-    twice = [grid.condense([pair], GRID, 2)[0] for pair in (whole[:2], whole[2:])]
-    stepwise, at_once = grid.condense([twice], GRID, 4)[0], grid.condense([whole], GRID, 4)[0]
+    twice = [grid.merge_tubes([pair], GRID, 2)[0] for pair in (whole[:2], whole[2:])]
+    stepwise, at_once = grid.merge_tubes([twice], GRID, 4)[0], grid.merge_tubes([whole], GRID, 4)[0]
     for name in ("feat", "pos", "xy", "log_count"):
         assert apart(getattr(stepwise, name), getattr(at_once, name)) < 1e-5, name
-    uneven = grid.condense([[twice[0], whole[2]]], GRID, 4)[0]
-    expected = grid.condense([whole[:3]], GRID, 4)[0]
+    uneven = grid.merge_tubes([[twice[0], whole[2]]], GRID, 4)[0]
+    expected = grid.merge_tubes([whole[:3]], GRID, 4)[0]
     assert apart(uneven.feat, expected.feat) < 1e-5, "two frames and one weigh as three"
     assert apart(uneven.feat, at_once.feat) > 1e-2
 
@@ -187,7 +187,7 @@ def test_a_memory_constant_within_windows_is_kept_exactly(make: Callable[[], Tok
 def test_a_tube_constant_within_windows_is_kept_exactly(aggregate: str) -> None:
     frame = spatial(4)(maps(1))[0]
     still = [repeated(frame), repeated(frame), frame]
-    merged = temporal(1, aggregate=aggregate).condense([still], GRID, 4)[0]
+    merged = temporal(1, aggregate=aggregate).merge_tubes([still], GRID, 4)[0]
     exact = attended([ReadItem(repeated(frame), 2)] * 3)
     assert apart(attended([ReadItem(merged, 2)]), exact) < 1e-5
     assert apart(attended([ReadItem(replace(merged, log_count=None), 2)]), exact) > 1e-3
@@ -216,10 +216,10 @@ def shuffled(tokens: MemoryTokens, seed: int) -> MemoryTokens:
 def test_the_order_of_tokens_does_not_matter_that_of_frames_does(aggregate: str) -> None:
     distiller = disturbed(temporal(2, aggregate=aggregate))
     entries = distiller(maps(3))
-    merged = distiller.condense([entries], GRID, 2)[0]
-    again = distiller.condense([[shuffled(e, i) for i, e in enumerate(entries)]], GRID, 2)[0]
+    merged = distiller.merge_tubes([entries], GRID, 2)[0]
+    again = distiller.merge_tubes([[shuffled(e, i) for i, e in enumerate(entries)]], GRID, 2)[0]
     assert apart(merged.feat, again.feat) < 1e-5 and apart(merged.log_count, again.log_count) < 1e-5
-    assert apart(merged.feat, distiller.condense([entries[::-1]], GRID, 2)[0].feat) > 1e-3
+    assert apart(merged.feat, distiller.merge_tubes([entries[::-1]], GRID, 2)[0].feat) > 1e-3
 
 
 def test_the_order_of_distilled_items_does_not_matter() -> None:
@@ -234,34 +234,34 @@ def test_ragged_tubes(aggregate: str) -> None:
     first, second, third = distiller(maps(3))
     half = MemoryTokens(second.feat[:8], second.pos[:8], second.xy[:8], second.log_count[:8])
     placeless = MemoryTokens(third.feat[:2], third.pos[:2])
-    old = distiller.condense([[first, second]], GRID, 4)[0]
+    old = distiller.merge_tubes([[first, second]], GRID, 4)[0]
     for tube in ([half, first], [first, half], [half], [placeless, half], [old, third, half], [old]):
-        merged = distiller.condense([tube], GRID, 2)[0]
+        merged = distiller.merge_tubes([tube], GRID, 2)[0]
         assert len(merged.feat) == len(merged.pos) == len(merged.xy) == len(merged.log_count) <= 4
         assert merged.feat.isfinite().all() and attended([ReadItem(merged, 1)]).isfinite().all()
-    empty_below = distiller.condense([[half, first]], GRID, 2)[0]
-    other = distiller.condense([[replace(half, feat=half.feat + 1), first]], GRID, 2)[0]
+    empty_below = distiller.merge_tubes([[half, first]], GRID, 2)[0]
+    other = distiller.merge_tubes([[replace(half, feat=half.feat + 1), first]], GRID, 2)[0]
     assert apart(empty_below.xy, other.xy) == 0
-    pooled = PooledTokens(factor=2).condense([[half, first]], GRID, 2)[0]
-    untouched = PooledTokens(factor=2).condense([[first]], GRID, 2)[0]
+    pooled = PooledTokens(factor=2).merge_tubes([[half, first]], GRID, 2)[0]
+    untouched = PooledTokens(factor=2).merge_tubes([[first]], GRID, 2)[0]
     assert apart(pooled.feat[2:], untouched.feat[2:]) < 1e-6, "windows that a frame does not reach are the others'"
 
 
 def test_several_tubes_are_merged_one_by_one() -> None:
     distiller = disturbed(temporal(2))
     entries = distiller(maps(4))
-    both = distiller.condense([entries[:2], entries[2:]], GRID, 2)
+    both = distiller.merge_tubes([entries[:2], entries[2:]], GRID, 2)
     assert [
-        apart(m.feat, distiller.condense([t], GRID, 2)[0].feat) for m, t in zip(both, (entries[:2], entries[2:]))
+        apart(m.feat, distiller.merge_tubes([t], GRID, 2)[0].feat) for m, t in zip(both, (entries[:2], entries[2:]))
     ] == [0, 0]
 
 
 def test_windows_by_coordinates() -> None:
     found = layout(grid_xy(4, 6, CPU), 4)
-    assert found.index.shape == (2, 16) and (found.blank[0] == 0).all() and (found.blank[1] == NOTHING).sum() == 8
+    assert found.tokens.shape == (2, 16) and (found.padding[0] == 0).all() and (found.padding[1] == EMPTY).sum() == 8
     assert found.offset.abs().max() <= 1
     pooled = layout(PooledTokens(factor=2)(maps(1))[0].xy, 4)
-    assert pooled.index.tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    assert pooled.tokens.tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
 
 
 # -- learning ---------------------------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ def sleeping(distiller: TokenDistiller) -> list[str]:
     model = copy.deepcopy(micro_model())
     model.memory_encoder.distiller = distiller
     entries = distiller(maps(4))
-    old = distiller.condense([entries[:2]], GRID, 2)[0]
+    old = distiller.merge_tubes([entries[:2]], GRID, 2)[0]
     items = [ReadItem(entries[2], PROMPT_SLOT), ReadItem(entries[3], 0), ReadItem(old, MERGED_SLOT)]
     (attended(items, model) * noise(64, WIDTH, seed=8)).sum().backward()
     return [n for n, p in distiller.named_parameters() if p.grad is None or not p.grad.abs().max() > 1e-9]
@@ -313,7 +313,7 @@ def test_global_latents_weigh_next_to_nothing_and_learn_as_loudly_as_others() ->
 def test_gradients_flow_through_merged_tubes_to_the_maps() -> None:
     given = maps(2).requires_grad_()
     distiller = temporal(2)
-    attended([ReadItem(distiller.condense([distiller(given)], GRID, 2)[0], 3)]).square().sum().backward()
+    attended([ReadItem(distiller.merge_tubes([distiller(given)], GRID, 2)[0], 3)]).square().sum().backward()
     assert (given.grad.abs().amax(dim=(1, 2, 3)) > 0).all()
 
 
@@ -418,8 +418,8 @@ def test_a_distiller_that_was_not_trained_is_said_to_be(caplog: pytest.LogCaptur
         (lambda: GlobalLatents(width=8, count=1, key_width=4, share=0.0), "global_share above 0"),
         (lambda: temporal(2, aggregate="lstm"), "expected aggregate out of attention, gru, got 'lstm'"),
         (lambda: temporal(2, frame="mean"), "expected frame out of spatial, pool, got 'mean'"),
-        (lambda: GridTokens().condense([[]], GRID, 1), "tubes of at least one entry"),
-        (lambda: GridTokens().condense([GridTokens()(maps(1))], GRID, 0), "strength >= 1, got 0"),
+        (lambda: GridTokens().merge_tubes([[]], GRID, 1), "tubes of at least one entry"),
+        (lambda: GridTokens().merge_tubes([GridTokens()(maps(1))], GRID, 0), "strength >= 1, got 0"),
     ],
 )
 def test_user_mistakes(make: Callable[[], object], message: str) -> None:

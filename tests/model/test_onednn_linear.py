@@ -30,7 +30,7 @@ needs_one_dnn = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What is known about oneDNN is found out anew; it is given less work than it would be."""
-    monkeypatch.setattr(module, "LEAST_WORK", LEAST_ROWS * IN * OUT)
+    monkeypatch.setattr(module, "MIN_WORK", LEAST_ROWS * IN * OUT)
     module._works.cache_clear()
     yield
     module._works.cache_clear()
@@ -212,7 +212,7 @@ def shapes_of(model: SAM2, taken: list, frames: int) -> list[set[tuple]]:
 
 @pytest.fixture
 def any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEAST_WORK", 1)
+    monkeypatch.setattr(module, "MIN_WORK", 1)
 
 
 @needs_one_dnn

@@ -19,9 +19,9 @@ from sam2_mem.model import cached_positions, fpn, rotary_attention
 from sam2_mem.model.acceleration import onednn_linear
 from sam2_mem.model.acceleration.onednn_linear import Linear
 from sam2_mem.model.attention_operators import LowDim
-from sam2_mem.model.cached_positions import kept
+from sam2_mem.model.cached_positions import cached
 from sam2_mem.model.memory_attention import MemoryAttentionLayer
-from sam2_mem.model.rope import grid_coordinates, rotate, rotation
+from sam2_mem.model.rope import grid_coordinates, rotate, rotation_at
 from sam2_mem.model.rotary_attention import RotaryAttention, attend_in_tiles
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.model.trunks import hiera
@@ -62,7 +62,7 @@ def fast(model: SAM2) -> Tensor:
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two rows at a time, and every linear map by oneDNN."""
-    monkeypatch.setattr(onednn_linear, "LEAST_WORK", 1)
+    monkeypatch.setattr(onednn_linear, "MIN_WORK", 1)
     monkeypatch.setattr(batching, "CPU_BATCH", 2 * (SIDE // 16) ** 2)
     monkeypatch.setattr("sam2_mem.model.attention_operators.Auto._choose", lambda self, *sizes: LowDim())
 
@@ -109,7 +109,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> list[tuple
 
 
 def test_rows_share_the_first_self_attention(model: SAM2, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = calls(monkeypatch, MemoryAttentionLayer, "look_around")
+    seen = calls(monkeypatch, MemoryAttentionLayer, "self_attention")
     shown(model, count=3)
     assert [args[0].shape[0] for args in seen] == [1, 2, 1, 2]
     seen.clear()
@@ -119,7 +119,7 @@ def test_rows_share_the_first_self_attention(model: SAM2, monkeypatch: pytest.Mo
 
 
 def test_each_row_has_its_own_first_layer_in_training(model: SAM2, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = calls(monkeypatch, MemoryAttentionLayer, "look_around")
+    seen = calls(monkeypatch, MemoryAttentionLayer, "self_attention")
     model.memory_attention.train()
     shown(model, count=2)
     model.memory_attention.eval()
@@ -190,7 +190,7 @@ def test_blocks_take_maps_in_strips(
     torch.manual_seed(0)
     block = HieraBlock(BlockPlan(8, 16, 2, window, pool), mlp_ratio=4.0, drop_path=0.0)
     x = torch.randn(2, 10, 14, 8)
-    heights = calls(monkeypatch, HieraBlock, "_think")
+    heights = calls(monkeypatch, HieraBlock, "_feed_forward")
     with torch.no_grad():
         monkeypatch.setattr(hiera, "STRIP_CELLS", strip)
         fast = block(x)
@@ -214,10 +214,10 @@ def test_blocks_take_maps_in_strips(
 def test_one_complex_product_turns_as_cosines_and_sines_do(dtype: torch.dtype) -> None:
     x = torch.randn(2, 3, 20, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     xy = grid_coordinates(4, 5)
-    turned = rotate(x, rotation(xy, 8))
+    turned = rotate(x, rotation_at(xy, 8))
     with rotary_by_parts():
-        assert rotation(xy, 8).polar is None
-        apart = rotate(x, rotation(xy, 8))
+        assert rotation_at(xy, 8).polar is None
+        apart = rotate(x, rotation_at(xy, 8))
     assert turned.dtype is dtype and (turned - apart).abs().max() <= (1e-6 if dtype is torch.float32 else 0.05)
     assert (turned - x).abs().max() > 0.5
 
@@ -273,13 +273,13 @@ def test_folded_convolutions_follow_their_weights_and_carry_gradients(model: SAM
     weights = (lateral.weight, head.weight, head.bias)
     for weight in weights:
         with torch.no_grad():
-            before = fpn._through(lateral, head, stage)
+            before = fpn._fused_convolution(lateral, head, stage)
             weight.mul_(1.5)
-            after = fpn._through(lateral, head, stage)
+            after = fpn._fused_convolution(lateral, head, stage)
             assert (after - head(lateral(stage))).abs().max() < 1e-5 < (after - before).abs().max()
             weight.div_(1.5)
     lateral.requires_grad_(True)
-    found = torch.autograd.grad(fpn._through(lateral, head, stage).square().sum(), weights)
+    found = torch.autograd.grad(fpn._fused_convolution(lateral, head, stage).square().sum(), weights)
     wanted = torch.autograd.grad(head(lateral(stage)).square().sum(), weights)
     lateral.requires_grad_(False)
     for one, other in zip(found, wanted):
@@ -316,8 +316,8 @@ def test_the_position_map_is_made_once(trunk: Hiera, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("change", ["in place", "through data", "loaded", "cast", "other"])
 def test_changed_weights_are_noticed(trunk: Hiera, change: str) -> None:
-    before = trunk._kept_position(16, 16)
-    assert trunk._kept_position(16, 16) is before
+    before = trunk._cached_position(16, 16)
+    assert trunk._cached_position(16, 16) is before
     if change == "in place":
         trunk.pos_embed.add_(1.0)
     elif change == "through data":
@@ -328,17 +328,17 @@ def test_changed_weights_are_noticed(trunk: Hiera, change: str) -> None:
         trunk.double()
     else:
         trunk.pos_embed = nn.Parameter(trunk.pos_embed + 1, requires_grad=False)
-    after = trunk._kept_position(16, 16)
+    after = trunk._cached_position(16, 16)
     assert after is not before and torch.equal(after, trunk.position_map(16, 16))
 
 
 def test_gradient_flows_through_the_position_map(trunk: Hiera) -> None:
-    trunk._kept_position(16, 16)
+    trunk._cached_position(16, 16)
     trunk.requires_grad_(True)
     trunk(torch.zeros(1, 3, 64, 64))[-1].sum().backward()
     assert trunk.pos_embed.grad.abs().max() > 0 and trunk.pos_embed_window.grad.abs().max() > 0
     with torch.no_grad():
-        assert trunk._kept_position(16, 16).requires_grad is False
+        assert trunk._cached_position(16, 16).requires_grad is False
 
 
 def test_what_is_kept_can_be_used_with_gradient(trunk: Hiera) -> None:
@@ -351,15 +351,15 @@ def test_what_is_kept_can_be_used_with_gradient(trunk: Hiera) -> None:
 
 def test_what_is_kept_goes_with_its_weights() -> None:
     weight = nn.Parameter(torch.zeros(3), requires_grad=False)
-    made = weakref.ref(kept([weight], (1,), lambda: weight + torch.ones(3)))
-    assert made() is not None and weight in cached_positions._KEPT
-    first = kept([weight], (1,), lambda: torch.zeros(3))
+    made = weakref.ref(cached([weight], (1,), lambda: weight + torch.ones(3)))
+    assert made() is not None and weight in cached_positions._CACHE
+    first = cached([weight], (1,), lambda: torch.zeros(3))
     assert torch.equal(first, torch.ones(3))
-    kept([weight], (2,), lambda: torch.zeros(3))
+    cached([weight], (2,), lambda: torch.zeros(3))
     del first
     gc.collect()
     assert made() is None, "another size takes its place"
-    before = len(cached_positions._KEPT)
+    before = len(cached_positions._CACHE)
     del weight
     gc.collect()
-    assert len(cached_positions._KEPT) == before - 1
+    assert len(cached_positions._CACHE) == before - 1

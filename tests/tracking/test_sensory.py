@@ -122,7 +122,7 @@ def test_memory_is_the_distilled_map():
     flags = {"binarize": torch.tensor([False]), "present": torch.tensor([True])}
     masks = torch.randn(1, *model.mask_size)
     maps = model.memory_maps(features, masks, **flags)
-    tokens = model.encode_memory(features, masks, **flags)[0]
+    tokens = model.memory_encoder.distiller(maps)[0]
     assert torch.equal(tokens.feat, maps[0].flatten(1).t())
 
 

@@ -59,7 +59,7 @@ class FastestKernel:
                 times[backend] = self.timer(attend)
             except RuntimeError:
                 continue
-        return min(times, key=times.get) if times else None
+        return min(times, key=lambda backend: times[backend]) if times else None
 
 
 def _attend_by(

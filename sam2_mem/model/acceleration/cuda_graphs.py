@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sam2_mem.model.acceleration.attention_kernels import FastestKernel
 from sam2_mem.model.rotary_attention import RotaryAttention
 from sam2_mem.model.tensor_tree import map_tensors, tensors_in
+
+if TYPE_CHECKING:
+    from sam2_mem.model.sam2 import SAM2
 
 logger = logging.getLogger(__name__)
 
@@ -232,8 +235,8 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
     return model
 
 
-def optimize(model: nn.Module, settings: GraphSettings | None = None) -> None:
-    """Make a :class:`~sam2_mem.model.sam2.SAM2` on a CUDA device run as this module says; in its own precision where the
+def optimize(model: SAM2, settings: GraphSettings | None = None) -> None:
+    """Make a network on a CUDA device run as this module says; in its own precision where the
     device has no bfloat16. For inference alone; its state dict then holds weights in half precision."""
     device = model.device
     if device.type != "cuda":
@@ -245,5 +248,5 @@ def optimize(model: nn.Module, settings: GraphSettings | None = None) -> None:
     for module in model.memory_attention.modules():
         if isinstance(module, RotaryAttention):
             module.kernel = kernel
-    precision = half_autocast(device) if half else nullcontext
+    precision: Callable[[], AbstractContextManager] = half_autocast(device) if half else nullcontext
     model.runner = GraphRunner(cuda_graphs(), precision=precision, settings=settings)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 logger = logging.getLogger(__name__)
 
 Activation = Literal["none", "relu", "gelu"]
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"none": lambda x: x, "relu": torch.relu_, "gelu": F.gelu}
-LEAST_WORK = 1 << 24
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"none": lambda x: x, "relu": torch.relu_, "gelu": F.gelu}
+MIN_WORK = 1 << 24
 """Multiplications. Less is left to torch, which is faster with it: a call of oneDNN takes some 15 microseconds more."""
 
 
@@ -33,13 +33,13 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none") -> Tensor:
     """``activation(x @ weight.T + bias)``, ``x`` (..., in), ``weight`` (out, in)."""
-    fits = x.shape[-1] == weight.shape[-1] and weight.dtype is x.dtype  # else torch says what is wrong
-    if fits and x.numel() * len(weight) >= LEAST_WORK and plain(x) and _one_dnn():
+    compatible = x.shape[-1] == weight.shape[-1] and weight.dtype is x.dtype  # else torch says what is wrong
+    if compatible and x.numel() * len(weight) >= MIN_WORK and on_plain_cpu(x) and _one_dnn():
         return _by_one_dnn(x, weight, bias, activation)
     return ACTIVATIONS[activation](F.linear(x, weight, bias))
 
 
-def plain(x: Tensor) -> bool:
+def on_plain_cpu(x: Tensor) -> bool:
     """Whether ``x`` is computed with on a CPU in float32 as it stands: without gradient, autocast or a compiler."""
     if x.device.type != "cpu" or x.dtype is not torch.float32 or torch.is_grad_enabled():
         return False
@@ -47,7 +47,7 @@ def plain(x: Tensor) -> bool:
 
 
 def _one_dnn() -> bool:
-    return torch.backends.mkldnn.enabled and _works()
+    return bool(torch.backends.mkldnn.enabled) and _works()
 
 
 def _by_one_dnn(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:

@@ -13,7 +13,7 @@ def to_device_async(values: Any, device: torch.device | str, dtype: torch.dtype 
 
     A CUDA device takes them from pinned memory in its own time; memory that is not pinned would hold up the host.
     """
-    made = torch.as_tensor(values, dtype=dtype)
-    if torch.device(device).type != "cuda" or made.device.type != "cpu":
-        return made.to(device)
-    return made.pin_memory().to(device, non_blocking=True)
+    tensor = torch.as_tensor(values, dtype=dtype)
+    if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sam2_mem.model.cached_positions import grid_xy, sine_tokens
-from sam2_mem.model.distiller.windows import grid_layout, mean_of, tube_of, weighted, window_place
+from sam2_mem.model.distiller.windows import grid_geometry, grid_layout, join_entries, mean_tokens, weighted_sum
 from sam2_mem.types import MemoryTokens
 
 
@@ -20,8 +22,7 @@ class TokenDistiller(nn.Module):
     """
 
     merged_time: Tensor | None
-    """What a distiller adds to the temporal code of merged entries (Cm), see ``types.MERGED_SLOT``; None for
-    nothing."""
+    """What a distiller adds to the temporal code of merged entries (Cm), see ``types.MERGED_SLOT``; None for nothing."""
 
     def __init__(self, *, factor: int = 1) -> None:
         super().__init__()
@@ -44,14 +45,15 @@ class TokenDistiller(nn.Module):
         """``maps`` (R, Cm, H, W) -> R entries, with positions on the frame's own grid."""
         raise NotImplementedError
 
-    def condense(
+    def merge_tubes(
         self, tubes: Sequence[Sequence[MemoryTokens]], grid: tuple[int, int], strength: int
     ) -> list[MemoryTokens]:
         """Merge the entries of every tube into one, with gradients where its tokens have any.
 
         Args:
             tubes: entries of one object each, oldest first in the direction of tracking; of any lengths, merged before
-                or not. grid: (H, W) of the maps they come from.
+                or not.
+            grid: (H, W) of the maps they come from.
             strength: one token for every ``strength`` x ``strength`` tokens of a map as :meth:`forward` stores it, over
                 all entries of a tube. At least 1.
         """
@@ -59,9 +61,24 @@ class TokenDistiller(nn.Module):
             raise ValueError(f"expected tubes of at least one entry and strength >= 1, got {strength}")
         return [self.merge(tube, grid, strength * self.factor) for tube in tubes]
 
+    def condense(
+        self, tubes: Sequence[Sequence[MemoryTokens]], grid: tuple[int, int], strength: int
+    ) -> list[MemoryTokens]:
+        """Earlier name of :meth:`merge_tubes`."""
+        warnings.warn("condense of a distiller is now merge_tubes", FutureWarning, stacklevel=2)
+        if type(self).condense is TokenDistiller.condense:
+            return self.merge_tubes(tubes, grid, strength)
+        return TokenDistiller.merge_tubes(self, tubes, grid, strength)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "condense" in vars(cls):
+            warnings.warn(f"{cls.__name__}.condense is now merge_tubes; rename it", FutureWarning, stacklevel=2)
+            cls.merge_tubes = cls.condense  # type: ignore[method-assign]
+
     def merge(self, tube: Sequence[MemoryTokens], grid: tuple[int, int], cells: int) -> MemoryTokens:
         """One tube in windows of ``cells`` x ``cells`` cells: here the mean by count."""
-        return mean_of(tube_of(tube, torch.float32), grid, cells)
+        return mean_tokens(join_entries(tube, torch.float32), grid, cells)
 
 
 class GridTokens(TokenDistiller):
@@ -87,9 +104,9 @@ class PooledTokens(TokenDistiller):
     def forward(self, maps: Tensor) -> list[MemoryTokens]:
         _, channels, height, width = maps.shape
         windows = grid_layout(height, width, self.factor, maps.device)
-        feat = weighted(windows.gather(as_tokens(maps)), windows.blank.softmax(-1).to(maps.dtype))
-        place = window_place(height, width, channels, self.factor, maps.device)
-        return [MemoryTokens(tokens, place.pos, place.xy, place.log_count) for tokens in feat]
+        feat = weighted_sum(windows.gather(as_tokens(maps)), windows.padding.softmax(-1).to(maps.dtype))
+        geometry = grid_geometry(height, width, channels, self.factor, maps.device)
+        return [MemoryTokens(tokens, *geometry) for tokens in feat]
 
 
 def as_tokens(maps: Tensor) -> Tensor:

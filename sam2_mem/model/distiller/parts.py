@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam2_mem.model.distiller.windows import weighted
+from sam2_mem._moved import renamed
+from sam2_mem.model.distiller.windows import weighted_sum
 
 
-class Difference(nn.Module):
+class ZeroInitDifference(nn.Module):
     """``plus(...) - minus(...)`` of two networks that begin as copies: exactly zero untrained, and yet the gradient
-    reaches every parameter that it reaches in the network alone (a last layer of zeros would hide all layers before
-    it).
+    reaches every parameter that it reaches in the network alone (a last layer of zeros would hide all layers before it).
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -26,12 +26,14 @@ class Difference(nn.Module):
         return self.plus(*inputs) - self.minus(*inputs)
 
 
-class Score(nn.Module):
-    """How much a summary asks for each token of its window, per head.
+class AttentionLogits(nn.Module):
+    """Logits of the attention of a summary to the tokens of its window, per head.
 
     Args:
-        width: Cm. features: number of further features of a token, such as its place. key_width, num_heads: of the
-        query.
+        width: Cm.
+        features: number of further features of a token, such as its offset in the window.
+        key_width: channels of queries and keys, per head.
+        num_heads: of the attention.
     """
 
     def __init__(self, *, width: int, features: int, key_width: int, num_heads: int) -> None:
@@ -44,8 +46,8 @@ class Score(nn.Module):
 
     def forward(self, summary: Tensor, tokens: Tensor, features: Tensor) -> Tensor:
         """``summary`` (R, W, Cm), ``tokens`` (R, W, n, Cm), ``features`` (W, n, features) -> (R, W, n, heads)."""
-        told = features.to(tokens.dtype).expand(tokens.shape[0], -1, -1, -1)
-        key = self.key(torch.cat([self.norm_token(tokens), told], dim=-1)).unflatten(-1, (self.num_heads, -1))
+        features = features.to(tokens.dtype).expand(tokens.shape[0], -1, -1, -1)
+        key = self.key(torch.cat([self.norm_token(tokens), features], dim=-1)).unflatten(-1, (self.num_heads, -1))
         query = self.query(self.norm_summary(summary)).unflatten(-1, (self.num_heads, -1)).unsqueeze(-3)
         return (query * key).sum(-1) * key.shape[-1] ** -0.5
 
@@ -55,7 +57,10 @@ class WindowAttention(nn.Module):
     its tokens. Every head has its own weights and its own channels of the tokens; the weights start as the counts.
 
     Args:
-        width: Cm, a multiple of ``num_heads``. features, key_width: see :class:`Score`.
+        width: Cm, a multiple of ``num_heads``.
+        features: see :class:`AttentionLogits`.
+        key_width: channels of queries and keys, per head.
+        num_heads: of the attention.
     """
 
     def __init__(self, *, width: int, features: int, key_width: int, num_heads: int) -> None:
@@ -63,19 +68,21 @@ class WindowAttention(nn.Module):
         if width % num_heads:
             raise ValueError(f"expected num_heads to divide the memory width {width}, got {num_heads}")
         self.num_heads = num_heads
-        self.score = Difference(Score(width=width, features=features, key_width=key_width, num_heads=num_heads))
+        self.score = ZeroInitDifference(
+            AttentionLogits(width=width, features=features, key_width=key_width, num_heads=num_heads)
+        )
 
     def forward(self, tokens: Tensor, prior: Tensor, features: Tensor) -> Tensor:
         """``tokens`` (R, W, n, Cm), ``prior`` (W, n) log-counts, ``features`` (W, n, features) -> (R, W, Cm)."""
-        mean = weighted(tokens, prior.softmax(-1).to(tokens.dtype))
+        mean = weighted_sum(tokens, prior.softmax(-1).to(tokens.dtype))
         logits = prior.unsqueeze(-1) + self.score(mean, tokens, features).float()
         weights = logits.softmax(-2).to(tokens.dtype)
         split = tokens.unflatten(-1, (self.num_heads, -1))
         return (split * weights.unsqueeze(-1)).sum(-3).flatten(-2)
 
 
-class Mixing(nn.Module):
-    """Self-attention between summaries, told where they lie."""
+class SummaryAttention(nn.Module):
+    """Self-attention between summaries, with their positions."""
 
     def __init__(self, *, width: int, num_heads: int) -> None:
         super().__init__()
@@ -89,8 +96,8 @@ class Mixing(nn.Module):
     def forward(self, x: Tensor, pos: Tensor) -> Tensor:
         """``x`` (R, W, Cm), ``pos`` (W, Cm) -> (R, W, Cm)."""
         y = self.norm(x)
-        asked = y + pos.to(y.dtype)
-        q, k, v = (self._heads(part) for part in (self.query(asked), self.key(asked), self.value(y)))
+        coded = y + pos.to(y.dtype)
+        q, k, v = (self._heads(x) for x in (self.query(coded), self.key(coded), self.value(y)))
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -98,18 +105,20 @@ class Mixing(nn.Module):
 
 
 class Refinement(nn.Module):
-    """After pooling: summaries look at each other, then each is changed by a small network, which also corrects its
+    """After pooling: summaries attend to each other, then each is changed by a small network, which also corrects its
     log-count.
 
     Args:
-        width: Cm. hidden: width of the small network.
+        width: Cm.
+        hidden: width of the small network.
+        num_heads: of the attention.
     """
 
     def __init__(self, *, width: int, hidden: int, num_heads: int) -> None:
         super().__init__()
-        self.mix = Difference(Mixing(width=width, num_heads=num_heads))
+        self.mix = ZeroInitDifference(SummaryAttention(width=width, num_heads=num_heads))
         layers = (nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width + 1))
-        self.change = Difference(nn.Sequential(*layers))
+        self.change = ZeroInitDifference(nn.Sequential(*layers))
 
     def forward(self, x: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
         """``x`` (R, W, Cm), ``pos`` (W, Cm) -> refined (R, W, Cm) and what to add to the log-counts, (R, W) float32."""
@@ -119,7 +128,7 @@ class Refinement(nn.Module):
 
 
 class RecurrentStep(nn.Module):
-    """The learned part of one step of :class:`Recurrence`: a shift of the gate and of the candidate."""
+    """The learned part of one step of :class:`FrameGRU`: a shift of the gate and of the candidate."""
 
     def __init__(self, *, width: int) -> None:
         super().__init__()
@@ -136,16 +145,16 @@ class RecurrentStep(nn.Module):
         return torch.cat([gate, candidate], dim=-1)
 
 
-class Recurrence(nn.Module):
+class FrameGRU(nn.Module):
     """A GRU over the frames of a tube, oldest first, that starts as the running mean by count: its update gate starts
-    at the new frame's share of everything seen so far, its candidate at the new frame."""
+    at the new frame's share of everything so far, its candidate at the new frame."""
 
     def __init__(self, *, width: int) -> None:
         super().__init__()
-        self.step = Difference(RecurrentStep(width=width))
+        self.step = ZeroInitDifference(RecurrentStep(width=width))
 
     def forward(self, inputs: Tensor, log_counts: Tensor) -> Tensor:
-        """``inputs`` (f, R, W, Cm), ``log_counts`` (f, W), ``NOTHING`` where a frame has none -> (R, W, Cm)."""
+        """``inputs`` (f, R, W, Cm), ``log_counts`` (f, W), ``EMPTY`` where a frame has none -> (R, W, Cm)."""
         state, total = inputs[0], log_counts[0]
         for x, count in zip(inputs[1:], log_counts[1:]):
             gate, candidate = self.step(state, x).chunk(2, dim=-1)
@@ -155,7 +164,10 @@ class Recurrence(nn.Module):
         return state
 
 
-def amplified(x: Tensor, factor: Tensor) -> Tensor:
+def scale_gradient(x: Tensor, factor: Tensor) -> Tensor:
     """``x`` itself, its gradient multiplied by ``factor``."""
-    held = x.detach()
-    return held + ((x - held).float() * factor.detach()).to(x.dtype)
+    detached = x.detach()
+    return detached + ((x - detached).float() * factor.detach()).to(x.dtype)
+
+
+__getattr__ = renamed(__name__)

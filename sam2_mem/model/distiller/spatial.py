@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from sam2_mem.model.cached_positions import sine_tokens
 from sam2_mem.model.distiller.base import TokenDistiller, as_tokens
-from sam2_mem.model.distiller.parts import Refinement, WindowAttention, amplified
-from sam2_mem.model.distiller.windows import Place, grid_layout, window_place
+from sam2_mem.model.distiller.parts import Refinement, WindowAttention, scale_gradient
+from sam2_mem.model.distiller.windows import WindowGeometry, grid_geometry, grid_layout
 from sam2_mem.types import MemoryTokens
 
 
@@ -24,10 +24,14 @@ class SpatialDistiller(TokenDistiller):
     every spatial key, and one without coordinates would pass for the cell in the top left corner.
 
     Args:
-        memory_width: Cm. factor: side of a window in cells. key_width, num_heads: of the latents' attention; heads
-            divide Cm. hidden: width of the network that refines summaries. global_latents: how many. global_share:
-            share of the frame's tokens that a global latent stands for before training; what attention all of them
-            draw is at most about ``global_latents * global_share``, so next to nothing.
+        memory_width: Cm.
+        factor: side of a window in cells.
+        key_width: of the latents' attention, per head.
+        num_heads: of the latents' attention; a divisor of Cm.
+        hidden: width of the network that refines summaries.
+        global_latents: number of latents that attend to the whole map.
+        global_share: share of the frame's tokens that a global latent stands for before training; what attention all of
+            them draw is at most about ``global_latents * global_share``, so next to nothing.
     """
 
     def __init__(
@@ -57,34 +61,36 @@ class SpatialDistiller(TokenDistiller):
         return f"spatial{self.factor}" if self.globals is None else f"spatial{self.factor}_global{self.globals.count}"
 
     def tokens_per_map(self, grid: tuple[int, int]) -> int:
-        extra = 0 if self.globals is None else self.globals.count
-        return super().tokens_per_map(grid) + extra
+        return super().tokens_per_map(grid) + (0 if self.globals is None else self.globals.count)
 
     def forward(self, maps: Tensor) -> list[MemoryTokens]:
         _, channels, height, width = maps.shape
         windows = grid_layout(height, width, self.factor, maps.device)
-        place = window_place(height, width, channels, self.factor, maps.device)
+        geometry = grid_geometry(height, width, channels, self.factor, maps.device)
         tokens = as_tokens(maps)
-        pooled = self.attention(windows.gather(tokens), windows.blank, windows.offset)
-        feat, correction = self.refinement(pooled, place.pos)
-        log_count = place.log_count + correction
+        pooled = self.attention(windows.gather(tokens), windows.padding, windows.offset)
+        feat, correction = self.refinement(pooled, geometry.pos)
+        log_count = geometry.log_count + correction
         if self.globals is not None:
             pos = sine_tokens(height, width, channels, maps.device)
-            more, their_count = self.globals(tokens, pos)
-            feat = torch.cat([feat, more], dim=1)
-            log_count = torch.cat([log_count, their_count.expand(len(maps), -1)], dim=1)
-            place = _with_globals(height, width, channels, self.factor, self.globals.count, maps.device)
-        return [MemoryTokens(f, place.pos, place.xy, n.clone()) for f, n in zip(feat, log_count)]
+            global_feat, global_count = self.globals(tokens, pos)
+            feat = torch.cat([feat, global_feat], dim=1)
+            log_count = torch.cat([log_count, global_count.expand(len(maps), -1)], dim=1)
+            geometry = _with_globals(height, width, channels, self.factor, self.globals.count, maps.device)
+        return [MemoryTokens(f, geometry.pos, geometry.xy, n.clone()) for f, n in zip(feat, log_count)]
 
 
 class GlobalLatents(nn.Module):
     """Latents that attend to a whole map.
 
     They start with hardly any weight in memory attention, and their gradients are multiplied by as much as that weight
-    is small: they neither disturb an untrained distiller nor sleep.
+    is small: they do not disturb an untrained distiller, and they learn.
 
     Args:
-        width: Cm. count: number of latents. share: of the tokens of a frame that each stands for at first.
+        width: Cm.
+        count: number of latents.
+        key_width: of their attention.
+        share: of the tokens of a frame that each stands for at first.
     """
 
     scale = 10.0
@@ -105,16 +111,18 @@ class GlobalLatents(nn.Module):
         key = self.key(self.norm(tokens + pos.to(tokens.dtype)))
         weights = (self.query @ key.transpose(1, 2) * key.shape[-1] ** -0.5).softmax(-1)
         log_share = self.log_share.float() * self.scale
-        louder = (-log_share).exp()
-        feat = amplified(weights @ tokens, louder[:, None])
-        return feat, amplified(log_share, louder) + math.log(tokens.shape[1])
+        inverse_share = (-log_share).exp()
+        feat = scale_gradient(weights @ tokens, inverse_share[:, None])
+        return feat, scale_gradient(log_share, inverse_share) + math.log(tokens.shape[1])
 
 
 @lru_cache(maxsize=32)
-def _with_globals(height: int, width: int, channels: int, cells: int, count: int, device: torch.device) -> Place:
-    """Places of windows, then of ``count`` tokens in the middle of the map."""
+def _with_globals(
+    height: int, width: int, channels: int, cells: int, count: int, device: torch.device
+) -> WindowGeometry:
+    """Geometry of windows, then of ``count`` tokens in the middle of the map."""
     with torch.inference_mode(False), torch.no_grad():
-        own = window_place(height, width, channels, cells, device)
-        middle = window_place(height, width, channels, max(height, width), device)
-        pos, xy = (torch.cat([a, b.expand(count, -1)]) for a, b in zip(own[:2], middle[:2]))
-        return Place(pos, xy, torch.cat([own.log_count, middle.log_count.expand(count)]))
+        windows = grid_geometry(height, width, channels, cells, device)
+        middle = grid_geometry(height, width, channels, max(height, width), device)
+        pos, xy = (torch.cat([a, b.expand(count, -1)]) for a, b in zip(windows[:2], middle[:2]))
+        return WindowGeometry(pos, xy, torch.cat([windows.log_count, middle.log_count.expand(count)]))

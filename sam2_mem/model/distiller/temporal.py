@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from sam2_mem.model.distiller.base import GridTokens, PooledTokens, TokenDistiller
-from sam2_mem.model.distiller.parts import Recurrence, Refinement, WindowAttention
+from sam2_mem.model.distiller.parts import FrameGRU, Refinement, WindowAttention
 from sam2_mem.model.distiller.spatial import SpatialDistiller
-from sam2_mem.model.distiller.windows import NOTHING, Layout, Tube, layout, placed, tube_of
+from sam2_mem.model.distiller.windows import EMPTY, Tube, WindowLayout, join_entries, layout, tube_geometry
 from sam2_mem.types import MemoryTokens
 
 FRAMES = ("spatial", "pool")
@@ -18,15 +18,18 @@ AGGREGATORS = ("attention", "gru")
 
 
 class TemporalDistiller(TokenDistiller):
-    """Distils twice: each frame when it is written, and neighbouring frames when a policy hands them over
-    (:meth:`~sam2_mem.memory.policy.MemoryPolicy.condense`). Untrained, both are means by count.
+    """Distils twice: each frame when it is written, and neighbouring frames when a policy asks for their merging
+    (:class:`~sam2_mem.types.MergeRequest`). Untrained, both are means by count.
 
     Args:
-        memory_width: Cm. factor: side, in cells, of the windows of a single frame; 1 stores frames whole.
+        memory_width: Cm.
+        factor: side, in cells, of the windows of a single frame; 1 stores frames undistilled.
         frame: how a single frame is distilled: "spatial" attention, or "pool" for plain means.
         aggregate: what makes one token of a tube: "attention" over all its tokens at once, or a "gru" over one summary
             per frame.
-        key_width, num_heads, hidden: as in :class:`SpatialDistiller`.
+        key_width: as in :class:`SpatialDistiller`.
+        num_heads: as in :class:`SpatialDistiller`.
+        hidden: as in :class:`SpatialDistiller`.
     """
 
     def __init__(
@@ -45,11 +48,11 @@ class TemporalDistiller(TokenDistiller):
         _check_choice("aggregate", aggregate, AGGREGATORS)
         sizes = {"key_width": key_width, "num_heads": num_heads}
         self.frame = _frame_stage(frame, factor, memory_width=memory_width, hidden=hidden, **sizes)
-        told = 3 if aggregate == "attention" else 2
-        self.attention = WindowAttention(width=memory_width, features=told, **sizes)
-        self.recurrence = Recurrence(width=memory_width) if aggregate == "gru" else None
+        features = 3 if aggregate == "attention" else 2
+        self.attention = WindowAttention(width=memory_width, features=features, **sizes)
+        self.recurrence = FrameGRU(width=memory_width) if aggregate == "gru" else None
         self.refinement = Refinement(width=memory_width, hidden=hidden, num_heads=num_heads)
-        self.merged_time = nn.Parameter(torch.zeros(memory_width))
+        self.merged_time: nn.Parameter = nn.Parameter(torch.zeros(memory_width))
 
     @property
     def trained_as(self) -> str:
@@ -59,24 +62,25 @@ class TemporalDistiller(TokenDistiller):
         return self.frame(maps)
 
     def merge(self, tube: Sequence[MemoryTokens], grid: tuple[int, int], cells: int) -> MemoryTokens:
-        joined = tube_of(tube, self.merged_time.dtype)
+        joined = join_entries(tube, self.merged_time.dtype)
         windows = layout(joined.xy, cells)
-        place = placed(joined, windows, grid, cells)
-        pooled = self._together(joined, windows) if self.recurrence is None else self._in_turn(joined, windows)
-        feat, correction = self.refinement(pooled, place.pos)
-        return MemoryTokens(feat[0], place.pos, place.xy, place.log_count + correction[0])
+        geometry = tube_geometry(joined, windows, grid, cells)
+        pool = self._pool_jointly if self.recurrence is None else self._pool_by_frame
+        feat, correction = self.refinement(pool(joined, windows), geometry.pos)
+        return MemoryTokens(feat[0], geometry.pos, geometry.xy, geometry.log_count + correction[0])
 
-    def _together(self, tube: Tube, windows: Layout) -> Tensor:
-        """One attention over all tokens of a window, which know where in it and in time they lie: (1, W, Cm)."""
-        ages = _time(tube)[windows.index].unsqueeze(-1)
-        told = torch.cat([windows.offset, ages], dim=-1)
-        return self.attention(windows.gather(tube.feat)[None], windows.priors(tube.log_count), told)
+    def _pool_jointly(self, tube: Tube, windows: WindowLayout) -> Tensor:
+        """One attention over all tokens of a window, with their offsets in it and in time: (1, W, Cm)."""
+        ages = _time(tube)[windows.tokens].unsqueeze(-1)
+        features = torch.cat([windows.offset, ages], dim=-1)
+        return self.attention(windows.gather(tube.feat)[None], windows.priors(tube.log_count), features)
 
-    def _in_turn(self, tube: Tube, windows: Layout) -> Tensor:
+    def _pool_by_frame(self, tube: Tube, windows: WindowLayout) -> Tensor:
         """One attention per frame, then a recurrence over the frames: (1, W, Cm)."""
         feat, prior = windows.gather(tube.feat)[None], windows.priors(tube.log_count)
-        member = tube.frame[windows.index]
-        priors = [torch.where(member == t, prior, NOTHING) for t in range(tube.frames)]
+        assert self.recurrence is not None, "only distillers with a recurrence pool frame by frame"
+        member = tube.frame[windows.tokens]
+        priors = [torch.where(member == t, prior, EMPTY) for t in range(tube.frames)]
         inputs = torch.stack([self.attention(feat, p, windows.offset) for p in priors])
         return self.recurrence(inputs, torch.stack([p.logsumexp(-1) for p in priors]))
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam2_mem.model.acceleration.onednn_linear import Linear, plain
-from sam2_mem.model.cached_positions import kept
+from sam2_mem.model.acceleration.onednn_linear import Linear, on_plain_cpu
+from sam2_mem.model.cached_positions import cached
 from sam2_mem.model.layers import MLP, DropPath
 
 PATCH_STRIDE = 4
@@ -98,19 +98,21 @@ class HieraBlock(nn.Module):
         On a CPU without gradient, a strip of windows goes through the whole block before the next one, so that what lies
         between its layers stays in the processor's cache.
         """
-        if x.shape[:3].numel() <= STRIP_CELLS or not plain(x):
-            return self._think(self._look(x))
+        if x.shape[:3].numel() <= STRIP_CELLS or not on_plain_cpu(x):
+            return self._feed_forward(self._attend(x))
         rows = max(1, STRIP_CELLS // (x.shape[0] * x.shape[2]))
         if not self.window:
-            return _in_strips(self._think, self._look(x), rows)
-        return _in_strips(lambda strip: self._think(self._look(strip)), x, max(1, rows // self.window) * self.window)
+            return _in_strips(self._feed_forward, self._attend(x), rows)
+        return _in_strips(
+            lambda strip: self._feed_forward(self._attend(strip)), x, max(1, rows // self.window) * self.window
+        )
 
-    def _look(self, x: Tensor) -> Tensor:
+    def _attend(self, x: Tensor) -> Tensor:
         normed = self.norm1(x)
         skip = x if self.proj is None else self.proj(normed)
         return _max_pool(skip, self.pool) + self.drop_path(self.attn(normed, self.window))
 
-    def _think(self, x: Tensor) -> Tensor:
+    def _feed_forward(self, x: Tensor) -> Tensor:
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -176,14 +178,14 @@ class Hiera(nn.Module):
         repeated = self.pos_embed_window.tile(1, 1, height // window, width // window)
         return (coarse + repeated).permute(0, 2, 3, 1)
 
-    def _kept_position(self, height: int, width: int) -> Tensor:
+    def _cached_position(self, height: int, width: int) -> Tensor:
         weights = (self.pos_embed, self.pos_embed_window)
-        return kept(weights, (height, width), lambda: self.position_map(height, width))
+        return cached(weights, (height, width), lambda: self.position_map(height, width))
 
     def forward(self, images: Tensor, *, position: Tensor | None = None) -> list[Tensor]:
         """(B, 3, H, W) -> the map at the end of each stage, fine to coarse: (B, C, H/4, W/4) ... (B, 8C, H/32, W/32).
 
-        `position` is a kept `position_map(H/4, W/4)`; without it the map is made when it is needed and weights or size
+        `position` is a cached `position_map(H/4, W/4)`; without it the map is made when it is needed and weights or size
         have changed.
         """
         if images.shape[-2] % self.size_step[0] or images.shape[-1] % self.size_step[1]:
@@ -192,7 +194,7 @@ class Hiera(nn.Module):
                 f"got {tuple(images.shape[-2:])}; resize or pad it"
             )
         x = self.patch_embed(images)
-        x = x + (self._kept_position(*x.shape[1:3]) if position is None else position)
+        x = x + (self._cached_position(*x.shape[1:3]) if position is None else position)
         maps = []
         for index, block in enumerate(self.blocks):
             x = block(x)
