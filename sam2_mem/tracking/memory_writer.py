@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,20 +34,22 @@ MERGE_ROUNDS = 64
 """Rounds of merging on one frame: a policy that asks for more never ends."""
 
 
+@dataclass(eq=False)
 class MemoryWriter:
     """Makes the memory of any number of objects.
 
-    Args:
+    Attributes:
         model: the network.
         policy: says what entries need beside tokens, and what is merged.
         settings: dtype and device of what is stored, overlap, limits of batches.
     """
 
-    def __init__(self, model: SAM2, policy: MemoryPolicy, settings: TrackerSettings) -> None:
-        self.model = model
-        self.policy = policy
-        self.settings = settings
-        self.sensory = sensory_update.active(model, policy)
+    model: SAM2
+    policy: MemoryPolicy
+    settings: TrackerSettings
+
+    def __post_init__(self) -> None:
+        self.sensory = sensory_update.active(self.model, self.policy)
 
     def encode_prompts(
         self, tracks: Sequence[Track], features: FrameFeatures, outputs: Sequence[MaskOutput]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ from sam2_mem.video import Frame, normalize, open_video, to_model_input, to_rgb
 
 logger = logging.getLogger(__name__)
 
+Predictor = TypeVar("Predictor", bound="PredictorBase")
+
 Masks = tuple[int, list[int], Tensor]
 """(frame index, object ids, logits (N, 1, H, W) at video resolution; foreground is > 0)."""
 
@@ -42,14 +44,16 @@ class PredictorSettings:
     non_overlap_masks: bool = False
 
 
-class SAM2VideoPredictor:
-    """Tracks objects through videos and streams. Holds a network and a policy; everything about a video is in its state.
+class PredictorBase:
+    """A network and a policy, with what is done to frames before the tracker and to masks after it.
 
     Args:
-        model: the network. policy: how objects remember. tracker, settings: see :class:`TrackerSettings`,
-            :class:`PredictorSettings`.
-        refiner: see :mod:`sam2_mem.tracking.refine`. embedder: see :mod:`sam2_mem.tracking.embedders`; seen by policies that
-            ask for it and by refiners.
+        model: the network.
+        policy: how objects remember.
+        tracker: see :class:`TrackerSettings`.
+        settings: see :class:`PredictorSettings`.
+        refiner: see :mod:`sam2_mem.tracking.refine`.
+        embedder: see :mod:`sam2_mem.tracking.embedders`; used by policies that ask for it and by refiners.
     """
 
     def __init__(
@@ -74,11 +78,6 @@ class SAM2VideoPredictor:
         self.refiner = refiner
         self.embedder = embedder
 
-    @classmethod
-    def from_pretrained(cls, model_id: str, **kwargs: Any) -> SAM2VideoPredictor:
-        """The predictor of an official model, by its name on the Hugging Face hub."""
-        return import_module("sam2_mem.build_sam").build_sam2_video_predictor_hf(model_id, **kwargs)
-
     @property
     def device(self) -> torch.device:
         return self.model.device
@@ -87,15 +86,39 @@ class SAM2VideoPredictor:
     def image_size(self) -> int:
         return self.model.image_size
 
-    def to(self, *args: Any, **kwargs: Any) -> SAM2VideoPredictor:
+    def to(self: Predictor, *args: Any, **kwargs: Any) -> Predictor:
         self.model.to(*args, **kwargs)
         if isinstance(self.embedder, nn.Module):
             self.embedder.to(*args, **kwargs)
         return self
 
-    def eval(self) -> SAM2VideoPredictor:
+    def eval(self: Predictor) -> Predictor:
         self.model.eval()
         return self
+
+    def encode(self, frame: Frame) -> FrameFeatures:
+        """Features of a frame, as :meth:`Tracker.step` takes them."""
+        pixels = normalize(to_model_input(frame.image, self.model.image_size)[None], self.device)
+        features = self.model.encode_image(pixels, [frame.index])[0]
+        return features if self.embedder is None else replace(features, appearance=self.embedder(pixels[0]))
+
+    def _at_video_size(self, state: InferenceState, masks: Tensor) -> Tensor:
+        """(N, h, w) -> (N, 1, H, W)."""
+        return self.at_size(masks, state.frame_size).unsqueeze(1)
+
+    def at_size(self, masks: Tensor, size: tuple[int, int]) -> Tensor:
+        """Mask logits (N, h, w) -> (N, H, W), as they are given out: without overlap if the settings say so."""
+        large = resize_logits(masks, size)
+        return suppress_overlap(large) if self.settings.non_overlap_masks else large
+
+
+class SAM2VideoPredictor(PredictorBase):
+    """Tracks objects through videos and streams; see :class:`PredictorBase`. Everything about a video is in its state."""
+
+    @classmethod
+    def from_pretrained(cls, model_id: str, **kwargs: Any) -> SAM2VideoPredictor:
+        """The predictor of an official model, by its name on the Hugging Face hub."""
+        return import_module("sam2_mem.build_sam").build_sam2_video_predictor_hf(model_id, **kwargs)
 
     # -- sessions ------------------------------------------------------------------------------------------------
 
@@ -412,23 +435,6 @@ class SAM2VideoPredictor:
         track.frozen = frozen
         placed = self.policy.moved(memory, frame_idx - 1 - newest)
         state.tracker.change(track, Cause.LOAD, FrameContext(frame_idx), placed)
-
-    # -- shared --------------------------------------------------------------------------------------------------
-
-    def encode(self, frame: Frame) -> FrameFeatures:
-        """Features of a frame, as :meth:`Tracker.step` takes them."""
-        pixels = normalize(to_model_input(frame.image, self.model.image_size)[None], self.device)
-        features = self.model.encode_image(pixels, [frame.index])[0]
-        return features if self.embedder is None else replace(features, appearance=self.embedder(pixels[0]))
-
-    def _at_video_size(self, state: InferenceState, masks: Tensor) -> Tensor:
-        """(N, h, w) -> (N, 1, H, W)."""
-        return self.at_size(masks, state.frame_size).unsqueeze(1)
-
-    def at_size(self, masks: Tensor, size: tuple[int, int]) -> Tensor:
-        """Mask logits (N, h, w) -> (N, H, W), as they are given out: without overlap if the settings say so."""
-        large = resize_logits(masks, size)
-        return suppress_overlap(large) if self.settings.non_overlap_masks else large
 
 
 def _first_frame(state: InferenceState, start: int | None, reverse: bool) -> int:

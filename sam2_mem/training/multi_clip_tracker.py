@@ -66,21 +66,12 @@ class StackedFeatures(FrameFeatures):
         return FrameFeatures(self.index, self.low[number], self.low_pos, high, self.grid)
 
 
+@dataclass(eq=False)
 class MultiClipPromptDecoder(PromptDecoder):
     """Answers prompts on the clips of their objects, and keeps what the network said in ``predictions``."""
 
-    def __init__(
-        self,
-        model: SAM2,
-        policy: MemoryPolicy,
-        settings: TrackerSettings,
-        *,
-        clip_of: Sequence[int],
-        predictions: list[ObjectPrediction],
-    ) -> None:
-        super().__init__(model, policy, settings)
-        self.clip_of = clip_of
-        self.predictions = predictions
+    clip_of: Sequence[int]
+    predictions: list[ObjectPrediction]
 
     def decode(self, track: Track, features: FrameFeatures, prompt: Prompt, context: FrameContext) -> MaskOutput:
         clip = _stacked(features).clip(self.clip_of[track.obj_id])
@@ -93,21 +84,12 @@ class MultiClipPromptDecoder(PromptDecoder):
         return decoded
 
 
+@dataclass(eq=False)
 class MultiClipReader(MemoryReader):
     """Predicts masks of objects of several clips, and keeps what the network said in ``predictions``."""
 
-    def __init__(
-        self,
-        model: SAM2,
-        policy: MemoryPolicy,
-        settings: TrackerSettings,
-        *,
-        clip_of: Sequence[int],
-        predictions: list[ObjectPrediction],
-    ) -> None:
-        super().__init__(model, policy, settings)
-        self.clip_of = clip_of
-        self.predictions = predictions
+    clip_of: Sequence[int]
+    predictions: list[ObjectPrediction]
 
     def context_for(self, track: Track, context: FrameContext) -> FrameContext:
         """A policy sees the clip of its own object."""
@@ -123,21 +105,12 @@ class MultiClipReader(MemoryReader):
         return batch
 
 
+@dataclass(eq=False)
 class MultiClipWriter(MemoryWriter):
     """Makes memory of objects of several clips; ``mask_change`` is put between a mask and its memory."""
 
-    def __init__(
-        self,
-        model: SAM2,
-        policy: MemoryPolicy,
-        settings: TrackerSettings,
-        *,
-        clip_of: Sequence[int],
-        mask_change: MaskChange | None,
-    ) -> None:
-        super().__init__(model, policy, settings)
-        self.clip_of = clip_of
-        self.mask_change = mask_change
+    clip_of: Sequence[int]
+    mask_change: MaskChange | None
 
     def encode_outputs(
         self, tracks: Sequence[Track], features: FrameFeatures, outputs: Sequence[MaskOutput]
@@ -184,14 +157,13 @@ class MultiClipTracker(Tracker):
         settings = TrackerSettings() if settings is None else settings
         self.clip_of = tuple(clip_of)
         self.predictions: list[ObjectPrediction] = []
-        recording = {"clip_of": self.clip_of, "predictions": self.predictions}
         super().__init__(
             model,
             policy,
             settings=settings,
-            prompt_decoder=MultiClipPromptDecoder(model, policy, settings, **recording),
-            reader=MultiClipReader(model, policy, settings, **recording),
-            writer=MultiClipWriter(model, policy, settings, clip_of=self.clip_of, mask_change=change),
+            prompt_decoder=MultiClipPromptDecoder(model, policy, settings, self.clip_of, self.predictions),
+            reader=MultiClipReader(model, policy, settings, self.clip_of, self.predictions),
+            writer=MultiClipWriter(model, policy, settings, self.clip_of, change),
         )
 
     def detach(self) -> None:
