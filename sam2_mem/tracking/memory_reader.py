@@ -154,7 +154,8 @@ class MemoryReader:
         usage: Usage,
     ) -> tuple[list[DecodedBatch], list[list[RowIndex]]]:
         """Decoded batches, and the row of each read of each track."""
-        reads, owners = [], []
+        reads: list[MemoryRead] = []
+        owners: list[Track] = []
         for track, pathways in zip(tracks, reads_of_track):
             reads += pathways
             owners += [track] * len(pathways)

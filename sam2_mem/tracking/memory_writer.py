@@ -134,6 +134,7 @@ class MemoryWriter:
         raise RuntimeError(f"{type(self.policy).__name__} still asks to condense after {MERGE_ROUNDS} rounds")
 
     def _merge(self, request: MergeRequest, frame: FrameContext) -> MemoryTokens:
+        assert frame.features is not None, "memory is made on a frame"
         tube = [e.tokens for e in request.entries if e.tokens is not None]
         distiller = self.model.memory_encoder.distiller
         return self._stored(distiller.merge_tubes([tube], frame.features.grid, request.strength)[0])

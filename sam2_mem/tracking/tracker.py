@@ -65,8 +65,8 @@ class Tracker:
         self.reader = MemoryReader(*parts) if reader is None else reader
         self.writer = MemoryWriter(*parts) if writer is None else writer
         self.sensory = self.writer.sensory
-        areas = {"max_hole_area": self.settings.fill_hole_area, "max_region_area": self.settings.remove_region_area}
-        self._clean = partial(clean_masks, **areas)
+        hole, region = self.settings.fill_hole_area, self.settings.remove_region_area
+        self._clean = partial(clean_masks, max_hole_area=hole, max_region_area=region)
         self.tracks: dict[int, Track] = {}
         self.listener: Listener | None = None
         bounded = policy.capacity(model.tokens_per_map) is not None

@@ -47,23 +47,20 @@ class StackedFeatures(FrameFeatures):
 
     @classmethod
     def of(cls, clips: Sequence[FrameFeatures], index: int) -> StackedFeatures:
-        return cls(
-            index=index,
-            low=torch.stack([c.low for c in clips]),
-            low_pos=clips[0].low_pos,
-            high=tuple(torch.stack(maps) for maps in zip(*(c.high for c in clips))),
-            grid=clips[0].grid,
-        )
+        fine, middle = (torch.stack(maps) for maps in zip(*(c.high for c in clips)))
+        low = torch.stack([c.low for c in clips])
+        return cls(index=index, low=low, low_pos=clips[0].low_pos, high=(fine, middle), grid=clips[0].grid)
 
     def rows(self, clips: Sequence[int]) -> FrameFeatures:
         """Features of R rows, (R, Q, C), by the clip of each row."""
-        where = torch.tensor(clips, device=self.low.device)
-        return FrameFeatures(self.index, self.low[where], self.low_pos, tuple(h[where] for h in self.high), self.grid)
+        indices = torch.tensor(clips, device=self.low.device)
+        fine, middle = self.high
+        return FrameFeatures(self.index, self.low[indices], self.low_pos, (fine[indices], middle[indices]), self.grid)
 
     def clip(self, number: int) -> FrameFeatures:
         """Features of one clip, without the leading axis."""
-        high = tuple(h[number] for h in self.high)
-        return FrameFeatures(self.index, self.low[number], self.low_pos, high, self.grid)
+        fine, middle = self.high
+        return FrameFeatures(self.index, self.low[number], self.low_pos, (fine[number], middle[number]), self.grid)
 
 
 @dataclass(eq=False)
