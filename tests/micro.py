@@ -9,7 +9,7 @@ Everything here is cached and shared: do not change a model's weights, build you
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -152,13 +152,13 @@ def micro_tracker(
 
 # -- policies ---------------------------------------------------------------------------------------------------------
 
-PRESETS = tuple(name for name in policy_names() if any(name.startswith(f"{base}_") for base in policy_names()))
-"""Names of configs that differ from another one in numbers only."""
+POLICIES = tuple(n for n in policy_names() if not any(n.startswith(f"{base}_") for base in policy_names()))
+"""Names of the policies; the other configs, as ``rmem_paper``, differ from one of them in numbers only."""
 
 
-def in_tiers(names: Iterable[str], quick: Callable[[str], bool]) -> list[Any]:
+def in_tiers(names: Iterable[str], quick: Iterable[str]) -> list[Any]:
     """Parameters of a test: all ``names``, of which the quick tier runs those that are ``quick``."""
-    return [name if quick(name) else pytest.param(name, marks=pytest.mark.full) for name in names]
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.full) for name in names]
 
 
 # -- pictures and prompts ---------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Equal reads become one row, rows of similar length become one padded batch, temp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -12,7 +13,6 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from sam2_mem._moved import renamed
 from sam2_mem.model.acceleration.transfer import to_device_async
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.types import MemoryRead, ReadItem, ReadPointer, RowBatch
@@ -42,12 +42,15 @@ class BatchedReads:
 
 
 class _Run(NamedTuple):
-    """Neighbouring tokens of a row: those of an item, of all its pointers, or padding. ``xy``, ``bias`` None: zeros."""
+    """Neighbouring tokens of a row, of an item, of all pointers or of padding: ``feat`` and ``pos`` (n, Cm), ``xy`` (n, 2),
+    ``gain`` and ``bias`` one for all tokens or (n), None for 1 and 0."""
 
+    item: int
     feat: Tensor
     pos: Tensor
-    xy: Tensor | None = None
-    bias: Tensor | None = None
+    xy: Tensor
+    gain: Tensor | float | None = None
+    bias: Tensor | float | None = None
 
 
 def batch_reads(
@@ -61,22 +64,20 @@ def batch_reads(
         max_padding: largest share of padding in a row (0: only rows of equal length share a batch).
         max_rows: the limit of rows in a batch, 0 for no limit.
     """
-    index_of_key: dict[tuple | None, int] = {}
-    distinct: list[MemoryRead] = []
-    indices = []
-    for read in reads:
-        key = read.key() if read.items or read.pointers else None
-        if key is not None and key not in index_of_key:
-            index_of_key[key] = len(distinct)
-            distinct.append(read)
-        indices.append(index_of_key.get(key))
-    lengths = [_num_tokens(read, codes.memory_width) for read in distinct]
-    batches, row_of_index = [], {}
+    keys = [read.key() if read.items or read.pointers else None for read in reads]
+    read_of_key = dict(zip(keys, reads))
+    read_of_key.pop(None, None)
+    distinct_keys, distinct, lengths = list(read_of_key), list(read_of_key.values()), []
+    for read in distinct:
+        num_tokens = sum([len(item.tokens) for item in read.items])
+        lengths.append(num_tokens + sum([len(p.pointer) // codes.memory_width for p in read.pointers]))
+    batches: list[RowBatch] = []
+    row_of_key: dict[tuple | None, tuple[int, int]] = {}
     for group in bucket(lengths, max_padding=max_padding, max_rows=max_rows):
         for row, index in enumerate(group):
-            row_of_index[index] = (len(batches), row)
+            row_of_key[distinct_keys[index]] = (len(batches), row)
         batches.append(_batch([distinct[index] for index in group], [lengths[index] for index in group], codes))
-    return BatchedReads(tuple(batches), tuple([None if index is None else row_of_index[index] for index in indices]))
+    return BatchedReads(tuple(batches), tuple([row_of_key.get(key) for key in keys]))
 
 
 def bucket(lengths: Sequence[int], *, max_padding: float = 0.0, max_rows: int = 0) -> list[list[int]]:
@@ -101,42 +102,37 @@ def row_limit(model: SAM2, max_rows: int | None) -> int:
     return max(1, CPU_BATCH // (height * width)) if model.device.type == "cpu" else 0
 
 
-def _num_tokens(read: MemoryRead, memory_width: int) -> int:
-    num_tokens = sum([len(item.tokens) for item in read.items])
-    return num_tokens + sum([p.pointer.shape[0] // memory_width for p in read.pointers])
-
-
 def _batch(reads: Sequence[MemoryRead], lengths: Sequence[int], codes: TimeCodes) -> RowBatch:
     """One row per read, padded to the longest of ``lengths``."""
     like = codes.slot_code([None])
     longest, num_items = max(lengths), max([len(read.items) for read in reads])
     runs: list[_Run] = []
-    sizes, owners, gains = [], [], []  # of every item, pointer and padding: tokens, number of the item, gain
     for read, length in zip(reads, lengths):
         runs += _item_runs(read.items, codes, like)
-        sizes += [len(item.tokens) for item in read.items]
         if read.pointers:
-            runs.append(_pointer_run(read.pointers, codes, like))
-            sizes += [len(runs[-1].feat) // len(read.pointers)] * len(read.pointers)
+            runs.append(_pointer_run(read.pointers, num_items, codes, like))
         if length < longest:
             blank = like.new_zeros(longest - length, codes.memory_width)
-            runs.append(_Run(blank, blank, bias=like.new_full((longest - length,), float("-inf"))))
-        sizes.append(longest - length)
-        owners += [*range(len(read.items)), *[num_items] * (len(read.pointers) + 1)]
-        gains += [item.gain for item in read.items] + [p.gain for p in read.pointers] + [1.0]
-    shape, repeats = (len(reads), longest), torch.tensor(sizes)
-    items = torch.repeat_interleave(torch.tensor(owners), repeats).view(shape)
+            runs.append(
+                _Run(num_items, blank, blank, torch.zeros(longest - length, 2, device=like.device), bias=-math.inf)
+            )
+    shape = (len(reads), longest)
+    sizes = [len(run.feat) for run in runs]
+    gain = _column([run.gain for run in runs], sizes, like, default=1.0)
+    bias = _column([run.bias for run in runs], sizes, like, default=0.0)
+    item = torch.repeat_interleave(torch.tensor([run.item for run in runs]), torch.tensor(sizes))
+    xy_runs = runs[: len(runs) // len(reads)] if _same_coordinates(reads, lengths) else runs
     return RowBatch(
         feat=torch.cat([run.feat for run in runs]).view(*shape, -1),
         pos=torch.cat([run.pos for run in runs]).view(*shape, -1),
-        xy=_coordinates(reads, lengths, runs, like.device),
-        gain=None if set(gains) == {1.0} else _gains(gains, repeats, like).view(shape),
-        bias=_biases(runs, like, shape),
-        item=to_device_async(items, like.device),
+        xy=torch.cat([run.xy for run in xy_runs]).view(-1, longest, 2),
+        gain=None if gain is None else gain.view(shape),
+        bias=None if bias is None else bias.view(shape),
+        item=to_device_async(item.view(shape), like.device),
         num_items=num_items,
         lengths=tuple(lengths),
         sensory=_sensory_states(reads),
-        counted=any([item.tokens.log_count is not None for read in reads for item in read.items]),
+        counted=any(isinstance(run.bias, Tensor) for run in runs),
     )
 
 
@@ -149,53 +145,55 @@ def _item_runs(items: Sequence[ReadItem], codes: TimeCodes, like: Tensor) -> lis
     if order_code is not None:
         time = time + order_code
     runs = []
-    for item, code in zip(items, time.to(like.dtype)):
+    for number, (item, code) in enumerate(zip(items, time.to(like.dtype))):
         tokens = item.tokens
-        runs.append(_Run(tokens.feat.to(like), tokens.pos.to(like) + code, tokens.xy, tokens.log_count))
+        xy = torch.zeros(len(tokens), 2, device=like.device) if tokens.xy is None else tokens.xy.to(like.device)
+        gain = None if item.gain == 1.0 else item.gain
+        runs.append(_Run(number, tokens.feat.to(like), tokens.pos.to(like) + code, xy, gain, tokens.log_count))
     return runs
 
 
-def _pointer_run(pointers: Sequence[ReadPointer], codes: TimeCodes, like: Tensor) -> _Run:
+def _pointer_run(pointers: Sequence[ReadPointer], item: int, codes: TimeCodes, like: Tensor) -> _Run:
     """Each pointer (C) is C / Cm tokens; all of them carry the same code of time."""
     stacked = torch.stack([p.pointer.to(like) for p in pointers])
     offsets = to_device_async([p.offset for p in pointers], like.device, torch.get_default_dtype())
     split = stacked.shape[1] // codes.memory_width
     code = codes.pointer_code(offsets).to(like.dtype).repeat_interleave(split, dim=0)
-    return _Run(stacked.reshape(-1, codes.memory_width), code)
+    gains = [p.gain for p in pointers]
+    gain = None if set(gains) == {1.0} else like.new_tensor(gains).repeat_interleave(split)
+    return _Run(
+        item, stacked.reshape(-1, codes.memory_width), code, torch.zeros(len(code), 2, device=like.device), gain
+    )
 
 
-def _coordinates(
-    reads: Sequence[MemoryRead], lengths: Sequence[int], runs: Sequence[_Run], device: torch.device
-) -> Tensor:
-    """(R, L, 2), or (1, L, 2) where the coordinates of all rows are the same tensors."""
+def _column(
+    values: Sequence[Tensor | float | None], sizes: Sequence[int], like: Tensor, default: float
+) -> Tensor | None:
+    """One number per token from those of runs; None if they are all the default, which is written as None."""
+    if all(value is None for value in values):
+        return None
+    columns = []
+    for value, size in zip(values, sizes):
+        number = default if value is None else value
+        columns.append(number.to(like) if isinstance(number, Tensor) else like.new_full((size,), number))
+    return torch.cat(columns)
+
+
+def _same_coordinates(reads: Sequence[MemoryRead], lengths: Sequence[int]) -> bool:
+    """Whether the coordinates of all rows are the same tensors."""
+    if len(reads) == 1:
+        return True
     layouts = {
         tuple(-len(item.tokens) if item.tokens.xy is None else id(item.tokens.xy) for item in read.items)
         for read in reads
     }
-    if len(layouts) == len(set(lengths)) == 1:
-        runs = runs[: len(runs) // len(reads)]
-    xy = [torch.zeros(len(r.feat), 2, device=device) if r.xy is None else r.xy.to(device) for r in runs]
-    return torch.cat(xy).view(-1, max(lengths), 2)
-
-
-def _gains(gains: Sequence[float], repeats: Tensor, like: Tensor) -> Tensor:
-    return to_device_async(torch.repeat_interleave(torch.tensor(gains, dtype=like.dtype), repeats), like.device)
-
-
-def _biases(runs: Sequence[_Run], like: Tensor, shape: tuple[int, int]) -> Tensor | None:
-    """(R, L) logarithms of counts, and -inf for padding; None where there are only zeros."""
-    if all(run.bias is None for run in runs):
-        return None
-    return torch.cat([like.new_zeros(len(r.feat)) if r.bias is None else r.bias.to(like) for r in runs]).view(shape)
+    return len(layouts) == len(set(lengths)) == 1
 
 
 def _sensory_states(reads: Sequence[MemoryRead]) -> Tensor | None:
     """(R, Ch, H, W), zeros for reads without a state; None if all are."""
-    states = [read.sensory for read in reads]
-    example = next((state for state in states if state is not None), None)
-    if example is None:
+    states = [read.sensory for read in reads if read.sensory is not None]
+    if not states:
         return None
-    return torch.stack([torch.zeros_like(example) if state is None else state for state in states])
-
-
-__getattr__ = renamed(__name__)
+    zeros = torch.zeros_like(states[0])
+    return torch.stack([zeros if read.sensory is None else read.sensory for read in reads])

@@ -25,8 +25,10 @@ class DINOEmbedder(nn.Module):
     """Patch tokens of a vision transformer of the DINO family, from the optional package timm.
 
     Args:
-        name: of a transformer of timm with square patches. image_size: side of its square input in pixels.
-        pretrained: let timm fetch its weights. weights: a file with a state dict to load instead.
+        name: of a transformer of timm with square patches.
+        image_size: side of its square input in pixels.
+        pretrained: let timm fetch its weights.
+        weights: a file with a state dict to load instead.
         backbone: a network to use in place of timm's; it has ``forward_features`` ((1, 3, S, S) -> (1, T, D)) and
             ``num_prefix_tokens``.
     """
@@ -56,7 +58,8 @@ class DINOEmbedder(nn.Module):
         """(3, S, S) -> patch tokens in float32 on their grid."""
         side = (self.image_size, self.image_size)
         pixels = F.interpolate(picture[None].float(), size=side, mode="bilinear", antialias=True)
-        tokens = self.backbone.forward_features(pixels)[0, self.backbone.num_prefix_tokens :]
+        backbone: Any = self.backbone
+        tokens = backbone.forward_features(pixels)[0, backbone.num_prefix_tokens :]
         across = round(len(tokens) ** 0.5)
         if across * across != len(tokens):
             raise ValueError(f"expected patch tokens on a square grid, got {len(tokens)}; choose another network")

@@ -81,7 +81,8 @@ def delayed(
     try:
         for result in results:
             waiting.append(replace(result, revisions=()))
-            revise(waiting, result.revisions)
+            if result.revisions:
+                revise(waiting, result.revisions)
             if len(waiting) > lag:
                 yield waiting.popleft()
     except Exception as error:  # whatever it is, it is raised below
@@ -95,7 +96,7 @@ def delayed(
 def revise(waiting: deque[FrameResult], revisions: Sequence[Revision]) -> None:
     """Apply ``revisions`` to the results of their frames; those of frames that have been given out, in an earlier pass,
     are too late and have no effect."""
-    for position, result in enumerate(waiting) if revisions else ():
+    for position, result in enumerate(waiting):
         for revision in revisions:
             if revision.frame == result.frame and revision.obj_id in result.obj_ids:
                 waiting[position] = result = revised(result, revision)

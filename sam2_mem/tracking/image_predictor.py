@@ -23,8 +23,10 @@ class SAM2ImagePredictor:
     """Segments objects in one image from clicks, boxes and mask hints.
 
     Args:
-        sam_model: the network. mask_threshold: a pixel is foreground above this logit.
-        max_hole_area, max_sprinkle_area: holes and specks up to this many mask-logit pixels are repainted.
+        sam_model: the network.
+        mask_threshold: a pixel is foreground above this logit.
+        max_hole_area: holes up to this many mask-logit pixels are filled.
+        max_sprinkle_area: specks up to this many mask-logit pixels are removed.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class SAM2ImagePredictor:
     def reset_predictor(self) -> None:
         """Forget the image."""
         self._features: FrameFeatures | None = None
-        self._size: tuple[int, int] | None = None
+        self._size = (0, 0)
 
     @torch.inference_mode()
     def set_image(self, image: Any) -> None:
@@ -80,10 +82,13 @@ class SAM2ImagePredictor:
         """Masks for a set of prompts on the image.
 
         Args:
-            point_coords, point_labels: (N, 2) as x, y and (N) of 1 foreground, 0 background.
+            point_coords: (N, 2) as x, y.
+            point_labels: (N) of 1 foreground, 0 background.
             box: (4) or (B, 4) as x0, y0, x1, y1; B boxes give B results.
-            mask_input: (1, h, w) logits of an earlier call. multimask_output: three masks instead of one.
-            return_logits: logits instead of booleans. normalize_coords: coordinates are pixels, not 0..1.
+            mask_input: (1, h, w) logits of an earlier call.
+            multimask_output: three masks instead of one.
+            return_logits: logits instead of booleans.
+            normalize_coords: coordinates are pixels, not 0..1.
 
         Returns:
             masks (M, H, W), predicted IoU (M), and logits (M, h, w) to give back as ``mask_input``; with several boxes each
@@ -105,8 +110,8 @@ class SAM2ImagePredictor:
         )
         masks, iou, low = self._finished(decoded.masks, return_logits), decoded.iou, decoded.masks
         low = low.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
-        result = [x.squeeze(0) if rows == 1 else x for x in (masks, iou, low)]
-        return tuple(x.cpu().numpy() for x in result)
+        tensors = [x.squeeze(0) if rows == 1 else x for x in (masks, iou, low)]
+        return tensors[0].cpu().numpy(), tensors[1].cpu().numpy(), tensors[2].cpu().numpy()
 
     def _loaded(self) -> FrameFeatures:
         if self._features is None:
@@ -132,19 +137,19 @@ class SAM2ImagePredictor:
             xy.append(corners.reshape(-1, 2, 2))
             kinds.append(torch.tensor([[2, 3]]).expand(xy[0].shape[0], -1))
         if coords is not None:
-            points, given = torch.as_tensor(coords, dtype=torch.float32), torch.as_tensor(labels)
-            _check_points(points, given)
-            points, given = points.reshape(1, -1, 2), given.reshape(1, -1)
+            points, point_labels = torch.as_tensor(coords, dtype=torch.float32), torch.as_tensor(labels)
+            _check_points(points, point_labels)
             rows = xy[0].shape[0] if xy else 1
-            xy.append(points.expand(rows, -1, -1))
-            kinds.append(given.expand(rows, -1))
+            xy.append(points.reshape(1, -1, 2).expand(rows, -1, -1))
+            kinds.append(point_labels.reshape(1, -1).expand(rows, -1))
         if not xy:
             return None, None
-        where = torch.cat(xy, 1)
+        points = torch.cat(xy, 1)
         if in_pixels:
-            where = where / torch.tensor([self._size[1], self._size[0]], dtype=torch.float32)
-        where = where * self.model.image_size
-        return where.to(self.device), torch.cat(kinds, 1).to(self.device, torch.int32)
+            height, width = self._size
+            points = points / torch.tensor([width, height], dtype=torch.float32)
+        points = points * self.model.image_size
+        return points.to(self.device), torch.cat(kinds, 1).to(self.device, torch.int32)
 
     def _finished(self, logits: Tensor, return_logits: bool) -> Tensor:
         """(B, M, h, w) -> (B, M, H, W) at the size of the image."""

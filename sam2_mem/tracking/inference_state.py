@@ -64,6 +64,12 @@ class InferenceState:
             raise ValueError(f"expected a frame of the video ({valid}), got {index}")
 
     @property
+    def video(self) -> VideoSource:
+        """The source of a state that has one."""
+        assert self.source is not None, "a stream is given frame by frame"
+        return self.source
+
+    @property
     def frame_size(self) -> tuple[int, int] | None:
         """(H, W) of the pictures; None for a stream before its first frame."""
         if self.size is None and self.source is not None:
@@ -72,7 +78,7 @@ class InferenceState:
 
     def frame(self, index: int) -> Frame:
         try:
-            return self.source[index]
+            return self.video[index]
         except IndexError as error:
             raise ValueError(str(error)) from error
 
@@ -90,13 +96,14 @@ class InferenceState:
 
     def iterate(self, start: int, stop: int | None, step: int) -> Iterator[Frame]:
         """Frames of a pass; streams are read as far as they go."""
-        if self.source.seekable:
-            with closing(self.source.frames(start, stop, step)) as frames:
+        video = self.video
+        if video.seekable:
+            with closing(video.frames(start, stop, step)) as frames:
                 yield from frames
             return
         for index in count(start) if stop is None else range(start, stop):
             try:
-                frame = self.source[index]
+                frame = video[index]
             except IndexError:
                 if index == start:
                     raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -66,21 +67,28 @@ class DecodedBatch(NamedTuple):
     conditioned: Tensor
     usage: Sequence[ReadUsage] | None
 
+    def decoder_maps(self, row: int) -> DecoderMaps:
+        """Those of one row, where the decoder was asked to keep them."""
+        assert self.decoded.maps is not None, "maps are kept where there is sensory memory"
+        return DecoderMaps(*(maps[row] for maps in self.decoded.maps))
 
+
+@dataclass(eq=False)
 class MemoryReader:
     """Predicts masks of any number of objects from their memories.
 
-    Args:
+    Attributes:
         model: the network.
         policy: says what every object reads.
         settings: limits of batches.
     """
 
-    def __init__(self, model: SAM2, policy: MemoryPolicy, settings: TrackerSettings) -> None:
-        self.model = model
-        self.policy = policy
-        self.settings = settings
-        self.sensory = sensory_update.active(model, policy)
+    model: SAM2
+    policy: MemoryPolicy
+    settings: TrackerSettings
+
+    def __post_init__(self) -> None:
+        self.sensory = sensory_update.active(self.model, self.policy)
 
     def context_for(self, track: Track, context: FrameContext) -> FrameContext:
         """The frame as the policy of ``track`` sees it."""
@@ -106,27 +114,21 @@ class MemoryReader:
                 it are not given it.
         """
         frames = [self.context_for(track, context) for track in tracks]
-        reads: list[MemoryRead] = []
-        ends, track_of_read = [0], []
-        for track, frame in zip(tracks, frames):
-            reads += self.policy.read(track.state, frame)
-            track_of_read += [track] * (len(reads) - ends[-1])
-            ends.append(len(reads))
+        reads_of_track = [self.policy.read(track.state, frame) for track, frame in zip(tracks, frames)]
         requested = self._requested_usage(tracks, frames)
         usage = Usage.TOKENS if report_usage and requested is Usage.NONE else requested
-        batches, row_of_read = self._run_network(reads, track_of_read, features, usage)
-        rows_of_track = [row_of_read[start:end] for start, end in zip(ends, ends[1:])]
-        usages = None if usage is Usage.NONE else [batch.usage for batch in batches]
+        batches, rows_of_track = self._run_network(tracks, reads_of_track, features, usage)
+        usages = None if usage is Usage.NONE else [batch.usage or () for batch in batches]
         split = split_by_track([batch.decoded for batch in batches], rows_of_track, usages)
         predictions = []
         for track, frame, rows, hypotheses in zip(tracks, frames, rows_of_track, split):
             prediction = TrackPrediction(
                 track=track,
                 frame=frame,
-                hypotheses=replace(hypotheses, usage=None) if report_usage and usage is not requested else hypotheses,
+                hypotheses=replace(hypotheses, usage=None) if usage is not requested else hypotheses,
                 rows=rows,
                 conditioned=[batches[b].conditioned[r] for b, r in rows] if keep_conditioned else (),
-                maps=[sensory_update.maps_at(batches[b].decoded.maps, r) for b, r in rows] if self.sensory else (),
+                maps=() if self.sensory is None else [batches[b].decoder_maps(r) for b, r in rows],
                 usage=hypotheses.usage if report_usage else None,
             )
             predictions.append(prediction)
@@ -135,46 +137,55 @@ class MemoryReader:
     def attend_and_decode(
         self, tracks: Sequence[Track], features: FrameFeatures, rows: RowBatch, usage: Usage
     ) -> DecodedBatch:
-        """Attend to memory and decode three masks for each of R rows; ``tracks`` (R) says whose rows they are."""
+        """Attend to memory and decode candidates for each of R rows; ``tracks`` (R) says whose rows they are."""
         attended = self.model.attend(features, rows, usage)
-        return DecodedBatch(self._decode(attended.features, features), attended.features, attended.usage)
+        return self._decode(features, attended.features, attended.usage)
+
+    def _decode(self, features: FrameFeatures, conditioned: Tensor, usage: Sequence[ReadUsage] | None) -> DecodedBatch:
+        candidates, keep_maps = self.model.candidates.allows(0, with_memory=True), self.sensory is not None
+        decoded = self.model.decode(conditioned, features, candidates=candidates, keep_maps=keep_maps)
+        return DecodedBatch(decoded, conditioned, usage)
 
     def _run_network(
-        self, reads: Sequence[MemoryRead], tracks: Sequence[Track], features: FrameFeatures, usage: Usage
-    ) -> tuple[list[DecodedBatch], list[RowIndex]]:
-        """Decoded batches, and the row of each read; ``tracks`` says whose reads they are."""
+        self,
+        tracks: Sequence[Track],
+        reads_of_track: Sequence[Sequence[MemoryRead]],
+        features: FrameFeatures,
+        usage: Usage,
+    ) -> tuple[list[DecodedBatch], list[list[RowIndex]]]:
+        """Decoded batches, and the row of each read of each track."""
+        reads: list[MemoryRead] = []
+        owners: list[Track] = []
+        for track, pathways in zip(tracks, reads_of_track):
+            reads += pathways
+            owners += [track] * len(pathways)
         max_rows = row_limit(self.model, self.settings.max_rows)
         batched = batch_reads(reads, self.model, max_padding=self.settings.max_padding, max_rows=max_rows)
-        track_of_row = dict(zip(batched.row_of_read, tracks))
+        owner_of_row = dict(zip(batched.row_of_read, owners))
         batches = []
         for number, rows in enumerate(batched.batches):
-            row_tracks = [track_of_row[number, row] for row in range(rows.rows)]
-            batches.append(self.attend_and_decode(row_tracks, features, rows, usage))
-        row_of_read = [(len(batches), 0) if row is None else row for row in batched.row_of_read]
+            owners_of_rows = [owner_of_row[number, row] for row in range(rows.rows)]
+            batches.append(self.attend_and_decode(owners_of_rows, features, rows, usage))
+        without_memory = (len(batches), 0)
         if None in batched.row_of_read:
-            batches.append(self._without_memory(features))
-        return batches, row_of_read
-
-    def _without_memory(self, features: FrameFeatures) -> DecodedBatch:
-        """The row of reads of nothing."""
-        conditioned = self.model.without_memory(features)
-        usage = ReadUsage(tokens=(), items=features.low.new_zeros(features.low.shape[0], 0))
-        return DecodedBatch(self._decode(conditioned, features), conditioned, [usage])
-
-    def _decode(self, conditioned: Tensor, features: FrameFeatures) -> Decoded:
-        candidates = self.model.candidates.allows(0, with_memory=True)
-        return self.model.decode(conditioned, features, candidates=candidates, keep_maps=self.sensory is not None)
+            nothing = ReadUsage(tokens=(), items=features.low.new_zeros(features.low.shape[0], 0))
+            batches.append(self._decode(features, self.model.without_memory(features), [nothing]))
+        row_of_read = iter([without_memory if row is None else row for row in batched.row_of_read])
+        return batches, [list(islice(row_of_read, len(pathways))) for pathways in reads_of_track]
 
     def _requested_usage(self, tracks: Sequence[Track], frames: Sequence[FrameContext]) -> Usage:
         """What any object needs; the network measures a batch as a whole. RuntimeError where two need different things."""
-        requests = {self.policy.usage_at(track.state, frame) for track, frame in zip(tracks, frames)} - {Usage.NONE}
-        if len(requests) > 1:
-            raise RuntimeError(
-                f"expected all objects to want one kind of usage on frame {frames[0].index}, got "
-                f"{sorted(u.value for u in requests)}; "
-                f"have wanted_usage of {type(self.policy).__name__} return needs.usage or Usage.NONE"
-            )
-        return requests.pop() if requests else Usage.NONE
+        requested = Usage.NONE
+        for track, frame in zip(tracks, frames):
+            usage = self.policy.usage_at(track.state, frame)
+            if Usage.NONE not in (usage, requested) and usage is not requested:
+                raise RuntimeError(
+                    f"expected all objects to want one kind of usage on frame {frame.index}, got "
+                    f"{sorted([usage.value, requested.value])}; "
+                    f"have usage_at of {type(self.policy).__name__} return needs.usage or Usage.NONE"
+                )
+            requested = requested if usage is Usage.NONE else usage
+        return requested
 
 
 def split_by_track(

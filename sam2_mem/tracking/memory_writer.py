@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,20 +35,22 @@ MERGE_ROUNDS = 64
 """Rounds of merging on one frame: a policy that asks for more never ends."""
 
 
+@dataclass(eq=False)
 class MemoryWriter:
     """Makes the memory of any number of objects.
 
-    Args:
+    Attributes:
         model: the network.
         policy: says what entries need beside tokens, and what is merged.
         settings: dtype and device of what is stored, overlap, limits of batches.
     """
 
-    def __init__(self, model: SAM2, policy: MemoryPolicy, settings: TrackerSettings) -> None:
-        self.model = model
-        self.policy = policy
-        self.settings = settings
-        self.sensory = sensory_update.active(model, policy)
+    model: SAM2
+    policy: MemoryPolicy
+    settings: TrackerSettings
+
+    def __post_init__(self) -> None:
+        self.sensory = sensory_update.active(self.model, self.policy)
 
     def encode_prompts(
         self, tracks: Sequence[Track], features: FrameFeatures, outputs: Sequence[MaskOutput]
@@ -140,6 +142,7 @@ class MemoryWriter:
         raise RuntimeError(f"{type(self.policy).__name__} still asks to merge after {MERGE_ROUNDS} rounds")
 
     def _merge(self, request: MergeRequest, frame: FrameContext) -> MemoryTokens:
+        assert frame.features is not None, "memory is made on a frame"
         tube = [e.tokens for e in request.entries]
         distiller = self.model.memory_encoder.distiller
         return self._stored(distiller.merge_tubes([tube], frame.features.grid, request.strength)[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -22,19 +22,19 @@ MASK_HINT_LIMIT = 32.0
 BOX_CORNER_LABELS = (2, 3)
 
 
+@dataclass(eq=False)
 class PromptDecoder:
     """Answers prompts.
 
-    Args:
+    Attributes:
         model: the network.
         policy: says what a correction reads, and when an object counts as absent.
         settings: how masks are cleaned.
     """
 
-    def __init__(self, model: SAM2, policy: MemoryPolicy, settings: TrackerSettings) -> None:
-        self.model = model
-        self.policy = policy
-        self.settings = settings
+    model: SAM2
+    policy: MemoryPolicy
+    settings: TrackerSettings
 
     def decode(self, track: Track, features: FrameFeatures, prompt: Prompt, context: FrameContext) -> MaskOutput:
         """The mask of one object.
@@ -56,7 +56,7 @@ class PromptDecoder:
         [hypotheses] = split_by_track([decoded], [[(0, 0)]])
         candidate = best_candidate(hypotheses)
         output = gated_output(self.model, features.index, hypotheses, candidate, threshold, prompted=True)
-        areas = self.settings.fill_hole_area, self.settings.remove_region_area
+        areas = (self.settings.fill_hole_area, self.settings.remove_region_area)
         return replace(output, logits=clean_masks(output.logits[None], *areas)[0])
 
     def decode_points(self, track: Track, features: FrameFeatures, prompt: Prompt, context: FrameContext) -> Decoded:
@@ -100,6 +100,7 @@ def points_at_input_size(prompt: Prompt, side: int) -> tuple[Tensor, Tensor]:
     if prompt.points is not None:
         points.append(prompt.points)
         labels.append(prompt.labels)
+    assert prompt.size is not None, "coordinates are measured in a picture of known size"
     height, width = prompt.size
     scale = torch.tensor([width, height], dtype=torch.float32)
     xy = torch.cat([p.cpu() for p in points]) / scale * side

@@ -126,12 +126,12 @@ class HQRefiner(Refiner):
         return frame % self.hq_every == 0
 
     def propose(self, model: SAM2, features: FrameFeatures, coarse: Coarse) -> Proposal:
-        decoded, found = self._decode(model, features, coarse)
+        decoded, has_box = self._decode(model, features, coarse)
         closeness = self._closeness(features, coarse, decoded.masks)
         best = (closeness if self.hq_select == "cos" else decoded.iou).argmax(1)
         row = torch.arange(len(best), device=best.device)
         logits = decoded.masks[row, best]
-        accepted = found & (decoded.objectness > 0) & (closeness[row, best] > self.tau_hq)
+        accepted = has_box & (decoded.objectness > 0) & (closeness[row, best] > self.tau_hq)
         accepted &= (logits > 0).flatten(1).any(1) & (mask_iou(logits, coarse.logits) >= self.hq_min_iou)
         return Proposal(logits, decoded.pointers[row, best], accepted)
 
@@ -139,21 +139,22 @@ class HQRefiner(Refiner):
         """Three masks for every box, and which objects have a box at all."""
         side = model.image_size
         large = F.interpolate(coarse.logits.unsqueeze(1).float(), size=(side, side), mode="bilinear")[:, 0]
-        boxes, found = pixel_boxes(large > 0)
+        boxes, has_box = pixel_boxes(large > 0)
         rows = len(boxes)
-        seen = coarse.conditioned if self.hq_feat == "mem" else model.without_memory(features, rows)
+        conditioned = coarse.conditioned if self.hq_feat == "mem" else model.without_memory(features, rows)
         labels = torch.tensor(BOX_CORNERS, dtype=torch.int32, device=boxes.device).expand(rows, -1)
-        return model.decode(seen, features, points=boxes.unflatten(1, (2, 2)), labels=labels, candidates=True), found
+        corners = boxes.unflatten(1, (2, 2))
+        return model.decode(conditioned, features, points=corners, labels=labels, candidates=True), has_box
 
     def _closeness(self, features: FrameFeatures, coarse: Coarse, proposals: Tensor) -> Tensor:
         """Cosines (N, M) of proposals (N, M, h, w) and reference."""
         centres = torch.stack([reference.centre for reference in coarse.references])[:, None]
-        each = F.normalize(pooled(features, proposals) - centres, dim=-1)
+        appearances = F.normalize(pooled(features, proposals) - centres, dim=-1)
         if self.hq_ref == "first":
             reference = torch.stack([reference.appearance for reference in coarse.references])[:, None] - centres
         else:
             reference = pooled(features, coarse.logits[:, None]) - centres
-        return (each * F.normalize(reference, dim=-1)).sum(-1)
+        return (appearances * F.normalize(reference, dim=-1)).sum(-1)
 
 
 # -- appearance -------------------------------------------------------------------------------------------------------
@@ -196,9 +197,9 @@ def pixel_boxes(masks: Tensor) -> tuple[Tensor, Tensor]:
 
 def mask_iou(a: Tensor, b: Tensor) -> Tensor:
     """IoU of the foregrounds of logits (N, h, w), (N); 0 for two empty ones."""
-    one, other = a > 0, b > 0
-    both, either = (one & other).flatten(1).sum(1), (one | other).flatten(1).sum(1)
-    return both / either.clamp(min=1)
+    a, b = a > 0, b > 0
+    intersection, union = (a & b).flatten(1).sum(1), (a | b).flatten(1).sum(1)
+    return intersection / union.clamp(min=1)
 
 
 def settle_overlap(logits: Tensor, refined: Tensor) -> Tensor:
@@ -229,13 +230,13 @@ def refine(
         references: of their objects; None is not refined.
         conditioned: (Q, C) for each output.
     """
-    indices = [i for i, (o, reference) in enumerate(zip(outputs, references)) if o.area > 0 and reference is not None]
+    reference_of = {i: r for i, (o, r) in enumerate(zip(outputs, references)) if o.area > 0 and r is not None}
+    indices = list(reference_of)
     if not indices or not refiner.wants(features.index):
         return list(outputs)
-    logits = torch.stack([o.logits for o in outputs])
-    coarse = Coarse(
-        logits[indices], tuple(references[i] for i in indices), torch.stack([conditioned[i] for i in indices])
-    )
+    logits = torch.stack([output.logits for output in outputs])
+    read = torch.stack([conditioned[i] for i in indices])
+    coarse = Coarse(logits[indices], tuple(reference_of.values()), read)
     proposal = refiner.propose(model, features, coarse)
     refined = torch.zeros(len(outputs), dtype=torch.bool, device=logits.device)
     refined[indices] = proposal.accepted

@@ -58,20 +58,18 @@ class RunFolder:
     def claim(self) -> None:
         """Make the folder, or take it over; ValueError if it holds masks that other settings have made."""
         path = self._notes / "settings.json"
-        theirs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        if theirs != self.settings and next(self.folder.rglob("*.png"), None) is not None:
-            raise ValueError(self._mixed(theirs))
-        if theirs != self.settings:
-            write_json(path, self.settings)
-
-    def _mixed(self, theirs: Json | None) -> str:
-        what = "unknown settings: it has no .vos/settings.json"
-        if theirs is not None:
-            what = "other settings:\n  " + "\n  ".join(differences(theirs, self.settings))
-        return (
-            f"expected '{self.folder}' to be empty or to hold results of these settings, got results of {what}\n"
-            "choose another output folder, or empty this one"
-        )
+        existing = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if existing == self.settings:
+            return
+        if next(self.folder.rglob("*.png"), None) is not None:
+            origin = "unknown settings: it has no .vos/settings.json"
+            if existing is not None:
+                origin = "other settings:\n  " + "\n  ".join(differences(existing, self.settings))
+            raise ValueError(
+                f"expected '{self.folder}' to be empty or to hold results of these settings, got results of {origin}\n"
+                "choose another output folder, or empty this one"
+            )
+        write_json(path, self.settings)
 
     def finished(self, name: str) -> VideoReport | None:
         """The report of a video that is complete under these settings, else None."""
@@ -102,9 +100,9 @@ def write_json(path: Path, content: Json) -> None:
         part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def differences(theirs: Json, ours: Json) -> list[str]:
+def differences(existing: Json, current: Json) -> list[str]:
     """One line for each value that differs, by its dotted name."""
-    old, new = _flat(theirs), _flat(ours)
+    old, new = _flat(existing), _flat(current)
     return [
         f"{key}: {old.get(key, 'not set')} there, {new.get(key, 'not set')} now"
         for key in sorted({*old, *new})
@@ -128,13 +126,13 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 def versions() -> dict[str, str | None]:
     """Of Python, torch, CUDA and this package."""
     try:
-        own = version("sam2_mem")
+        package = version("sam2_mem")
     except PackageNotFoundError:
-        own = getattr(sys.modules["sam2_mem"], "__version__")
+        package = str(vars(sys.modules["sam2_mem"])["__version__"])
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "sam2_mem": own,
+        "sam2_mem": package,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
     }
 

@@ -24,15 +24,10 @@ LOGIT_LIMIT = 32.0
 
 def active(model: SAM2, policy: MemoryPolicy) -> SensoryMemory | None:
     """The model's sensory memory if it is to be run: the policy keeps its state, and it is in training or trained."""
-    part = model.sensory
-    if part is None or not policy.needs.sensory:
+    sensory = model.sensory
+    if sensory is None or not policy.needs.sensory:
         return None
-    return part if model.training or not part.is_absent() else None
-
-
-def maps_at(maps: DecoderMaps, row: int) -> DecoderMaps:
-    """One row of R."""
-    return DecoderMaps(*(m[row] for m in maps))
+    return sensory if model.training or not sensory.is_absent() else None
 
 
 def carried(
@@ -45,15 +40,18 @@ def carried(
     """Outputs that carry their object's state, light updates done.
 
     Args:
-        updates: wanted for each. before: states (Ch, H, W), None before the first. maps: of each one's decoder row.
+        sensory: the model's part.
+        outputs: of N objects.
+        updates: (N) how each state is updated.
+        before: (N) states (Ch, H, W), None before the first.
+        maps: (N) of the decoder.
     """
     states = list(before)
     light = [i for i, update in enumerate(updates) if update is SensoryUpdate.LIGHT]
     if light:
-        rows = DecoderMaps(*(torch.stack(parts) for parts in zip(*(maps[i] for i in light))))
+        rows = DecoderMaps(*(torch.stack(stage) for stage in zip(*(maps[i] for i in light))))
         logits = torch.stack([outputs[i].logits for i in light]).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
-        grid = rows.cells.shape[-2:]
-        after = sensory.after_frame(_stacked(sensory, [states[i] for i in light], grid), rows, logits)
+        after = sensory.after_frame(_stacked(sensory, [states[i] for i in light], rows.cells), rows, logits)
         for i, state in zip(light, after):
             states[i] = state
     return [replace(o, sensory=s, update=u) for o, s, u in zip(outputs, states, updates)]
@@ -64,12 +62,13 @@ def deepened(sensory: SensoryMemory, outputs: Sequence[MaskOutput], memory: Tens
     states = [o.sensory for o in outputs]
     deep = [i for i, o in enumerate(outputs) if o.update is SensoryUpdate.DEEP]
     if deep:
-        hidden = _stacked(sensory, [states[i] for i in deep], memory.shape[-2:])
+        hidden = _stacked(sensory, [states[i] for i in deep], memory)
         for i, state in zip(deep, sensory.after_memory(hidden, memory[deep])):
             states[i] = state
     return states
 
 
-def _stacked(sensory: SensoryMemory, states: Sequence[Tensor | None], grid: tuple[int, int]) -> Tensor:
-    fresh = sensory.fresh(1, grid)
+def _stacked(sensory: SensoryMemory, states: Sequence[Tensor | None], maps: Tensor) -> Tensor:
+    """States (N, Ch, H, W) on the grid of ``maps`` (..., H, W); fresh ones where there is none."""
+    fresh = sensory.fresh(1, (maps.shape[-2], maps.shape[-1]))
     return torch.stack([fresh[0] if s is None else s.to(fresh) for s in states])

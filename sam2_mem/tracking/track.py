@@ -18,8 +18,8 @@ from sam2_mem.types import ABSENT_LOGIT, CandidateId, Hypotheses, SensoryUpdate
 @dataclass(frozen=True, eq=False)
 class MaskOutput:
     """A mask shown to the user or remembered: ``logits`` (h, w) and ``pointer`` (C), both after the absent-object gate.
-    ``binarize``: its memory is made from the hard mask; ``refined``: a refiner's proposal took the place of the mask;
-    ``sensory``, ``update``: state of sensory memory on its way to memory, and how it got or gets there."""
+    ``binarize``: its memory is made from the hard mask; ``refined``: a refiner's proposal replaced the mask; ``sensory``,
+    ``update``: state of sensory memory on its way to memory, and how it got or gets there."""
 
     frame: int
     logits: Tensor
@@ -35,19 +35,14 @@ class MaskOutput:
 
 
 def gated_output(
-    model: SAM2,
-    frame: int,
-    hypotheses: Hypotheses,
-    candidate: CandidateId,
-    threshold: float,
-    *,
-    prompted: bool = False,
+    model: SAM2, frame: int, hypotheses: Hypotheses, candidate: CandidateId, threshold: float, *, prompted: bool = False
 ) -> MaskOutput:
     """A candidate after the absent-object gate: where its object score is not above ``threshold``, the mask is empty and
     the pointer is the learned "no object" pointer."""
     pathway, number = candidate.pathway, candidate.candidate
     logits, pointer = hypotheses.masks[pathway, number], hypotheses.pointers[pathway, number]
-    objectness = hypotheses.objectness[pathway]
+    objectness, areas = hypotheses.objectness[pathway], hypotheses.areas
+    assert areas is not None, "the network's candidates come with their areas"
     present = objectness > threshold
     flag = to_device_async([present], pointer.device)
     return MaskOutput(
@@ -56,7 +51,7 @@ def gated_output(
         pointer=model.gate_pointers(pointer[None], flag)[0],
         iou=hypotheses.iou[pathway][number],
         objectness=objectness,
-        area=hypotheses.areas[pathway][number] if present else 0.0,
+        area=areas[pathway][number] if present else 0.0,
         prompted=prompted,
     )
 
@@ -90,26 +85,23 @@ class TrackedRanges:
 
     def add(self, frame: int, *, reverse: bool) -> None:
         if self._runs:
-            low, high, last = self._runs[-1]
-            if last == reverse and low - 1 <= frame <= high + 1:
-                self._runs[-1] = (min(low, frame), max(high, frame), reverse)
-                self._forget_covered()
+            low, high, direction = self._runs[-1]
+            if direction == reverse and low - 1 <= frame <= high + 1:
+                low, high = min(low, frame), max(high, frame)
+                earlier = self._runs[:-1]
+                if earlier:  # runs that the latest covers say nothing any more
+                    earlier = [run for run in earlier if not (low <= run[0] and run[1] <= high)]
+                self._runs = [*earlier, (low, high, reverse)]
                 return
         self._runs.append((frame, frame, reverse))
 
-    def _forget_covered(self) -> None:
-        low, high, _ = self._runs[-1]
-        self._runs = [r for r in self._runs[:-1] if not (low <= r[0] and r[1] <= high)] + self._runs[-1:]
-
     def discard(self, frame: int) -> None:
         """Forget that ``frame`` was ever tracked."""
-        kept = []
+        runs = []
         for low, high, reverse in self._runs:
-            if not low <= frame <= high:
-                kept.append((low, high, reverse))
-                continue
-            kept += [(a, b, reverse) for a, b in ((low, frame - 1), (frame + 1, high)) if a <= b]
-        self._runs = kept
+            pieces = ((low, frame - 1), (frame + 1, high)) if low <= frame <= high else ((low, high),)
+            runs += [(first, last, reverse) for first, last in pieces if first <= last]
+        self._runs = runs
 
 
 @dataclass(eq=False)
@@ -117,8 +109,8 @@ class Track:
     """Bookkeeping of one object. Ids never change, positions in a batch do.
 
     ``state`` is None until the first prompt has been taken into memory; ``pending`` holds prompts that have not;
-    ``outputs`` the latest masks and those of prompted frames; ``frozen`` memory is read but no longer written; ``reference`` what it
-    looked like on the first frame on which it is visible, where there is a refiner.
+    ``outputs`` the latest masks and those of prompted frames; ``frozen`` memory is read but no longer written;
+    ``reference`` what it looked like on the first frame on which it is visible, where there is a refiner.
     """
 
     obj_id: int
@@ -134,7 +126,7 @@ class Track:
 
     def answered(self, frame: int) -> bool:
         """Whether the mask of ``frame`` was given by a prompt. (A prompt of a loaded memory has no mask in this video.)"""
-        return frame in self.prompted_frames() and frame in self.outputs
+        return frame in self.outputs and frame in self.prompted_frames()
 
     def output_at(self, frame: int) -> MaskOutput | None:
         """What the user sees on ``frame`` now, if it is still known."""
@@ -144,11 +136,11 @@ class Track:
         """Keep ``output``; beyond ``history`` of them the oldest unprompted ones go (None: keep all)."""
         self.outputs.pop(output.frame, None)
         self.outputs[output.frame] = output
-        if history is None:
+        if history is None or len(self.outputs) <= history:
             return
         prompted = self.prompted_frames()
-        plain = [f for f in self.outputs if f not in prompted]
-        for frame in plain[: max(0, len(plain) - history)]:
+        tracked = [frame for frame in self.outputs if frame not in prompted]
+        for frame in tracked[: max(0, len(tracked) - history)]:
             del self.outputs[frame]
 
 

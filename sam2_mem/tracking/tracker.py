@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sam2_mem._moved import renamed
 from sam2_mem.memory.bank import Bank
@@ -66,6 +66,8 @@ class Tracker:
         self.reader = MemoryReader(*parts) if reader is None else reader
         self.writer = MemoryWriter(*parts) if writer is None else writer
         self.sensory = self.writer.sensory
+        hole, region = self.settings.fill_hole_area, self.settings.remove_region_area
+        self._clean = partial(clean_masks, max_hole_area=hole, max_region_area=region)
         self.tracks: dict[int, Track] = {}
         self.listener: Listener | None = None
         bounded = policy.capacity(model.tokens_per_map) is not None
@@ -133,7 +135,8 @@ class Tracker:
         self.commit(features)
         tracks = [track for track in self.tracks.values() if track.state is not None]
         frames_before = [self._frames_in_memory(track) for track in tracks]
-        self._forget_around_prompts(tracks, features.index)
+        if self.settings.clear_non_cond_mem_around_input:
+            self._forget_around_prompts(tracks, features.index)
         moving = [track for track in tracks if not track.answered(features.index)]
         revisions = self._track(moving, features, self.context(features, reverse=reverse)) if moving else ()
         for track in tracks:
@@ -144,7 +147,7 @@ class Tracker:
             frame=features.index,
             obj_ids=tuple([track.obj_id for track in tracks]),
             masks=torch.stack([output.logits for output in outputs]) if outputs else empty,
-            scores=tuple([self._score(*each) for each in zip(tracks, outputs, frames_before)]),
+            scores=tuple([self._score(t, o, frames) for t, o, frames in zip(tracks, outputs, frames_before)]),
             revisions=revisions,
         )
 
@@ -214,23 +217,15 @@ class Tracker:
         if not track.frozen:
             cause, state = Cause.WRITE, self.policy.write(track.state, frame, hypotheses, selection, entries)
             state = self.writer.merge_pending(state, frame)
-        details = {
-            "hypotheses": hypotheses,
-            "selection": selection,
-            "entries": tuple(entries),
-            "usage": prediction.usage,
-        }
-        self.change(track, cause, frame, state, **details)
+        selected = {"selection": selection, "entries": tuple(entries)}
+        self.change(track, cause, frame, state, hypotheses=hypotheses, usage=prediction.usage, **selected)
 
     def _forget_around_prompts(self, tracks: Sequence[Track], frame: int) -> None:
-        settings = self.settings
-        if not settings.clear_non_cond_mem_around_input:
-            return
-        if len(self.tracks) > 1 and not settings.clear_non_cond_mem_for_multi_obj:
+        if len(self.tracks) > 1 and not self.settings.clear_non_cond_mem_for_multi_obj:
             return
         for track in tracks:
             if frame in track.prompted_frames():
-                state = self.policy.forget(track.state, frame, settings.forget_radius)
+                state = self.policy.forget(track.state, frame, self.settings.forget_radius)
                 self.change(track, Cause.FORGET, FrameContext(frame, num_frames=self.num_frames), state)
 
     def _apply_revision(self, track: Track, revision: Revision) -> Revision:
@@ -238,12 +233,9 @@ class Tracker:
         logits = self._clean(revision.logits[None])[0]
         output = track.outputs.get(revision.frame)
         if output is not None:
-            scores = {"iou": revision.iou, "objectness": revision.objectness}
-            track.outputs[revision.frame] = replace(output, logits=logits, **scores)
+            output = replace(output, logits=logits, iou=revision.iou, objectness=revision.objectness)
+            track.outputs[revision.frame] = output
         return replace(revision, obj_id=track.obj_id, logits=logits)
-
-    def _clean(self, logits: Tensor) -> Tensor:
-        return clean_masks(logits, self.settings.fill_hole_area, self.settings.remove_region_area)
 
     # -- results ------------------------------------------------------------------------------------------------
 

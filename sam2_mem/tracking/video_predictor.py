@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ from sam2_mem.video import Frame, normalize, open_video, to_model_input, to_rgb
 
 logger = logging.getLogger(__name__)
 
+Predictor = TypeVar("Predictor", bound="PredictorBase")
+
 Masks = tuple[int, list[int], Tensor]
 """(frame index, object ids, logits (N, 1, H, W) at video resolution; foreground is > 0)."""
 
@@ -42,14 +44,16 @@ class PredictorSettings:
     non_overlap_masks: bool = False
 
 
-class SAM2VideoPredictor:
-    """Tracks objects through videos and streams. Holds a network and a policy; everything about a video is in its state.
+class PredictorBase:
+    """A network and a policy, with what is done to frames before the tracker and to masks after it.
 
     Args:
-        model: the network. policy: how objects remember. tracker, settings: see :class:`TrackerSettings`,
-            :class:`PredictorSettings`.
-        refiner: see :mod:`sam2_mem.tracking.refine`. embedder: see :mod:`sam2_mem.tracking.embedders`; seen by policies that
-            ask for it and by refiners.
+        model: the network.
+        policy: how objects remember.
+        tracker: see :class:`TrackerSettings`.
+        settings: see :class:`PredictorSettings`.
+        refiner: see :mod:`sam2_mem.tracking.refine`.
+        embedder: see :mod:`sam2_mem.tracking.embedders`; used by policies that ask for it and by refiners.
     """
 
     def __init__(
@@ -74,11 +78,6 @@ class SAM2VideoPredictor:
         self.refiner = refiner
         self.embedder = embedder
 
-    @classmethod
-    def from_pretrained(cls, model_id: str, **kwargs: Any) -> SAM2VideoPredictor:
-        """The predictor of an official model, by its name on the Hugging Face hub."""
-        return import_module("sam2_mem.build_sam").build_sam2_video_predictor_hf(model_id, **kwargs)
-
     @property
     def device(self) -> torch.device:
         return self.model.device
@@ -87,15 +86,40 @@ class SAM2VideoPredictor:
     def image_size(self) -> int:
         return self.model.image_size
 
-    def to(self, *args: Any, **kwargs: Any) -> SAM2VideoPredictor:
+    def to(self: Predictor, *args: Any, **kwargs: Any) -> Predictor:
         self.model.to(*args, **kwargs)
         if isinstance(self.embedder, nn.Module):
             self.embedder.to(*args, **kwargs)
         return self
 
-    def eval(self) -> SAM2VideoPredictor:
+    def eval(self: Predictor) -> Predictor:
         self.model.eval()
         return self
+
+    def encode(self, frame: Frame) -> FrameFeatures:
+        """Features of a frame, as :meth:`Tracker.step` takes them."""
+        pixels = normalize(to_model_input(frame.image, self.model.image_size)[None], self.model.device)
+        features = self.model.encode_image(pixels, [frame.index])[0]
+        return features if self.embedder is None else replace(features, appearance=self.embedder(pixels[0]))
+
+    def _at_video_size(self, state: InferenceState, masks: Tensor) -> Tensor:
+        """(N, h, w) -> (N, 1, H, W)."""
+        assert state.frame_size is not None, "masks come after the first frame"
+        return self.at_size(masks, state.frame_size).unsqueeze(1)
+
+    def at_size(self, masks: Tensor, size: tuple[int, int]) -> Tensor:
+        """Mask logits (N, h, w) -> (N, H, W), as they are given out: without overlap if the settings say so."""
+        large = resize_logits(masks, size)
+        return suppress_overlap(large) if self.settings.non_overlap_masks else large
+
+
+class SAM2VideoPredictor(PredictorBase):
+    """Tracks objects through videos and streams; see :class:`PredictorBase`. Everything about a video is in its state."""
+
+    @classmethod
+    def from_pretrained(cls, model_id: str, **kwargs: Any) -> SAM2VideoPredictor:
+        """The predictor of an official model, by its name on the Hugging Face hub."""
+        return import_module("sam2_mem.build_sam").build_sam2_video_predictor_hf(model_id, **kwargs)
 
     # -- sessions ------------------------------------------------------------------------------------------------
 
@@ -164,7 +188,12 @@ class SAM2VideoPredictor:
         On a frame that was tracked before, this corrects: that frame and those tracked after it change.
 
         Args:
-            points: (N, 2) x, y; labels: (N) 1 foreground, 0 background; box: (4) x0, y0, x1, y1.
+            inference_state: of the video.
+            frame_idx: the frame.
+            obj_id: any integer; an object is new with its first prompt.
+            points: (N, 2) x, y.
+            labels: (N) 1 foreground, 0 background.
+            box: (4) x0, y0, x1, y1.
             clear_old_points: forget earlier clicks on this frame; False adds to them.
             normalize_coords: coordinates are pixels of the video; False: they are in 0..1.
 
@@ -202,7 +231,7 @@ class SAM2VideoPredictor:
         features = state.features(frame, self.encode)
         state.tracker.preview(features, prompt)
         state.prompts.setdefault(prompt.obj_id, {})[frame.index] = prompt
-        return self._shown_at(state, frame.index)
+        return self._current_masks(state, frame.index)
 
     @torch.inference_mode()
     def clear_all_prompts_in_frame(
@@ -217,10 +246,10 @@ class SAM2VideoPredictor:
         state.prompts.get(obj_id, {}).pop(frame_idx, None)
         track.pending.pop(frame_idx, None)
         if frame_idx in track.prompted_frames():
-            left = self.policy.unprompt(track.state, frame_idx)
-            state.tracker.change(track, Cause.UNPROMPT, FrameContext(frame_idx), left)
+            memory = self.policy.unprompt(track.state, frame_idx)
+            state.tracker.change(track, Cause.UNPROMPT, FrameContext(frame_idx), memory)
             track.tracked.discard(frame_idx)
-        return self._shown_at(state, frame_idx) if need_output else None
+        return self._current_masks(state, frame_idx) if need_output else None
 
     @torch.inference_mode()
     def remove_object(
@@ -229,8 +258,10 @@ class SAM2VideoPredictor:
         """Stop tracking an object, at any time; the masks of the others do not change.
 
         Args:
-            strict: raise if there is no such object. need_output: also give the masks of the remaining objects on the
-                frames where the removed one had prompts.
+            inference_state: of the video.
+            obj_id: the object.
+            strict: raise if there is no such object.
+            need_output: also give the masks of the remaining objects on the frames where the removed one had prompts.
 
         Returns:
             remaining object ids, and (frame index, masks) of those frames.
@@ -244,14 +275,15 @@ class SAM2VideoPredictor:
         frames = sorted(state.prompts.pop(obj_id, {}))
         if not state.obj_ids or not need_output:
             return state.obj_ids, []
-        return state.obj_ids, [(f, self._shown_at(state, f)[2]) for f in frames]
+        return state.obj_ids, [(f, self._current_masks(state, f)[2]) for f in frames]
 
-    def _shown_at(self, state: InferenceState, frame_idx: int) -> Masks:
+    def _current_masks(self, state: InferenceState, frame_idx: int) -> Masks:
         """What the user sees on a frame now; objects without a known mask there are absent."""
-        height, width = self.model.mask_size
-        blank = torch.full((height, width), ABSENT_LOGIT, device=self.device)
-        outputs = [t.output_at(frame_idx) for t in state.tracker.tracks.values()]
-        masks = torch.stack([blank if o is None else o.logits for o in outputs]) if outputs else blank[None][:0]
+        outputs = [track.output_at(frame_idx) for track in state.tracker.tracks.values()]
+        masks = torch.full((len(outputs), *self.model.mask_size), ABSENT_LOGIT, device=self.device)
+        for row, output in enumerate(outputs):
+            if output is not None:
+                masks[row] = output.logits
         return frame_idx, state.obj_ids, self._at_video_size(state, masks)
 
     # -- propagation ---------------------------------------------------------------------------------------------
@@ -264,9 +296,9 @@ class SAM2VideoPredictor:
             raise RuntimeError("nothing to track; give a prompt first: add_new_points_or_box or add_new_mask")
         for frame_idx in sorted({f for t in state.tracker.tracks.values() for f in t.pending}):
             state.tracker.commit(state.features_at(frame_idx, self.encode))
-        without = [t.obj_id for t in state.tracker.tracks.values() if t.state is None]
-        if without:
-            raise RuntimeError(f"objects {without} have no prompt left; prompt them again or call remove_object")
+        ids = [t.obj_id for t in state.tracker.tracks.values() if t.state is None]
+        if ids:
+            raise RuntimeError(f"objects {ids} have no prompt left; prompt them again or call remove_object")
 
     def propagate_in_video(
         self,
@@ -278,9 +310,11 @@ class SAM2VideoPredictor:
         """Track all objects through the video, yielding ``(frame_idx, obj_ids, masks (N, 1, H, W))`` frame by frame.
 
         Args:
+            inference_state: of the video.
             start_frame_idx: default the earliest prompted frame. Elsewhere than at a prompt, memory of the frames just
                 before it must still be held.
-            max_frame_num_to_track: frames after the first. reverse: towards the start of the video.
+            max_frame_num_to_track: frames after the first.
+            reverse: towards the start of the video.
 
         A policy that rewrites past masks (``needs.revise``) runs that many frames ahead of the masks given out.
         """
@@ -350,6 +384,7 @@ class SAM2VideoPredictor:
         """Masks of earlier frames that the latest frame has changed, for policies that rewrite the past.
 
         Args:
+            inference_state: of the stream.
             finish: instead, what is still to be changed now that the stream is over.
 
         Returns:
@@ -359,22 +394,23 @@ class SAM2VideoPredictor:
         changed: dict[int, list[Revision]] = {}
         for revision in state.tracker.finish() if finish else state.revisions:
             changed.setdefault(revision.frame, []).append(revision)
-        return [
-            (frame, [r.obj_id for r in found], self._at_video_size(state, torch.stack([r.logits for r in found])))
-            for frame, found in sorted(changed.items())
-        ]
+        result = []
+        for frame, revisions in sorted(changed.items()):
+            masks = self._at_video_size(state, torch.stack([r.logits for r in revisions]))
+            result.append((frame, [r.obj_id for r in revisions if r.obj_id is not None], masks))
+        return result
 
     def scores(self, inference_state: InferenceState, frame_idx: int | None = None) -> tuple[ObjectScore, ...]:
         """Predicted IoU, object score and memory changes of every object on a recent frame (default: the latest)."""
         recent = inference_state.recent_scores
         if not recent:
             raise ValueError("no frame has been tracked yet, so there are no scores")
-        wanted = next(reversed(recent)) if frame_idx is None else frame_idx
-        if wanted not in recent:
+        frame = next(reversed(recent)) if frame_idx is None else frame_idx
+        if frame not in recent:
             raise ValueError(
-                f"scores of frame {wanted} are not held; the last {len(recent)} tracked frames are: {list(recent)}"
+                f"scores of frame {frame} are not held; the last {len(recent)} tracked frames are: {list(recent)}"
             )
-        return recent[wanted]
+        return recent[frame]
 
     # -- memory in files -------------------------------------------------------------------------------------------
 
@@ -410,25 +446,8 @@ class SAM2VideoPredictor:
         newest = max(e.frame for e in memory.all_entries())
         track = state.tracker.track(obj_id)
         track.frozen = frozen
-        placed = memory.shift_frames(frame_idx - 1 - newest)
-        state.tracker.change(track, Cause.LOAD, FrameContext(frame_idx), placed)
-
-    # -- shared --------------------------------------------------------------------------------------------------
-
-    def encode(self, frame: Frame) -> FrameFeatures:
-        """Features of a frame, as :meth:`Tracker.step` takes them."""
-        pixels = normalize(to_model_input(frame.image, self.model.image_size)[None], self.device)
-        features = self.model.encode_image(pixels, [frame.index])[0]
-        return features if self.embedder is None else replace(features, appearance=self.embedder(pixels[0]))
-
-    def _at_video_size(self, state: InferenceState, masks: Tensor) -> Tensor:
-        """(N, h, w) -> (N, 1, H, W)."""
-        return self.at_size(masks, state.frame_size).unsqueeze(1)
-
-    def at_size(self, masks: Tensor, size: tuple[int, int]) -> Tensor:
-        """Mask logits (N, h, w) -> (N, H, W), as they are given out: without overlap if the settings say so."""
-        large = resize_logits(masks, size)
-        return suppress_overlap(large) if self.settings.non_overlap_masks else large
+        memory = memory.shift_frames(frame_idx - 1 - newest)
+        state.tracker.change(track, Cause.LOAD, FrameContext(frame_idx), memory)
 
 
 def _first_frame(state: InferenceState, start: int | None, reverse: bool) -> int:
@@ -468,11 +487,13 @@ def _frames_of_pass(state: InferenceState, start: int, max_frames: int | None, r
 
 def _joined(old: Prompt, new: Prompt) -> Prompt:
     """``old`` with the points of ``new`` after its own, in the coordinates of ``new``."""
+    assert old.size is not None and new.size is not None, "both were measured in a picture"
     scale = torch.tensor([new.size[1] / old.size[1], new.size[0] / old.size[0]])
-    points = [] if old.points is None else [old.points * scale]
-    labels = [] if old.labels is None else [old.labels]
     box = None if old.box is None else (old.box.reshape(2, 2) * scale).reshape(4)
-    return replace(new, points=torch.cat([*points, new.points]), labels=torch.cat([*labels, new.labels]), box=box)
+    if old.points is None:
+        return replace(new, box=box)
+    points, labels = torch.cat([old.points * scale, new.points]), torch.cat([old.labels, new.labels])
+    return replace(new, points=points, labels=labels, box=box)
 
 
 def _length_if_cheap(source: Any) -> int | None:

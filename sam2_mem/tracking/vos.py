@@ -39,6 +39,9 @@ class PromptPlan:
     at: Mapping[int, Callable[[Frame], list[Prompt]]]
     palette: np.ndarray | None = None
 
+    def prompts_at(self, frame: Frame) -> list[Prompt]:
+        return self.at[frame.index](frame) if frame.index in self.at else []
+
 
 @dataclass(frozen=True, eq=False)
 class FrameMasks:
@@ -61,14 +64,8 @@ class Clicks:
     box: tuple[float, float, float, float] | None = None
 
     def on(self, frame: Frame) -> Prompt:
-        height, width = frame.image.shape[:2]
-        return Prompt(
-            obj_id=self.obj_id,
-            points=self.points or None,
-            labels=self.labels or None,
-            box=self.box,
-            size=(height, width),
-        )
+        points, labels = self.points or None, self.labels or None
+        return Prompt(self.obj_id, points, labels, self.box, size=tuple(frame.image.shape[:2]))
 
 
 def plan_from_clicks(clicks: Sequence[Clicks], frame: int = 0) -> PromptPlan:
@@ -76,7 +73,7 @@ def plan_from_clicks(clicks: Sequence[Clicks], frame: int = 0) -> PromptPlan:
     ids = [c.obj_id for c in clicks]
     if not ids or len(set(ids)) < len(ids):
         raise ValueError(f"expected clicks on at least one object, one Clicks for each, got those of objects {ids}")
-    return PromptPlan(tuple(sorted(ids)), {frame: lambda shown: [c.on(shown) for c in clicks]})
+    return PromptPlan(tuple(sorted(ids)), {frame: lambda image: [c.on(image) for c in clicks]})
 
 
 def plan_from_mask(path: str | Path, frame: int = 0, *, ignore: frozenset[int] = frozenset()) -> PromptPlan:
@@ -84,7 +81,7 @@ def plan_from_mask(path: str | Path, frame: int = 0, *, ignore: frozenset[int] =
     masks = palette_masks(path, ignore=ignore)
     if not masks:
         raise ValueError(f"expected a PNG with at least one object id other than 0 in '{path}', got none")
-    return PromptPlan(tuple(masks), {frame: lambda shown: _mask_prompts(shown, masks)}, read_mask_png(path).palette)
+    return PromptPlan(tuple(masks), {frame: lambda image: _mask_prompts(image, masks)}, read_mask_png(path).palette)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,18 +108,14 @@ def plan_from_folder(folder: str | Path, source: VideoSource, rules: MaskRules) 
         ValueError, FileNotFoundError: no usable mask, or objects that these rules do not admit; says which rule would.
     """
     masks = _MaskFolder(Path(folder), rules)
-    named = masks.by_frame(source)
-    several = rules.late or rules.all_frames
-    wanted = _over_time(masks, named) if several else _first_frame_only(masks, named, source)
-    ids = sorted({obj_id for chosen in wanted.values() for obj_id in chosen})
-    if not ids:
+    stems = masks.by_frame(source)
+    over_time = rules.late or rules.all_frames
+    prompted = _over_time(masks, stems) if over_time else _first_frame_only(masks, stems, source)
+    obj_ids = tuple(sorted({obj_id for ids in prompted.values() for obj_id in ids}))
+    if not obj_ids:
         raise ValueError(f"expected at least one object in the masks of '{folder}', got none; their pixels are all 0")
-    first = named[min(wanted)]
-    return PromptPlan(
-        tuple(ids),
-        {index: _reader(masks, named[index], chosen) for index, chosen in wanted.items()},
-        masks.palette(first),
-    )
+    prompts_at = {index: partial(masks.prompts, stems[index], ids) for index, ids in prompted.items()}
+    return PromptPlan(obj_ids, prompts_at, masks.palette(stems[min(prompted)]))
 
 
 class _MaskFolder:
@@ -137,15 +130,15 @@ class _MaskFolder:
         """Frame index -> stem, in order of the frames, for all PNGs whose stem is the name of a frame."""
         stems = {p.stem for p in self.folder.glob("*/*.png" if self.rules.per_object else "*.png")}
         index_of = _frame_finder(source)
-        found = {index: stem for stem in stems if (index := index_of(stem)) is not None}
-        if not found:
-            raise ValueError(self._nothing_fits(stems, source))
-        if len(found) < len(stems):
-            strangers = sorted(stems - set(found.values()))
-            logger.warning("%d masks in %s belong to no frame, e.g. %s.png", len(strangers), self.folder, strangers[0])
-        return dict(sorted(found.items()))
+        by_frame = {index: stem for stem in stems if (index := index_of(stem)) is not None}
+        if not by_frame:
+            raise ValueError(self._no_match(stems, source))
+        unmatched = sorted(stems - set(by_frame.values()))
+        if unmatched:
+            logger.warning("%d masks in %s belong to no frame, e.g. %s.png", len(unmatched), self.folder, unmatched[0])
+        return dict(sorted(by_frame.items()))
 
-    def _nothing_fits(self, stems: set[str], source: VideoSource) -> str:
+    def _no_match(self, stems: set[str], source: VideoSource) -> str:
         layout = "<object id>/<frame>.png" if self.rules.per_object else "<frame>.png"
         got = f"got {sorted(stems)[0]}.png" if stems else "got no such file"
         hint = ""
@@ -170,6 +163,11 @@ class _MaskFolder:
         counts = np.bincount(read_mask_png(self.folder / f"{stem}.png").ids.ravel())
         return set(np.flatnonzero(counts).tolist()) - {0} - self.rules.ignore
 
+    def prompts(self, stem: str, obj_ids: set[int], frame: Frame) -> list[Prompt]:
+        """Those of some of the objects that :meth:`read` gives."""
+        masks = self.read(stem)
+        return _mask_prompts(frame, {obj_id: masks[obj_id] for obj_id in sorted(obj_ids)})
+
     def palette(self, stem: str) -> np.ndarray | None:
         return None if self.rules.per_object else read_mask_png(self.folder / f"{stem}.png").palette
 
@@ -181,42 +179,36 @@ def _frame_finder(source: VideoSource) -> Callable[[str], int | None]:
     return lambda stem: int(stem) if stem.isdecimal() and source.name(int(stem)) == stem else None
 
 
-def _first_frame_only(masks: _MaskFolder, named: dict[int, str], source: VideoSource) -> dict[int, set[int]]:
-    if 0 not in named:
+def _first_frame_only(masks: _MaskFolder, stems: dict[int, str], source: VideoSource) -> dict[int, set[int]]:
+    if 0 not in stems:
         raise ValueError(
             f"expected a mask of the first frame, {source.name(0)}.png, in '{masks.folder}', got the first one for "
-            f"{next(iter(named.values()))}; if objects appear later, give --track_object_appearing_later_in_video"
+            f"{next(iter(stems.values()))}; if objects appear later, give --track_object_appearing_later_in_video"
         )
-    return {0: masks.ids(named[0])}
+    return {0: masks.ids(stems[0])}
 
 
-def _over_time(masks: _MaskFolder, named: dict[int, str]) -> dict[int, set[int]]:
+def _over_time(masks: _MaskFolder, stems: dict[int, str]) -> dict[int, set[int]]:
     """Frame index -> objects to prompt there, from all PNGs."""
-    rules, wanted, known = masks.rules, {}, set()
-    for index, stem in named.items():
+    rules = masks.rules
+    prompted: dict[int, set[int]] = {}
+    earlier: set[int] = set()
+    for index, stem in stems.items():
         ids = masks.ids(stem)
-        new = ids - known
-        if new and not rules.late and wanted:
+        new = ids - earlier
+        if new and not rules.late and prompted:
             raise ValueError(
-                f"expected the objects of the first mask, {sorted(known)}, in '{masks.folder}', "
+                f"expected the objects of the first mask, {sorted(earlier)}, in '{masks.folder}', "
                 f"got {sorted(new)} first in {stem}.png; "
                 "give --track_object_appearing_later_in_video to follow them from there"
             )
-        chosen = ids if rules.all_frames else new
-        if chosen or not rules.late:
-            wanted[index] = chosen
-        known |= ids
-    if not wanted:
+        prompted_ids = ids if rules.all_frames else new
+        if prompted_ids or not rules.late:
+            prompted[index] = prompted_ids
+        earlier |= ids
+    if not prompted:
         raise ValueError(f"expected at least one object in the masks of '{masks.folder}', got empty masks only")
-    return wanted
-
-
-def _reader(masks: _MaskFolder, stem: str, chosen: set[int]) -> Callable[[Frame], list[Prompt]]:
-    def read(frame: Frame) -> list[Prompt]:
-        found = masks.read(stem)
-        return _mask_prompts(frame, {obj_id: found[obj_id] for obj_id in sorted(chosen)})
-
-    return read
+    return prompted
 
 
 def _mask_prompts(frame: Frame, masks: Mapping[int, np.ndarray]) -> list[Prompt]:
@@ -244,7 +236,11 @@ def segment(
     first, then the error.
 
     Args:
+        predictor: the model and the policy.
         state: fresh, from ``predictor.init_state(video)``; tells afterwards what is held.
+        plan: the prompts.
+        start: the first frame.
+        stop: the frame after the last.
         score_thresh: a pixel belongs to an object where its logit is above this.
     """
     waiting: deque[Frame] = deque()
@@ -254,12 +250,9 @@ def segment(
             waiting.append(frame)
             yield frame
 
-    def prompts_at(frame: Frame) -> list[Prompt]:
-        return plan.at[frame.index](frame) if frame.index in plan.at else []
-
     autocast = partial(_autocast, predictor.device)
     last = -1
-    for result in run(state, frames(), prompts_at, encode=predictor.encode, final=True, autocast=autocast):
+    for result in run(state, frames(), plan.prompts_at, encode=predictor.encode, final=True, autocast=autocast):
         last = result.frame
         yield _frame_masks(predictor, plan, waiting.popleft(), result, score_thresh)
     unused = [index for index in plan.at if not start <= index <= last]
@@ -282,10 +275,9 @@ def _frame_masks(
 ) -> FrameMasks:
     """At the size of the frame. Objects are compared in ascending order, so that a lower id wins a tie."""
     size = frame.image.shape[0], frame.image.shape[1]
-    logits = dict(zip(result.obj_ids, result.masks))
-    ids = sorted(logits)
+    logits = dict(sorted(zip(result.obj_ids, result.masks)))
     masks = dict.fromkeys(plan.obj_ids, np.zeros(size, dtype=bool))
-    if ids:
-        large = predictor.at_size(torch.stack([logits[i] for i in ids]), size)
-        masks |= dict(zip(ids, (large > score_thresh).cpu().numpy()))
+    if logits:
+        large = predictor.at_size(torch.stack(list(logits.values())), size)
+        masks |= dict(zip(logits, (large > score_thresh).cpu().numpy()))
     return FrameMasks(frame, masks)

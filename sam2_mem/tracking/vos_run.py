@@ -99,11 +99,16 @@ class Outputs:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Attributes:
-    outputs: what to write. score_thresh: see :func:`sam2_mem.tracking.vos.segment`. max_frames: of each video.
-    shard: which of the videos. resume: skip those that are complete.
-    settings: everything that the masks depend on; results of different settings are never mixed in one folder.
-    about: what else ``run.json`` shall say.
+    """How videos are run.
+
+    Attributes:
+        outputs: what to write.
+        score_thresh: see :func:`sam2_mem.tracking.vos.segment`.
+        max_frames: of each video.
+        shard: which of the videos.
+        resume: skip those that are complete.
+        settings: everything that the masks depend on; results of different settings are never mixed in one folder.
+        about: what else ``run.json`` shall say.
     """
 
     outputs: Outputs
@@ -125,8 +130,7 @@ def list_videos(base: Path, list_file: Path | None = None) -> list[str]:
     if list_file is not None:
         if not list_file.exists() or list_file.is_dir():
             raise FileNotFoundError(f"expected a list of video names, got '{list_file}', which is not a file")
-        lines = [line.strip() for line in list_file.read_text(encoding="utf-8").splitlines()]
-        names = [_stem(line) for line in lines if line]
+        names = [_stem(line.strip()) for line in list_file.read_text(encoding="utf-8").splitlines() if line.strip()]
     else:
         entries = sorted(p for p in base.iterdir() if not p.name.startswith("."))
         names = [_stem(p.name) for p in entries if p.is_dir() or p.suffix.lower() in VIDEO_EXTENSIONS]
@@ -146,8 +150,8 @@ def find_video(base: Path, name: str) -> Path:
     folder = base / name
     if folder.is_dir():
         return folder
-    beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
-    files = sorted(p for p in beside if p.stem == folder.name and p.suffix.lower() in VIDEO_EXTENSIONS)
+    siblings = folder.parent.iterdir() if folder.parent.is_dir() else ()
+    files = sorted(p for p in siblings if p.stem == folder.name and p.suffix.lower() in VIDEO_EXTENSIONS)
     if not files:
         raise FileNotFoundError(f"no video '{name}' in '{base}': expected a folder of frames or {name}.mp4")
     return files[0]
@@ -193,12 +197,13 @@ def run(
         torch.cuda.reset_peak_memory_stats(predictor.device)
     log = _RunLog(predictor, options, folder.hash)
     log.write()
-    mine = tasks[options.shard.index :: options.shard.of]
-    for number, task in enumerate(mine, start=1):
+    tasks_of_shard = tasks[options.shard.index :: options.shard.of]
+    for number, task in enumerate(tasks_of_shard, start=1):
         report = _done_before(folder, task, options)
         if report is None:
             folder.begin(task.name)
-            report = _one(predictor, task, options, lambda f, n, t: progress(f, f"{number}/{len(mine)} {n}", t))
+            title = f"{number}/{len(tasks_of_shard)} {task.name}"
+            report = _run_video(predictor, task, options, progress, title)
             if report.error is None:
                 folder.finish(report)
         log.add(report)
@@ -233,10 +238,12 @@ class _Tally:
     state_bytes: int = 0
 
 
-def _one(predictor: SAM2VideoPredictor, task: VideoTask, options: RunOptions, progress: Progress) -> VideoReport:
+def _run_video(
+    predictor: SAM2VideoPredictor, task: VideoTask, options: RunOptions, progress: Progress, title: str
+) -> VideoReport:
     tally, begin, error = _Tally(), time.perf_counter(), None
     try:
-        _segment_to_disk(predictor, task, options, progress, tally)
+        _segment_to_disk(predictor, task, options, tally, lambda frames, total: progress(frames, title, total))
     except Exception as failure:
         error = f"{type(failure).__name__}: {failure}"
         expected = isinstance(failure, (ValueError, OSError))
@@ -253,7 +260,11 @@ def _one(predictor: SAM2VideoPredictor, task: VideoTask, options: RunOptions, pr
 
 
 def _segment_to_disk(
-    predictor: SAM2VideoPredictor, task: VideoTask, options: RunOptions, progress: Progress, tally: _Tally
+    predictor: SAM2VideoPredictor,
+    task: VideoTask,
+    options: RunOptions,
+    tally: _Tally,
+    progress: Callable[[Iterator[FrameMasks], int | None], Iterator[FrameMasks]],
 ) -> None:
     video = task.video() if callable(task.video) else task.video
     with open_video(video) as source:
@@ -264,8 +275,8 @@ def _segment_to_disk(
         stop = None if options.max_frames is None else task.start + options.max_frames
         frames = segment(predictor, state, plan, start=task.start, stop=stop, score_thresh=options.score_thresh)
         with options.outputs.writer(task.name, plan, source.fps) as writer:
-            for shown in progress(frames, task.name, _length(source, task.start, stop)):
-                writer.write(shown.frame, shown.masks)
+            for result in progress(frames, _length(source, task.start, stop)):
+                writer.write(result.frame, result.masks)
                 tally.frames += 1
                 tally.state_bytes = max(tally.state_bytes, state.memory_bytes())
 
@@ -303,8 +314,8 @@ class _RunLog:
 
     def write(self, *, complete: bool = False) -> None:
         reports = self.reports
-        made = [r for r in reports if not r.resumed]
-        frames, seconds = sum(r.frames for r in made), sum(r.seconds for r in made)
+        new = [r for r in reports if not r.resumed]
+        frames, seconds = sum(r.frames for r in new), sum(r.seconds for r in new)
         content = {
             **self._fixed,
             "updated": _now(),
@@ -312,7 +323,7 @@ class _RunLog:
             "totals": {
                 "videos": len(reports),
                 "failed": [r.name for r in reports if r.error is not None],
-                "resumed": len(reports) - len(made),
+                "resumed": len(reports) - len(new),
                 "frames": frames,
                 "seconds": round(seconds, 3),
                 "frames_per_second": round(frames / seconds, 3) if seconds else None,

@@ -48,40 +48,28 @@ class StackedFeatures(FrameFeatures):
 
     @classmethod
     def of(cls, clips: Sequence[FrameFeatures], index: int) -> StackedFeatures:
-        return cls(
-            index=index,
-            low=torch.stack([c.low for c in clips]),
-            low_pos=clips[0].low_pos,
-            high=tuple(torch.stack(maps) for maps in zip(*(c.high for c in clips))),
-            grid=clips[0].grid,
-        )
+        fine, middle = (torch.stack(maps) for maps in zip(*(c.high for c in clips)))
+        low = torch.stack([c.low for c in clips])
+        return cls(index=index, low=low, low_pos=clips[0].low_pos, high=(fine, middle), grid=clips[0].grid)
 
     def rows(self, clips: Sequence[int]) -> FrameFeatures:
         """Features of R rows, (R, Q, C), by the clip of each row."""
-        where = torch.tensor(clips, device=self.low.device)
-        return FrameFeatures(self.index, self.low[where], self.low_pos, tuple(h[where] for h in self.high), self.grid)
+        indices = torch.tensor(clips, device=self.low.device)
+        fine, middle = self.high
+        return FrameFeatures(self.index, self.low[indices], self.low_pos, (fine[indices], middle[indices]), self.grid)
 
     def clip(self, number: int) -> FrameFeatures:
         """Features of one clip, without the leading axis."""
-        high = tuple(h[number] for h in self.high)
-        return FrameFeatures(self.index, self.low[number], self.low_pos, high, self.grid)
+        fine, middle = self.high
+        return FrameFeatures(self.index, self.low[number], self.low_pos, (fine[number], middle[number]), self.grid)
 
 
+@dataclass(eq=False)
 class MultiClipPromptDecoder(PromptDecoder):
     """Answers prompts on the clips of their objects, and keeps what the network said in ``predictions``."""
 
-    def __init__(
-        self,
-        model: SAM2,
-        policy: MemoryPolicy,
-        settings: TrackerSettings,
-        *,
-        clip_of: Sequence[int],
-        predictions: list[ObjectPrediction],
-    ) -> None:
-        super().__init__(model, policy, settings)
-        self.clip_of = clip_of
-        self.predictions = predictions
+    clip_of: Sequence[int]
+    predictions: list[ObjectPrediction]
 
     def decode(self, track: Track, features: FrameFeatures, prompt: Prompt, context: FrameContext) -> MaskOutput:
         clip = _stacked(features).clip(self.clip_of[track.obj_id])
@@ -94,21 +82,12 @@ class MultiClipPromptDecoder(PromptDecoder):
         return decoded
 
 
+@dataclass(eq=False)
 class MultiClipReader(MemoryReader):
     """Predicts masks of objects of several clips, and keeps what the network said in ``predictions``."""
 
-    def __init__(
-        self,
-        model: SAM2,
-        policy: MemoryPolicy,
-        settings: TrackerSettings,
-        *,
-        clip_of: Sequence[int],
-        predictions: list[ObjectPrediction],
-    ) -> None:
-        super().__init__(model, policy, settings)
-        self.clip_of = clip_of
-        self.predictions = predictions
+    clip_of: Sequence[int]
+    predictions: list[ObjectPrediction]
 
     def context_for(self, track: Track, context: FrameContext) -> FrameContext:
         """A policy sees the clip of its own object."""
@@ -124,21 +103,12 @@ class MultiClipReader(MemoryReader):
         return batch
 
 
+@dataclass(eq=False)
 class MultiClipWriter(MemoryWriter):
     """Makes memory of objects of several clips; ``mask_change`` is put between a mask and its memory."""
 
-    def __init__(
-        self,
-        model: SAM2,
-        policy: MemoryPolicy,
-        settings: TrackerSettings,
-        *,
-        clip_of: Sequence[int],
-        mask_change: MaskChange | None,
-    ) -> None:
-        super().__init__(model, policy, settings)
-        self.clip_of = clip_of
-        self.mask_change = mask_change
+    clip_of: Sequence[int]
+    mask_change: MaskChange | None
 
     def encode_outputs(
         self, tracks: Sequence[Track], features: FrameFeatures, outputs: Sequence[MaskOutput]
@@ -185,14 +155,13 @@ class MultiClipTracker(Tracker):
         settings = TrackerSettings() if settings is None else settings
         self.clip_of = tuple(clip_of)
         self.predictions: list[ObjectPrediction] = []
-        recording = {"clip_of": self.clip_of, "predictions": self.predictions}
         super().__init__(
             model,
             policy,
             settings=settings,
-            prompt_decoder=MultiClipPromptDecoder(model, policy, settings, **recording),
-            reader=MultiClipReader(model, policy, settings, **recording),
-            writer=MultiClipWriter(model, policy, settings, clip_of=self.clip_of, mask_change=change),
+            prompt_decoder=MultiClipPromptDecoder(model, policy, settings, self.clip_of, self.predictions),
+            reader=MultiClipReader(model, policy, settings, self.clip_of, self.predictions),
+            writer=MultiClipWriter(model, policy, settings, self.clip_of, change),
         )
 
     def detach(self) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 import micro
 import pytest
 import torch
-from micro import PRESETS, TOKENS, features_at, in_tiers, mask_prompt, micro_tracker, one_thread, run  # noqa: F401
+from micro import POLICIES, TOKENS, features_at, in_tiers, mask_prompt, micro_tracker, one_thread, run  # noqa: F401
 from policy_contract import CHECKS, check_bounded, tokens_in
 
 from sam2_mem.build_sam import build_policy, build_sam2_video_predictor
-from sam2_mem.config import ConfigError, compose, policy_names
+from sam2_mem.config import ConfigError, compose
 from sam2_mem.memory.bounded import Bounded, least_capacity
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.policies.sam2long import SAM2Long
@@ -19,7 +19,6 @@ from sam2_mem.memory.policies.xmem import XMem
 from sam2_mem.memory.policy import Explains, HasSensory, MemoryPolicy, Merging, Revising
 from sam2_mem.memory.serialization import load_memory, save_memory
 
-NAMES = [name for name in policy_names() if name not in PRESETS]
 PROMPTS = {0: [mask_prompt(1)], 9: [mask_prompt(1, 9, 2)], 14: [mask_prompt(1, 14, 1)]}
 
 
@@ -36,7 +35,7 @@ def most_held(policy: MemoryPolicy, frames: int = 60) -> int:
     return most
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", POLICIES)
 def test_no_policy_exceeds_the_least_budget(name: str) -> None:
     policy = build_policy(name)
     least = least_capacity(policy, TOKENS)
@@ -45,7 +44,7 @@ def test_no_policy_exceeds_the_least_budget(name: str) -> None:
     assert 0 < most_held(tight) <= least < most_held(policy), "without the bound it must hold more"
 
 
-@pytest.mark.parametrize("name", in_tiers(NAMES, lambda name: name == "fifo"))
+@pytest.mark.parametrize("name", in_tiers(POLICIES, ["fifo"]))
 def test_the_contract_holds_under_a_budget(name: str) -> None:
     for check in CHECKS:
         check(bounded(build_policy(name), 6.5))
@@ -57,7 +56,7 @@ def test_control_a_bound_that_is_not_kept_is_found(monkeypatch: pytest.MonkeyPat
         check_bounded(bounded(FIFO(), 4))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", POLICIES)
 def test_a_budget_never_reached_changes_nothing(name: str) -> None:
     policy = build_policy(name)
     plain, wide, tight = (

@@ -100,7 +100,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.where(union == 0, 1.0, (a & b).sum((-1, -2)) / np.maximum(union, 1)).mean())
 
 
-@pytest.mark.parametrize("name", in_tiers(policy_names(), lambda name: name in ("fifo", "sam2long", "xmem")))
+@pytest.mark.parametrize("name", in_tiers(policy_names(), ["fifo", "sam2long", "xmem"]))
 def test_command_line_and_stream(name: str, dataset: Path, tmp_path: Path) -> None:
     written, streamed = command_line(dataset, tmp_path, name), stream(name)
     assert not written[SECOND][:LATE].any() and not streamed[SECOND][:LATE].any()

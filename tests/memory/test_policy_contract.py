@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from micro import PRESETS, in_tiers, one_thread  # noqa: F401
+from micro import POLICIES, in_tiers, one_thread  # noqa: F401
 from omegaconf import OmegaConf
 from policy_contract import (
     CHECKS,
@@ -49,7 +49,7 @@ from sam2_mem.types import (
 NAMES = policy_names()
 
 
-@pytest.mark.parametrize("name", in_tiers(NAMES, lambda name: name not in PRESETS))
+@pytest.mark.parametrize("name", in_tiers(NAMES, POLICIES))
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 def test_policy(name: str, check: Callable[[MemoryPolicy], None]) -> None:
     check(build_policy(name))

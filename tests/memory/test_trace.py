@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from micro import (
-    PRESETS,
+    POLICIES,
     TOKENS,
     features_at,
     in_tiers,
@@ -57,7 +57,6 @@ from sam2_mem.types import (
 )
 
 FRAMES = 40
-BASE = [name for name in policy_names() if name not in PRESETS]
 
 
 class Recorder:
@@ -92,10 +91,10 @@ def differences(one: Any, other: Any) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", in_tiers(policy_names(), lambda name: name not in PRESETS))
+@pytest.mark.parametrize("name", in_tiers(policy_names(), POLICIES))
 def test_listening_changes_no_bit(name: str) -> None:
     quiet, plain = track(name, count=30)
-    for read_mass in (False, True) if name in BASE else (True,):
+    for read_mass in (False, True) if name in POLICIES else (True,):
         heard, results = track(name, Recorder(read_mass=read_mass), count=30)
         assert all(torch.equal(a.masks, b.masks) and a.scores == b.scores for a, b in zip(plain, results, strict=True))
         assert [differences(quiet.tracks[i].state, heard.tracks[i].state) for i in (1, 2)] == [[], []]
@@ -170,7 +169,7 @@ def test_policies_do_not_see_what_was_measured_for_the_listener() -> None:
 # -- read mass --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", BASE)
+@pytest.mark.parametrize("name", POLICIES)
 def test_read_mass_is_a_share_or_absent(name: str) -> None:
     silent, loud = Recorder(), Recorder(read_mass=True)
     track(name, silent, count=24)
@@ -196,7 +195,7 @@ def test_read_mass_is_that_of_the_attention() -> None:
 # -- every policy -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", BASE)
+@pytest.mark.parametrize("name", POLICIES)
 def test_events_and_notes_agree_with_what_is_held(name: str) -> None:
     recorder = Recorder()
     tracker, results = track(name, recorder)
@@ -509,7 +508,7 @@ def test_xmem_tells_consolidation_and_eviction() -> None:
     assert "not due" in told(lazy.write(1, seen()), Action.WRITTEN, 1).reason
 
 
-@pytest.mark.parametrize("name", BASE)
+@pytest.mark.parametrize("name", in_tiers(POLICIES, ["fifo", "xmem"]))
 def test_reasons_hold_within_a_budget_of_bytes(name: str) -> None:
     policy = build_policy(name)
     tight = Bounded(policy=policy, max_bytes=(least_capacity(policy, TOKENS) + TOKENS) * 128)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from micro import blob, micro_config, micro_model, one_thread, pictures  # noqa: F401
+from micro import blob, in_tiers, micro_config, micro_model, one_thread, pictures  # noqa: F401
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 
@@ -324,7 +324,7 @@ def _within(context, function, args):
         return function(*args)
 
 
-@pytest.mark.parametrize("policy", policy_names())
+@pytest.mark.parametrize("policy", in_tiers(policy_names(), ["fifo", "sam2long", "xmem"]))
 def test_every_policy_on_half_weights(policy: str) -> None:
     """As on a device: nothing outside of the recorded parts runs under autocast, so everything there must take what they
     give."""

@@ -12,7 +12,7 @@ from typing import Any
 import policy_contract
 import pytest
 import torch
-from micro import TOKENS, mask_prompt, micro_config, micro_model, micro_tracker, micro_weights, one_thread  # noqa: F401
+from micro import TOKENS, in_tiers, mask_prompt, micro_config, micro_model, micro_tracker, micro_weights, one_thread  # noqa: F401
 from policy_contract import CHECKS
 from torch import Tensor, nn
 
@@ -512,7 +512,7 @@ QUICK = [
 ]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", in_tiers(POLICIES, ["fifo", "xmem"]))
 @pytest.mark.parametrize("distiller", ["pool2", "spatial"])
 @pytest.mark.parametrize("check", QUICK, ids=lambda c: c.__name__.removeprefix("check_"))
 def test_policies_keep_the_contract(
@@ -521,7 +521,7 @@ def test_policies_keep_the_contract(
     keep_contract(build_policy(policy), check, distiller, monkeypatch)
 
 
-@pytest.mark.parametrize("policy", ["fifo", "xmem", "keyframe"])
+@pytest.mark.parametrize("policy", in_tiers(["fifo", "xmem", "keyframe"], ["fifo"]))
 def test_policies_hold_their_bound_in_tokens_of_the_distiller(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     keep_contract(build_policy(policy), policy_contract.check_bounded, "pool2", monkeypatch)
 
