@@ -29,7 +29,7 @@ from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.policies.keyframe import Keyframe
 from sam2_mem.memory.policies.xmem import XMem
 from sam2_mem.memory.policy import MemoryPolicy
-from sam2_mem.memory.trace import Action, TraceRecord
+from sam2_mem.memory.trace import Action, Cause, Change, TraceRecord, change_events
 from sam2_mem.model.distiller import GridTokens, TemporalDistiller
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.training.multi_clip_tracker import MultiClipTracker, StackedFeatures
@@ -353,6 +353,17 @@ def test_reasons() -> None:
     assert gone == [(9, 4)]
     notes = {(n.frame, n.kind, n.text) for n in policy.entry_infos(tracker.tracks[1].state, at(11))}
     assert {(9, "waiting", ""), (10, "recent", ""), (8, "summary", "of frames 5, 6, 7, 8")} <= notes
+
+
+def test_a_frame_merged_and_dropped_by_one_write_is_told_as_dropped() -> None:
+    policy, frame = Distilled(recent=2, tube=1, tail=1, by_age=False), at(10)
+    before, new = after(policy, range(1, 3)), entry(10)
+    state = settle(policy, policy.write(before, frame, NOTHING, PICK, [new]), frame)
+    events = change_events(Change(Cause.WRITE, frame, before, state, entries=(new,)))
+    assert {(e.frame, e.action, e.reason) for e in events if e.frame in (1, 2)} == {
+        (1, Action.REDUCED, "in the oldest summary of a full tail"),
+        (2, Action.MERGED, "into a summary of 1 frames"),
+    }
 
 
 def test_merging_is_pure() -> None:

@@ -29,7 +29,7 @@ from sam2_mem.types import (
 WIDTH = 24
 ONE = MaskSelection(output=CandidateId(0, 0), remember=(CandidateId(0, 0),))
 NOTHING = Hypotheses(masks=torch.zeros(1, 1, 2, 2), pointers=torch.zeros(1, 1, 8), iou=((1.0,),), objectness=(1.0,))
-AS_FIFO = dict(gap=1, cap=7, tau_mem=1.01, overflow="oldest", skip_absent=False)
+AS_FIFO = {"gap": 1, "cap": 7, "tau_mem": 1.01, "overflow": "oldest", "skip_absent": False}
 
 
 def entry(frame: int, z: Tensor | None, *, prompt: bool = False, score: float = 5.0) -> MemoryEntry:
@@ -224,10 +224,17 @@ def test_the_fields_matter_to_the_streams():
         return frames(state)
 
     base = HQSMem(gap=1, tau_mem=0.6, freshness_weight=3.0)
-    others = dict(
-        score="age", freshness_weight=0.0, protect_first=False, cap=5, overflow="oldest", gate="max_rel", tau_mem=0.9,
-        gap=2, skip_absent=False,
-    )  # fmt: skip
+    others = {
+        "score": "age",
+        "freshness_weight": 0.0,
+        "protect_first": False,
+        "cap": 5,
+        "overflow": "oldest",
+        "gate": "max_rel",
+        "tau_mem": 0.9,
+        "gap": 2,
+        "skip_absent": False,
+    }
     for name, value in others.items():
         assert any(last(base, s) != last(replace(base, **{name: value}), s) for s in range(5)), name
     sparse = replace(base, gap=3)

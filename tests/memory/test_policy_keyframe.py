@@ -96,6 +96,18 @@ def test_frames_without_the_object_or_with_doubtful_masks_are_no_keyframes():
     assert run(Keyframe(), 80).full
 
 
+def test_a_frame_whose_map_has_left_memory_is_no_keyframe():
+    policy, new = Keyframe(), entry(11, np.random.default_rng(1))
+    state = run(policy, 11)
+    for before, frames, text in (
+        (state, [4, 8], "becomes a keyframe"),
+        (state.drop_tokens(8), [4], "no keyframe: its map has left memory"),
+    ):
+        written = policy.write(before, context(11), NOTHING, ONE, [new])
+        assert sorted(e.frame for e in written.keyframes()) == frames
+        assert [r.text for r in written.reasons if r.frame == 8 and r.action is not None] == [text]
+
+
 def test_significance_is_that_of_a_literal_computation():
     state = run(Keyframe(budget_bytes=maps(9), max_whole=2), 120, seed=3)
     keys = [*state.full, *state.compact]

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -201,7 +202,7 @@ def test_events_and_notes_agree_with_what_is_held(name: str) -> None:
     tracker, results = track(name, recorder)
     for obj_id in (1, 2):
         mine = [m for m in recorder.moments if m.obj_id == obj_id]
-        for one, following in zip(mine, mine[1:]):
+        for one, following in pairwise(mine):
             assert {(h.frame, h.kind) for h in one.held} == {(h.frame, h.kind) for h in following.held_before} or (
                 one.frame != following.frame
             )
