@@ -3,9 +3,13 @@
 Also the order of the tests (``--order``), and the peak memory of the test processes in the summary.
 """
 
+import ctypes
+import gc
 import os
 import random
 import resource
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -79,6 +83,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     sizes = config.stash[peaks]
     tested = sorted(sizes.keys() - {"main"}) or ["main"]
     terminalreporter.write_line("peak memory: " + ", ".join(f"{name} {sizes[name]} MiB" for name in tested))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_returned() -> Iterator[None]:
+    """What a file held is freed before the next one starts, and goes back to the system where the C library does that
+    when asked (glibc)."""
+    yield
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 # -- fixtures ---------------------------------------------------------------------------------------------------------
