@@ -147,14 +147,8 @@ NOT_CONVERTED: tuple[str, ...] = (
     "sam2_mem/cli/",
     "sam2_mem/evaluation/",
     "sam2_mem/memory/",
-    "sam2_mem/model/",
-    "sam2_mem/tracking/",
-    "sam2_mem/training/multi_clip_tracker.py",
     "sam2_mem/build_sam.py",
     "sam2_mem/checkpoint.py",
-    "sam2_mem/config.py",
-    "sam2_mem/prompts.py",
-    "sam2_mem/types.py",
 )
 """Beginnings of the paths of files that are still to be converted. The list only shrinks."""
 

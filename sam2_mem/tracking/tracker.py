@@ -38,7 +38,9 @@ class Tracker:
         settings: see :class:`TrackerSettings`.
         num_frames: length of the video, None for a stream.
         refiner: proposes other masks between the choice and memory; None for none. Prompted frames are left as they are.
-        prompt_decoder, reader, writer: the parts, in place of the ordinary ones.
+        prompt_decoder: answers prompts; None for the ordinary one.
+        reader: predicts masks from memory; None for the ordinary one.
+        writer: makes memory of masks; None for the ordinary one.
 
     A ``listener`` hears of every change of memory, with the policy's reasons (:mod:`sam2_mem.memory.trace`). It changes
     no result; without one, nothing is asked.

@@ -105,7 +105,8 @@ def plan_from_folder(folder: str | Path, source: VideoSource, rules: MaskRules) 
     """Prompts from the PNGs in ``folder`` that bear the names of frames of the video.
 
     Raises:
-        ValueError, FileNotFoundError: no usable mask, or objects that these rules do not admit; says which rule would.
+        ValueError: no usable mask, or objects that these rules do not admit; says which rule would.
+        FileNotFoundError: no folder of masks.
     """
     masks = _MaskFolder(Path(folder), rules)
     stems = masks.by_frame(source)

@@ -102,7 +102,7 @@ class WatchedSource(VideoSource):
     def name(self, index: int) -> str:
         return self._inner.name(index)
 
-    def _get_size(self) -> tuple[int, int]:
+    def _find_size(self) -> tuple[int, int]:
         return self._inner.height, self._inner.width
 
     def __getitem__(self, index: int) -> Frame:

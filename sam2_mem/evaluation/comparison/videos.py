@@ -120,7 +120,7 @@ class _Decoded(VideoSource):
             raise self._out_of_range(index)
         return self._frames[index]
 
-    def _get_size(self) -> tuple[int, int]:
+    def _find_size(self) -> tuple[int, int]:
         return self._frames[0].image.shape[:2]
 
 
