@@ -52,7 +52,7 @@ def make_clip(num_frames: int = 40, height: int = HEIGHT, width: int = WIDTH, sh
     phases = rng.uniform(0, 2 * np.pi, (shapes, 3))
     frames, labels = [], []
     for t in range(num_frames):
-        pan = int(round((0.5 + 0.5 * np.sin(t / 11)) * (width - 1)))
+        pan = round((0.5 + 0.5 * np.sin(t / 11)) * (width - 1))
         picture = background[height // 3 : height // 3 + height, pan : pan + width].copy()
         label = np.zeros((height, width), np.uint8)
         for i, texture in enumerate(textures):

@@ -137,7 +137,7 @@ def assert_finite(state: Any) -> None:
 
 # -- watching a policy at work ----------------------------------------------------------------------------------------
 
-METHODS = (
+METHODS = (  # noqa: SIM905 - words read better than a column of strings
     "capacity read write prompt choose forget unprompt new_state usage_at merge_requests take_merged revise finish sensory "
     "entry_infos"
 ).split()

@@ -56,8 +56,8 @@ def clips(level: str, count: int = 4, frames: int = 30) -> tuple[Clip, ...]:
     return tuple(held_out(level, count, num_frames=frames, first_seed=SEED))
 
 
-def scores(found: Sequence[Clip], policy: FIFO = PartialFIFO()) -> Scores:
-    network = NetworkMethod(predictor().model, policy, tracker=predictor().tracker_settings)
+def scores(found: Sequence[Clip], policy: FIFO | None = None) -> Scores:
+    network = NetworkMethod(predictor().model, policy or PartialFIFO(), tracker=predictor().tracker_settings)
     return summarise(run_method(network, found))
 
 

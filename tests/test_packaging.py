@@ -62,7 +62,7 @@ def test_public_names() -> None:
     assert missing == []
     assert set(sam2_mem.__all__) <= set(dir(sam2_mem))
     with pytest.raises(AttributeError, match="no attribute 'build_sam3'; it offers .*build_sam2"):
-        sam2_mem.build_sam3
+        _ = sam2_mem.build_sam3
 
 
 # The order of dependencies. A part may import itself and the parts named here, nothing else of this project.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,9 +87,9 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
+def desk(tmp_path: Path) -> Desk:
     predictor = micro_predictor(FIFO())
-    yield Desk(predictor, predictor.init_state(pictures(6, HEIGHT, WIDTH)), predictor.init_state(), tmp_path)
+    return Desk(predictor, predictor.init_state(pictures(6, HEIGHT, WIDTH)), predictor.init_state(), tmp_path)
 
 
 def mask(height: int = HEIGHT, width: int = WIDTH, value: float = 1, dtype: type = np.uint8) -> np.ndarray:
@@ -552,7 +552,7 @@ def test_the_table_is_long_and_has_no_name_twice() -> None:
 
 @pytest.mark.parametrize("mistake", MASKS + POINTS + FRAMES[:4], ids=lambda m: m.name)
 def test_a_refused_prompt_leaves_the_session_as_it_was(mistake: Mistake, desk: Desk) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=f"(?s){mistake.says}"):
         mistake.call(desk)
     assert desk.video.obj_ids == [] and desk.video.prompts == {}
     assert len(desk.started().track()) == 6
@@ -561,7 +561,7 @@ def test_a_refused_prompt_leaves_the_session_as_it_was(mistake: Mistake, desk: D
 def test_a_refused_frame_leaves_the_stream_as_it_was(desk: Desk) -> None:
     desk.predictor.track_frame(desk.stream, picture(0), [Prompt(1, mask=blob(0))])
     for wrong in (picture(1, 48, 64), picture(1).astype(np.float32), picture(1)[..., 0]):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="expected"):
             desk.predictor.track_frame(desk.stream, wrong)
     assert desk.predictor.track_frame(desk.stream, picture(1))[0] == 1
 

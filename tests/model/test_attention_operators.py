@@ -20,7 +20,7 @@ from micro import (
     micro_tracker,
     new_model,
     run,
-)  # noqa: F401
+)
 from torch import Tensor
 
 from sam2_mem.build_sam import build_sam2

@@ -237,7 +237,7 @@ def test_drop_path_only_in_training():
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("sigmoid", [False, True])
 def test_mlp(activation, sigmoid):
-    from sam2.modeling.sam2_utils import MLP as ReferenceMLP
+    from sam2.modeling.sam2_utils import MLP as ReferenceMLP  # noqa: N811 - a class, not a constant
 
     kind = {"relu": nn.ReLU, "gelu": nn.GELU}[activation]
     reference = ReferenceMLP(8, 12, 5, 3, activation=kind, sigmoid_output=sigmoid)

@@ -351,7 +351,7 @@ def test_what_is_kept_can_be_used_with_gradient(trunk: Hiera) -> None:
 
 def test_what_is_kept_goes_with_its_weights() -> None:
     weight = nn.Parameter(torch.zeros(3), requires_grad=False)
-    made = weakref.ref(cached([weight], (1,), lambda: weight + torch.ones(3)))
+    made = weakref.ref(cached([weight], (1,), lambda: weight + torch.ones(3)))  # noqa: F821 - deleted further down
     assert made() is not None and weight in cached_positions._CACHE
     first = cached([weight], (1,), lambda: torch.zeros(3))
     assert torch.equal(first, torch.ones(3))

@@ -184,7 +184,7 @@ def test_half_precision(tiny: SAM2VideoPredictor, tiny_weights: Path, clip: Clip
     for shown in (automatic, few_frames(predictor, clip)):
         assert all(s.logits.isfinite().all() and s.logits.dtype is torch.float32 for s in shown)
         assert worst_iou(shown[:3], exact[:3]) > 0.8
-        assert 1e-4 < worst(shown[:3], exact[:3])
+        assert worst(shown[:3], exact[:3]) > 1e-4
 
 
 @pytest.mark.parametrize("size", [96, 128, 256])

@@ -429,7 +429,7 @@ def test_iterator_may_reuse_its_buffer_and_mix_types():
     with pytest.raises(ValueError, match="frame 1: .*got NoneType"):
         list(open_video(iter([make_image(0), None])))
     with pytest.raises(ValueError, match="ended before its first frame"):
-        open_video(iter([])).height
+        _ = open_video(iter([])).height
 
 
 def test_camera(monkeypatch):
@@ -437,7 +437,7 @@ def test_camera(monkeypatch):
         def __init__(self, index):
             self.left = 3 if index == 1 else None
 
-        def isOpened(self):
+        def isOpened(self):  # noqa: N802 - OpenCV's name
             return self.left is not None
 
         def get(self, _):

@@ -114,9 +114,9 @@ def test_bad_palette(tmp_path, palette):
 
 @pytest.mark.parametrize("obj_id", [0, 256, -1])
 def test_ids_that_do_not_fit_a_palette(tmp_path, obj_id):
-    with PaletteWriter(tmp_path, "v") as writer:
-        with pytest.raises(ValueError, match=f"1 to 255.*got {obj_id};.*per-object"):
-            writer.write(make_frame(0), {obj_id: disc(20, 20, 5)})
+    expected = pytest.raises(ValueError, match=f"1 to 255.*got {obj_id};.*per-object")
+    with PaletteWriter(tmp_path, "v") as writer, expected:
+        writer.write(make_frame(0), {obj_id: disc(20, 20, 5)})
     assert not list(tmp_path.rglob("*.png"))
 
 
@@ -453,9 +453,9 @@ def test_overlay_errors(tmp_path):
         raise RuntimeError
     with OverlayWriter(tmp_path / "o.mp4"):
         pass
-    with OverlayWriter(tmp_path / "o.mp4", codecs=("zzzz",)) as writer:
-        with pytest.raises(ValueError, match="any of the codecs zzzz"):
-            writer.write(make_frame(0), {})
+    expected = pytest.raises(ValueError, match="any of the codecs zzzz")
+    with OverlayWriter(tmp_path / "o.mp4", codecs=("zzzz",)) as writer, expected:
+        writer.write(make_frame(0), {})
     assert os.listdir(tmp_path) == []
     with OverlayWriter(tmp_path / "o.mp4", codecs=("zzzz", "mp4v")) as writer:
         writer.write(make_frame(0), {})
