@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from sam2_mem.memory.bank import Bank
 from sam2_mem.memory.policy import HasSensory, MemoryPolicy, Merging, Needs, Revising, setting
-from sam2_mem.memory.trace import EntryInfo, infos_of
+from sam2_mem.memory.trace import EntryInfo, Reason, infos_of
 from sam2_mem.types import (
     FrameContext,
     Hypotheses,
@@ -150,14 +150,21 @@ def fit(policy: MemoryPolicy, state: Any, frame: FrameContext, max_tokens: int) 
     """``state`` with at most ``max_tokens`` spatial memory tokens. Tracked frames give theirs up, the farthest from
     ``frame`` first, then prompts, the oldest but the first, then memory of no single frame. The first prompt and ``frame``
     itself stay (:func:`least_capacity`)."""
+    dropped: list[int] = []
     while state.token_count() > max_tokens:
         others = [e for e in state.all_entries() if e.tokens is not None and e.frame != frame.index]
         tracked = [e.frame for e in others if not e.is_prompt]
         prompts = [e.frame for e in state.prompts[1:] if e.frame != frame.index]
         if tracked:
-            state = state.drop_tokens(max(tracked, key=lambda f: abs(frame.age(f))))
+            dropped.append(max(tracked, key=lambda f: abs(frame.age(f))))
+            state = state.drop_tokens(dropped[-1])
         elif prompts:
+            dropped.append(prompts[0])
             state = policy.unprompt(state, prompts[0]).drop_tokens(prompts[0])
         else:
-            return state.drop_shared_tokens(max_tokens)
-    return state
+            state = state.drop_shared_tokens(max_tokens)
+            break
+    if not dropped:
+        return state
+    reasons = [r for r in state.reasons if r.frame not in dropped]
+    return replace(state, reasons=(*reasons, *(Reason(f, "over the budget of bytes") for f in dropped)))

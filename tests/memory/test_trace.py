@@ -517,6 +517,8 @@ def test_reasons_hold_within_a_budget_of_bytes(name: str) -> None:
     tracker, _ = track(tight, recorder)
     for m in recorder.moments:
         check_moment(m)
+    reasons = {e.reason for m in recorder.moments for e in m.events}
+    assert "over the budget of bytes" in reasons
     quiet = track(tight)[0]
     assert [differences(quiet.tracks[i].state, tracker.tracks[i].state) for i in (1, 2)] == [[], []]
 
