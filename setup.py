@@ -23,6 +23,9 @@ INSTALL_REQUIRES = [
     "pycocotools>=2.0.7",
     "opencv-python-headless>=4.7",
     "safetensors>=0.4",
+    "matplotlib>=3.7",
+    "jinja2>=3.1",
+    "pyyaml>=6.0",
 ]
 EXTRAS_REQUIRE = {
     "dev": [
@@ -68,7 +71,8 @@ setup(
         "sam2_mem.configs": ["*.yaml", "**/*.yaml"],
         # The models of this project only: official *.pt files lie in the same folder and must never be packed.
         "sam2_mem.checkpoints": ["sam2_mem_*.safetensors", "*.md"],
-        "sam2_mem.evaluation.inspection": ["page.*"],
+        "sam2_mem.evaluation": ["templates/*"],
+        "sam2_mem.evaluation.benchmark": ["suite.yaml"],
     },
     include_package_data=False,
     install_requires=INSTALL_REQUIRES,

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """What each operator of memory attention costs and how far it is from exact attention, on the memory of a tracked clip.
 
-    benchmarks/measure_operators.py --config nano
-    benchmarks/measure_operators.py --config sam2.1_hiera_t --weights random --image_size 256
+    python benchmarks/measure_operators.py --config nano
+    python benchmarks/measure_operators.py --config sam2.1_hiera_t --weights random --image_size 256
 
 Error: root mean square of the difference to exact attention over that of what memory changes in the features, i.e.
 exact attention without memory being 1. Operations: of the matrix products of all cross-attention, over those of exact.
@@ -25,8 +25,8 @@ from torch import Tensor
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "tests"), str(Path(__file__).resolve().parents[1])]
 
 from sam2_mem import build_sam2_video_predictor  # noqa: E402
-from sam2_mem.cli.benchmark import synthetic  # noqa: E402
-from sam2_mem.evaluation.benchmark.reference import agreement, lively  # noqa: E402
+from sam2_mem.cli.benchmark import synthetic_clip  # noqa: E402
+from sam2_mem.evaluation.benchmark.reference_benchmark import agreement, amplified  # noqa: E402
 from sam2_mem.model.attention_operators import (  # noqa: E402
     BlockTopK,
     Exact,
@@ -53,24 +53,24 @@ class Nothing(ReadOperator):
         return 0
 
 
-def attend(part: MemoryAttention, operator: ReadOperator, given: tuple) -> tuple[Tensor, float]:
+def attend(part: MemoryAttention, operator: ReadOperator, arguments: tuple) -> tuple[Tensor, float]:
     part.operator = operator
     began = time.process_time()
-    return part(*given).features, time.process_time() - began
+    return part(*arguments).features, time.process_time() - began
 
 
-def clip_masks(predictor: Any, operator: ReadOperator, footage: Any) -> tuple[list[Tensor], list[tuple]]:
+def clip_masks(predictor: Any, operator: ReadOperator, clip: Any) -> tuple[list[Tensor], list[tuple]]:
     """Masks of the clip, and the arguments of every call of memory attention."""
-    part, seen = predictor.model.memory_attention, []
+    part, calls = predictor.model.memory_attention, []
     part.operator = operator
-    hook = part.register_forward_pre_hook(lambda module, given: seen.append(given))
-    state = predictor.init_state(num_frames=footage.num_frames)
+    hook = part.register_forward_pre_hook(lambda module, arguments: calls.append(arguments))
+    state = predictor.init_state(num_frames=clip.num_frames)
     masks = [
-        predictor.track_frame(state, footage.picture(t), footage.prompts if t == 0 else ())[2][:, 0]
-        for t in range(footage.num_frames)
+        predictor.track_frame(state, clip.picture(t), clip.prompts if t == 0 else ())[2][:, 0]
+        for t in range(clip.num_frames)
     ]
     hook.remove()
-    return masks, seen
+    return masks, calls
 
 
 @torch.inference_mode()
@@ -82,35 +82,35 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=40)
     parser.add_argument("--objects", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    size = [f"model.image_size={given.image_size}"] if given.image_size else []
-    predictor = build_sam2_video_predictor(given.config, given.weights, device="cpu", hydra_overrides_extra=size)
-    if given.weights == "random":
-        predictor.model.load_state_dict(lively(predictor.model.state_dict()))
-    footage = synthetic(given.frames, 256, given.objects)
-    expected, calls = clip_masks(predictor, Exact(), footage)
+    size = [f"model.image_size={args.image_size}"] if args.image_size else []
+    predictor = build_sam2_video_predictor(args.config, args.weights, device="cpu", hydra_overrides_extra=size)
+    if args.weights == "random":
+        predictor.model.load_state_dict(amplified(predictor.model.state_dict()))
+    clip = synthetic_clip(args.frames, 256, args.objects)
+    expected, calls = clip_masks(predictor, Exact(), clip)
     part, last = predictor.model.memory_attention, calls[-1]
     rows, queries = last[3], last[0].shape[0]
     attention, spatial = part.layers[0].cross_attn_image, int((rows.item[0] < rows.num_items).sum())
     widths = (attention.q_proj.out_features, attention.k_proj.in_features, attention.num_heads)
     counted = ReadSize(rows.rows, queries, spatial, rows.lengths[0] - spatial, *widths)
-    print(f"{given.config}, {predictor.image_size}: {rows.rows} rows of {rows.lengths[0]} keys, {queries} queries")
+    print(f"{args.config}, {predictor.image_size}: {rows.rows} rows of {rows.lengths[0]} keys, {queries} queries")
     exact, empty = attend(part, Exact(), last)[0], attend(part, Nothing(), last)[0]
     for operator in OPERATORS:
         pairs = []
-        for i in range(given.rounds):
+        for i in range(args.rounds):
             order = (operator, Exact()) if i % 2 else (Exact(), operator)
             spent = [attend(part, o, last)[1] for o in order]
             pairs.append(spent if i % 2 else spent[::-1])
         error = (attend(part, operator, last)[0] - exact).square().mean().sqrt() / (
             exact - empty
         ).square().mean().sqrt()
-        found = agreement(clip_masks(predictor, operator, footage)[0], expected)
+        result = agreement(clip_masks(predictor, operator, clip)[0], expected)
         print(
             f"{operator!s:60s} error {error:.1e}   operations {operator.flops(counted) / Exact().flops(counted):.3f}"
-            f"   time x {median(b / a for a, b in pairs):.2f}   IoU {found.mean_iou:.4f}",
+            f"   time x {median(b / a for a, b in pairs):.2f}   IoU {result.mean_iou:.4f}",
             flush=True,
         )
 

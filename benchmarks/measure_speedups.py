@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What each speed-up gains: CPU seconds of a steady frame without it over those with it.
 
-    benchmarks/measure_speedups.py --config sam2.1_hiera_t --image_size 256 --objects 5
+    python benchmarks/measure_speedups.py --config sam2.1_hiera_t --image_size 256 --objects 5
 
 One frame, image encoder and tracker, is run again and again from the same state, every speed-up in turn without and
 with it (A/B, then B/A), on one thread. Differences of mask logits are printed beside the gain.
@@ -26,8 +26,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "tests"), str(Path(__f
 from switches import SWITCHES, all_undone  # noqa: E402
 
 from sam2_mem import build_sam2_video_predictor  # noqa: E402
-from sam2_mem.cli.benchmark import synthetic  # noqa: E402
-from sam2_mem.evaluation.benchmark.reference import lively  # noqa: E402
+from sam2_mem.cli.benchmark import synthetic_clip  # noqa: E402
+from sam2_mem.evaluation.benchmark.reference_benchmark import amplified  # noqa: E402
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor  # noqa: E402
 from sam2_mem.video import Frame  # noqa: E402
 
@@ -35,15 +35,15 @@ WARM_UP = 17
 
 
 class Steady:
-    """The first frame after the warm-up, as often as wanted."""
+    """The first frame after the warm-up, as often as it is called."""
 
     def __init__(self, predictor: SAM2VideoPredictor, objects: int, size: int) -> None:
-        footage = synthetic(WARM_UP + 1, size, objects)
+        clip = synthetic_clip(WARM_UP + 1, size, objects)
         self.predictor = predictor
         self.tracker = predictor.init_state(num_frames=WARM_UP + 1).tracker
         for t in range(WARM_UP):
-            self.tracker.step(predictor.encode(Frame(t, str(t), footage.picture(t))), footage.prompts if t == 0 else ())
-        self.last = Frame(WARM_UP, str(WARM_UP), footage.picture(WARM_UP))
+            self.tracker.step(predictor.encode(Frame(t, str(t), clip.picture(t))), clip.prompts if t == 0 else ())
+        self.last = Frame(WARM_UP, str(WARM_UP), clip.picture(WARM_UP))
         self.tracks = self._copy(self.tracker.tracks)
 
     def _copy(self, tracks):
@@ -79,19 +79,19 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", type=lambda text: text.split(","), default=[*SWITCHES, "all"])
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    size = [f"model.image_size={given.image_size}"]
-    predictor = build_sam2_video_predictor(given.config, given.weights, device="cpu", hydra_overrides_extra=size)
-    if given.weights == "random":
-        predictor.model.load_state_dict(lively(predictor.model.state_dict()))
-    frame = Steady(predictor, given.objects, given.image_size)
+    size = [f"model.image_size={args.image_size}"]
+    predictor = build_sam2_video_predictor(args.config, args.weights, device="cpu", hydra_overrides_extra=size)
+    if args.weights == "random":
+        predictor.model.load_state_dict(amplified(predictor.model.state_dict()))
+    frame = Steady(predictor, args.objects, args.image_size)
     print(
-        f"{given.config}, {given.image_size}, {given.objects} objects, {2 * given.rounds} pairs, torch {torch.__version__}"
+        f"{args.config}, {args.image_size}, {args.objects} objects, {2 * args.rounds} pairs, torch {torch.__version__}"
     )
-    for name in given.only:
-        off, on, error = compare(frame, SWITCHES.get(name, all_undone), given.rounds)
+    for name in args.only:
+        off, on, error = compare(frame, SWITCHES.get(name, all_undone), args.rounds)
         ratios = sorted(a / b for a, b in zip(off, on))
         spread = f"{ratios[0]:.3f}-{ratios[-1]:.3f}"
         print(

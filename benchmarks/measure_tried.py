@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 """What was tried and left out because it gains nothing, beside what is used: the table of docs/performance.md.
 
-    benchmarks/measure_tried.py --threads 1
+    python benchmarks/measure_tried.py --threads 1
 
-Some of what is used stands there too, for comparison. Milliseconds on a CPU, the best of several, both ways in turns; sizes are those of SAM 2 at an image size of 1024 and, where it
-says so, 256. What is tried is checked to give the same numbers first.
+Some of what is used stands there too, for comparison. Milliseconds on a CPU, the best of several, both ways in turns;
+sizes are those of SAM 2 at an image size of 1024 and, where it says so, 256. What is tried is checked to give the same
+numbers first.
 """
 
 from __future__ import annotations
@@ -119,11 +120,11 @@ def linear_maps() -> None:
                 return used()
 
         beside(f"{rows} x {wide} to {wider}, GELU, and back, oneDNN | torch", used, by_torch)
-        rest = torch.randn(rows, wide)
+        residual = torch.randn(rows, wide)
         beside(
             f"{rows} x {wider} to {wide} and a sum, apart | in one product",
-            lambda: linear(linear(x, up), down) + rest,
-            lambda: torch.ops.mkldnn._linear_pointwise(linear(x, up), rest, down, None, "add"),
+            lambda: linear(linear(x, up), down) + residual,
+            lambda: torch.ops.mkldnn._linear_pointwise(linear(x, up), residual, down, None, "add"),
         )
 
 
@@ -155,9 +156,9 @@ def narrow_keys() -> None:
     """Scores without keys as wide as the model: half of the channels of a key turn with its column x, half with its row y,
     so that a score is (A(q, x) + B(q, y)) . m with vectors as wide as memory, made once for all maps."""
     queries, cells = 1024, SIDE**2
-    place = rotation_at(grid_coordinates(SIDE, SIDE), WIDTH)
+    turns = rotation_at(grid_coordinates(SIDE, SIDE), WIDTH)
     q, m, w = torch.randn(queries, WIDTH), torch.randn(MAPS, SIDE, SIDE, NARROW), torch.randn(WIDTH, NARROW) / 8
-    keys = rotate((m.reshape(-1, NARROW) @ w.t()), place.map(lambda t: t.repeat(MAPS, 1)))
+    keys = rotate((m.reshape(-1, NARROW) @ w.t()), turns.map(lambda t: t.repeat(MAPS, 1)))
     half = WIDTH // 2
 
     def wide() -> Tensor:
@@ -170,8 +171,8 @@ def narrow_keys() -> None:
         turned = torch.view_as_real(pairs[:, None] * torch.complex(cos, -sin)).flatten(2)
         return (turned @ w[channels]).permute(1, 2, 0).contiguous()
 
-    columns, rows = place.cos[:SIDE, : half // 2], place.cos[::SIDE, half // 2 :]
-    column_sin, row_sin = place.sin[:SIDE, : half // 2], place.sin[::SIDE, half // 2 :]
+    columns, rows = turns.cos[:SIDE, : half // 2], turns.cos[::SIDE, half // 2 :]
+    column_sin, row_sin = turns.sin[:SIDE, : half // 2], turns.sin[::SIDE, half // 2 :]
     room = q.new_empty(MAPS, SIDE, SIDE, queries)
 
     def narrow() -> Tensor:

@@ -20,7 +20,7 @@ from policy_contract import CHECKS
 
 from sam2_mem.build_sam import build_policy
 from sam2_mem.config import choice_config, compose, policy_names
-from sam2_mem.evaluation.benchmark.policy_costs import Footage, Setting, take_census
+from sam2_mem.evaluation.benchmark.policy_costs import BenchmarkClip, Setting, count_memory
 from sam2_mem.memory.policy import MemoryPolicy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -136,8 +136,8 @@ def test_bounds(name: str) -> None:
 
 @lru_cache
 def most_read(name: str) -> int:
-    footage = Footage(picture=picture, num_frames=40, prompts=(mask_prompt(1),))
-    return int(max(take_census(Setting(model=micro_model()), build_policy(name), footage).read))
+    footage = BenchmarkClip(picture=picture, num_frames=40, prompts=(mask_prompt(1),))
+    return int(max(count_memory(Setting(model=micro_model()), build_policy(name), footage).tokens_read))
 
 
 @pytest.mark.parametrize("name", NAMES)

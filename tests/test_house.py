@@ -144,8 +144,6 @@ def docstring_faults(trees: dict[str, ast.Module]) -> list[str]:
 
 
 NOT_CONVERTED: tuple[str, ...] = (
-    "sam2_mem/cli/",
-    "sam2_mem/evaluation/",
     "sam2_mem/memory/",
     "sam2_mem/build_sam.py",
     "sam2_mem/checkpoint.py",

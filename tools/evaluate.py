@@ -1,90 +1,17 @@
 #!/usr/bin/env python
-"""Score predicted masks by the rules of a data set.
-
-    python tools/evaluate.py --dataset davis2017 --gt DAVIS --pred out/davis
-    python tools/evaluate.py --dataset sav --gt sav_val --pred out/sav --csv sav.csv --json sav.json
-
---gt is the root of the data set or its folder of annotations. Predictions are <video>/<frame>.png, as
-tools/vos_inference.py writes them. The exit status is 1 if a video has no score. docs/evaluation.md has the rules.
-"""
+"""Score predicted masks by the rules of a data set. ``--help`` has examples; the code is in sam2_mem/cli."""
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 try:
-    import sam2_mem
+    import sam2_mem  # noqa: F401
 except ModuleNotFoundError:  # run from a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    import sam2_mem
 
-from sam2_mem.evaluation.datasets import PROTOCOLS, Selection, open_dataset
-from sam2_mem.evaluation.reports import table, write_csv, write_json
-from sam2_mem.evaluation.run import Outcome, evaluate
-
-
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--version", action="version", version=sam2_mem.__version__)
-    parser.add_argument("--dataset", required=True, choices=sorted(PROTOCOLS), help="whose rules and folders")
-    parser.add_argument("--gt", required=True, type=Path, help="root of the data set, or its folder of annotations")
-    parser.add_argument("--pred", required=True, type=Path, help="predictions, one folder for each video")
-    parser.add_argument("--split", help="whose list and meta file to look for in the root (default: val or valid)")
-    parser.add_argument("--list", type=Path, help="the videos to score, one a line (default: those of the split)")
-    parser.add_argument("--meta", type=Path, help="the meta file, where the data set has one (default: found by name)")
-    parser.add_argument("--unseen", type=Path, help="list of videos (LVOS) or categories (YouTube-VOS) not in training")
-    parser.add_argument("--only_predicted", action="store_true", help="leave out videos without predictions")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: one for each processor")
-    parser.add_argument("--csv", type=Path, help="write one row for each object here, the summary beside it")
-    parser.add_argument("--json", type=Path, help="write everything here")
-    parser.add_argument("--per_frame", action="store_true", help="put the numbers of every frame into --json")
-    args = parser.parse_args(argv)
-    if args.per_frame and args.json is None:
-        parser.error("--per_frame needs --json")
-    return args
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_arguments(argv)
-    selection = Selection(
-        split=args.split, names=args.list, meta=args.meta, unseen=args.unseen, only_predicted=args.only_predicted
-    )
-    try:
-        dataset = open_dataset(args.dataset, args.gt, args.pred, selection)
-        begin = time.perf_counter()
-        bar = partial(_with_bar, total=len(dataset.videos))
-        report = evaluate(dataset.protocol, dataset.videos, processes=args.processes, progress=bar)
-        seconds = time.perf_counter() - begin
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for source in dataset.sources:
-        print(f"used {source}")
-    print(table(report))
-    print(f"\n{sum(len(one.frames) for one in report.objects)} masks scored in {seconds:.2f} s")
-    if args.csv:
-        summary = write_csv(report, args.csv)
-        print(f"wrote {args.csv} and {summary}")
-    if args.json:
-        write_json(report, args.json, per_frame=args.per_frame)
-        print(f"wrote {args.json}")
-    return 1 if report.failures else 0
-
-
-def _with_bar(outcomes: Iterator[Outcome], total: int) -> Iterable[Outcome]:
-    """A progress bar over videos, on a terminal only."""
-    return tqdm(outcomes, total=total, unit="video", disable=None, leave=False)
-
+from sam2_mem.cli.evaluate import main
 
 if __name__ == "__main__":
     sys.exit(main())

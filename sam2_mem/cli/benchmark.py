@@ -1,9 +1,11 @@
-"""What ``tools/benchmark.py`` does, one function per verb; each returns an exit status."""
+"""The command ``tools/benchmark.py``: its arguments, and one function per verb that returns an exit status."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -16,67 +18,201 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from sam2_mem._moved import renamed
 from sam2_mem.build_sam import RANDOM, build_policy, build_sam2_video_predictor
+from sam2_mem.cli.arguments import (
+    Network,
+    add_machine_arguments,
+    add_network_arguments,
+    command_parser,
+    exit_status,
+    integers,
+    names,
+    picture_size,
+    set_threads,
+    take_network,
+)
 from sam2_mem.cli.compare import overrides_of
-from sam2_mem.cli.network import Network
 from sam2_mem.config import compose, config_names, policy_names
 from sam2_mem.evaluation.benchmark.policy_costs import (
     BASELINE,
-    Footage,
+    BenchmarkClip,
     Setting,
     compare,
     cost_table,
-    stay_table,
-    watch,
+    measure_stream,
+    stream_table,
 )
-from sam2_mem.evaluation.benchmark.profile import profile as profiled
+from sam2_mem.evaluation.benchmark.profile import profile as profile_parts
 from sam2_mem.evaluation.benchmark.profile import profile_table
-from sam2_mem.evaluation.benchmark.reference import OURS, Agreement, Alone, Arm, Race, Stored, alone, lively, race
+from sam2_mem.evaluation.benchmark.reference_benchmark import (
+    OURS,
+    Agreement,
+    PredictorSpec,
+    ProcessCost,
+    SpeedComparison,
+    StoredClip,
+    amplified,
+    compare_speed,
+    measure_process,
+)
 from sam2_mem.evaluation.benchmark.suite import cases_of, run_suite, suite_table
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.prompts import Prompt
 from sam2_mem.synthetic.generator import SyntheticVideo, make_clip
 from sam2_mem.video import open_video, read_mask_png
 
+USAGE = """Measure what memory policies cost, side by side in one process.
+
+    tools/benchmark.py policies --objects 1,5 --frames 100 --json out.json
+    tools/benchmark.py policies --config sam2.1_hiera_t --weights random --image_size 512 --policies keyframe,xmem
+    tools/benchmark.py memory --frames 1000 --policies sam2long
+    tools/benchmark.py profile --config sam2.1_hiera_t --weights random --image_size 1024 --threads 2
+    tools/benchmark.py peer --peer sam2.build_sam:build_sam2_video_predictor --config sam2.1_hiera_t --weights random \\
+        --image_size 256 --threads 1
+    tools/benchmark.py suite --peer sam2.build_sam:build_sam2_video_predictor --device cuda --out runs/cuda
+
+`policies` runs blocks fifo, policy, policy, fifo on the same decoded frames and prints milliseconds per frame, the
+ratio to fifo with its range over blocks, bytes and tokens held, and tokens read. `memory` watches what is held on a
+long stream. `peer` runs ours beside another predictor with SAM 2's API, which is named by what builds it: masks must agree
+before anything is said about speed. `profile` says where the time of a frame goes. `suite` runs every case of
+docs/performance.md for a device, each in a process of its own, and goes on where it was cut off.
+"""
 Size = int | tuple[int, int]
 """Of a synthetic clip in pixels: its side, or (width, height)."""
 
 
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = command_parser(USAGE)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_network_arguments(common)
+    common.add_argument("--policies", type=names, default=(), help="names with commas between (default: every yaml)")
+    common.add_argument(
+        "--override", action="append", default=[], dest="overrides", help="of our config, e.g. attention=pooled"
+    )
+    common.add_argument("--vos_optimized", action="store_true", help="build ours with vos_optimized=True")
+    common.add_argument("--json", type=Path, help="write everything here")
+    common.add_argument("--markdown", action="store_true", help="print a table for docs/policies.md")
+    _add_policies(
+        verbs.add_parser("policies", parents=[common], help="time and memory beside fifo", allow_abbrev=False)
+    )
+    _add_memory(verbs.add_parser("memory", parents=[common], help="what is held on a long stream", allow_abbrev=False))
+    _add_peer(verbs.add_parser("peer", parents=[common], help="beside another predictor", allow_abbrev=False))
+    _add_profile(
+        verbs.add_parser("profile", parents=[common], help="where the time of a frame goes", allow_abbrev=False)
+    )
+    _add_suite(verbs.add_parser("suite", help="every case of docs/performance.md for a device", allow_abbrev=False))
+    return parser.parse_args(argv)
+
+
+def _add_size(parser: argparse.ArgumentParser, default: int = 256) -> None:
+    parser.add_argument(
+        "--size", type=picture_size, default=default, help="of the synthetic clip: its side, or 960x540"
+    )
+
+
+def _add_policies(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--frames", type=int, default=100, help="the first 17 are left out of times")
+    parser.add_argument("--objects", type=integers, default=(1, 5), help="numbers with commas between (default: 1,5)")
+    parser.add_argument("--rounds", type=int, default=1, help="how often the four blocks are run")
+    _add_size(parser)
+    parser.add_argument("--video", type=Path, help="a video in place of the synthetic clip, with --masks")
+    parser.add_argument("--masks", type=Path, help="PNG of object ids of its first frame")
+
+
+def _add_memory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--frames", type=int, default=1000)
+    parser.add_argument("--objects", type=int, default=1)
+    parser.add_argument(
+        "--loop", type=int, help="this many frames, rendered ahead, to and fro (default: all are rendered)"
+    )
+    parser.add_argument("--every", type=int, default=100, help="frames between two looks")
+    _add_size(parser, 128)
+
+
+def _add_peer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--peer", required=True, help="module:function that builds it as SAM 2's does")
+    parser.add_argument("--peer_option", action="append", default=[], type=_option, help="a further keyword, key=value")
+    parser.add_argument("--peer_override", action="append", default=[], help="of its config")
+    parser.add_argument("--peer_init", action="append", default=[], type=_option, help="a keyword of its init_state")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast on both sides"
+    )
+    parser.add_argument("--least_iou", type=float, default=0.999, help="mean IoU below which nothing is timed")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        default=78,
+        help="the first 17 are left out of times; one that is left after the blocks is for counting",
+    )
+    parser.add_argument("--block", type=int, default=15, help="frames before the other side's turn")
+    parser.add_argument("--objects", type=int, default=1)
+    _add_size(parser)
+    parser.add_argument("--alone_frames", type=int, help="frames for memory and the first mask (default: --frames)")
+    parser.add_argument(
+        "--no_alone", action="store_true", help="leave out what needs a fresh process: memory, first mask"
+    )
+
+
+def _add_profile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--frames", type=int, default=40, help="the first 17 are left out of times")
+    parser.add_argument("--objects", type=int, default=1)
+    _add_size(parser)
+    parser.add_argument("--trace", type=Path, help="the last frame for Chrome's or Perfetto's viewer")
+
+
+def _add_suite(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--peer", required=True, help="module:function that builds it as SAM 2's does")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of results; cases that are there are not run again"
+    )
+    parser.add_argument("--weights", default="random", help="a checkpoint, or random (default)")
+    add_machine_arguments(parser)
+    parser.add_argument("--markdown", action="store_true", help="print a table for docs/performance.md")
+
+
+def _option(text: str) -> tuple[str, object]:
+    key, _, value = text.partition("=")
+    return key, {"true": True, "false": False}.get(value.lower(), value)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = vars(parse_arguments(argv))
+    verb = VERBS[arguments.pop("verb")]
+    network = take_network(arguments)
+    report = BenchmarkReport(json=arguments.pop("json", None), markdown=arguments.pop("markdown"))
+    return exit_status(lambda: verb(network=network, report=report, **arguments))
+
+
+# -- verbs ------------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class BenchmarkReport:
     """Where results go besides the screen: ``json`` a file; ``markdown``: print tables to paste into a page."""
 
     json: Path | None = None
     markdown: bool = False
 
-    def note(self, about: dict[str, Any], results: Any) -> None:
-        """Anything else, as a file."""
+    def write(self, about: dict[str, Any], results: Any, machine: str = "") -> None:
         if self.json is not None:
-            about = about | {
-                "threads": torch.get_num_threads(),
-                "torch": torch.__version__,
-                "machine": platform.processor(),
-            }
+            torch_facts = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+            about = about | {"machine": machine or platform.processor()} | torch_facts
             self.json.write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
 
-    def write(self, network: Network, setting: Setting, found: Sequence[Any]) -> None:
-        if self.json is None:
-            return
+    def write_costs(self, network: Network, setting: Setting, costs: Sequence[Any]) -> None:
         device = setting.model.device
-        about = {
-            "network": asdict(network) | {"image_size": setting.model.image_size, "device": str(device)},
-            "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-        self.json.write_text(json.dumps({"about": about, "results": [asdict(x) for x in found]}, indent=1) + "\n")
+        about = asdict(network) | {"image_size": setting.model.image_size, "device": str(device)}
+        machine = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        self.write({"network": about}, [asdict(cost) for cost in costs], machine)
 
 
 def policies(
     *,
     network: Network,
-    report: Report,
-    names: Sequence[str] = (),
+    report: BenchmarkReport,
+    policies: Sequence[str] = (),
     frames: int = 100,
     objects: Sequence[int] = (1, 5),
     rounds: int = 1,
@@ -89,20 +225,20 @@ def policies(
     if (video is None) != (masks is None):
         raise ValueError("expected video and masks together, got one of them; masks of the first frame are the prompts")
     setting = network.setting()
-    footage = synthetic(frames, size, max(objects)) if video is None else filmed(video, masks, frames)
-    chosen = _policies(names)
-    steps = compare(setting, chosen, footage, objects=objects, rounds=rounds)
-    found = list(tqdm(steps, total=len(chosen) * len(objects), unit="policy", disable=None, leave=False))
-    print(cost_table(found, markdown=report.markdown))
-    report.write(network, setting, found)
-    return 0 if all(cost.repeatable for cost in found) else 1
+    clip = synthetic_clip(frames, size, max(objects)) if video is None else video_clip(video, masks, frames)
+    built = {name: policy_named(name) for name in dict.fromkeys((BASELINE, *(policies or policy_names())))}
+    steps = compare(setting, built, clip, objects=objects, rounds=rounds)
+    costs = list(tqdm(steps, total=len(built) * len(objects), unit="policy", disable=None, leave=False))
+    print(cost_table(costs, markdown=report.markdown))
+    report.write_costs(network, setting, costs)
+    return 0 if all(cost.repeatable for cost in costs) else 1
 
 
 def memory(
     *,
     network: Network,
-    report: Report,
-    names: Sequence[str] = (),
+    report: BenchmarkReport,
+    policies: Sequence[str] = (),
     frames: int = 1000,
     objects: int = 1,
     every: int = 100,
@@ -114,48 +250,48 @@ def memory(
     if loop is not None and loop < 2:
         raise ValueError(f"expected loop of at least 2 frames, got {loop}")
     setting = network.setting()
-    clip = _clip(loop or frames, size, objects)
-    prompts = prompts_of(clip.masks(0), objects)
-    ahead = [clip.frame(t).image for t in range(loop or 0)]
-    picture = (lambda t: ahead[to_and_fro(t, loop)]) if loop else (lambda t: clip.frame(t).image)
-    footage = Footage(picture=picture, num_frames=frames, prompts=prompts)
-    chosen = {name: policy_named(name) for name in names or policy_names()}
-    steps = (watch(setting, name, policy, footage, every=every) for name, policy in chosen.items())
-    found = list(tqdm(steps, total=len(chosen), unit="policy", disable=None, leave=False))
-    print(stay_table(found, markdown=report.markdown))
-    report.write(network, setting, found)
-    return 0 if all(stay.bounded for stay in found) else 1
+    video = _synthetic_video(loop or frames, size, objects)
+    prompts = prompts_of(video.masks(0), objects)
+    rendered = [video.frame(t).image for t in range(loop or 0)]
+    picture = (lambda t: rendered[to_and_fro(t, loop)]) if loop else (lambda t: video.frame(t).image)
+    clip = BenchmarkClip(picture=picture, num_frames=frames, prompts=prompts)
+    built = {name: policy_named(name) for name in policies or policy_names()}
+    steps = (measure_stream(setting, name, policy, clip, every=every) for name, policy in built.items())
+    costs = list(tqdm(steps, total=len(built), unit="policy", disable=None, leave=False))
+    print(stream_table(costs, markdown=report.markdown))
+    report.write_costs(network, setting, costs)
+    return 0 if all(cost.bounded for cost in costs) else 1
 
 
 def profile(
     *,
     network: Network,
-    report: Report,
-    names: Sequence[str] = (),
+    report: BenchmarkReport,
+    policies: Sequence[str] = (),
     frames: int = 40,
     objects: int = 1,
     size: Size = 256,
     trace: Path | None = None,
 ) -> int:
     """Where the time of a frame goes, under one policy; ``trace``: a file for torch's profiler."""
-    if len(names) > 1:
-        raise ValueError(f"expected one policy to profile, got {', '.join(names)}")
+    if len(policies) > 1:
+        raise ValueError(f"expected one policy to profile, got {', '.join(policies)}")
     setting = network.setting()
-    policy = policy_named(names[0] if names else BASELINE)
-    found = profiled(setting, policy, synthetic(frames, size, objects), trace=trace)
-    print(profile_table(found, markdown=report.markdown))
-    report.write(network, setting, found)
+    policy = policy_named(policies[0] if policies else BASELINE)
+    parts = profile_parts(setting, policy, synthetic_clip(frames, size, objects), trace=trace)
+    print(profile_table(parts, markdown=report.markdown))
+    report.write_costs(network, setting, parts)
     return 0
 
 
-def suite(*, network: Network, report: Report, peer: str, tool: Path, out: Path) -> int:
+def suite(*, network: Network, report: BenchmarkReport, peer: str, out: Path) -> int:
     """Every case of docs/performance.md for the device of ``network`` beside ``peer``, "module:function"; results in the
-    folder ``out``. Status 1 where one has none."""
-    cases = cases_of(network.device)
+    folder ``out``. Each case is a process of the program that was started. Status 1 where one has no result."""
+    cases, tool = cases_of(network.device), Path(sys.argv[0]).resolve()
     common = (f"--weights={network.weights or RANDOM}", f"--device={network.device}", f"--threads={network.threads}")
-    found = list(run_suite(cases, tool, out, common, (f"--peer={peer}",)))
-    print(suite_table(found, markdown=report.markdown))
-    return 0 if len(found) == len(cases) else 1
+    results = list(run_suite(cases, tool, out, common, (f"--peer={peer}",)))
+    print(suite_table(results, markdown=report.markdown))
+    return 0 if len(results) == len(cases) else 1
 
 
 def to_and_fro(t: int, count: int) -> int:
@@ -164,8 +300,11 @@ def to_and_fro(t: int, count: int) -> int:
     return min(t, 2 * count - 2 - t)
 
 
+# -- beside another predictor -----------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, kw_only=True)
-class Beside:
+class Peer:
     """Who is compared with and how closely: ``builder`` "module:function"; ``options`` further keywords of it,
     ``overrides`` of its config and ``init`` keywords of its ``init_state``; ``least_iou``: mean IoU without which nothing
     is said about speed."""
@@ -179,57 +318,93 @@ class Beside:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What :func:`peer` found; no race where masks did not agree."""
+class PeerComparison:
+    """What :func:`peer` measured; no race where masks did not agree."""
 
     agreement: Agreement
-    race: Race | None
-    ours: Alone | None
-    peer: Alone | None
+    race: SpeedComparison | None
+    ours: ProcessCost | None
+    peer: ProcessCost | None
 
 
-def peer(
+def _peer(
+    *,
+    peer: str,
+    peer_option: Sequence[tuple[str, object]],
+    peer_override: Sequence[str],
+    peer_init: Sequence[tuple[str, object]],
+    dtype: str,
+    least_iou: float,
+    policies: Sequence[str],
+    no_alone: bool,
+    **arguments: Any,
+) -> int:
+    """:func:`peer` with the arguments of the command line."""
+    if policies:
+        raise ValueError("expected a policy as --override memory_policy=NAME beside a peer, got --policies")
+    spec = Peer(
+        builder=peer,
+        options=dict(peer_option),
+        overrides=tuple(peer_override),
+        init=dict(peer_init),
+        dtype=dtype,
+        least_iou=least_iou,
+    )
+    return compare_with_peer(beside=spec, processes=not no_alone, **arguments)
+
+
+def compare_with_peer(
     *,
     network: Network,
-    report: Report,
-    beside: Beside,
+    report: BenchmarkReport,
+    beside: Peer,
     frames: int = 78,
     objects: int = 1,
     block: int = 15,
     size: Size = 256,
-    alone_too: bool = True,
+    processes: bool = True,
     alone_frames: int | None = None,
 ) -> int:
     """Ours beside another predictor on a synthetic clip. Status 1 where the masks do not agree.
 
-    ``alone_frames``: length of the clip for what needs a fresh process, ``frames`` if None.
+    Args:
+        network: ours.
+        report: where results go.
+        beside: the other one.
+        frames: length of the clip.
+        objects: how many are tracked.
+        block: frames before the other side's turn.
+        size: of the clip.
+        processes: measure what needs a fresh process: memory, first mask.
+        alone_frames: length of the clip for that, ``frames`` if None.
     """
     if alone_frames is not None and alone_frames < 1:
         raise ValueError(f"expected alone_frames of at least 1, got {alone_frames}")
-    if network.threads:
-        torch.set_num_threads(network.threads)
+    set_threads(network.threads)
     with TemporaryDirectory() as folder:
-        clip = Stored.of(synthetic(frames, size, objects), Path(folder) / "clip")
-        arms = _arms(network, beside, Path(folder))
-        predictors = (arms[0].build(), arms[1].build())
-        raced, found = race(*arms, clip, predictors, block)
-        agrees = found.telling() and found.mean_iou >= beside.least_iou
+        clip = StoredClip.of(synthetic_clip(frames, size, objects), Path(folder) / "clip")
+        specs = _specs(network, beside, Path(folder))
+        predictors = (specs[0].build(), specs[1].build())
+        speed, agreement = compare_speed(specs, clip, predictors, block)
+        agrees = agreement.conclusive() and agreement.mean_iou >= beside.least_iou
         del predictors
-        if agrees and alone_too and alone_frames is not None:
-            clip = Stored.of(synthetic(alone_frames, size, objects), Path(folder) / "longer")
-        lonely = [alone(arm, clip) if agrees and alone_too else None for arm in arms]
-    result = Comparison(found, raced if agrees else None, *lonely)
+        if agrees and processes and alone_frames is not None:
+            clip = StoredClip.of(synthetic_clip(alone_frames, size, objects), Path(folder) / "longer")
+        costs = [measure_process(spec, clip) if agrees and processes else None for spec in specs]
+    result = PeerComparison(agreement, speed if agrees else None, *costs)
     print(peer_table(result, beside.builder))
-    report.note(
-        {"network": asdict(network), "beside": asdict(beside), "objects": objects, "frames": frames}, asdict(result)
-    )
+    about = {"network": asdict(network), "beside": asdict(beside), "objects": objects, "frames": frames}
+    report.write(about, asdict(result))
     return 0 if agrees else 1
 
 
-def _arms(network: Network, beside: Beside, folder: Path) -> tuple[Arm, Arm]:
+VERBS = {"policies": policies, "memory": memory, "peer": _peer, "profile": profile, "suite": suite}
+
+
+def _specs(network: Network, peer: Peer, folder: Path) -> tuple[PredictorSpec, PredictorSpec]:
     """Ours and the peer, on one checkpoint, which is written to ``folder`` if the weights are random."""
-    wanted = Path(network.config).name.removesuffix(".yaml")
-    config = next((n for n in config_names() if Path(n).name == f"{wanted}.yaml"), network.config)
+    name = f"{Path(network.config).name.removesuffix('.yaml')}.yaml"
+    config = next((n for n in config_names() if Path(n).name == name), network.config)
     if network.weights is None:
         raise ValueError("expected weights that both sides can read: a checkpoint, or random; got none")
     size = () if network.image_size is None else (f"++model.image_size={network.image_size}",)
@@ -237,52 +412,55 @@ def _arms(network: Network, beside: Beside, folder: Path) -> tuple[Arm, Arm]:
     if weights == RANDOM:
         torch.manual_seed(0)
         weights = str(folder / "random.pt")
-        made = build_sam2_video_predictor(config, RANDOM, device="cpu", hydra_overrides_extra=size).model
-        torch.save({"model": lively(made.state_dict())}, weights)
+        model = build_sam2_video_predictor(config, RANDOM, device="cpu", hydra_overrides_extra=size).model
+        torch.save({"model": amplified(model.state_dict())}, weights)
     common = {
         "config": config,
         "weights": weights,
         "device": network.device,
-        "dtype": beside.dtype,
+        "dtype": peer.dtype,
         "threads": network.threads,
     }
-    fast = {"vos_optimized": True} if network.vos_optimized else {}
-    ours = Arm(builder=OURS, overrides=(*size, *network.overrides), options=fast, **common)
-    theirs = {"overrides": (*size, *beside.overrides), "options": beside.options, "init": beside.init}
-    return ours, Arm(builder=beside.builder, **theirs, **common)
+    options = {"vos_optimized": True} if network.vos_optimized else {}
+    ours = PredictorSpec(builder=OURS, overrides=(*size, *network.overrides), options=options, **common)
+    overrides = (*size, *peer.overrides)
+    return ours, PredictorSpec(
+        builder=peer.builder, overrides=overrides, options=peer.options, init=peer.init, **common
+    )
 
 
-def peer_table(found: Comparison, name: str) -> str:
+def peer_table(result: PeerComparison, name: str) -> str:
     """What is said about both sides."""
-    a = found.agreement
-    lines = [f"agreement over {a.frames} frames: mean IoU {a.mean_iou:.5f}, least {a.least_iou:.4f}, logits differ by up to "
-             f"{a.logit:.1e}; objects in {100 * a.present:.0f} % of masks, {100 * a.area:.1f} % of the picture"]  # fmt: skip
-    if found.race is None:
+    a, speed = result.agreement, result.race
+    lines = [
+        f"agreement over {a.frames} frames: mean IoU {a.mean_iou:.5f}, least {a.least_iou:.4f}, logits differ by up to "
+        f"{a.logit:.1e}; objects in {100 * a.present:.0f} % of masks, {100 * a.area:.1f} % of the picture"
+    ]
+    if speed is None:
         return "\n".join([*lines, "the masks do not agree, or say nothing: no ratio"])
     for clock in ("wall", "cpu"):
-        ratios, times = found.race.ratios(clock), [found.race.milliseconds(side, clock) for side in ("ours", "peer")]
+        ratios, times = speed.ratios(clock), [speed.milliseconds(side, clock) for side in ("ours", "peer")]
         lines.append(
             f"{clock:4s}: ours {times[0]:.1f} ms, {name} {times[1]:.1f} ms a frame; "
             f"ratio {median(ratios):.3f} ({min(ratios):.3f}-{max(ratios):.3f}, {len(ratios)} blocks)"
         )
-    if found.race.gflop is not None:
-        ours, theirs = found.race.gflop
-        lines.append(f"operations of a frame: ours {ours:.1f} GFLOP, {name} {theirs:.1f}; ratio {theirs / ours:.3f}")
-    lines.append("first 17 frames: ours {:.2f} s, peer {:.2f} s".format(*found.race.warm_up))
-    for side, one in (("ours", found.ours), ("peer", found.peer)):
-        if one is not None:
-            growth = (
-                "unknown" if one.slope is None else f"{one.slope / 1e6:.3f} MB a frame, at most {one.most / 1e6:.0f} MB"
+    if speed.gflop is not None:
+        ours, peers = speed.gflop
+        lines.append(f"operations of a frame: ours {ours:.1f} GFLOP, {name} {peers:.1f}; ratio {peers / ours:.3f}")
+    lines.append("first 17 frames: ours {:.2f} s, peer {:.2f} s".format(*speed.warm_up))
+    for side, cost in (("ours", result.ours), ("peer", result.peer)):
+        if cost is not None:
+            growth = "unknown"
+            if cost.slope is not None and cost.most is not None:
+                growth = f"{cost.slope / 1e6:.3f} MB a frame, at most {cost.most / 1e6:.0f} MB"
+            lines.append(
+                f"{side} alone: first prompt answered after {cost.first_prompt:.2f} s, first tracked mask after "
+                f"{cost.first_mask:.2f} s; over {cost.frames} frames the process grows by {growth}"
             )
-            lines.append(f"{side} alone: first prompt answered after {one.first_prompt:.2f} s, first tracked mask after "
-                         f"{one.first_mask:.2f} s; over {one.frames} frames the process grows by {growth}")  # fmt: skip
     return "\n".join(lines)
 
 
-def _policies(names: Sequence[str]) -> dict[str, MemoryPolicy]:
-    """Policies by name, all if none is named, FIFO first."""
-    wanted = dict.fromkeys((BASELINE, *(names or policy_names())))
-    return {name: policy_named(name) for name in wanted}
+# -- policies and clips -----------------------------------------------------------------------------------------------
 
 
 def policy_named(text: str) -> MemoryPolicy:
@@ -290,38 +468,40 @@ def policy_named(text: str) -> MemoryPolicy:
     if ":" not in text and "+" not in text:
         return build_policy(text)
     overrides = overrides_of(text)
-    others = [o for o in overrides if not o.startswith("memory_policy")]
-    if others:
-        raise ValueError(f"expected a policy as name or name:field=value, got {text!r}; {others[0]} goes to --override")
+    strangers = [override for override in overrides if not override.startswith("memory_policy")]
+    if strangers:
+        raise ValueError(
+            f"expected a policy as name or name:field=value, got {text!r}; {strangers[0]} goes to --override"
+        )
     return build_policy(compose("nano", overrides).memory_policy)
 
 
-# -- footage ----------------------------------------------------------------------------------------------------------
-
-
-def synthetic(frames: int, size: Size, objects: int) -> Footage:
+def synthetic_clip(frames: int, size: Size, objects: int) -> BenchmarkClip:
     """A procedural clip, rendered ahead."""
-    clip = _clip(frames, size, objects)
-    return _decoded((frame.image for frame in clip), prompts_of(clip.masks(0), objects))
+    video = _synthetic_video(frames, size, objects)
+    return _clip((frame.image for frame in video), prompts_of(video.masks(0), objects))
 
 
-def _clip(frames: int, size: Size, objects: int) -> SyntheticVideo:
+def _synthetic_video(frames: int, size: Size, objects: int) -> SyntheticVideo:
     width, height = (size, size) if isinstance(size, int) else size
     return make_clip(0, num_frames=frames, height=height, width=width, num_objects=objects, late_objects=0)
 
 
-def filmed(video: Path, masks: Path, frames: int) -> Footage:
+def video_clip(video: Path, masks: Path, frames: int) -> BenchmarkClip:
     """The first frames of a video, decoded ahead, and the objects of a mask of the first one."""
     ids = read_mask_png(masks).ids
     with open_video(video) as source:
-        return _decoded((frame.image for frame in islice(source, frames)), prompts_of(ids, ids.size))
+        return _clip((frame.image for frame in islice(source, frames)), prompts_of(ids, ids.size))
 
 
-def _decoded(pictures: Iterable[np.ndarray], prompts: tuple[Prompt, ...]) -> Footage:
-    held = list(pictures)
-    return Footage(picture=held.__getitem__, num_frames=len(held), prompts=prompts)
+def _clip(pictures: Iterable[np.ndarray], prompts: tuple[Prompt, ...]) -> BenchmarkClip:
+    decoded = list(pictures)
+    return BenchmarkClip(picture=decoded.__getitem__, num_frames=len(decoded), prompts=prompts)
 
 
-def prompts_of(ids: np.ndarray, most: int) -> tuple[Prompt, ...]:
-    """Mask prompts of the first ``most`` objects in ``ids`` (H, W)."""
-    return tuple(Prompt(int(i), mask=ids == i) for i in np.unique(ids[ids > 0])[:most])
+def prompts_of(ids: np.ndarray, limit: int) -> tuple[Prompt, ...]:
+    """Mask prompts of the first ``limit`` objects in ``ids`` (H, W)."""
+    return tuple(Prompt(int(i), mask=ids == i) for i in np.unique(ids[ids > 0])[:limit])
+
+
+__getattr__ = renamed(__name__)

@@ -1,11 +1,12 @@
-"""What ``tools/compare_policies.py`` does: policies from their short descriptions, shards, the report."""
+"""The command ``tools/compare_policies.py``: policies from their short descriptions, shards, the report."""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from sam2_mem import __version__
+from sam2_mem._moved import renamed
 from sam2_mem.build_sam import build_sam2_video_predictor
 from sam2_mem.checkpoint import local_path, sha256_of
+from sam2_mem.cli.arguments import add_machine_arguments, command_parser, exit_status, set_threads
 from sam2_mem.config import checkpoint_dir, compose_video, policy_names
-from sam2_mem.evaluation.comparison.jobs import Contestant, Job, Plan, Result, ResultFolder
+from sam2_mem.evaluation.comparison.jobs import Job, Plan, PolicyEntry, Result, ResultFolder
 from sam2_mem.evaluation.comparison.report import write_report
-from sam2_mem.evaluation.comparison.run import run_plan
-from sam2_mem.evaluation.comparison.videos import BenchVideo, bench_videos
+from sam2_mem.evaluation.comparison.runner import run_plan
+from sam2_mem.evaluation.comparison.videos import ComparisonVideo, comparison_videos
 from sam2_mem.tracking.run_manifest import Json
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.tracking.vos import precision
@@ -28,6 +31,18 @@ from sam2_mem.tracking.vos_run import Shard
 
 logger = logging.getLogger(__name__)
 
+USAGE = """Put memory policies side by side on videos with ground truth: quality, speed and bytes in one report.
+
+    tools/compare_policies.py --out runs/dev
+    tools/compare_policies.py --out runs/long --data synthetic:long-v1 --policies fifo xmem rmem:bank_size=8 \\
+        "fifo+refiner=hq" --threads 1
+    tools/compare_policies.py --out runs/davis --data davis2016:/data/DAVIS --config sam2.1_hiera_t \\
+        --checkpoint checkpoints/sam2.1_hiera_tiny.pt --device cuda
+    tools/compare_policies.py --out runs/long --data synthetic:long-v1 --num_shards 8 --launcher slurm
+
+A run that was cut off goes on when it is started again; what is done is not done twice. The report is
+<out>/report/index.html, report.md and summary.csv. docs/evaluation.md says what is measured.
+"""
 DATA = ("synthetic:dev-v1",)
 
 
@@ -36,11 +51,21 @@ class Options:
     """What the command line says; plain values, so that it travels to other machines.
 
     Attributes:
-        out: the run's folder. policies: as :func:`overrides_of` takes them; every policy if none is named.
-        data: as :func:`~sam2_mem.evaluation.comparison.videos.bench_videos` takes them. videos: only these, by name.
-        seeds: of whatever is random. baseline: the policy that others are compared with (default: the first one).
-        config, checkpoint, overrides: as for ``build_sam2_video_predictor``; "random" weights are allowed.
-        threads: of the CPU, 0 leaves it to torch. max_frames: of each video. masks: keep them.
+        out: the run's folder.
+        policies: as :func:`overrides_of` takes them; every policy if none is named.
+        data: as :func:`~sam2_mem.evaluation.comparison.videos.comparison_videos` takes them.
+        videos: only these, by name.
+        seeds: of whatever is random.
+        baseline: the policy that others are compared with (default: the first one).
+        config: as for ``build_sam2_video_predictor``.
+        checkpoint: the same; "random" weights are allowed.
+        overrides: of the config.
+        device: where to run; "auto" is the GPU if there is one.
+        threads: of the CPU, 0 leaves it to torch.
+        apply_postprocessing: as in ``tools/vos_inference.py``.
+        max_frames: of each video.
+        masks: keep them.
+        shard: which part of the videos.
     """
 
     out: Path
@@ -57,7 +82,79 @@ class Options:
     apply_postprocessing: bool = False
     max_frames: int | None = None
     masks: bool = False
-    shard: Shard = Shard()
+    shard: Shard = field(default_factory=Shard)
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = command_parser(USAGE)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument(
+        "--policies",
+        nargs="+",
+        default=(),
+        metavar="POLICY",
+        help="names, with changes: rmem:bank_size=8,gap=3 or fifo+refiner=hq+model.image_size=256 (default: every one)",
+    )
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=DATA,
+        metavar="DATA",
+        help="synthetic:long-v1, :dev-v1 or :seeds-v1, or NAME:ROOT of a data set with ground truth, NAME as for "
+        "tools/evaluate.py (default: synthetic:dev-v1)",
+    )
+    parser.add_argument("--videos", nargs="+", default=(), help="only these, by name")
+    parser.add_argument("--seeds", nargs="+", type=int, default=(0,), help="of whatever is random (default: 0)")
+    parser.add_argument("--baseline", help="the policy that others are compared with (default: the first)")
+    parser.add_argument("--config", default="nano", help="a model config (default: nano)")
+    parser.add_argument("--checkpoint", help="weights, or random (default: those of the config)")
+    parser.add_argument(
+        "--set", nargs="+", default=(), metavar="KEY=VALUE", help="changes to the config of all policies"
+    )
+    add_machine_arguments(parser, device="auto", threads="CPU threads; 0 leaves it to torch, 1 gives steady times")
+    parser.add_argument("--apply_postprocessing", action="store_true", help="as in tools/vos_inference.py")
+    parser.add_argument("--max_frames", type=int, help="of each video")
+    parser.add_argument("--masks", action="store_true", help="keep the masks, as PNG")
+    parser.add_argument("--num_shards", type=int, default=1, help="split the videos between this many processes")
+    parser.add_argument("--shard_id", type=int, default=0, help="which of them this is, from 0")
+    parser.add_argument(
+        "--launcher", choices=("slurm", "local"), help="start all shards with submitit and wait for the report"
+    )
+    parser.add_argument("--launcher_set", nargs="+", default=(), metavar="KEY=VALUE", help="e.g. timeout_min=240")
+    parser.add_argument("--report", action="store_true", help="only make the report of what is there")
+    return parser.parse_args(argv)
+
+
+def make_options(args: argparse.Namespace) -> Options:
+    return Options(
+        out=args.out,
+        policies=tuple(args.policies),
+        data=tuple(args.data),
+        videos=tuple(args.videos),
+        seeds=tuple(args.seeds),
+        baseline=args.baseline,
+        config=args.config,
+        checkpoint=args.checkpoint,
+        overrides=tuple(args.set),
+        device=args.device,
+        threads=args.threads,
+        apply_postprocessing=args.apply_postprocessing,
+        max_frames=args.max_frames,
+        masks=args.masks,
+        shard=Shard(index=args.shard_id, of=args.num_shards),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: all done; 1: a run failed; 2: the arguments cannot be used."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
+    args = parse_arguments(argv)
+    if args.report:
+        return exit_status(lambda: report_only(args.out))
+    if args.launcher:
+        cluster = {"cluster": args.launcher, "shards": args.num_shards, "parameters": args.launcher_set}
+        return exit_status(lambda: launch(make_options(args), **cluster))
+    return exit_status(lambda: run_shard(make_options(args)))
 
 
 # -- policies -------------------------------------------------------------------------------------------------------
@@ -68,12 +165,12 @@ def overrides_of(policy: str) -> list[str]:
 
     ``rmem:bank_size=8,gap=3`` sets fields of the policy; ``fifo+refiner=hq+model.image_size=256`` changes other parts.
     """
-    first, *others = re.split(r"(?<!\+)\+(?=[A-Za-z_~]|\+\+)", policy)
+    first, *overrides = re.split(r"(?<!\+)\+(?=[A-Za-z_~]|\+\+)", policy)
     name, _, fields = first.partition(":")
-    stray = [part for part in (*_split(fields), *others) if "=" not in part and not part.startswith("~")]
+    stray = [part for part in (*_split(fields), *overrides) if "=" not in part and not part.startswith("~")]
     if not name or stray:
         raise ValueError(f"expected a policy as name, name:field=value,field=value or name+key=value, got {policy!r}")
-    return [f"memory_policy={name}", *(f"memory_policy.{part}" for part in _split(fields)), *others]
+    return [f"memory_policy={name}", *(f"memory_policy.{part}" for part in _split(fields)), *overrides]
 
 
 def _split(fields: str) -> list[str]:
@@ -81,14 +178,14 @@ def _split(fields: str) -> list[str]:
     return [part for part in re.split(r",(?![^\[{(]*[\]})])", fields) if part]
 
 
-class Workshop:
+class PredictorBuilder:
     """Builds predictors; those of equal networks share one."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
         self._model: tuple[str, Any] | None = None
 
-    def contestant(self, policy: str) -> Contestant:
+    def entry(self, policy: str) -> PolicyEntry:
         """With the settings of its config; those of one that does not compose are its error."""
         try:
             config = self._config(policy)
@@ -98,10 +195,10 @@ class Workshop:
             def refuse() -> SAM2VideoPredictor:
                 raise reason
 
-            return Contestant(name=policy, settings={"error": str(error)}, build=refuse)
+            return PolicyEntry(name=policy, settings={"error": str(error)}, build=refuse)
         settings = OmegaConf.to_container(config, resolve=True)
         settings.pop("checkpoint", None)
-        return Contestant(name=policy, settings=settings, build=lambda: self._build(config))
+        return PolicyEntry(name=policy, settings=settings, build=lambda: self._build(config))
 
     def common(self) -> Json:
         """What all policies share."""
@@ -123,14 +220,13 @@ class Workshop:
 
     def _weights(self) -> str:
         """The file of the weights, or "random"."""
-        given = self._options.checkpoint
-        if given is not None and given != "random":
-            return str(local_path(given))
-        named = compose_video(self._options.config).get("checkpoint") if given is None else given
-        if named in (None, "random"):
+        checkpoint = self._options.checkpoint
+        if checkpoint is not None and checkpoint != "random":
+            return str(local_path(checkpoint))
+        name = compose_video(self._options.config).get("checkpoint") if checkpoint is None else checkpoint
+        if name in (None, "random"):
             return "random"
-        ours = checkpoint_dir() / named
-        return str(ours if Path(named).name == named else Path(named).expanduser())
+        return str(checkpoint_dir() / name if Path(name).name == name else Path(name).expanduser())
 
     def _build(self, config: DictConfig) -> SAM2VideoPredictor:
         torch.manual_seed(0)
@@ -144,26 +240,28 @@ class Workshop:
         return predictor
 
 
-def _device(wanted: str) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+def _device(name: str) -> str:
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 # -- the run --------------------------------------------------------------------------------------------------------
 
 
 def make_plan(options: Options) -> Plan:
-    workshop = Workshop(options)
+    builder = PredictorBuilder(options)
     policies = options.policies or tuple(policy_names())
-    videos: list[BenchVideo] = [video for spec in options.data for video in bench_videos(spec, options.videos)]
+    videos: list[ComparisonVideo] = [
+        video for spec in options.data for video in comparison_videos(spec, options.videos)
+    ]
     missing = set(options.videos) - {video.name for video in videos}
     if missing:
         raise ValueError(f"expected names of videos of {', '.join(options.data)}, got {', '.join(sorted(missing))}")
     return Plan(
-        contestants=tuple(workshop.contestant(policy) for policy in policies),
+        entries=tuple(builder.entry(policy) for policy in policies),
         videos=tuple(videos),
         seeds=options.seeds,
         baseline=options.baseline or policies[0],
-        common=workshop.common(),
+        common=builder.common(),
         max_frames=options.max_frames,
         masks=options.masks,
     )
@@ -171,14 +269,13 @@ def make_plan(options: Options) -> Plan:
 
 def run_shard(options: Options) -> int:
     """Do the jobs of one shard, and write the report if none is missing any more. Status 1 where a job failed."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     plan, folder = make_plan(options), ResultFolder(options.out)
     shard = slice(options.shard.index, None, options.shard.of)
     results = run_plan(plan, folder, shard=shard, progress=_bar)
     if all(folder.path(job).is_file() for job in plan.jobs()):
         write_report(folder)
-    return _tell(results, options.out)
+    return _report_status(results, options.out)
 
 
 def _bar(jobs: Sequence[Job]) -> Iterable[Job]:
@@ -189,13 +286,13 @@ def _bar(jobs: Sequence[Job]) -> Iterable[Job]:
         yield job
 
 
-def _tell(results: Sequence[Result], out: Path) -> int:
+def _report_status(results: Sequence[Result], out: Path) -> int:
     failed = [result for result in results if result.error is not None]
     for result in failed:
         logger.error("failed: %s on %s: %s", result.policy, result.video, result.error)
     page = out / "report" / "index.html"
-    where = f"; the report is {page}" if page.is_file() else "; the report waits for the other shards"
-    print(f"{len(results) - len(failed)} of {len(results)} runs are complete in {out}{where}")
+    report = f"the report is {page}" if page.is_file() else "the report waits for the other shards"
+    print(f"{len(results) - len(failed)} of {len(results)} runs are complete in {out}; {report}")
     return 1 if failed else 0
 
 
@@ -203,15 +300,20 @@ def launch(options: Options, *, cluster: str, shards: int, parameters: Sequence[
     """Do all shards as tasks of a cluster ("slurm", or "local" for processes of this machine) and wait for them.
 
     Args:
+        options: what to run.
+        cluster: see above.
+        shards: how many tasks.
         parameters: ``key=value`` for ``submitit.AutoExecutor.update_parameters``, e.g. ``timeout_min=240``.
     """
     try:
         import submitit
     except ModuleNotFoundError as error:
         raise ValueError("expected the package submitit, got none; install sam2_mem[submitit]") from error
-    given = dict(part.split("=", 1) for part in parameters)
+    settings = dict(part.split("=", 1) for part in parameters)
     executor = submitit.AutoExecutor(folder=options.out.resolve() / "submitit", cluster=cluster)
-    executor.update_parameters(name="compare_policies", **{k: int(v) if v.isdecimal() else v for k, v in given.items()})
+    executor.update_parameters(
+        name="compare_policies", **{k: int(v) if v.isdecimal() else v for k, v in settings.items()}
+    )
     tasks = [replace(options, out=options.out.resolve(), shard=Shard(index=i, of=shards)) for i in range(shards)]
     ResultFolder(options.out).claim(make_plan(options))
     jobs = executor.map_array(run_shard, tasks)
@@ -228,3 +330,6 @@ def report_only(out: Path) -> int:
     write_report(folder)
     print(f"the report is {out / 'report' / 'index.html'}")
     return 0
+
+
+__getattr__ = renamed(__name__)

@@ -1,8 +1,9 @@
-"""What ``tools/measure_distillers.py`` does: bytes, keys, operations and time of memory under several token
+"""The command ``tools/measure_distillers.py``: bytes, keys, operations and time of memory under several token
 distillers."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sam2_mem._moved import renamed
 from sam2_mem.build_sam import build_policy, build_sam2
+from sam2_mem.cli.arguments import add_network_arguments, command_parser, exit_status, integers, set_threads
+from sam2_mem.evaluation.tables import text_table
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.memory.tokens import map_tokens, tensor_bytes
 from sam2_mem.model.attention_operators import ReadSize
@@ -28,14 +32,46 @@ from sam2_mem.tracking.tracker import Tracker
 from sam2_mem.types import FrameFeatures, RowBatch
 from sam2_mem.video import normalize, to_model_input
 
+USAGE = """Measure what token distillers save: bytes and tokens of a frame, keys read, operations and time, in one run.
+
+    tools/measure_distillers.py --sizes 256,1024 --threads 1 --json out.json
+    tools/measure_distillers.py --config sam2.1_hiera_t --weights random --setups none:fifo,temporal:distilled
+
+One object, a full bank. A setup is distiller:policy; all setups of a size take turns on the same frames. Distillers
+have the weights that come with the config, and are untrained where it has none.
+"""
 DEFAULT = (
     "none:fifo,pool2:fifo,pool4:fifo,spatial:fifo,"
     "none:distilled,temporal:distilled,temporal:distilled_small,temporal_gru:distilled_small"
 )
 
 
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = command_parser(USAGE)
+    add_network_arguments(parser, image_size=False)
+    parser.add_argument("--sizes", type=integers, default=(256,), help="sides of the network's input (default: 256)")
+    parser.add_argument("--setups", type=_setups, default=DEFAULT, help=f"(default: {DEFAULT})")
+    parser.add_argument("--frames", type=int, default=6, help="frames timed per setup (default: 6)")
+    parser.add_argument("--fill", type=int, default=40, help="frames remembered before (default: 40)")
+    parser.add_argument("--json", dest="json_path", type=Path, help="write everything here")
+    parser.add_argument("--markdown", action="store_true", help="print a table for docs/distiller.md")
+    return parser.parse_args(argv)
+
+
+def _setups(text: str) -> tuple[tuple[str, str], ...]:
+    pairs = tuple(tuple(name.split(":")) for name in text.split(","))
+    if not all(len(pair) == 2 for pair in pairs):
+        raise argparse.ArgumentTypeError(f"expected distiller:policy with commas between, got {text!r}")
+    return pairs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = vars(parse_arguments(argv))
+    return exit_status(lambda: measure(**arguments))
+
+
 @dataclass(frozen=True)
-class Cost:
+class DistillerCost:
     """One distiller under one policy, with a full bank and one object. ``frame_tokens``, ``frame_bytes``: what a
     further frame adds where it is stored whole; ``held_bytes``: of the object's memory with its pointers; ``keys``
     read per frame, ``gflop`` of memory attention; milliseconds of memory attention, of the image encoder, the same for
@@ -55,7 +91,7 @@ class Cost:
 
 
 @dataclass
-class _Runner:
+class _SetupRun:
     """A tracker under way, its distiller, and what was measured: rows, seconds of memory attention and of the step of
     every frame."""
 
@@ -81,8 +117,7 @@ def measure(
     markdown: bool = False,
 ) -> int:
     """Print one table for all ``sizes`` of the network's input and all ``setups`` (distiller, policy)."""
-    if threads:
-        torch.set_num_threads(threads)
+    set_threads(threads)
     costs = []
     for size in sizes:
         costs += measure_size(config, weights, size, setups, frames=frames, fill=fill, device=device)
@@ -103,24 +138,24 @@ def measure_size(
     frames: int,
     fill: int,
     device: str,
-) -> list[Cost]:
+) -> list[DistillerCost]:
     """All setups on one network and the same frames, frame by frame in turn."""
     model = _network(config, weights, size, device)
     picture = make_clip(0, num_frames=1, height=size, width=size, num_objects=1, late_objects=0)
     mask, image = picture.masks(0) > 0, to_model_input(picture.frame(0).image, size)
-    runners = [_Runner(names, *_prepared(model, config, size, names, device)) for names in setups]
+    runs = [_SetupRun(names, *_prepared(model, config, size, names, device)) for names in setups]
     features, _ = _encoded(model, image)
-    for runner in tqdm(runners, desc=f"fill at {size}", disable=None, leave=False):
-        model.memory_encoder.distiller = runner.distiller
+    for run in tqdm(runs, desc=f"fill at {size}", disable=None, leave=False):
+        model.memory_encoder.distiller = run.distiller
         with _without_reading(model):
             for index in range(fill):
                 prompts = [Prompt(1, mask=mask)] if index == 0 else []
-                runner.tracker.step(replace(features, index=index), prompts)
+                run.tracker.step(replace(features, index=index), prompts)
     encoding = []
     for index in tqdm(range(fill, fill + frames), desc=f"time at {size}", disable=None, leave=False):
-        for runner in runners:
-            encoding.append(_timed_frame(model, runner, image, index))
-    return [_cost(model, size, runner, median(encoding)) for runner in runners]
+        for run in runs:
+            encoding.append(_timed_frame(model, run, image, index))
+    return [_cost(model, size, run, median(encoding)) for run in runs]
 
 
 def _network(config: str, weights: str | None, size: int, device: str, distiller: str = "none") -> SAM2:
@@ -157,27 +192,27 @@ def _encoded(model: SAM2, image: Tensor) -> tuple[FrameFeatures, float]:
     return features, time.perf_counter() - began
 
 
-def _timed_frame(model: SAM2, runner: _Runner, image: Tensor, index: int) -> float:
+def _timed_frame(model: SAM2, run: _SetupRun, image: Tensor, index: int) -> float:
     """One frame; returns the seconds of its image encoder."""
-    model.memory_encoder.distiller = runner.distiller
+    model.memory_encoder.distiller = run.distiller
     features, encoder = _encoded(model, image)
-    spent = []
+    seconds = []
 
-    def attend(frame: FrameFeatures, rows: RowBatch, *rest: Any) -> Attended:
+    def attend(frame: FrameFeatures, rows: RowBatch, *options: Any) -> Attended:
         began = time.perf_counter()
-        attended = SAM2.attend(model, frame, rows, *rest)
+        attended = SAM2.attend(model, frame, rows, *options)
         _wait(model)
-        spent.append(time.perf_counter() - began)
-        runner.reads.append(rows)
+        seconds.append(time.perf_counter() - began)
+        run.reads.append(rows)
         return attended
 
     model.attend = attend
     began = time.perf_counter()
-    runner.tracker.step(replace(features, index=index))
+    run.tracker.step(replace(features, index=index))
     _wait(model)
-    runner.steps.append(time.perf_counter() - began)
+    run.steps.append(time.perf_counter() - began)
     del model.attend
-    runner.attending.append(sum(spent))
+    run.attending.append(sum(seconds))
     return encoder
 
 
@@ -189,36 +224,36 @@ def _wait(model: SAM2) -> None:
 # -- counting ---------------------------------------------------------------------------------------------------------
 
 
-def _cost(model: SAM2, size: int, runner: _Runner, encoder: float) -> Cost:
-    model.memory_encoder.distiller = runner.distiller
-    state = runner.tracker.tracks[1].state
-    tokens, nbytes = stored(model, runner.tracker.settings.memory_dtype)
-    return Cost(
+def _cost(model: SAM2, size: int, run: _SetupRun, encoder: float) -> DistillerCost:
+    model.memory_encoder.distiller = run.distiller
+    state = run.tracker.tracks[1].state
+    tokens, nbytes = stored(model, run.tracker.settings.memory_dtype)
+    return DistillerCost(
         size=size,
-        distiller=runner.names[0],
-        policy=runner.names[1],
+        distiller=run.names[0],
+        policy=run.names[1],
         frame_tokens=tokens,
         frame_bytes=nbytes,
         held_bytes=tensor_bytes(state.tensors()),
-        keys=fmean(rows.feat.shape[1] for rows in runner.reads),
-        gflop=fmean(operations(model, rows) for rows in runner.reads) / 1e9,
-        attention_ms=1000 * median(runner.attending),
+        keys=fmean(rows.feat.shape[1] for rows in run.reads),
+        gflop=fmean(operations(model, rows) for rows in run.reads) / 1e9,
+        attention_ms=1000 * median(run.attending),
         encoder_ms=1000 * encoder,
-        frame_ms=1000 * (encoder + median(runner.steps)),
+        frame_ms=1000 * (encoder + median(run.steps)),
     )
 
 
 def stored(model: SAM2, dtype: str) -> tuple[int, int]:
     """Tokens of a stored frame, and the bytes that a second one adds: what all frames share counts once."""
     maps = torch.zeros(2, model.memory_width, *model.grid, device=model.device)
-    keep = [
+    frames = [
         map_tokens(model.memory_encoder.distiller(m[None])[0], lambda f: f.to(getattr(torch, dtype)).clone())
         for m in maps
     ]
-    first, both = (
-        tensor_bytes(x for t in some for x in (t.feat, t.pos, t.xy, t.log_count)) for some in (keep[:1], keep)
+    first, total = (
+        tensor_bytes(x for t in stored for x in (t.feat, t.pos, t.xy, t.log_count)) for stored in (frames[:1], frames)
     )
-    return len(keep[0]), both - first
+    return len(frames[0]), total - first
 
 
 def operations(model: SAM2, rows: RowBatch) -> int:
@@ -238,12 +273,12 @@ def operations(model: SAM2, rows: RowBatch) -> int:
         heads=layer.self_attn.num_heads,
     )
     around = 4 * queries * width * width + 2 * queries * queries * width
-    think = 2 * queries * width * hidden
-    each = 2 * rows.rows * (around + think + queries * width * width) + attention.operator.flops(size)
-    return len(attention.layers) * each
+    feed_forward = 2 * queries * width * hidden
+    per_layer = 2 * rows.rows * (around + feed_forward + queries * width * width) + attention.operator.flops(size)
+    return len(attention.layers) * per_layer
 
 
-def table(costs: Sequence[Cost], *, markdown: bool) -> str:
+def table(costs: Sequence[DistillerCost], *, markdown: bool) -> str:
     """One line per setup; ratios are to the first of its size."""
     head = (
         "size",
@@ -257,16 +292,18 @@ def table(costs: Sequence[Cost], *, markdown: bool) -> str:
         "attention ms",
         "frame ms",
     )
-    lines = [head]
+    lines = []
     for cost in costs:
         first = next(c for c in costs if c.size == cost.size)
         lines.append(
             (
-                str(cost.size),
-                cost.distiller,
-                cost.policy,
-                str(cost.frame_tokens),
-                f"{cost.frame_bytes / 1024:.1f}",
+                *(
+                    str(cost.size),
+                    cost.distiller,
+                    cost.policy,
+                    str(cost.frame_tokens),
+                    f"{cost.frame_bytes / 1024:.1f}",
+                ),
                 f"{cost.held_bytes / 1024:.0f} ({first.held_bytes / cost.held_bytes:.1f}x)",
                 f"{cost.keys:.0f} ({first.keys / cost.keys:.1f}x)",
                 f"{cost.gflop:.2f} ({first.gflop / cost.gflop:.1f}x)",
@@ -274,9 +311,7 @@ def table(costs: Sequence[Cost], *, markdown: bool) -> str:
                 f"{cost.frame_ms:.1f} ({first.frame_ms / cost.frame_ms:.2f}x)",
             )
         )
-    if markdown:
-        rule = ["|" + "---|" * len(head)]
-        rows = ["| " + " | ".join(line) + " |" for line in lines]
-        return "\n".join([rows[0], *rule, *rows[1:]])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)) for line in lines)
+    return text_table(head, lines, markdown=markdown)
+
+
+__getattr__ = renamed(__name__)

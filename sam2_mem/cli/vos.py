@@ -17,7 +17,7 @@ from sam2_mem import __version__
 from sam2_mem.build_sam import RANDOM, build_sam2_video_predictor
 from sam2_mem.checkpoint import HOW_TO_DOWNLOAD, OFFICIAL_MODELS, local_path, sha256_of
 from sam2_mem.cli.vos_arguments import DEFAULT_CHECKPOINT, DEFAULT_CONFIG, parse_arguments
-from sam2_mem.cli.vos_datasets import find_dataset, found_tasks, hand_in, spell_out
+from sam2_mem.cli.vos_datasets import apply_dataset_defaults, dataset_video_tasks, find_dataset, write_submission
 from sam2_mem.config import checkpoint_dir, compose_video, config_names
 from sam2_mem.tracking.vos import Clicks, FrameMasks, MaskRules, plan_from_clicks, plan_from_mask, precision
 from sam2_mem.tracking.vos_run import (
@@ -104,7 +104,7 @@ def _find(path: Path) -> Path | None:
 
 def make_tasks(args: argparse.Namespace) -> list[VideoTask]:
     if args.dataset is not None:
-        return found_tasks(find_dataset(args))
+        return dataset_video_tasks(find_dataset(args))
     if args.video is None:
         rules = MaskRules(
             per_object=args.per_obj_png_file,
@@ -187,7 +187,7 @@ def make_options(
 
 def segment_videos(args: argparse.Namespace) -> list[VideoReport]:
     if args.dataset is not None:
-        spell_out(args, find_dataset(args))
+        apply_dataset_defaults(args, find_dataset(args))
     tasks = make_tasks(args)
     name = choose_config(args)
     apart = f"++predictor.non_overlap_masks={'false' if args.per_obj_png_file else 'true'}"
@@ -221,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status = entry_infos(segment_videos(args), args.output_mask_dir)
         if args.dataset is not None:
-            print(hand_in(find_dataset(args), args.output_mask_dir, archive=args.zip))
+            print(write_submission(find_dataset(args), args.output_mask_dir, archive=args.zip))
         return status
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

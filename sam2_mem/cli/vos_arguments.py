@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from sam2_mem.evaluation.dataset_inference import RECIPES
+from sam2_mem.evaluation.datasets import LAYOUTS
 from sam2_mem.tracking.vos_run import Shard
 
 USAGE = """Segment objects through videos from the masks, boxes or clicks of their first frames.
@@ -74,7 +74,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_known(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--dataset", choices=sorted(RECIPES), help="where its videos and prompts are is known")
+    group.add_argument("--dataset", choices=sorted(LAYOUTS), help="where its videos and prompts are is known")
     group.add_argument("--root", type=Path, help="of the data set, as it comes")
     group.add_argument("--split", help="whose list of videos and meta file to use (default: val or valid)")
     group.add_argument(

@@ -1,4 +1,4 @@
-"""Data sets by their names: what there is to segment, and what is handed in to the evaluation server."""
+"""Data sets by their names: what there is to segment, and what is submitted to the evaluation server."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sam2_mem.evaluation.dataset_inference import REGIONS, Found, Submit
-from sam2_mem.evaluation.datasets import Selection
-from sam2_mem.evaluation.vots import PROMPTED, UNKNOWN, Box, Region, VOTSSequence, read_regions, region_text
+from sam2_mem._moved import renamed
+from sam2_mem.evaluation.datasets import REGIONS, DatasetOnDisk, Selection, Submit
+from sam2_mem.evaluation.vots import PROMPTED, UNKNOWN, Region, RegionBox, VOTSSequence, read_regions, region_text
 from sam2_mem.files import atomic_path
 from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.vos import PromptPlan
@@ -23,42 +23,42 @@ from sam2_mem.video import VideoSource, open_video, read_mask_png
 ARCHIVE = "submission.zip"
 
 
-def find_dataset(args: argparse.Namespace) -> Found:
+def find_dataset(args: argparse.Namespace) -> DatasetOnDisk:
     """The data set that the command line names."""
-    return Found(args.dataset, args.root, Selection(split=args.split, names=args.video_list_file))
+    return DatasetOnDisk(args.dataset, args.root, Selection(split=args.split, names=args.video_list_file))
 
 
-def spell_out(args: argparse.Namespace, found: Found) -> None:
+def apply_dataset_defaults(args: argparse.Namespace, dataset: DatasetOnDisk) -> None:
     """Set the arguments that a data set's name stands for."""
-    rules = found.recipe.rules
-    args.base_video_dir, args.input_mask_dir = found.frames, found.masks
+    rules = dataset.layout.rules
+    args.base_video_dir, args.input_mask_dir = dataset.frames, dataset.masks
     args.use_all_masks, args.per_obj_png_file = rules.all_frames, rules.per_object
     args.track_object_appearing_later_in_video, args.ignore_ids = rules.late, tuple(sorted(rules.ignore))
 
 
-def found_tasks(found: Found) -> list[VideoTask]:
+def dataset_video_tasks(dataset: DatasetOnDisk) -> list[VideoTask]:
     """One for each video of the split."""
-    if found.dataset != REGIONS:
-        return dataset_tasks(found.names, found.frames, found.masks, found.recipe.rules)
+    if dataset.name != REGIONS:
+        return dataset_tasks(dataset.names, dataset.frames, dataset.masks, dataset.layout.rules)
     return [
         VideoTask(
             name=name,
-            video=_images(found, name),
-            plan=lambda source, name=name: plan_from_regions(_sequence(found, name), source),
+            video=_images(dataset, name),
+            plan=lambda source, name=name: plan_from_regions(_sequence(dataset, name), source),
         )
-        for name in found.names
+        for name in dataset.names
     ]
 
 
-def _images(found: Found, name: str) -> Path:
-    return found.frames / name / found.recipe.inside
+def _images(dataset: DatasetOnDisk, name: str) -> Path:
+    return dataset.frames / name / dataset.layout.inside
 
 
 # -- regions --------------------------------------------------------------------------------------------------------
 
 
-def _sequence(found: Found, name: str) -> VOTSSequence:
-    return VOTSSequence(name, found.masks / name, found.masks / name)
+def _sequence(dataset: DatasetOnDisk, name: str) -> VOTSSequence:
+    return VOTSSequence(name, dataset.masks / name, dataset.masks / name)
 
 
 class _Start(NamedTuple):
@@ -71,23 +71,23 @@ class _Start(NamedTuple):
 
 
 def _starts(sequence: VOTSSequence) -> list[_Start]:
-    found = []
+    starts = []
     for number, (name, path) in enumerate(sequence.truths().items(), start=1):
         first = next(((t, r) for t, r in enumerate(read_regions(path)) if r.mask.any()), None)
         if first is None:
             raise ValueError(f"expected a mask to start from in '{path}', got none")
-        found.append(_Start(number, name, *first))
-    return found
+        starts.append(_Start(number, name, *first))
+    return starts
 
 
 def plan_from_regions(sequence: VOTSSequence, source: VideoSource) -> PromptPlan:
     """The first region of each object as its prompt; objects are numbered from 1 in the order of their names."""
-    starts, image = _starts(sequence), Box(0, 0, source.width, source.height)
+    starts, image = _starts(sequence), RegionBox(0, 0, source.width, source.height)
     prompts: dict[int, list[Prompt]] = {}
     for start in starts:
         prompts.setdefault(start.frame, []).append(Prompt(start.number, mask=start.region.on(image)))
-    plan = {frame: lambda shown, now=now: now for frame, now in prompts.items()}
-    return PromptPlan(tuple(start.number for start in starts), plan)
+    at = {index: lambda frame, on_frame=on_frame: on_frame for index, on_frame in prompts.items()}
+    return PromptPlan(tuple(start.number for start in starts), at)
 
 
 def write_regions(sequence: VOTSSequence, masks: Path, seconds: float) -> list[Path]:
@@ -120,55 +120,57 @@ def _line(index: int, start: _Start, ids: np.ndarray) -> str:
     return str(UNKNOWN) if index < start.frame else region_text(ids == start.number)
 
 
-# -- what is handed in ----------------------------------------------------------------------------------------------
+# -- submissions ----------------------------------------------------------------------------------------------------
 
 
-def hand_in(found: Found, out: Path, *, archive: bool) -> str:
+def write_submission(dataset: DatasetOnDisk, out: Path, *, archive: bool) -> str:
     """Put what the evaluation server takes into :data:`ARCHIVE`, once the masks of all videos are there; what to tell
     the user."""
-    waiting = [name for name in found.names if not _complete(found, out, name)]
+    waiting = [name for name in dataset.names if not _complete(dataset, out, name)]
     if waiting:
-        return f"no {ARCHIVE}: masks of {len(waiting)} of {len(found.names)} videos are not complete, e.g. {waiting[0]}"
-    if found.dataset == REGIONS:
-        for name in found.names:
-            write_regions(_sequence(found, name), out / name, _seconds(out, name))
+        return (
+            f"no {ARCHIVE}: masks of {len(waiting)} of {len(dataset.names)} videos are not complete, e.g. {waiting[0]}"
+        )
+    if dataset.name == REGIONS:
+        for name in dataset.names:
+            write_regions(_sequence(dataset, name), out / name, _seconds(out, name))
     if not archive:
         return f"masks are in {out}"
     with atomic_path(out / ARCHIVE) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as file:
         count = 0
-        for name in found.names:
-            for path in _handed_in(found, out, name):
-                file.write(path, (Path(found.recipe.archive) / path.relative_to(out)).as_posix())
+        for name in dataset.names:
+            for path in _submitted_files(dataset, out, name):
+                file.write(path, (Path(dataset.layout.archive) / path.relative_to(out)).as_posix())
                 count += 1
     return f"wrote {out / ARCHIVE} with {count} files"
 
 
-def _handed_in(found: Found, out: Path, name: str) -> Iterator[Path]:
+def _submitted_files(dataset: DatasetOnDisk, out: Path, name: str) -> Iterator[Path]:
     """The files of a video that go into the archive."""
-    if found.dataset == REGIONS:
+    if dataset.name == REGIONS:
         yield from sorted(path for path in (out / name).iterdir() if path.suffix in (".txt", ".value"))
         return
-    wanted = found.submitted(name)
-    yield from sorted(path for path in (out / name).rglob("*.png") if wanted(path.stem))
+    is_submitted = dataset.submitted(name)
+    yield from sorted(path for path in (out / name).rglob("*.png") if is_submitted(path.stem))
 
 
-def _complete(found: Found, out: Path, name: str) -> bool:
-    """Whether the video is finished and every frame that is handed in has its mask, of every object where they have
+def _complete(dataset: DatasetOnDisk, out: Path, name: str) -> bool:
+    """Whether the video is finished and every submitted frame has its mask, of every object where they have
     files of their own."""
     if not _report(out, name).is_file():
         return False
-    wanted = _wanted(found, name)
-    folders = [p for p in (out / name).glob("*") if p.is_dir()] if found.recipe.rules.per_object else [out / name]
+    frames = _submitted_frames(dataset, name)
+    folders = [p for p in (out / name).glob("*") if p.is_dir()] if dataset.layout.rules.per_object else [out / name]
     present = [{path.stem for path in folder.glob("*.png")} for folder in folders]
-    return bool(present) and all(wanted <= stems for stems in present)
+    return bool(present) and all(frames <= stems for stems in present)
 
 
-def _wanted(found: Found, name: str) -> set[str]:
-    with open_video(_images(found, name), prefetch=0) as source:
+def _submitted_frames(dataset: DatasetOnDisk, name: str) -> set[str]:
+    with open_video(_images(dataset, name), prefetch=0) as source:
         names = {source.name(index) for index in range(len(source))}
-    if found.recipe.submit is not Submit.LISTED:
-        return set(filter(found.submitted(name), names))
-    listed = {frame for one in found.objects[name] for frame in one.frames} if name in found.objects else set()
+    if dataset.layout.submit is not Submit.LISTED:
+        return set(filter(dataset.submitted(name), names))
+    listed = {frame for item in dataset.objects[name] for frame in item.frames} if name in dataset.objects else set()
     if not listed <= names:
         raise ValueError(
             f"expected frame {min(listed - names)} of '{name}', which the meta file lists, among its images"
@@ -185,3 +187,6 @@ def _seconds(out: Path, name: str) -> float:
 def _report(out: Path, name: str) -> Path:
     """What a run leaves of a finished video, see :class:`sam2_mem.tracking.run_manifest.RunFolder`."""
     return out / ".vos" / "done" / f"{name}.json"
+
+
+__getattr__ = renamed(__name__)

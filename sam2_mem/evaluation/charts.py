@@ -1,22 +1,20 @@
-"""Line and scatter charts as PNG, drawn with Pillow: the same bytes for the same numbers."""
+"""Line and scatter charts by matplotlib, without a display: the same bytes for the same numbers."""
 
 from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
 
 SIZE = (960, 540)
-LEFT, TOP, BOTTOM = 78, 44, 58
-FINE = 2
-"""Drawn this many times larger, then reduced: Pillow's lines have no smooth edges."""
-
-INK, GRID, PAPER = (45, 45, 45), (228, 228, 228), (255, 255, 255)
-Color = tuple[int, int, int]
+"""Pixels of a chart; SVG has them as its size too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,140 +36,56 @@ class Axes:
     y_range: tuple[float, float] | None = None
 
 
-def series_color(index: int) -> Color:
-    """Neighbours lie far apart in hue; every other round is darker."""
-    hue, dark = (0.6 + index * 0.618034) % 1.0, (index // 6) % 2
-    red, green, blue = colorsys.hsv_to_rgb(hue, 0.75, 0.55 if dark else 0.85)
-    return round(255 * red), round(255 * green), round(255 * blue)
+def series_color(index: int) -> tuple[float, float, float]:
+    """Red, green and blue in [0, 1]. Neighbours lie far apart in hue; every other round is darker."""
+    hue, is_dark = (0.6 + index * 0.618034) % 1.0, (index // 6) % 2
+    return colorsys.hsv_to_rgb(hue, 0.75, 0.55 if is_dark else 0.85)
 
 
 def line_chart(path: Path, axes: Axes, series: Sequence[Series]) -> None:
-    """One line for each series."""
-    canvas = _Canvas(axes, series)
-    for index, one in enumerate(series):
-        for run in _runs(one):
-            canvas.line(run, series_color(index))
-    canvas.legend(series)
-    canvas.save(path)
+    """One line for each series. The ending of ``path`` says the format: .svg or .png."""
+    with _plot(path, axes, series) as plot:
+        for index, line in enumerate(series):
+            x, y = np.asarray(line.x, np.float64), np.asarray(line.y, np.float64)
+            finite = np.isfinite(np.concatenate(([np.nan], y, [np.nan])))
+            isolated = finite[1:-1] & ~finite[:-2] & ~finite[2:]
+            plot.plot(x, y, label=_wrapped(line.name), linewidth=1.8, color=series_color(index))
+            plot.plot(x[isolated], y[isolated], linestyle="none", marker="o", color=series_color(index))
 
 
 def scatter_chart(path: Path, axes: Axes, points: Sequence[Series]) -> None:
-    """One dot for each series, with its name in the legend."""
-    canvas = _Canvas(axes, points)
-    for index, one in enumerate(points):
-        for x, y in zip(one.x, one.y):
-            if math.isfinite(x) and math.isfinite(y):
-                canvas.dot(x, y, series_color(index))
-    canvas.legend(points)
-    canvas.save(path)
+    """One dot for each series, with its name in the legend. The ending of ``path`` says the format: .svg or .png."""
+    with _plot(path, axes, points) as plot:
+        for index, point in enumerate(points):
+            style = {"color": series_color(index), "marker": "o", "markersize": 9, "markeredgecolor": "white"}
+            plot.plot(point.x, point.y, label=_wrapped(point.name), linestyle="none", **style)
 
 
-def _runs(one: Series) -> list[list[tuple[float, float]]]:
-    """The stretches of a line between gaps."""
-    runs: list[list[tuple[float, float]]] = [[]]
-    for x, y in zip(one.x, one.y):
-        if math.isfinite(y):
-            runs[-1].append((x, y))
-        elif runs[-1]:
-            runs.append([])
-    return [run for run in runs if run]
+def _wrapped(name: str) -> str:
+    return "\n".join(textwrap.wrap(name, 30))
 
 
-def ticks(low: float, high: float, most: int = 7) -> list[float]:
-    """Round numbers from ``low`` to ``high``, at most ``most``."""
-    span = high - low
-    step = 10.0 ** math.floor(math.log10(span / most))
-    factor = next(f for f in (1, 2, 5, 10, 20) if span / (step * f) <= most - 1)
-    step *= factor
-    first = math.ceil(low / step - 1e-9)
-    return [round(k * step, 10) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+@contextmanager
+def _plot(path: Path, axes: Axes, series: Sequence[Series]) -> Iterator[Any]:
+    """matplotlib's axes to draw into; the file is written afterwards."""
+    import matplotlib.style
+    from matplotlib.figure import Figure
 
-
-class _Scale:
-    """From the numbers of an axis to pixels."""
-
-    def __init__(self, values: Sequence[float], fixed: tuple[float, float] | None, start: int, end: int) -> None:
-        finite = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
-        low, high = fixed or (min(finite), max(finite))
-        margin = 0.0 if fixed else 0.05 * (high - low) or abs(high) * 0.1 or 1.0
-        self.low, self.high = low - margin, high + margin
-        if not fixed and low >= 0.0:
-            self.low = max(0.0, self.low)
-        self._start, self._end = start, end
-
-    def __call__(self, value: float) -> float:
-        return self._start + (value - self.low) / (self.high - self.low) * (self._end - self._start)
-
-
-class _Canvas:
-    def __init__(self, axes: Axes, series: Sequence[Series]) -> None:
-        longest = max((len(one.name) for one in series), default=0)
-        self._legend_x = SIZE[0] - min(330, 46 + 7 * longest)
-        self._image = Image.new("RGB", (SIZE[0] * FINE, SIZE[1] * FINE), PAPER)
-        self._draw = ImageDraw.Draw(self._image)
-        self._x = _Scale([v for one in series for v in one.x], None, LEFT, self._legend_x - 16)
-        self._y = _Scale([v for one in series for v in one.y], axes.y_range, SIZE[1] - BOTTOM, TOP)
-        self._frame(axes)
-
-    def _frame(self, axes: Axes) -> None:
-        left, right, bottom = LEFT, self._legend_x - 16, SIZE[1] - BOTTOM
-        for value in ticks(self._y.low, self._y.high):
-            self._stroke([(left, self._y(value)), (right, self._y(value))], GRID, 1)
-            self._text(left - 8, self._y(value), _label(value), "rm")
-        for value in ticks(self._x.low, self._x.high, 9):
-            self._stroke([(self._x(value), TOP), (self._x(value), bottom)], GRID, 1)
-            self._text(self._x(value), bottom + 12, _label(value), "mm")
-        self._stroke([(left, TOP), (left, bottom), (right, bottom)], INK, 1)
-        self._text(LEFT, 20, axes.title, "lm", 17)
-        self._text((left + right) / 2, SIZE[1] - 20, axes.x_label, "mm")
-        self._upright(axes.y_label)
-
-    def _upright(self, text: str) -> None:
-        font = _font(13 * FINE)
-        width, height = (math.ceil(v) for v in font.getbbox(text)[2:])
-        strip = Image.new("RGB", (width + 2, height + 4), PAPER)
-        ImageDraw.Draw(strip).text((0, 0), text, INK, font=font)
-        middle = (TOP + SIZE[1] - BOTTOM) * FINE // 2
-        self._image.paste(strip.rotate(90, expand=True), (8 * FINE, middle - width // 2))
-
-    def line(self, points: Sequence[tuple[float, float]], color: Color) -> None:
-        placed = [(self._x(x), self._y(y)) for x, y in points]
-        if len(placed) == 1:
-            self.dot(*points[0], color)
-        else:
-            self._stroke(placed, color, 2)
-
-    def dot(self, x: float, y: float, color: Color) -> None:
-        x, y, r = self._x(x) * FINE, self._y(y) * FINE, 6 * FINE
-        self._draw.ellipse((x - r, y - r, x + r, y + r), fill=color, outline=PAPER, width=FINE)
-
-    def legend(self, series: Sequence[Series]) -> None:
-        room = (SIZE[1] - TOP - BOTTOM) / max(len(series), 1)
-        step = min(22.0, room)
-        for index, one in enumerate(series):
-            y = TOP + (index + 0.5) * step
-            self._stroke([(self._legend_x, y), (self._legend_x + 18, y)], series_color(index), 4)
-            self._text(self._legend_x + 24, y, one.name[:42], "lm", 13 if step > 15 else 10)
-
-    def save(self, path: Path) -> None:
+    settings = {"svg.hashsalt": "sam2_mem", "text.parse_math": False}
+    with matplotlib.style.context(["default", settings]):
+        figure = Figure((SIZE[0] / 96, SIZE[1] / 96), dpi=96, layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+        plot = figure.add_subplot(xlabel=axes.x_label, ylabel=axes.y_label)
+        yield plot
+        plot.set_title(axes.title, loc="left")
+        plot.grid(color="#e4e4e4")
+        plot.set_axisbelow(True)
+        plot.spines[["top", "right"]].set_visible(False)
+        if axes.y_range is not None:
+            plot.set_ylim(*axes.y_range)
+        elif all(value >= 0 for curve in series for value in curve.y if math.isfinite(value)):
+            plot.set_ylim(bottom=max(0.0, plot.get_ylim()[0]))
+        if series:
+            figure.legend(loc="outside right upper", frameon=False, fontsize=9 if len(series) <= 24 else 7)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._image.resize(SIZE, Image.Resampling.LANCZOS).save(path, format="PNG", optimize=True)
-
-    def _stroke(self, points: Sequence[tuple[float, float]], color: Color, width: int) -> None:
-        self._draw.line([(x * FINE, y * FINE) for x, y in points], fill=color, width=width * FINE, joint="curve")
-
-    def _text(self, x: float, y: float, text: str, anchor: str, size: int = 13) -> None:
-        self._draw.text((x * FINE, y * FINE), text, INK, font=_font(size * FINE), anchor=anchor)
-
-
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    """Pillow's own font at a size; old versions have one size only."""
-    load: Callable[..., ImageFont.ImageFont] = ImageFont.load_default
-    try:
-        return load(size=size)
-    except TypeError:
-        return load()
-
-
-def _label(value: float) -> str:
-    return f"{value:g}"
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -1,10 +1,12 @@
-"""Data sets and predictions as they lie on disk: which folders, which lists, which meta files."""
+"""Data sets and predictions as they lie on disk: which folders, which lists, which meta files; what is prompted, what is
+submitted."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from sam2_mem.evaluation.protocols import MASK_PROTOCOLS, Protocol
-from sam2_mem.evaluation.run import Video
+from sam2_mem.evaluation.scoring import ScoredVideo
 from sam2_mem.evaluation.videos import AnnotatedVideo, ListedObject, VideoPart
 from sam2_mem.evaluation.vots import VOTS, VOTSSequence
+from sam2_mem.tracking.vos import MaskRules
 from sam2_mem.video.reading import read_mask_png
 
 # -- videos as folders of PNGs --------------------------------------------------------------------------------------
@@ -33,7 +36,7 @@ class FolderVideo(AnnotatedVideo):
     def frames(self) -> Sequence[str]:
         if not self.truth_dir.is_dir():
             raise ValueError(f"no ground truth: expected the folder '{self.truth_dir}'")
-        names = _png_names(self.truth_dir)
+        names = tuple(sorted(path.stem for path in _visible_entries(self.truth_dir) if path.suffix == ".png"))
         if not names:
             raise ValueError(
                 f"no ground truth: expected PNG files in '{self.truth_dir}'; folders for each object are scored as sav"
@@ -49,7 +52,7 @@ class FolderVideo(AnnotatedVideo):
         return self.prediction_dir.is_dir()
 
     def truth(self, frame: str) -> np.ndarray:
-        return _read(
+        return _read_ids(
             self.truth_dir / f"{frame}.png",
             "no ground truth for this frame; splits whose masks are not "
             "public can only be scored by the data set's server",
@@ -58,30 +61,33 @@ class FolderVideo(AnnotatedVideo):
     def prediction(self, frame: str) -> np.ndarray:
         if not self.predicted:
             raise ValueError(f"no prediction: expected the folder '{self.prediction_dir}'")
-        return _read(self.prediction_dir / f"{frame}.png", "no prediction for this frame")
+        return _read_ids(self.prediction_dir / f"{frame}.png", "no prediction for this frame")
 
     def parts(self) -> Sequence[VideoPart]:
         """One for each object folder, if there is anything in the ground truth but PNGs."""
-        folders = sorted((path for path in _entries(self.truth_dir) if path.is_dir()), key=lambda path: path.name)
-        return [VideoPart(self._object(folder), int(folder.name)) for folder in folders] or super().parts()
+        folders = sorted(
+            (path for path in _visible_entries(self.truth_dir) if path.is_dir()), key=lambda path: path.name
+        )
+        return [VideoPart(self._object_video(folder), int(folder.name)) for folder in folders] or super().parts()
 
-    def _object(self, folder: Path) -> ObjectFolderVideo:
+    def _object_video(self, folder: Path) -> ObjectFolderVideo:
         if not folder.name.isdecimal():
             raise ValueError(f"expected a folder for each object, named by its number, got '{folder}'")
-        return ObjectFolderVideo(f"{self.name}/{folder.name}", folder, _numbered(self.prediction_dir, int(folder.name)))
+        prediction_dir = _numbered_folder(self.prediction_dir, int(folder.name))
+        return ObjectFolderVideo(f"{self.name}/{folder.name}", folder, prediction_dir)
 
 
 class ObjectFolderVideo(FolderVideo):
     """A folder of binary PNGs of one object; any value but 0 is the object, which becomes 1."""
 
     def truth(self, frame: str) -> np.ndarray:
-        return _binary(super().truth(frame), self.truth_dir / frame)
+        return _binary_mask(super().truth(frame), self.truth_dir / frame)
 
     def prediction(self, frame: str) -> np.ndarray:
-        return _binary(super().prediction(frame), self.prediction_dir / frame)
+        return _binary_mask(super().prediction(frame), self.prediction_dir / frame)
 
 
-def _binary(ids: np.ndarray, path: Path) -> np.ndarray:
+def _binary_mask(ids: np.ndarray, path: Path) -> np.ndarray:
     mask = ids > 0
     values = ids[mask]
     if values.size and values.min() != values.max():
@@ -89,25 +95,21 @@ def _binary(ids: np.ndarray, path: Path) -> np.ndarray:
     return mask.astype(np.uint8)
 
 
-def _numbered(folder: Path, number: int) -> Path:
+def _numbered_folder(folder: Path, number: int) -> Path:
     """The sub-folder with this number, whatever its leading zeros; with three digits if there is none."""
-    found = [path for path in _entries(folder) if path.name.isdecimal() and int(path.name) == number]
-    return found[0] if found else folder / f"{number:03d}"
+    matches = [path for path in _visible_entries(folder) if path.name.isdecimal() and int(path.name) == number]
+    return matches[0] if matches else folder / f"{number:03d}"
 
 
-def _read(path: Path, otherwise: str) -> np.ndarray:
+def _read_ids(path: Path, error: str) -> np.ndarray:
     if not path.is_file():
-        raise ValueError(f"{otherwise}: expected '{path}'")
+        raise ValueError(f"{error}: expected '{path}'")
     return read_mask_png(path).ids
 
 
-def _entries(folder: Path) -> list[Path]:
+def _visible_entries(folder: Path) -> list[Path]:
     """What a folder holds but hidden files; nothing if there is no such folder."""
     return [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
-
-
-def _png_names(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.stem for path in _entries(folder) if path.suffix == ".png"))
 
 
 # -- meta files -----------------------------------------------------------------------------------------------------
@@ -126,37 +128,38 @@ def _meta_videos(path: Path) -> dict[str, Any]:
 def read_youtube_meta(path: Path, unseen: Collection[str] | None) -> Objects:
     """``videos/<video>/objects/<id>/frames`` and ``category``; ``unseen`` names categories not in training."""
 
-    def listed(video: str, obj_id: str, entry: dict[str, Any]) -> ListedObject:
-        group = _group(entry.get("category", ""), unseen)
-        return ListedObject(obj_id=int(obj_id), frames=tuple(entry["frames"]), length=len(entry["frames"]), group=group)
+    def listed_object(video: str, obj_id: str, entry: dict[str, Any]) -> ListedObject:
+        frames, group = tuple(entry["frames"]), _group(entry.get("category", ""), unseen)
+        return ListedObject(obj_id=int(obj_id), frames=frames, length=len(frames), group=group)
 
-    return _read_meta(path, listed)
+    return _read_meta(path, listed_object)
 
 
 def read_lvos_meta(path: Path, unseen: Collection[str] | None) -> Objects:
     """``videos/<video>/objects/<id>/frame_range`` with start, end (exclusive) and frame_nums, at every fifth frame;
     ``unseen`` names videos of classes not in training."""
 
-    def listed(video: str, obj_id: str, entry: dict[str, Any]) -> ListedObject:
-        shown = entry["frame_range"]
-        frames = tuple(f"{index:08d}" for index in range(int(shown["start"]), int(shown["end"]), 5))
-        length = int(shown["frame_nums"])
+    def listed_object(video: str, obj_id: str, entry: dict[str, Any]) -> ListedObject:
+        span = entry["frame_range"]
+        frames = tuple(f"{index:08d}" for index in range(int(span["start"]), int(span["end"]), 5))
+        length = int(span["frame_nums"])
         return ListedObject(obj_id=int(obj_id), frames=frames, length=length, group=_group(video, unseen))
 
-    return _read_meta(path, listed)
+    return _read_meta(path, listed_object)
 
 
 def read_mose_meta(path: Path, unseen: Collection[str] | None) -> Objects:
     """``videos/<video>/objects``: ids, as a list or as keys."""
-    videos = _meta_videos(path)
-    obj_ids = {name: map(int, video.get("objects", ())) for name, video in videos.items()}
-    return {name: tuple(ListedObject(obj_id=obj_id) for obj_id in found) for name, found in obj_ids.items()}
+    return {
+        name: tuple(ListedObject(obj_id=int(obj_id)) for obj_id in video.get("objects", ()))
+        for name, video in _meta_videos(path).items()
+    }
 
 
-def _read_meta(path: Path, listed: Callable[[str, str, dict[str, Any]], ListedObject]) -> Objects:
+def _read_meta(path: Path, listed_object: Callable[[str, str, dict[str, Any]], ListedObject]) -> Objects:
     try:
         return {
-            name: tuple(listed(name, obj_id, entry) for obj_id, entry in video["objects"].items())
+            name: tuple(listed_object(name, obj_id, entry) for obj_id, entry in video["objects"].items())
             for name, video in _meta_videos(path).items()
         }
     except (KeyError, TypeError, AttributeError) as error:
@@ -177,89 +180,144 @@ def _group(name: str, unseen: Collection[str] | None) -> str:
 MetaReader = Callable[[Path, Collection[str] | None], Objects]
 
 
+class Submit(Enum):
+    """The frames of a video whose masks are submitted to the evaluation server."""
+
+    ALL = "all"
+    ANNOTATED = "annotated"
+    LISTED = "listed"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where a data set keeps things. Paths are relative to its root or to ``<root>/<split>``; the first that exists is
-    taken, and ``{split}`` stands for the split.
+    """Where a data set keeps things, what is prompted and what is submitted. Paths are relative to its root or to
+    ``<root>/<split>``; the first that exists is taken, and ``{split}`` stands for the split.
 
     Attributes:
-        annotations: folders that hold a folder for each video.
+        annotations: folders that hold a folder of masks for each video.
+        frames: folders that hold a folder of images for each video.
+        inside: where in the folder of a video its images are.
         lists: files with the names of the videos of the split, one a line.
-        split: the split scored if none is named.
-        meta: the meta file. meta_reader: reads it; None if there is no meta file.
+        split: the split used if none is named.
+        meta: the meta file.
+        meta_reader: reads it; None if there is no meta file.
         meta_needed: whether the protocol cannot do without.
         unseen: the file that lists what is not in training.
+        rules: how annotations become prompts; masks beyond the prompts are never looked at.
+        prompts: what to know about the prompts, for the user.
+        submit: which frames are submitted: all, those with an annotation, or those that the meta file lists.
+        archive: the folder that a submitted archive begins with.
     """
 
     annotations: tuple[str, ...] = ("Annotations",)
+    frames: tuple[str, ...] = ("JPEGImages",)
+    inside: str = ""
     lists: tuple[str, ...] = ()
     split: str = "val"
     meta: tuple[str, ...] = ()
     meta_reader: MetaReader | None = None
     meta_needed: bool = False
     unseen: tuple[str, ...] = ()
+    rules: MaskRules = field(default_factory=MaskRules)
+    prompts: str = "objects of the first frame"
+    submit: Submit = Submit.ALL
+    archive: str = ""
 
 
+_DAVIS_FRAMES = ("JPEGImages/480p", "JPEGImages/Full-Resolution", "JPEGImages")
 _DAVIS_FOLDERS = ("Annotations/480p", "480p", "Annotations/Full-Resolution", "Annotations")
+_VOID = MaskRules(ignore=frozenset({255}))
+_LATE = MaskRules(late=True)
+_LATE_PROMPTS = "each object on the first frame that shows it"
 _LVOS = Layout(
     split="valid",
     meta=("{split}_meta.json", "meta.json"),
     meta_reader=read_lvos_meta,
     meta_needed=True,
     unseen=("unseen_videos.txt",),
+    rules=_LATE,
+    prompts=_LATE_PROMPTS,
 )
+_LONG_VIDEOS = Layout(lists=("val.txt", "videos.txt"), submit=Submit.ANNOTATED)
 LAYOUTS: Mapping[str, Layout] = {
-    "davis2016": Layout(annotations=_DAVIS_FOLDERS, lists=("ImageSets/2016/{split}.txt",)),
-    "davis2017": Layout(annotations=_DAVIS_FOLDERS, lists=("ImageSets/2017/{split}.txt",)),
+    "davis2016": Layout(
+        annotations=_DAVIS_FOLDERS,
+        frames=_DAVIS_FRAMES,
+        lists=("ImageSets/2016/{split}.txt",),
+        prompts="the object of the first frame, whose value is 255",
+    ),
+    "davis2017": Layout(
+        annotations=_DAVIS_FOLDERS, frames=_DAVIS_FRAMES, lists=("ImageSets/2017/{split}.txt",), rules=_VOID
+    ),
     "youtubevos": Layout(
+        frames=("{split}_all_frames/JPEGImages", "JPEGImages"),
         split="valid",
         meta=("meta.json",),
         meta_reader=read_youtube_meta,
         meta_needed=True,
         unseen=("unseen_categories.txt",),
+        rules=_LATE,
+        prompts=_LATE_PROMPTS,
+        submit=Submit.LISTED,
+        archive="Annotations",
     ),
     "mosev1": Layout(split="valid"),
     "mosev2": Layout(split="valid", meta=("meta_{split}.json", "meta.json"), meta_reader=read_mose_meta),
     "lvosv1": _LVOS,
     "lvosv2": _LVOS,
     "lvos-2023": _LVOS,
-    "sav": Layout(annotations=("Annotations_6fps", "Annotations"), lists=("sav_{split}.txt",)),
-    "vost": Layout(lists=("ImageSets/{split}.txt",)),
-    "longvideos": Layout(lists=("val.txt", "videos.txt")),
-    "longvideos-afburr": Layout(lists=("val.txt", "videos.txt")),
+    "sav": Layout(
+        annotations=("Annotations_6fps", "Annotations"),
+        frames=("JPEGImages_24fps", "JPEGImages"),
+        lists=("sav_{split}.txt",),
+        rules=MaskRules(per_object=True),
+        prompts="objects of the first frame, which may overlap",
+        submit=Submit.ANNOTATED,
+    ),
+    "vost": Layout(
+        frames=("JPEGImages_10fps", "JPEGImages"),
+        lists=("ImageSets/{split}.txt",),
+        rules=_VOID,
+        submit=Submit.ANNOTATED,
+    ),
+    "longvideos": _LONG_VIDEOS,
+    "longvideos-afburr": _LONG_VIDEOS,
     "vos": Layout(),
     "synthetic": Layout(
         annotations=_DAVIS_FOLDERS,
+        frames=_DAVIS_FRAMES,
         lists=("ImageSets/2017/{split}.txt",),
         meta=("meta.json",),
         meta_reader=read_youtube_meta,
         meta_needed=True,
+        rules=_LATE,
+        prompts=_LATE_PROMPTS,
     ),
-    "vots": Layout(annotations=("sequences",), lists=("sequences/list.txt", "list.txt")),
+    "vots": Layout(
+        annotations=("sequences",),
+        frames=("sequences",),
+        inside="color",
+        lists=("sequences/list.txt", "list.txt"),
+        prompts="the first region of each object",
+    ),
 }
 PROTOCOLS: Mapping[str, Protocol[Any]] = {protocol.name: protocol for protocol in (*MASK_PROTOCOLS, VOTS())}
+REGIONS = "vots"
+"""The data set of regions in text files; all others have masks."""
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """Videos, and how to score them: pass both to :func:`sam2_mem.evaluation.run.evaluate`.
-
-    ``sources`` says which list and which meta file were found.
-    """
-
-    protocol: Protocol[Any]
-    videos: tuple[Video, ...]
-    sources: tuple[Path, ...] = ()
+# -- a data set on disk ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What to score.
+    """Which videos of a data set.
 
     Attributes:
         split: whose list and meta file to look for (default: see :class:`Layout`).
         names: the videos (default: the split's list, else every folder of the annotations).
-        meta: the meta file. unseen: the file that lists unseen videos (LVOS) or categories (YouTube-VOS).
+        meta: the meta file.
+        unseen: the file that lists unseen videos (LVOS) or categories (YouTube-VOS).
         only_predicted: leave out videos that have no predictions; else they are failures.
     """
 
@@ -270,49 +328,23 @@ class Selection:
     only_predicted: bool = False
 
 
-def open_dataset(name: str, gt: Path, pred: Path, selection: Selection = Selection()) -> Dataset:
-    """The videos of a data set.
-
-    Args:
-        name: a key of ``PROTOCOLS``.
-        gt: the root of the data set, or its folder of annotations.
-        pred: ``<video>/<frame>.png`` for each annotated frame that counts (``<video>/<object>/<frame>.png`` where the
-            data set has such folders); for vots ``<sequence>/<sequence>[_<object>]_001.bin`` or ``.txt``.
-    """
-    if name not in PROTOCOLS:
-        raise ValueError(f"expected a data set of {', '.join(PROTOCOLS)}, got '{name}'")
-    for folder, what in ((gt, "of the ground truth"), (pred, "of predictions")):
-        if not folder.is_dir():
-            raise ValueError(f"expected the folder {what}, got '{folder}', which is not one")
-    finder = Finder(gt, LAYOUTS[name], selection)
-    objects = finder.objects()
-    names = finder.names()
-    if selection.only_predicted:
-        names = [video for video in names if (pred / video).is_dir()]
-    if not names:
-        raise ValueError(
-            f"expected at least one video in '{finder.annotations}', got none; predictions are in '{pred}'"
-        )
-    make = _vots_sequence if name == "vots" else _folder_video
-    videos = tuple(make(video, finder.annotations, pred, objects.get(video, ())) for video in names)
-    return Dataset(PROTOCOLS[name], videos, finder.found)
-
-
-def _folder_video(name: str, annotations: Path, pred: Path, objects: tuple[ListedObject, ...]) -> Video:
-    return FolderVideo(name, annotations / name, pred / name, objects)
-
-
-def _vots_sequence(name: str, annotations: Path, pred: Path, objects: tuple[ListedObject, ...]) -> Video:
-    return VOTSSequence(name, annotations / name, pred / name)
-
-
 @dataclass(frozen=True)
-class Finder:
-    """Looks for the parts of a data set on disk."""
+class DatasetOnDisk:
+    """A data set by its name in :data:`LAYOUTS`; ``root``: its root, or its folder of annotations."""
 
-    gt: Path
-    layout: Layout
-    selection: Selection
+    name: str
+    root: Path
+    selection: Selection = Selection()
+
+    def __post_init__(self) -> None:
+        if self.name not in LAYOUTS:
+            raise ValueError(f"expected a data set of {', '.join(LAYOUTS)}, got {self.name!r}")
+        if not self.root.is_dir():
+            raise ValueError(f"expected the root of the data set, got '{self.root}', which is not a folder")
+
+    @property
+    def layout(self) -> Layout:
+        return LAYOUTS[self.name]
 
     @property
     def split(self) -> str:
@@ -320,21 +352,42 @@ class Finder:
 
     @cached_property
     def annotations(self) -> Path:
-        """The folder that holds the videos; what was given, unless a known folder lies in it."""
-        return self._first(self.layout.annotations, (self.gt / self.split, self.gt)) or self.gt
+        """The folder that holds the videos; the root, unless a known folder lies in it."""
+        return self._first(self.layout.annotations, (self.root / self.split, self.root)) or self.root
+
+    @cached_property
+    def frames(self) -> Path:
+        """The folder with a folder of images for each video. ValueError if there is none."""
+        return self._first_folder(self.layout.frames, "frames")
+
+    @cached_property
+    def masks(self) -> Path:
+        """The folder with the prompts of each video. ValueError if there is none."""
+        return self._first_folder(self.layout.annotations, "masks to start from")
 
     @property
-    def found(self) -> tuple[Path, ...]:
+    def sources(self) -> tuple[Path, ...]:
         """The files that names, meta data and groups come from."""
         return tuple(path for path in (self._list_file(), self._meta_file(), self._unseen_file()) if path)
 
+    @property
     def names(self) -> list[str]:
+        """The videos of the split, or all folders of annotations. ValueError if there is none."""
+        names = self.listed_names()
+        if not names:
+            raise ValueError(f"expected at least one video in '{self.annotations}', got none")
+        return names
+
+    def listed_names(self) -> list[str]:
+        """The same, and [] if there is none."""
         path = self._list_file()
         if path is not None:
             return list(dict.fromkeys(_lines(path)))
-        return sorted(entry.name for entry in _entries(self.annotations) if entry.is_dir())
+        return sorted(entry.name for entry in _visible_entries(self.annotations) if entry.is_dir())
 
+    @cached_property
     def objects(self) -> Objects:
+        """What the meta file lists, if the data set has one."""
         if not self.layout.unseen:
             self._refuse(self.selection.unseen, "list of what is unseen")
         if self.layout.meta_reader is None:
@@ -343,13 +396,26 @@ class Finder:
         path = self._meta_file()
         if path is None and self.layout.meta_needed:
             expected = " or ".join(name.format(split=self.split) for name in self.layout.meta)
-            raise ValueError(f"expected the meta file {expected} in '{self.gt}', got none; name it with --meta")
+            raise ValueError(f"expected the meta file {expected} in '{self.root}', got none; name it with --meta")
         unseen = self._unseen_file()
         return self.layout.meta_reader(path, set(_lines(unseen)) if unseen else None) if path else {}
 
-    def _refuse(self, path: Path | None, what: str) -> None:
+    def submitted(self, video: str) -> Callable[[str], bool]:
+        """Which frames of a video are submitted, by their names."""
+        if self.layout.submit is Submit.ALL:
+            return lambda frame: True
+        if self.layout.submit is Submit.LISTED:
+            if video not in self.objects:
+                raise ValueError(
+                    f"expected the frames of '{video}' in the meta file, got none; is it that of this split?"
+                )
+            return {frame for listed in self.objects[video] for frame in listed.frames}.__contains__
+        pattern = "*/*.png" if self.layout.rules.per_object else "*.png"
+        return {path.stem for path in (self.masks / video).glob(pattern)}.__contains__
+
+    def _refuse(self, path: Path | None, description: str) -> None:
         if path is not None:
-            raise ValueError(f"this data set is scored without a {what}, got '{path}'")
+            raise ValueError(f"this data set is scored without a {description}, got '{path}'")
 
     def _list_file(self) -> Path | None:
         return self._file(self.selection.names, self.layout.lists)
@@ -360,26 +426,82 @@ class Finder:
     def _unseen_file(self) -> Path | None:
         return self._file(self.selection.unseen, self.layout.unseen)
 
-    def _file(self, given: Path | None, usual: Iterable[str]) -> Path | None:
-        if given is not None and not given.is_file():
-            raise ValueError(f"expected a file, got '{given}', which is not one")
-        return given or self._first(usual, self._roots())
+    def _file(self, path: Path | None, default_names: Iterable[str]) -> Path | None:
+        if path is not None and not path.is_file():
+            raise ValueError(f"expected a file, got '{path}', which is not one")
+        return path or self._first(default_names, self._list_folders())
 
-    def _roots(self) -> tuple[Path, ...]:
-        """Where lists and meta files may lie: in what was given, and above the annotations, if that was given."""
-        root = self._root()
-        return (self.gt / self.split, self.gt, root, root.parent if root.name == self.split else root)
+    def _list_folders(self) -> tuple[Path, ...]:
+        """Where lists and meta files may lie: in the root, and above the annotations, if those are the root."""
+        above = self._above_annotations()
+        return (self.root / self.split, self.root, above, above.parent if above.name == self.split else above)
 
-    def _root(self) -> Path:
+    def _above_annotations(self) -> Path:
         """The folder that the annotations have their usual place in."""
-        place = self.annotations.resolve()
-        depths = [len(Path(name).parts) for name in self.layout.annotations if place.match(name)]
-        return place.parents[depths[0] - 1] if depths else self.gt
+        folder = self.annotations.resolve()
+        depths = [len(Path(name).parts) for name in self.layout.annotations if folder.match(name)]
+        return folder.parents[depths[0] - 1] if depths else self.root
 
     def _first(self, names: Iterable[str], roots: Iterable[Path]) -> Path | None:
-        places = [root / name.format(split=self.split) for root in roots for name in names]
-        return next((place for place in places if place.exists()), None)
+        paths = [root / name.format(split=self.split) for root in roots for name in names]
+        return next((path for path in paths if path.exists()), None)
+
+    def _first_folder(self, names: tuple[str, ...], description: str) -> Path:
+        roots = (self.root / self.split, self.root)
+        paths = [root / name.format(split=self.split) for name in names for root in roots]
+        folder = next((path for path in paths if path.is_dir()), None)
+        if folder is None:
+            raise ValueError(
+                f"expected the {description} of {self.name} in {' or '.join(names)}, "
+                f"got no such folder in '{self.root}'"
+            )
+        return folder
 
 
 def _lines(path: Path) -> list[str]:
     return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Videos, and how to score them: pass both to :func:`sam2_mem.evaluation.scoring.evaluate`.
+
+    ``sources`` says which list and which meta file were used.
+    """
+
+    protocol: Protocol[Any]
+    videos: tuple[ScoredVideo, ...]
+    sources: tuple[Path, ...] = ()
+
+
+def open_dataset(name: str, gt: Path, pred: Path, selection: Selection = Selection()) -> Dataset:
+    """The videos of a data set.
+
+    Args:
+        name: a key of ``PROTOCOLS``.
+        gt: the root of the data set, or its folder of annotations.
+        pred: ``<video>/<frame>.png`` for each annotated frame that counts (``<video>/<object>/<frame>.png`` where the
+            data set has such folders); for vots ``<sequence>/<sequence>[_<object>]_001.bin`` or ``.txt``.
+        selection: which of its videos.
+    """
+    if name not in PROTOCOLS:
+        raise ValueError(f"expected a data set of {', '.join(PROTOCOLS)}, got '{name}'")
+    for folder, description in ((gt, "of the ground truth"), (pred, "of predictions")):
+        if not folder.is_dir():
+            raise ValueError(f"expected the folder {description}, got '{folder}', which is not one")
+    dataset = DatasetOnDisk(name, gt, selection)
+    objects, names = dataset.objects, dataset.listed_names()
+    if selection.only_predicted:
+        names = [video for video in names if (pred / video).is_dir()]
+    if not names:
+        raise ValueError(
+            f"expected at least one video in '{dataset.annotations}', got none; predictions are in '{pred}'"
+        )
+    videos = tuple(_scored_video(dataset, video, pred, objects.get(video, ())) for video in names)
+    return Dataset(PROTOCOLS[name], videos, dataset.sources)
+
+
+def _scored_video(dataset: DatasetOnDisk, name: str, pred: Path, objects: tuple[ListedObject, ...]) -> ScoredVideo:
+    if dataset.name == REGIONS:
+        return VOTSSequence(name, dataset.annotations / name, pred / name)
+    return FolderVideo(name, dataset.annotations / name, pred / name, objects)

@@ -59,14 +59,6 @@ def boundary_radius(shape: tuple[int, ...]) -> int:
     return int(np.ceil(BOUNDARY_TOLERANCE * np.linalg.norm(shape)))
 
 
-def boundary_map(mask: np.ndarray) -> np.ndarray:
-    """(H, W) bool: where a mask (H, W) differs from its right, lower or lower right neighbour.
-
-    Neighbours outside the image do not count, so an object has no boundary along the edge of the image.
-    """
-    return _boundary_map(_binary(mask)).view(bool)
-
-
 def _binary(mask: np.ndarray) -> np.ndarray:
     """A mask as uint8 0/1, without a copy if it is bool."""
     mask = np.asarray(mask)
@@ -105,6 +97,10 @@ def _jaccard(pred: np.ndarray, gt: np.ndarray) -> float:
 
 
 def _boundary_map(mask: np.ndarray) -> np.ndarray:
+    """Where a mask (H, W) of 0 and 1 differs from its right, lower or lower right neighbour.
+
+    Neighbours outside the image do not count, so an object has no boundary along the edge of the image.
+    """
     boundary = np.zeros_like(mask)
     np.not_equal(mask[:, :-1], mask[:, 1:], out=boundary[:, :-1].view(bool))
     boundary[:-1] |= mask[:-1] ^ mask[1:]
@@ -117,9 +113,9 @@ def _boundary_f(pred: np.ndarray, gt: np.ndarray, radius: float) -> float:
     pred_length, gt_length = np.count_nonzero(pred_edge), np.count_nonzero(gt_edge)
     if pred_length == 0 or gt_length == 0:
         return float(pred_length == gt_length)
-    near = disk(radius)
-    precision = np.count_nonzero(pred_edge & cv2.dilate(gt_edge, near)) / pred_length
-    recall = np.count_nonzero(gt_edge & cv2.dilate(pred_edge, near)) / gt_length
+    tolerance = disk(radius)
+    precision = np.count_nonzero(pred_edge & cv2.dilate(gt_edge, tolerance)) / pred_length
+    recall = np.count_nonzero(gt_edge & cv2.dilate(pred_edge, tolerance)) / gt_length
     return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
 
 
@@ -198,11 +194,11 @@ def last_quarter_mean(values: Sequence[float] | np.ndarray) -> float:
 
 def variability(j: Sequence[float] | np.ndarray, f: Sequence[float] | np.ndarray) -> float:
     """V of LVOS: the standard deviation over time (T,) of (J + F) / 2, the variance rounded to four decimals."""
-    both = (np.asarray(j, np.float64) + np.asarray(f, np.float64)) / 2
-    return float(np.sqrt(np.round(np.var(both), 4))) if len(both) else np.nan
+    j_and_f = (np.asarray(j, np.float64) + np.asarray(f, np.float64)) / 2
+    return float(np.sqrt(np.round(np.var(j_and_f), 4))) if len(j_and_f) else np.nan
 
 
 def _mean(values: np.ndarray) -> float:
     """The mean of those that are not NaN."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else np.nan
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else np.nan

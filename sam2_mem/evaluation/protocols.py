@@ -45,9 +45,9 @@ class Protocol(ABC, Generic[Source]):
     def score(self, video: Source) -> VideoScores:
         """Stream through a video. ValueError if this protocol has no score for it, with the reason."""
 
-    @abstractmethod
     def summary(self, objects: Sequence[ObjectScores]) -> tuple[Figure, ...]:
-        """The numbers of the data set, the one that papers report first."""
+        """The numbers of the data set, the one that papers report first; by default the means over all objects."""
+        return tuple(Figure(name, mean(self.column(objects, name))) for name in self.columns)
 
     def column(self, objects: Iterable[ObjectScores], name: str) -> list[float]:
         """One number of each object."""
@@ -129,7 +129,7 @@ class RegionAndBoundary(Protocol[AnnotatedVideo]):
     frame_columns = ("J", "F")
 
     def summary(self, objects: Sequence[ObjectScores]) -> tuple[Figure, ...]:
-        figures = [Figure(name, mean(self.column(objects, name))) for name in self.columns]
+        figures = super().summary(objects)
         j, f = figures[self.columns.index("J")].value, figures[self.columns.index("F")].value
         return (Figure("J&F", (j + f) / 2), *figures[1:])
 
@@ -263,14 +263,13 @@ class VOSBenchmark(RegionAndBoundary):
 
     def score(self, video: AnnotatedVideo) -> VideoScores:
         curves: dict[int, Curve] = {}
-        shown: set[int] = set()
+        truth_ids: set[int] = set()
         for frame, truth, pred in frame_pairs(video, video.frames[1:-1]):
-            in_truth = _objects(truth)
-            shown |= in_truth
-            for obj_id in sorted(in_truth | _objects(pred) | curves.keys()):
+            truth_ids |= _objects(truth)
+            for obj_id in sorted(_objects(truth) | _objects(pred) | curves.keys()):
                 curves.setdefault(obj_id, Curve()).add(frame, similarity(pred == obj_id, truth == obj_id))
-        objects = tuple(self._object(video, obj_id, curves[obj_id]) for obj_id in sorted(shown))
-        return VideoScores(objects=objects, notes=_unseen_note(shown, curves.keys()))
+        objects = tuple(self._object(video, obj_id, curves[obj_id]) for obj_id in sorted(truth_ids))
+        return VideoScores(objects=objects, notes=_unknown_ids_note(truth_ids, curves.keys()))
 
 
 def _objects(ids: np.ndarray) -> set[int]:
@@ -281,10 +280,10 @@ def _objects(ids: np.ndarray) -> set[int]:
     return set(np.unique(ids).tolist()) - {0}
 
 
-def _unseen_note(shown: set[int], seen: Iterable[int]) -> tuple[str, ...]:
-    if not shown:
+def _unknown_ids_note(truth_ids: set[int], scored_ids: Iterable[int]) -> tuple[str, ...]:
+    if not truth_ids:
         return ("no object in the frames that count: nothing to score",)
-    extra = sorted(set(seen) - shown)
+    extra = sorted(set(scored_ids) - truth_ids)
     return (f"predicted ids {', '.join(map(str, extra))} are not in the ground truth: ignored",) if extra else ()
 
 
@@ -312,7 +311,7 @@ class SAV(VOSBenchmark):
             scores = super().score(part.video)
             label = "" if part.obj_id is None else f"object {part.obj_id:03d}: "
             notes += [label + note for note in scores.notes]
-            objects += [_renamed(one, video.name, part.obj_id) for one in scores.objects]
+            objects += [_renamed(object_scores, video.name, part.obj_id) for object_scores in scores.objects]
         return VideoScores(objects=tuple(objects), notes=tuple(notes))
 
 
@@ -335,11 +334,11 @@ def _listed(video: AnnotatedVideo) -> Sequence[ListedObject]:
     return video.listed
 
 
-def _curves(video: AnnotatedVideo, wanted: dict[int, Sequence[str]]) -> dict[int, Curve]:
+def _curves(video: AnnotatedVideo, frames_by_object: dict[int, Sequence[str]]) -> dict[int, Curve]:
     """J and F of each object on its own frames; each frame is read once."""
-    curves = {obj_id: Curve() for obj_id in wanted}
+    curves = {obj_id: Curve() for obj_id in frames_by_object}
     on_frame: dict[str, list[int]] = {}
-    for obj_id, frames in wanted.items():
+    for obj_id, frames in frames_by_object.items():
         for frame in frames:
             on_frame.setdefault(frame, []).append(obj_id)
     for frame, truth, pred in frame_pairs(video, sorted(on_frame)):
@@ -348,11 +347,10 @@ def _curves(video: AnnotatedVideo, wanted: dict[int, Sequence[str]]) -> dict[int
     return curves
 
 
-def _groups(objects: Sequence[ObjectScores]) -> tuple[list[ObjectScores], list[ObjectScores]] | None:
+def _groups(objects: Sequence[ObjectScores]) -> tuple[list[ObjectScores], ...] | None:
     """Objects of classes seen and unseen in training; None unless both are known."""
-    seen = [one for one in objects if one.group == "seen"]
-    unseen = [one for one in objects if one.group == "unseen"]
-    return (seen, unseen) if seen and unseen and len(seen) + len(unseen) == len(objects) else None
+    groups = tuple([scores for scores in objects if scores.group == name] for name in ("seen", "unseen"))
+    return groups if all(groups) and sum(map(len, groups)) == len(objects) else None
 
 
 @dataclass(frozen=True)
@@ -367,12 +365,11 @@ class YouTubeVOS(RegionAndBoundary):
     name = "youtubevos"
 
     def score(self, video: AnnotatedVideo) -> VideoScores:
-        wanted = {one.obj_id: one.frames[1:] for one in _listed(video)}
-        curves = _curves(video, wanted)
-        scored = [one for one in video.listed if curves[one.obj_id].frames]
-        left_out = [str(one.obj_id) for one in video.listed if one not in scored]
+        curves = _curves(video, {listed.obj_id: listed.frames[1:] for listed in _listed(video)})
+        scored = [listed for listed in video.listed if curves[listed.obj_id].frames]
+        left_out = [str(listed.obj_id) for listed in video.listed if listed not in scored]
         notes = (f"annotated on the prompt frame only, left out: {', '.join(left_out)}",) if left_out else ()
-        objects = tuple(self._object(video, one.obj_id, curves[one.obj_id], one.group) for one in scored)
+        objects = tuple(self._object(video, item.obj_id, curves[item.obj_id], item.group) for item in scored)
         return VideoScores(objects=objects, notes=notes)
 
     def summary(self, objects: Sequence[ObjectScores]) -> tuple[Figure, ...]:
@@ -397,9 +394,9 @@ class LVOS(Protocol[AnnotatedVideo]):
     frame_columns = ("J", "F")
 
     def score(self, video: AnnotatedVideo) -> VideoScores:
-        wanted = {one.obj_id: self.evaluated(one) for one in _listed(video)}
-        curves = _curves(video, wanted)
-        return VideoScores(objects=tuple(self._object(video, one, curves[one.obj_id]) for one in video.listed))
+        curves = _curves(video, {listed.obj_id: self.evaluated(listed) for listed in _listed(video)})
+        objects = tuple(self._object(video, listed, curves[listed.obj_id]) for listed in video.listed)
+        return VideoScores(objects=objects)
 
     def evaluated(self, listed: ListedObject) -> Sequence[str]:
         frames = listed.frames[1 : listed.length - 1]
@@ -414,11 +411,11 @@ class LVOS(Protocol[AnnotatedVideo]):
         groups = _groups(objects)
         if groups is None:
             return tuple(Figure(f"{name}-all", mean(self.column(objects, name))) for name in self.columns)
-        parts = [[mean(self.column(group, name)) for name in ("J", "F", "V")] for group in groups]
-        j, f, v = np.mean(parts, axis=0).tolist()
+        group_means = [[mean(self.column(group, name)) for name in ("J", "F", "V")] for group in groups]
+        j, f, v = np.mean(group_means, axis=0).tolist()
         names = [f"{name}-{group}" for group in ("seen", "unseen") for name in ("J", "F", "V")]
         overall = (Figure("J&F", (j + f) / 2), Figure("J", j), Figure("F", f), Figure("V", v))
-        return (*overall, *map(Figure, names, (value for part in parts for value in part)))
+        return (*overall, *map(Figure, names, (value for values in group_means for value in values)))
 
     def _object(self, video: AnnotatedVideo, listed: ListedObject, curve: Curve) -> ObjectScores:
         j, f = curve.columns()
@@ -490,9 +487,6 @@ class VOST(Protocol[AnnotatedVideo]):
         objects = tuple(self._object(video, obj_id, curve) for obj_id, curve in curves.items())
         return VideoScores(objects=objects, notes=notes if greatest > count else ())
 
-    def summary(self, objects: Sequence[ObjectScores]) -> tuple[Figure, ...]:
-        return tuple(Figure(name, mean(self.column(objects, name))) for name in self.columns)
-
     def _object(self, video: AnnotatedVideo, obj_id: int, curve: Curve) -> ObjectScores:
         (j,) = curve.columns()
         return curve.scores(video, obj_id, (last_quarter_mean(j), float(j.mean())))
@@ -514,7 +508,7 @@ class MOSEv2(Protocol[AnnotatedVideo]):
 
     def score(self, video: AnnotatedVideo) -> VideoScores:
         frames = without_ends(video.frames)
-        obj_ids = [one.obj_id for one in video.listed] or sorted(_objects(video.truth(video.frames[0])))
+        obj_ids = [listed.obj_id for listed in video.listed] or sorted(_objects(video.truth(video.frames[0])))
         if not obj_ids:
             raise ValueError("expected objects in the first annotated frame or in the meta file, got none")
         if not video.predicted:
@@ -526,9 +520,6 @@ class MOSEv2(Protocol[AnnotatedVideo]):
                 curve.add(frame, (*adaptive_similarity(pred == obj_id, mask), float(mask.any())))
         return VideoScores(objects=tuple(self._object(video, obj_id, curve) for obj_id, curve in curves.items()))
 
-    def summary(self, objects: Sequence[ObjectScores]) -> tuple[Figure, ...]:
-        return tuple(Figure(name, mean(self.column(objects, name))) for name in self.columns)
-
     def _nothing(self, video: AnnotatedVideo, obj_ids: Sequence[int]) -> VideoScores:
         values = (0.0, 0.0, 0.0, np.nan, np.nan, 0.0, 0.0)
         empty = np.zeros((0, len(self.frame_columns)))
@@ -537,10 +528,9 @@ class MOSEv2(Protocol[AnnotatedVideo]):
 
     def _object(self, video: AnnotatedVideo, obj_id: int, curve: Curve) -> ObjectScores:
         rows = curve.columns()
-        j, f_dot, f, visible = rows
-        gone, back = absences(visible > 0), returns(visible > 0)
-        both = (j + f_dot) / 2
-        d, r = (mean([float(both[part].mean()) for part in parts]) for parts in (gone, back))
+        j, f_dot, _, visible = rows
+        j_and_f, runs = (j + f_dot) / 2, (absences(visible > 0), returns(visible > 0))
+        d, r = (mean([float(j_and_f[run].mean()) for run in group]) for group in runs)
         mean_j, mean_f_dot, mean_f = rows[:3].mean(axis=1).tolist()
         values = ((mean_j + mean_f_dot) / 2, mean_j, mean_f_dot, d, r, mean_f, (mean_j + mean_f) / 2)
         return curve.scores(video, obj_id, values)
@@ -577,20 +567,20 @@ class Synthetic(RegionAndBoundary):
     frame_columns = ("J", "F", "visible")
 
     def score(self, video: AnnotatedVideo) -> VideoScores:
-        curves = {one.obj_id: Curve() for one in _listed(video)}
-        starts = {one.obj_id: one.frames[0] for one in video.listed}
+        curves = {listed.obj_id: Curve() for listed in _listed(video)}
+        starts = {listed.obj_id: listed.frames[0] for listed in video.listed}
         for frame, truth, pred in frame_pairs(video, video.frames):
             for obj_id, curve in curves.items():
                 if frame > starts[obj_id]:
-                    real = truth == obj_id
-                    curve.add(frame, (*similarity(pred == obj_id, real), float(real.any())))
+                    mask = truth == obj_id
+                    curve.add(frame, (*similarity(pred == obj_id, mask), float(mask.any())))
         return VideoScores(objects=tuple(self._object(video, k, curve) for k, curve in curves.items() if curve.frames))
 
     def _object(self, video: AnnotatedVideo, obj_id: int, curve: Curve, group: str = "") -> ObjectScores:
         j, f, visible = curve.columns()
         of_j, of_f = statistics(j), statistics(f)
-        shown = tuple(mean(list(j[visible == flag])) for flag in (1, 0))
-        return curve.scores(video, obj_id, ((of_j.mean + of_f.mean) / 2, *of_j, *of_f, *shown), group)
+        by_visibility = tuple(mean(list(j[visible == flag])) for flag in (1, 0))
+        return curve.scores(video, obj_id, ((of_j.mean + of_f.mean) / 2, *of_j, *of_f, *by_visibility), group)
 
 
 MASK_PROTOCOLS: tuple[Protocol[AnnotatedVideo], ...] = (

@@ -15,22 +15,21 @@ from sam2_mem.evaluation.results import ObjectScores, Report
 def table(report: Report) -> str:
     """The objects and the summary in percent, then notes and failures."""
     head = ["video", "object", *report.columns]
-    rows = [[one.video, one.obj_id, *map(_percent, one.values)] for one in report.objects]
+    rows = [[scores.video, scores.obj_id, *map(_percent, scores.values)] for scores in report.objects]
     summary = [[figure.name for figure in report.summary], [_percent(figure.value) for figure in report.summary]]
-    parts = ["\n".join(_aligned([head, *rows])), "\n".join(_aligned(summary)), *_remarks(report)]
+    blocks = ["\n".join(_aligned([head, *rows])), "\n".join(_aligned(summary)), *_remarks(report)]
     title = f"{report.protocol}: {len(report.objects)} objects in {report.num_videos} videos, in percent"
-    return "\n\n".join([title, *parts])
+    return "\n\n".join([title, *blocks])
 
 
 def _remarks(report: Report) -> Iterator[str]:
     if report.notes:
         yield "\n".join(f"note: {note.video}: {note.text}" for note in report.notes)
     if report.failures:
-        left = report.num_videos - len(report.failures)
         lines = [f"failed: {failure.video}: {failure.reason}" for failure in report.failures]
         lines.append(
             f"INCOMPLETE: {len(report.failures)} of {report.num_videos} videos have no score; "
-            f"the numbers above are those of the other {left}"
+            f"the numbers above are those of the other {report.num_videos - len(report.failures)}"
         )
         yield "\n".join(lines)
 
@@ -53,7 +52,7 @@ def _padded(cell: str, width: int) -> str:
 def write_csv(report: Report, path: Path) -> Path:
     """One row for each object, in [0, 1]; the summary goes to ``<name>_summary.csv``, which is returned."""
     head = ["video", "object", "group", "frames", *report.columns]
-    rows = ([one.video, one.obj_id, one.group, len(one.frames), *map(_number, one.values)] for one in report.objects)
+    rows = ([s.video, s.obj_id, s.group, len(s.frames), *map(_number, s.values)] for s in report.objects)
     _write_rows(path, head, rows)
     summary = path.with_name(f"{path.stem}_summary{path.suffix}")
     _write_rows(summary, ["name", "value"], ([figure.name, _number(figure.value)] for figure in report.summary))
@@ -80,18 +79,18 @@ def _as_json(report: Report, per_frame: bool) -> dict[str, Any]:
         "complete": not report.failures,
         "num_videos": report.num_videos,
         "summary": {figure.name: _number(figure.value) for figure in report.summary},
-        "objects": [_object(report, one, per_frame) for one in report.objects],
+        "objects": [_object_entry(report, scores, per_frame) for scores in report.objects],
         "notes": [note._asdict() for note in report.notes],
         "failures": [failure._asdict() for failure in report.failures],
     }
 
 
-def _object(report: Report, one: ObjectScores, per_frame: bool) -> dict[str, Any]:
-    entry: dict[str, Any] = {"video": one.video, "object": one.obj_id, "group": one.group, "frames": len(one.frames)}
-    entry |= dict(zip(report.columns, map(_number, one.values)))
+def _object_entry(report: Report, scores: ObjectScores, per_frame: bool) -> dict[str, Any]:
+    entry = {"video": scores.video, "object": scores.obj_id, "group": scores.group, "frames": len(scores.frames)}
+    entry |= dict(zip(report.columns, map(_number, scores.values)))
     if per_frame:
-        curves = {name: one.per_frame[:, i].tolist() for i, name in enumerate(report.frame_columns)}
-        entry["per_frame"] = {"frame": list(one.frames)} | curves
+        curves = {name: scores.per_frame[:, i].tolist() for i, name in enumerate(report.frame_columns)}
+        entry["per_frame"] = {"frame": list(scores.frames)} | curves
     return entry
 
 

@@ -71,13 +71,13 @@ class Report:
 
     def figure(self, name: str) -> float:
         """A number of the summary by its name."""
-        found = {figure.name: figure.value for figure in self.summary}
-        if name not in found:
-            raise ValueError(f"expected one of {', '.join(found)}, got '{name}'")
-        return found[name]
+        figures = {figure.name: figure.value for figure in self.summary}
+        if name not in figures:
+            raise ValueError(f"expected one of {', '.join(figures)}, got '{name}'")
+        return figures[name]
 
 
 def mean(values: list[float]) -> float:
     """Of those that are not NaN; NaN if there are none."""
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else np.nan
+    defined = [value for value in values if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else np.nan

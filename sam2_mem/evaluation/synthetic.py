@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sam2_mem._moved import renamed
 from sam2_mem.evaluation.videos import AnnotatedVideo, ListedObject
 from sam2_mem.prompts import Prompt
 from sam2_mem.synthetic.export import write_image, write_masks
@@ -76,10 +77,10 @@ class SyntheticClip(AnnotatedVideo):
         return self.spec.num_frames
 
     def __iter__(self) -> Iterator[LabelledFrame]:
-        for shown in self.video:
-            new = [obj_id for obj_id, first in self.entries.items() if first == shown.index]
-            prompts = tuple(Prompt(obj_id, mask=shown.masks == obj_id) for obj_id in new)
-            yield LabelledFrame(shown.index, _name(shown.index), shown.image, shown.masks, prompts)
+        for frame in self.video:
+            new = [obj_id for obj_id, first in self.entries.items() if first == frame.index]
+            prompts = tuple(Prompt(obj_id, mask=frame.masks == obj_id) for obj_id in new)
+            yield LabelledFrame(frame.index, _name(frame.index), frame.image, frame.masks, prompts)
 
     @cached_property
     def entries(self) -> Mapping[int, int]:
@@ -94,7 +95,8 @@ class SyntheticClip(AnnotatedVideo):
         prompts: dict[int, list[Prompt]] = {}
         for obj_id, first in self.entries.items():
             prompts.setdefault(first, []).append(Prompt(obj_id, mask=self.video.masks(first) == obj_id))
-        return PromptPlan(tuple(self.entries), {t: lambda frame, now=now: now for t, now in prompts.items()})
+        at = {index: lambda frame, on_frame=on_frame: on_frame for index, on_frame in prompts.items()}
+        return PromptPlan(tuple(self.entries), at)
 
     # -- as an annotated video --
 
@@ -129,8 +131,8 @@ def fingerprint(clip: SyntheticClip, times: Iterable[int]) -> str:
     """The first 16 digits of the SHA-256 of images and masks at these frames."""
     digest = hashlib.sha256()
     for t in times:
-        shown = clip.video.frame(t)
-        digest.update(shown.image.tobytes() + shown.masks.tobytes())
+        frame = clip.video.frame(t)
+        digest.update(frame.image.tobytes() + frame.masks.tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -138,7 +140,7 @@ def fingerprint(clip: SyntheticClip, times: Iterable[int]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Track:
+class BenchmarkTrack:
     """Clips of one difficulty. ``level``: of :mod:`sam2_mem.synthetic.scenes`; ``late``: how many of the objects enter
     after the first frame; ``events``: what happens to an object in every clip, by the names of
     :class:`sam2_mem.synthetic.generator.Event`."""
@@ -163,27 +165,28 @@ class SyntheticSet:
     def __iter__(self) -> Iterator[SyntheticClip]:
         return iter(self.clips)
 
-    def __getitem__(self, which: int | str) -> SyntheticClip:
-        if isinstance(which, int):
-            return self.clips[which]
-        found = {clip.name: clip for clip in self.clips}
-        if which not in found:
-            raise ValueError(f"expected a clip of {self.name}, one of {', '.join(found)}, got {which!r}")
-        return found[which]
+    def __getitem__(self, key: int | str) -> SyntheticClip:
+        if isinstance(key, int):
+            return self.clips[key]
+        clips = {clip.name: clip for clip in self.clips}
+        if key not in clips:
+            raise ValueError(f"expected a clip of {self.name}, one of {', '.join(clips)}, got {key!r}")
+        return clips[key]
 
     def export(self, root: Path, *, quality: int | None = None) -> None:
         """Write the set as DAVIS 2017 lies on disk: ``JPEGImages/480p/<clip>``, ``Annotations/480p/<clip>`` and
         ``ImageSets/2017/val.txt``, with the frames from which each object is to be tracked in ``meta.json``.
 
         Args:
+            root: the folder to write to.
             quality: of JPEG frames, for tools that look for ``*.jpg``; None for PNG, which keeps every bit.
         """
         for clip in self.clips:
-            for shown in clip:
+            for frame in clip:
                 ending = "png" if quality is None else "jpg"
-                image = root / "JPEGImages" / "480p" / clip.name / f"{shown.name}.{ending}"
-                write_image(image, shown.image, quality or 95)
-                write_masks(root / "Annotations" / "480p" / clip.name / f"{shown.name}.png", shown.ids)
+                image = root / "JPEGImages" / "480p" / clip.name / f"{frame.name}.{ending}"
+                write_image(image, frame.image, quality or 95)
+                write_masks(root / "Annotations" / "480p" / clip.name / f"{frame.name}.png", frame.ids)
         names = root / "ImageSets" / "2017" / "val.txt"
         names.parent.mkdir(parents=True, exist_ok=True)
         names.write_text("".join(f"{clip.name}\n" for clip in self.clips), encoding="utf-8")
@@ -191,27 +194,27 @@ class SyntheticSet:
 
     def _meta(self) -> dict[str, Any]:
         videos = {
-            clip.name: {"objects": {str(one.obj_id): {"frames": list(one.frames)} for one in clip.listed}}
+            clip.name: {"objects": {str(item.obj_id): {"frames": list(item.frames)} for item in clip.listed}}
             for clip in self.clips
         }
         return {"set": self.name, "videos": videos}
 
 
 TRACKS = (
-    Track(name="occlusion", level="occlusion", objects=3, events=("occlusion",)),
-    Track(name="return", level="leave_return", objects=3, events=("leave", "return")),
-    Track(name="long_absence", level="long_absence", objects=2, events=("return",)),
-    Track(name="lookalikes", level="lookalikes", objects=2),
-    Track(name="appearance", level="appearance", objects=3, events=("appearance",)),
-    Track(name="splitting", level="splitting", objects=2, events=("split",)),
-    Track(name="late", level="clutter", objects=5, late=4, events=("entry",)),
+    BenchmarkTrack(name="occlusion", level="occlusion", objects=3, events=("occlusion",)),
+    BenchmarkTrack(name="return", level="leave_return", objects=3, events=("leave", "return")),
+    BenchmarkTrack(name="long_absence", level="long_absence", objects=2, events=("return",)),
+    BenchmarkTrack(name="lookalikes", level="lookalikes", objects=2),
+    BenchmarkTrack(name="appearance", level="appearance", objects=3, events=("appearance",)),
+    BenchmarkTrack(name="splitting", level="splitting", objects=2, events=("split",)),
+    BenchmarkTrack(name="late", level="clutter", objects=5, late=4, events=("entry",)),
 )
 """``long_absence``: for 200 frames in the long clips, behind something or out of the frame. ``lookalikes``: two doubles
 of each object. ``late``: four of five objects enter between 15 % and 50 % of the clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Recipe:
+class _SetSpec:
     """A set is every track with every seed; training and validation draw from other seeds."""
 
     seeds: tuple[int, ...]
@@ -223,7 +226,7 @@ class _Recipe:
             for number, seed in enumerate(self.seeds, start=1):
                 yield SyntheticClip(f"{track.name}_{number}", track.name, self._spec(track, seed))
 
-    def _spec(self, track: Track, seed: int) -> SyntheticSpec:
+    def _spec(self, track: BenchmarkTrack, seed: int) -> SyntheticSpec:
         return SyntheticSpec(
             seed=seed,
             level=track.level,
@@ -235,18 +238,21 @@ class _Recipe:
         )
 
 
-_RECIPES = {
-    "long-v1": _Recipe(seeds=(31_000_001, 31_000_002), num_frames=600, side=256),
-    "dev-v1": _Recipe(seeds=(32_000_001,), num_frames=120, side=128),
-    "seeds-v1": _Recipe(seeds=(33_000_001, 33_000_002, 33_000_003), num_frames=200, side=128),
+_SETS = {
+    "long-v1": _SetSpec(seeds=(31_000_001, 31_000_002), num_frames=600, side=256),
+    "dev-v1": _SetSpec(seeds=(32_000_001,), num_frames=120, side=128),
+    "seeds-v1": _SetSpec(seeds=(33_000_001, 33_000_002, 33_000_003), num_frames=200, side=128),
 }
-SYNTHETIC_SETS = tuple(_RECIPES)
+SYNTHETIC_SETS = tuple(_SETS)
 """``long-v1``: 14 clips of 600 frames, 256 pixels. ``dev-v1``: 7 of 120 frames, 128 pixels, for tests and CPUs.
 ``seeds-v1``: 21 of 200 frames, 128 pixels, each track with three seeds, to see how much a figure varies between clips."""
 
 
 def open_synthetic(name: str) -> SyntheticSet:
     """A set by its name and version."""
-    if name not in _RECIPES:
+    if name not in _SETS:
         raise ValueError(f"expected a synthetic set of {', '.join(SYNTHETIC_SETS)}, got {name!r}")
-    return SyntheticSet(name, tuple(_RECIPES[name].clips()))
+    return SyntheticSet(name, tuple(_SETS[name].clips()))
+
+
+__getattr__ = renamed(__name__)

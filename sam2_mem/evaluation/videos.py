@@ -64,33 +64,3 @@ class VideoPart:
 
     video: AnnotatedVideo
     obj_id: int | None = None
-
-
-@dataclass(frozen=True)
-class ArrayVideo(AnnotatedVideo):
-    """A video in memory: ids (T, H, W) of both; frames are called 00000, 00001, and so on."""
-
-    name: str
-    truths: np.ndarray
-    predictions: np.ndarray
-    objects: tuple[ListedObject, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.truths.ndim != 3 or len(self.truths) != len(self.predictions):
-            raise ValueError(
-                f"expected ids (T, H, W) and as many predictions, got {self.truths.shape} and {self.predictions.shape}"
-            )
-
-    @property
-    def frames(self) -> Sequence[str]:
-        return tuple(f"{index:05d}" for index in range(len(self.truths)))
-
-    @property
-    def listed(self) -> Sequence[ListedObject]:
-        return self.objects
-
-    def truth(self, frame: str) -> np.ndarray:
-        return self.truths[int(frame)]
-
-    def prediction(self, frame: str) -> np.ndarray:
-        return self.predictions[int(frame)]

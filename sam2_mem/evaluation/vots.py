@@ -9,14 +9,16 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
 
+from sam2_mem._moved import renamed
 from sam2_mem.evaluation.protocols import Protocol
 from sam2_mem.evaluation.results import Figure, ObjectScores, VideoScores, mean
 
+_Parsed = TypeVar("_Parsed")
 UNKNOWN = 0
 PROMPTED = 1
 ABSENCE_THRESHOLD = 10
@@ -26,7 +28,7 @@ IGNORED = "_ignore"
 # -- regions --------------------------------------------------------------------------------------------------------
 
 
-class Box(NamedTuple):
+class RegionBox(NamedTuple):
     """Corners in pixels, the second one outside."""
 
     x0: int
@@ -48,21 +50,21 @@ class Region:
     code: int | None = None
 
     @property
-    def box(self) -> Box:
-        return Box(self.x, self.y, self.x + self.mask.shape[1], self.y + self.mask.shape[0])
+    def box(self) -> RegionBox:
+        return RegionBox(self.x, self.y, self.x + self.mask.shape[1], self.y + self.mask.shape[0])
 
     @property
     def empty(self) -> bool:
         """The toolkit takes a mask for empty that is one pixel wide or high."""
         return min(self.mask.shape) <= 1
 
-    def on(self, box: Box) -> np.ndarray:
+    def on(self, box: RegionBox) -> np.ndarray:
         """The pixels of a box, (y1 - y0, x1 - x0) bool."""
         canvas = np.zeros((box.y1 - box.y0, box.x1 - box.x0), bool)
-        x0, y0, x1, y1 = _common(self.box, box)
+        x0, y0, x1, y1 = _intersection(self.box, box)
         if x0 < x1 and y0 < y1:
-            part = self.mask[y0 - self.y : y1 - self.y, x0 - self.x : x1 - self.x]
-            canvas[y0 - box.y0 : y1 - box.y0, x0 - box.x0 : x1 - box.x0] = part
+            cropped = self.mask[y0 - self.y : y1 - self.y, x0 - self.x : x1 - self.x]
+            canvas[y0 - box.y0 : y1 - box.y0, x0 - box.x0 : x1 - box.x0] = cropped
         return canvas
 
 
@@ -75,14 +77,14 @@ def mask_region(mask: np.ndarray, x: int = 0, y: int = 0) -> Region:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return Region(np.zeros((0, 0), bool))
-    top, left = int(rows[0]), int(columns[0])
-    return Region(mask[top : rows[-1] + 1, left : columns[-1] + 1].astype(bool), x + left, y + top)
+    x0, y0 = int(columns[0]), int(rows[0])
+    return Region(mask[y0 : rows[-1] + 1, x0 : columns[-1] + 1].astype(bool), x + x0, y + y0)
 
 
-def _common(first: Box, second: Box) -> Box:
+def _intersection(first: RegionBox, second: RegionBox) -> RegionBox:
     low = (max(a, b) for a, b in zip(first[:2], second[:2]))
     high = (min(a, b) for a, b in zip(first[2:], second[2:]))
-    return Box(*low, *high)
+    return RegionBox(*low, *high)
 
 
 def overlap(first: Region, second: Region, size: tuple[int, int], ignored: Region | None = None) -> float:
@@ -94,8 +96,8 @@ def overlap(first: Region, second: Region, size: tuple[int, int], ignored: Regio
     boxes = [region.box for region in (first, second) if region.mask.size]
     if not boxes:
         return 1.0
-    around = Box(*(min(box[i] for box in boxes) for i in (0, 1)), *(max(box[i] for box in boxes) for i in (2, 3)))
-    around = _common(around, Box(0, 0, *size))
+    around = RegionBox(*(min(box[i] for box in boxes) for i in (0, 1)), *(max(box[i] for box in boxes) for i in (2, 3)))
+    around = _intersection(around, RegionBox(0, 0, *size))
     if around.x1 - around.x0 <= 1 or around.y1 - around.y0 <= 1:
         return 1.0
     a, b = first.on(around), second.on(around)
@@ -155,22 +157,22 @@ def read_regions(path: Path) -> Iterator[Region]:
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield _located(path, f"line {number}", lambda line=line: parse_region(line))
+                yield _read_located(path, f"line {number}", lambda line=line: parse_region(line))
 
 
-def _located(path: Path, place: str, read: Callable[[], Region]) -> Region:
+def _read_located(path: Path, location: str, read: Callable[[], _Parsed]) -> _Parsed:
     try:
         return read()
     except (ValueError, struct.error) as error:
-        raise ValueError(f"{path}, {place}: {error}") from error
+        raise ValueError(f"{path}, {location}: {error}") from error
 
 
 def _binary_regions(file: BinaryIO, path: Path) -> Iterator[Region]:
-    version, count = _located(path, "header", lambda: _unpack(file, "<hI"))
+    version, count = _read_located(path, "header", lambda: _unpack(file, "<hI"))
     if version != 1:
         raise ValueError(f"{path}: expected version 1 of the toolkit's format, got {version}; write text files instead")
     for index in range(count):
-        yield _located(path, f"region {index}", lambda: _binary_region(file))
+        yield _read_located(path, f"region {index}", lambda: _binary_region(file))
 
 
 def _binary_region(file: BinaryIO) -> Region:
@@ -221,8 +223,8 @@ class VOTSSequence:
         path = self.folder / f"groundtruth_{IGNORED}.txt"
         return path if path.is_file() else None
 
-    def result(self, obj_id: str, several: bool) -> Path:
-        stem = f"{self.name}_{obj_id}_001" if several else f"{self.name}_001"
+    def result(self, obj_id: str, num_objects: int) -> Path:
+        stem = f"{self.name}_{obj_id}_001" if num_objects > 1 else f"{self.name}_001"
         for path in (self.results / f"{stem}.bin", self.results / f"{stem}.txt"):
             if path.is_file():
                 return path
@@ -305,14 +307,16 @@ class VOTS(Protocol[VOTSSequence]):
 
     def score(self, video: VOTSSequence) -> VideoScores:
         truths, size = video.truths(), video.size()
-        several = len(truths) > 1
-        objects = (_object(video, obj_id, path, video.result(obj_id, several), size) for obj_id, path in truths.items())
-        return VideoScores(objects=tuple(objects))
+        return VideoScores(
+            objects=tuple(
+                _object(video, obj_id, path, video.result(obj_id, len(truths)), size) for obj_id, path in truths.items()
+            )
+        )
 
     def summary(self, objects: Sequence[ObjectScores]) -> tuple[Figure, ...]:
         by_sequence: dict[str, list[ObjectScores]] = {}
-        for one in objects:
-            by_sequence.setdefault(one.video, []).append(one)
+        for scores in objects:
+            by_sequence.setdefault(scores.video, []).append(scores)
         return tuple(
             Figure(name, mean([mean(self.column(group, name)) for group in by_sequence.values()]))
             for name in self.columns
@@ -343,9 +347,12 @@ def _counts(counted: list[bool] | None, index: int) -> bool:
 def _frames(truth: Path, result: Path, ignored: Path | None) -> Iterator[tuple[Region, Region, Region | None]]:
     """The frames of the ground truth; a result that has fewer is an error."""
     results = read_regions(result)
-    nothing = read_regions(ignored) if ignored else iter(())
+    ignored_regions = read_regions(ignored) if ignored else iter(())
     for index, region in enumerate(read_regions(truth)):
-        shown = next(results, None)
-        if shown is None:
+        result_region = next(results, None)
+        if result_region is None:
             raise ValueError(f"expected a result for every frame, got {index} in '{result}'")
-        yield region, shown, next(nothing, None)
+        yield region, result_region, next(ignored_regions, None)
+
+
+__getattr__ = renamed(__name__)

@@ -14,9 +14,8 @@ from micro import OVERRIDES, SIDE, blob, micro_weights, one_thread, picture  # n
 from PIL import Image
 
 from sam2_mem.cli.vos import main
-from sam2_mem.evaluation.dataset_inference import RECIPES, Found
-from sam2_mem.evaluation.datasets import LAYOUTS, PROTOCOLS, open_dataset
-from sam2_mem.evaluation.run import evaluate
+from sam2_mem.evaluation.datasets import LAYOUTS, PROTOCOLS, DatasetOnDisk, open_dataset
+from sam2_mem.evaluation.scoring import evaluate
 from sam2_mem.evaluation.vots import mask_region, parse_region, read_regions, region_text
 from sam2_mem.video import read_mask_png
 
@@ -220,10 +219,10 @@ def test_late_objects_start_late(run: Callable[..., int], tmp_path: Path) -> Non
     assert (shown[LATE] & blob(1, LATE)).sum() > 0.5 * blob(1, LATE).sum()
 
 
-def test_every_data_set_of_the_evaluation_has_a_recipe() -> None:
-    assert RECIPES.keys() == PROTOCOLS.keys() == LAYOUTS.keys()
+def test_every_data_set_of_the_evaluation_has_a_layout() -> None:
+    assert PROTOCOLS.keys() == LAYOUTS.keys()
     named = set(CASES) | {"vots", "vos", "synthetic", "longvideos-afburr", "lvos-2023"}
-    assert named == set(RECIPES), "every one of them has a test here, or is a variant of one that has"
+    assert named == set(LAYOUTS), "every one of them has a test here, or is a variant of one that has"
 
 
 # -- regions --------------------------------------------------------------------------------------------------------
@@ -311,7 +310,7 @@ def test_splits_and_lists(run: Callable[..., int], tmp_path: Path) -> None:
     root = tmp_path / "root"
     davis2017(root)
     listed(root / "ImageSets/2017/train.txt", "v", "w")
-    assert Found("davis2017", root).names == ["v"]
+    assert DatasetOnDisk("davis2017", root).names == ["v"]
     listed(tmp_path / "mine.txt", "v")
     assert run("out", "--dataset", "davis2017", "--root", root, "--split", "train") == 1, "there is no w"
     assert run("own", "--dataset", "davis2017", "--root", root, "--video_list_file", tmp_path / "mine.txt") == 0

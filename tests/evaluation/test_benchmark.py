@@ -18,28 +18,41 @@ import torch
 from micro import SIDE, TOKENS, blob, micro_model, one_thread, picture  # noqa: F401
 
 from sam2_mem.build_sam import build_policy
-from sam2_mem.cli.benchmark import filmed, policy_named, prompts_of, synthetic, to_and_fro
-from sam2_mem.cli.network import names
+from sam2_mem.cli.arguments import names
+from sam2_mem.cli.benchmark import (
+    parse_arguments,
+    policy_named,
+    prompts_of,
+    synthetic_clip,
+    to_and_fro,
+    video_clip,
+)
 from sam2_mem.evaluation.benchmark import profile as profiling
-from sam2_mem.evaluation.benchmark import reference
+from sam2_mem.evaluation.benchmark import reference_benchmark as reference
 from sam2_mem.evaluation.benchmark.policy_costs import (
     WARM_UP,
+    BenchmarkClip,
     Block,
-    Cost,
-    Footage,
     Mark,
+    PolicyCost,
     Setting,
-    Stay,
+    StreamCost,
     _slope,
     compare,
     cost_table,
+    count_memory,
+    measure_stream,
     resident_bytes,
     run_block,
-    stay_table,
-    take_census,
-    watch,
+    stream_table,
 )
-from sam2_mem.evaluation.benchmark.reference import Arm, Spent, Stored, agreement, race
+from sam2_mem.evaluation.benchmark.reference_benchmark import (
+    BlockTime,
+    PredictorSpec,
+    StoredClip,
+    agreement,
+    compare_speed,
+)
 from sam2_mem.evaluation.benchmark.suite import Case, cases_of, run_suite, suite_table
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.prompts import Prompt
@@ -53,23 +66,23 @@ def setting() -> Setting:
     return Setting(model=micro_model())
 
 
-def footage(frames: int = WARM_UP + 3, objects: int = 1) -> Footage:
+def clip_of(frames: int = WARM_UP + 3, objects: int = 1) -> BenchmarkClip:
     prompts = tuple(Prompt(n + 1, mask=blob(n)) for n in range(objects))
-    return Footage(picture=picture, num_frames=frames, prompts=prompts)
+    return BenchmarkClip(picture=picture, num_frames=frames, prompts=prompts)
 
 
 # -- blocks -----------------------------------------------------------------------------------------------------------
 
 
 def test_two_blocks_of_one_policy_give_the_same_masks(setting: Setting) -> None:
-    one, other = (run_block(setting, FIFO(), footage(8, 2)) for _ in range(2))
+    one, other = (run_block(setting, FIFO(), clip_of(8, 2)) for _ in range(2))
     assert one.masks == other.masks
     assert len(one.milliseconds) == 8 and min(one.milliseconds) > 0
 
 
 def test_control_another_memory_gives_other_masks(setting: Setting) -> None:
     blind = FIFO(num_maskmem=1, max_obj_ptrs_in_encoder=1)
-    assert run_block(setting, FIFO(), footage(12)).masks != run_block(setting, blind, footage(12)).masks
+    assert run_block(setting, FIFO(), clip_of(12)).masks != run_block(setting, blind, clip_of(12)).masks
 
 
 def test_times_leave_out_the_first_frames() -> None:
@@ -80,25 +93,27 @@ def test_times_leave_out_the_first_frames() -> None:
 
 
 def test_census_of_fifo(setting: Setting) -> None:
-    census = take_census(setting, FIFO(), footage(30))
+    census = count_memory(setting, FIFO(), clip_of(30))
     maps = [0, *range(1, 7), *[7] * 23]
-    assert census.read == tuple(TOKENS * n for n in maps), "the prompt and up to six maps"
-    assert census.pointers == tuple(min(t, POINTERS) for t in range(30))
-    assert census.tokens[0] == TOKENS and max(census.tokens) <= FIFO().capacity(TOKENS)
-    assert census.bytes[-1] > census.tokens[-1] * micro_model().memory_width * 2, "two bytes a channel, and pointers"
+    assert census.tokens_read == [TOKENS * n for n in maps], "the prompt and up to six maps"
+    assert census.pointers_read == [min(t, POINTERS) for t in range(30)]
+    assert census.largest[0] == TOKENS and max(census.largest) <= FIFO().capacity(TOKENS)
+    assert census.state_bytes[-1] > census.largest[-1] * micro_model().memory_width * 2, (
+        "two bytes a channel, and pointers"
+    )
 
 
 def test_pathways_that_read_the_same_count_once(setting: Setting) -> None:
-    census = take_census(setting, build_policy("sam2long"), footage(4))
-    assert census.read[1] == TOKENS, "after the prompt there is one pathway"
-    alone = take_census(setting, replace(build_policy("sam2long"), num_pathway=1), footage(30))
-    tree = take_census(setting, build_policy("sam2long"), footage(30))
-    assert TOKENS * 7 >= max(alone.read) and max(tree.read) > max(alone.read)
+    census = count_memory(setting, build_policy("sam2long"), clip_of(4))
+    assert census.tokens_read[1] == TOKENS, "after the prompt there is one pathway"
+    alone = count_memory(setting, replace(build_policy("sam2long"), num_pathway=1), clip_of(30))
+    tree = count_memory(setting, build_policy("sam2long"), clip_of(30))
+    assert max(alone.tokens_read) <= TOKENS * 7 and max(tree.tokens_read) > max(alone.tokens_read)
 
 
 def test_tokens_are_those_of_the_object_that_holds_most(setting: Setting) -> None:
-    one, two = (take_census(setting, FIFO(), footage(10, n)) for n in (1, 2))
-    assert one.tokens == two.tokens and two.bytes[-1] > one.bytes[-1]
+    one, two = (count_memory(setting, FIFO(), clip_of(10, n)) for n in (1, 2))
+    assert one.largest == two.largest and two.state_bytes[-1] > one.state_bytes[-1]
 
 
 # -- comparing --------------------------------------------------------------------------------------------------------
@@ -106,7 +121,7 @@ def test_tokens_are_those_of_the_object_that_holds_most(setting: Setting) -> Non
 
 def test_a_row_for_every_policy_and_number_of_objects(setting: Setting) -> None:
     policies = {"fifo": FIFO(), "keyframe": build_policy("keyframe")}
-    costs = list(compare(setting, policies, footage(objects=2), objects=(1, 2)))
+    costs = list(compare(setting, policies, clip_of(objects=2), objects=(1, 2)))
     assert [(c.policy, c.objects) for c in costs] == [("fifo", 1), ("keyframe", 1), ("fifo", 2), ("keyframe", 2)]
     assert all(c.repeatable and c.blocks == 2 and c.ratio_min <= c.ratio <= c.ratio_max for c in costs)
     assert all(c.tokens_end <= c.capacity for c in costs)
@@ -123,7 +138,7 @@ class Dice(FIFO):
 
 
 def test_control_masks_that_differ_between_blocks_are_reported(setting: Setting) -> None:
-    costs = list(compare(setting, {"fifo": FIFO(), "dice": Dice()}, footage()))
+    costs = list(compare(setting, {"fifo": FIFO(), "dice": Dice()}, clip_of()))
     assert [c.repeatable for c in costs] == [True, False]
     assert "dice (!)" in cost_table(costs) and "(!) its masks" in cost_table(costs)
 
@@ -132,44 +147,44 @@ def test_control_masks_that_differ_between_blocks_are_reported(setting: Setting)
     ("change", "message"),
     [
         ({"policies": {"keyframe": FIFO()}}, "expected fifo among the policies"),
-        ({"footage": footage(WARM_UP)}, "more than 17 frames"),
+        ({"footage": clip_of(WARM_UP)}, "more than 17 frames"),
         ({"objects": (2,)}, "expected 1..1 objects"),
         ({"rounds": 0}, "rounds >= 1"),
     ],
 )
 def test_mistakes(setting: Setting, change: dict[str, Any], message: str) -> None:
-    given = {"policies": {"fifo": FIFO()}, "footage": footage()} | change
+    given = {"policies": {"fifo": FIFO()}, "footage": clip_of()} | change
     with pytest.raises(ValueError, match=message):
         list(compare(setting, given.pop("policies"), given.pop("footage"), **given))
 
 
 def test_footage_needs_a_prompt() -> None:
     with pytest.raises(ValueError, match="at least one prompt"):
-        Footage(picture=picture, num_frames=3, prompts=())
+        BenchmarkClip(picture=picture, num_frames=3, prompts=())
 
 
 # -- long streams -----------------------------------------------------------------------------------------------------
 
 
 def test_watch_looks_every_so_often(setting: Setting) -> None:
-    stay = watch(setting, "fifo", FIFO(), footage(60), every=20)
+    stay = measure_stream(setting, "fifo", FIFO(), clip_of(60), every=20)
     assert [m.frame for m in stay.marks] == [20, 40, 60]
     assert stay.bounded and TOKENS * 7 < stay.most_tokens <= stay.capacity == FIFO().capacity(TOKENS)
     assert stay.marks[0].bytes < stay.marks[1].bytes == stay.marks[2].bytes
     assert (stay.slope is None) == (resident_bytes() is None)
-    head, row = stay_table([stay]).splitlines()
+    head, row = stream_table([stay]).splitlines()
     assert head.count("MB at") == 3 and row.startswith("fifo")
 
 
 def test_control_what_grows_is_seen(setting: Setting) -> None:
-    stay = watch(setting, "all", FIFO(retain_all=True), footage(40), every=10)
+    stay = measure_stream(setting, "all", FIFO(retain_all=True), clip_of(40), every=10)
     sizes = [m.bytes for m in stay.marks]
     assert sizes == sorted(set(sizes)) and stay.capacity is None and stay.most_tokens == 40 * TOKENS
 
 
 def test_control_more_than_the_bound_is_reported() -> None:
-    stay = Stay(policy="x", objects=1, marks=(Mark(1, 1, None),), most_tokens=2, capacity=1, slope=None)
-    assert not stay.bounded and "x (!)" in stay_table([stay]) and "unknown" in stay_table([stay])
+    stay = StreamCost(policy="x", objects=1, marks=(Mark(1, 1, None),), most_tokens=2, capacity=1, slope=None)
+    assert not stay.bounded and "x (!)" in stream_table([stay]) and "unknown" in stream_table([stay])
 
 
 def test_slope_is_bytes_per_frame() -> None:
@@ -210,7 +225,7 @@ def test_tool_policies(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert status == 0 and [re.split(r"[ |]+", line)[1] for line in lines[2:]] == ["fifo", "keyframe"]
     results = json.loads(out.read_text())["results"]
     assert [r["policy"] for r in results] == ["fifo", "keyframe"]
-    assert results[0].keys() == Cost.__dataclass_fields__.keys()
+    assert results[0].keys() == PolicyCost.__dataclass_fields__.keys()
 
 
 def test_tool_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,9 +244,9 @@ def test_policies_with_fields(setting: Setting) -> None:
 
 def test_equal_pathways_are_one_row(setting: Setting) -> None:
     """The setting in which the cost of a tree is measured while its pathways are equal."""
-    certain, sure = footage(30), policy_named("sam2long:uncertainty=0")
-    assert max(take_census(setting, sure, certain).read) <= 7 * TOKENS
-    assert max(take_census(setting, build_policy("sam2long"), certain).read) > 7 * TOKENS
+    certain, sure = clip_of(30), policy_named("sam2long:uncertainty=0")
+    assert max(count_memory(setting, sure, certain).tokens_read) <= 7 * TOKENS
+    assert max(count_memory(setting, build_policy("sam2long"), certain).tokens_read) > 7 * TOKENS
 
 
 # -- where time goes --------------------------------------------------------------------------------------------------
@@ -253,7 +268,7 @@ def test_profile(setting: Setting, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     learns = [p.requires_grad for p in setting.model.parameters()]
     clock = Clock(monkeypatch, encode_image=0.5, attend=0.2, decode=0.1, encode_memory=0.3)
     monkeypatch.setattr(setting.model, "runner", clock.run)
-    shown = footage(WARM_UP + 4, objects=2)
+    shown = clip_of(WARM_UP + 4, objects=2)
     slow = replace(shown, picture=lambda t: (setattr(clock, "now", clock.now + 0.05), picture(t))[1])
     found = {p.name: p for p in profiling.profile(setting, FIFO(), slow, trace=tmp_path / "trace.json")}
     assert list(found) == ["frame", "encode_image", "attend", "decode", "encode_memory", "the rest"]
@@ -276,7 +291,7 @@ def test_profile(setting: Setting, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_operations_grow_with_objects(setting: Setting) -> None:
-    one, two = ({p.name: p.gflop for p in profiling.profile(setting, FIFO(), footage(WARM_UP + 3, n))} for n in (1, 2))
+    one, two = ({p.name: p.gflop for p in profiling.profile(setting, FIFO(), clip_of(WARM_UP + 3, n))} for n in (1, 2))
     assert two["encode_image"] == one["encode_image"] and two["decode"] == pytest.approx(2 * one["decode"], rel=0.01)
     assert one["attend"] < two["attend"] < 2 * one["attend"], "the first self-attention is shared"
 
@@ -344,13 +359,12 @@ def test_a_suite_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_every_case_is_a_command_that_the_tool_takes(device: str) -> None:
-    parse = runpy.run_path(str(TOOL))["parse_arguments"]
     cases = cases_of(device)
     assert len({case.name for case in cases}) == len(cases) > 10
     for case in cases:
         beside = ("--peer=x:y",) if case.verb == "peer" else ()
         common = ("--weights=random", f"--device={device}", "--threads=0", *beside)
-        assert parse(case.command(TOOL, common, Path("x.json"))[2:]).verb == case.verb
+        assert parse_arguments(case.command(TOOL, common, Path("x.json"))[2:]).verb == case.verb
 
 
 def test_tool_suite(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -360,7 +374,7 @@ def test_tool_suite(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
         Case("same", "peer", small),
         Case("other", "peer", (*small, "--peer_override=memory_policy.num_maskmem=1")),
     )
-    monkeypatch.setattr("sam2_mem.evaluation.benchmark.suite.CPU_CASES", cases)
+    monkeypatch.setattr("sam2_mem.cli.benchmark.cases_of", lambda device: cases)
     assert tool(monkeypatch, "suite", "--peer", OURSELVES, "--out", str(tmp_path), "--threads", "1") == 0
     head, same, other = capsys.readouterr().out.splitlines()
     assert "ratio" in head and same.startswith("same   1.00000") and not other.startswith("other  1.00000")
@@ -446,8 +460,8 @@ def test_agreement_by_hand() -> None:
     found = agreement([one, one], [one, other])
     assert found.mean_iou == pytest.approx((1 + 1 + 6 / 8 + 1) / 4) and found.least_iou == pytest.approx(6 / 8)
     assert found.logit == 2.0 and found.present == 0.5 and found.area == pytest.approx((8 / 16 + 6 / 16) / 2)
-    assert not found.telling() and agreement([one[:1]], [one[:1]]).telling()
-    assert not agreement([one[:1].abs()], [one[:1].abs()]).telling(), "all object"
+    assert not found.conclusive() and agreement([one[:1]], [one[:1]]).conclusive()
+    assert not agreement([one[:1].abs()], [one[:1].abs()]).conclusive(), "all object"
 
 
 def test_race_compares_the_masks_it_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -455,15 +469,15 @@ def test_race_compares_the_masks_it_timed(monkeypatch: pytest.MonkeyPatch) -> No
     given = {"ours": 1.0, "peer": -1.0}
     frames = WARM_UP + 2 * 3 + 2
 
-    def track(arm: Arm, predictor: Any, clip: Stored) -> Iterator[torch.Tensor]:
+    def track(arm: PredictorSpec, predictor: Any, clip: StoredClip) -> Iterator[torch.Tensor]:
         yield from (torch.full((1, 2, 2), given[arm.builder] * (t + 1)) for t in range(frames))
 
     monkeypatch.setattr(reference, "track", track)
-    ours, other = (Arm(builder=name, config="", weights="") for name in ("ours", "peer"))
+    ours, other = (PredictorSpec(builder=name, config="", weights="") for name in ("ours", "peer"))
     nets = (torch.nn.Identity(), torch.nn.Identity())
-    _, found = race(ours, other, Stored(place=Path(), num_frames=frames), nets, 3)
+    _, found = compare_speed((ours, other), StoredClip(folder=Path(), num_frames=frames), nets, 3)
     assert found.frames == frames - 1 and found.mean_iou == 0.0, "one more for counting operations"
-    _, same = race(ours, ours, Stored(place=Path(), num_frames=frames), nets, 3)
+    _, same = compare_speed((ours, ours), StoredClip(folder=Path(), num_frames=frames), nets, 3)
     assert same.mean_iou == 1.0 and same.logit == 0.0
 
 
@@ -471,18 +485,18 @@ def test_race_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours, reference, reference, ours; what is left of the clip is not timed, and the ratio is the peer's time over ours."""
     turns: list[tuple[str, int]] = []
 
-    def advance(arm: Arm, run: str, frames: int) -> Spent:
+    def advance(arm: PredictorSpec, run: str, frames: int) -> BlockTime:
         turns.append((arm.builder, frames))
         seconds = 3.0 if arm.builder == "peer" else 2.0
-        return Spent(seconds, 2 * seconds)
+        return BlockTime(seconds, 2 * seconds)
 
     monkeypatch.setattr(reference, "_advance", advance)
-    monkeypatch.setattr(reference, "_noted", lambda run, into: run)
+    monkeypatch.setattr(reference, "_stored", lambda run, store: run)
     monkeypatch.setattr(reference, "track", lambda arm, predictor, clip: arm.builder)
     monkeypatch.setattr(reference, "agreement", lambda a, b: (a, b))
     monkeypatch.setattr(reference, "_gflop", lambda predictor, run: {"ours": 1.0, "peer": 1.5}[run])
-    ours, other = (Arm(builder=name, config="", weights="") for name in ("ours", "peer"))
-    found, _ = race(ours, other, Stored(place=Path(), num_frames=WARM_UP + 19), (None, None), 5)
+    ours, other = (PredictorSpec(builder=name, config="", weights="") for name in ("ours", "peer"))
+    found, _ = compare_speed((ours, other), StoredClip(folder=Path(), num_frames=WARM_UP + 19), (None, None), 5)
     assert turns == [("ours", WARM_UP), ("peer", WARM_UP), ("ours", 5), ("peer", 5), ("peer", 5), ("ours", 5)]
     assert found.ratios("wall") == [1.5, 1.5] and found.milliseconds("ours", "cpu") == 4000
     assert found.gflop == (1.0, 1.5)
@@ -494,7 +508,7 @@ def test_tool_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 def test_synthetic_footage_has_the_objects_asked_for() -> None:
-    found = synthetic(3, 64, 5)
+    found = synthetic_clip(3, 64, 5)
     assert found.num_frames == 3 and [p.obj_id for p in found.prompts] == [1, 2, 3, 4, 5]
     assert found.picture(2).shape == (64, 64, 3)
 
@@ -506,6 +520,6 @@ def test_filmed_footage(tmp_path: Path) -> None:
     ids[:8, :8], ids[20:, 20:] = 3, 7
     (tmp_path / "masks").mkdir()
     cv2.imwrite(str(tmp_path / "masks" / "first.png"), ids)
-    found = filmed(tmp_path, tmp_path / "masks" / "first.png", 3)
+    found = video_clip(tmp_path, tmp_path / "masks" / "first.png", 3)
     assert found.num_frames == 3 and [p.obj_id for p in found.prompts] == [3, 7]
     assert prompts_of(ids, 1)[0].mask.sum() == 64

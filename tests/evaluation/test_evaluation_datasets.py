@@ -18,7 +18,7 @@ from PIL import Image
 from sam2_mem.evaluation.datasets import Selection, open_dataset
 from sam2_mem.evaluation.reports import table, write_json
 from sam2_mem.evaluation.results import Report
-from sam2_mem.evaluation.run import evaluate
+from sam2_mem.evaluation.scoring import evaluate
 from sam2_mem.video import Frame, PaletteWriter, PerObjectWriter
 
 ROOT = Path(__file__).resolve().parents[2]

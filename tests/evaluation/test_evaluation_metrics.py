@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import lzma
 import math
@@ -16,9 +17,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sam2_mem.evaluation.metrics import (
+    _boundary_map,
     adaptive_similarity,
     boundary_f,
-    boundary_map,
     boundary_radius,
     disk,
     jaccard,
@@ -74,7 +75,7 @@ def whole_disk(radius: int) -> list[tuple[int, int]]:
 
 def literal_decay(values: list[float]) -> float:
     edges = [int(np.round(1 + (len(values) - 1) * k / 4 + 1e-10)) - 1 for k in range(5)]
-    quarters = [values[first : last + 1] for first, last in zip(edges, edges[1:])]
+    quarters = [values[first : last + 1] for first, last in itertools.pairwise(edges)]
     return float(np.mean(quarters[0]) - np.mean(quarters[3]))
 
 
@@ -104,7 +105,7 @@ def test_j_is_its_definition(masks: tuple[np.ndarray, np.ndarray]) -> None:
 
 @given(mask_pairs())
 def test_boundary_is_its_definition(masks: tuple[np.ndarray, np.ndarray]) -> None:
-    assert set(zip(*(axis.tolist() for axis in np.nonzero(boundary_map(masks[0]))))) == literal_boundary(masks[0])
+    assert set(zip(*(axis.tolist() for axis in np.nonzero(_boundary_map(masks[0]))))) == literal_boundary(masks[0])
 
 
 @settings(deadline=None)
@@ -179,8 +180,8 @@ def test_tiny_case(case: dict) -> None:
     shape = tuple(case["shape"])
     pred, gt = drawn(case["pred"], shape), drawn(case["gt"], shape)
     assert boundary_radius(shape) == case["radius"]
-    assert np.count_nonzero(boundary_map(gt)) == case["n_gt_boundary"]
-    assert np.count_nonzero(boundary_map(pred)) == case["n_pred_boundary"]
+    assert np.count_nonzero(_boundary_map(gt)) == case["n_gt_boundary"]
+    assert np.count_nonzero(_boundary_map(pred)) == case["n_pred_boundary"]
     assert jaccard(pred, gt) == pytest.approx(case["J"], abs=1e-12)
     assert boundary_f(pred, gt) == pytest.approx(case["F"], abs=1e-12)
     assert similarity(pred, gt) == (jaccard(pred, gt), boundary_f(pred, gt))
@@ -239,7 +240,7 @@ def test_that_the_golden_numbers_can_fail() -> None:
 def test_boundary_lies_towards_the_origin() -> None:
     mask = np.zeros((6, 8), bool)
     mask[2:4, 2:5] = True
-    rows = ["".join("#" if value else "." for value in row) for row in boundary_map(mask)]
+    rows = ["".join("#" if value else "." for value in row) for row in _boundary_map(mask)]
     assert rows == ["........", ".####...", ".#..#...", ".####...", "........", "........"]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from array_video import ArrayVideo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,7 +29,7 @@ from sam2_mem.evaluation.protocols import (
     YouTubeVOS,
 )
 from sam2_mem.evaluation.results import ObjectScores
-from sam2_mem.evaluation.videos import AnnotatedVideo, ArrayVideo, ListedObject
+from sam2_mem.evaluation.videos import AnnotatedVideo, ListedObject
 
 SHAPE = (48, 64)
 Scores = dict[str, tuple[float, float]]
@@ -201,7 +202,7 @@ def matches(found: Scores, expected: Scores) -> bool:
 def test_davis_is_its_definition(ids: tuple[np.ndarray, np.ndarray]) -> None:
     expected = literal_davis(*ids)
     if expected is None:
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="expected"):
             scores(DAVIS2017(), *ids)
     else:
         assert matches(scores(DAVIS2017(), *ids), expected)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from array_video import ArrayVideo
 from micro import micro_predictor, one_thread  # noqa: F401
 
 from sam2_mem.evaluation.datasets import PROTOCOLS, open_dataset
-from sam2_mem.evaluation.run import evaluate
+from sam2_mem.evaluation.scoring import evaluate
 from sam2_mem.evaluation.synthetic import (
     SYNTHETIC_SETS,
     TRACKS,
@@ -23,7 +24,6 @@ from sam2_mem.evaluation.synthetic import (
     fingerprint,
     open_synthetic,
 )
-from sam2_mem.evaluation.videos import ArrayVideo
 from sam2_mem.tracking.vos import segment
 from sam2_mem.tracking.vos_run import Outputs, RunOptions, VideoTask, run
 from sam2_mem.training.validation import SEED

@@ -17,11 +17,11 @@ from PIL import Image
 
 from sam2_mem.evaluation.datasets import open_dataset
 from sam2_mem.evaluation.results import Report
-from sam2_mem.evaluation.run import evaluate
+from sam2_mem.evaluation.scoring import evaluate
 from sam2_mem.evaluation.vots import (
     VOTS,
-    Box,
     Region,
+    RegionBox,
     code_region,
     mask_region,
     overlap,
@@ -196,7 +196,7 @@ def test_masks_survive_both_formats(tmp_path_factory: pytest.TempPathFactory, se
 
 
 def canvas(region: Region) -> np.ndarray:
-    return region.on(Box(0, 0, WIDTH, HEIGHT))
+    return region.on(RegionBox(0, 0, WIDTH, HEIGHT))
 
 
 def test_runs_need_not_reach_the_end_and_may_lie_anywhere() -> None:

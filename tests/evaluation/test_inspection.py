@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import re
@@ -19,13 +20,21 @@ from micro import blob, micro_model, micro_predictor, one_thread, pictures  # no
 from PIL import Image
 from webdriver import browser, programs
 
-from sam2_mem.evaluation.inspection import Film, Recorder, Segment, Watched, entry_lines, watch
-from sam2_mem.evaluation.inspection.drawing import Drawing, Line, Polygon, Rect, Text
+from sam2_mem.evaluation.inspection import (
+    FrameRecord,
+    ObjectRecord,
+    RecordedVideo,
+    Recorder,
+    TimelineSegment,
+    entry_lines,
+    frame_records,
+    record_video,
+)
+from sam2_mem.evaluation.inspection.drawing import Drawing
 from sam2_mem.evaluation.inspection.memory_deciphering import Study, _Decoder, decipher, means, table
 from sam2_mem.evaluation.inspection.page import page, write_page
-from sam2_mem.evaluation.inspection.recorder import FrameNote, frame_notes
-from sam2_mem.evaluation.inspection.sheet import sheet, write_sheet
-from sam2_mem.evaluation.inspection.timeline import Styles, captions, curves, describe, has_tree, timeline, tree
+from sam2_mem.evaluation.inspection.sheet import captions, sheet, write_sheet
+from sam2_mem.evaluation.inspection.timeline import Styles, curves, describe, has_tree, timeline, tree
 from sam2_mem.memory.trace import Action, EntryTrace, ReadTrace, TraceEvent
 from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.vos import PromptPlan
@@ -40,49 +49,53 @@ PLAN = PromptPlan(
 
 
 @pytest.fixture(scope="module")
-def films() -> list[Film]:
+def recordings() -> list[RecordedVideo]:
     names = ("rmem", "sam2long", "xmem")
-    return [watch(micro_predictor(name), pictures(FRAMES), PLAN, name=name, width=48) for name in names]
+    return [record_video(micro_predictor(name), pictures(FRAMES), PLAN, name=name, width=48) for name in names]
 
 
 # -- notes ------------------------------------------------------------------------------------------------------------
 
 
-def test_watching_gives_the_masks_of_tracking(films: list[Film]) -> None:
-    assert list(films[0].pictures) == list(range(FRAMES)) and films[0].pictures[0].shape == (48, 48, 3)
-    for film in films:
-        first, late = film.objects[1].notes, film.objects[2].notes
+def test_watching_gives_the_masks_of_tracking(recordings: list[RecordedVideo]) -> None:
+    assert list(recordings[0].pictures) == list(range(FRAMES)) and recordings[0].pictures[0].shape == (48, 48, 3)
+    for film in recordings:
+        first, late = film.objects[1].frames, film.objects[2].frames
         assert [n.frame for n in first] == list(range(FRAMES)) and [n.frame for n in late] == list(range(6, FRAMES))
         assert all(n.score is not None and n.score.obj_id == 1 and n.score.tokens == n.tokens for n in first)
         assert not any(film.masks[2][f].any() for f in range(6)), "an object is not there before its prompt"
     predictor = micro_predictor("rmem")
-    quiet = watch(predictor, pictures(FRAMES), PLAN, name="rmem", width=48, read_mass=False)
-    assert all(np.array_equal(quiet.masks[i][f], films[0].masks[i][f]) for i in (1, 2) for f in range(FRAMES))
-    assert all(r.mass is None for n in quiet.objects[1].notes for r in n.readings)
-    assert all(r.mass is not None for n in films[0].objects[1].notes for r in n.readings)
+    quiet = record_video(predictor, pictures(FRAMES), PLAN, name="rmem", width=48, read_mass=False)
+    assert all(np.array_equal(quiet.masks[i][f], recordings[0].masks[i][f]) for i in (1, 2) for f in range(FRAMES))
+    assert all(r.mass is None for n in quiet.objects[1].frames for r in n.readings)
+    assert all(r.mass is not None for n in recordings[0].objects[1].frames for r in n.readings)
 
 
-def note(frame: int, held: dict[int, str], read: dict[int, float | None] | None = None) -> FrameNote:
+def record(frame: int, held: dict[int, str], read: dict[int, float | None] | None = None) -> FrameRecord:
     entries = tuple(EntryTrace(f, kind, 0 if kind == "pointer" else 4, None, "", (0,), "") for f, kind in held.items())
     readings = tuple(ReadTrace(0, f, held.get(f, "gone"), 0, 1.0, 4, m) for f, m in (read or {}).items())
-    return FrameNote(frame, readings, 0, 1, (), entries, 8, 100)
+    return FrameRecord(frame, readings, 0, 1, (), entries, 8, 100)
 
 
 def test_lines_of_entries() -> None:
-    notes = [
-        note(0, {0: "prompt"}),
-        note(1, {0: "prompt", 1: "map"}, {0: 0.5}),
-        note(2, {0: "prompt", 1: "pointer", 2: "map"}, {0: 0.25, 1: 0.5}),
-        note(3, {0: "prompt", 2: "map"}),
-        note(4, {0: "prompt", 1: "map"}),
+    records = [
+        record(0, {0: "prompt"}),
+        record(1, {0: "prompt", 1: "map"}, {0: 0.5}),
+        record(2, {0: "prompt", 1: "pointer", 2: "map"}, {0: 0.25, 1: 0.5}),
+        record(3, {0: "prompt", 2: "map"}),
+        record(4, {0: "prompt", 1: "map"}),
     ]
-    zero, one, two = entry_lines(notes)
-    assert zero.segments == (Segment(0, 5, "prompt"),) and zero.masses == {1: 0.5, 2: 0.25}
-    assert one.segments == (Segment(1, 2, "map"), Segment(2, 3, "pointer"), Segment(4, 5, "map"))
-    assert two.segments == (Segment(2, 4, "map"),) and one.masses == {2: 0.5}
+    zero, one, two = entry_lines(records)
+    assert zero.segments == (TimelineSegment(0, 5, "prompt"),) and zero.masses == {1: 0.5, 2: 0.25}
+    assert one.segments == (
+        TimelineSegment(1, 2, "map"),
+        TimelineSegment(2, 3, "pointer"),
+        TimelineSegment(4, 5, "map"),
+    )
+    assert two.segments == (TimelineSegment(2, 4, "map"),) and one.masses == {2: 0.5}
 
 
-def test_moments_of_one_visit_are_one_note(films: list[Film]) -> None:
+def test_moments_of_one_visit_are_one_note(recordings: list[RecordedVideo]) -> None:
     recorder = Recorder()
     predictor = micro_predictor("fifo", clear_non_cond_mem_around_input=True)
     state = predictor.init_state(pictures(6))
@@ -91,11 +104,11 @@ def test_moments_of_one_visit_are_one_note(films: list[Film]) -> None:
     list(predictor.propagate_in_video(state))
     predictor.add_new_mask(state, 3, 1, blob(0, 3))
     list(predictor.propagate_in_video(state, start_frame_idx=3))
-    notes = frame_notes(recorder.of(1))
+    notes = frame_records(recorder.of(1))
     assert [n.frame for n in notes] == [0, 1, 2, 3, 4, 5, 3, 4, 5]
     assert {e.action for e in notes[6].events} == {Action.EVICTED, Action.REPLACED}
     with pytest.raises(ValueError, match="expected a frame on which object 1 was tracked"):
-        Watched("fifo", 1, tuple(notes)).at(17)
+        ObjectRecord("fifo", 1, tuple(notes)).at(17)
 
 
 # -- drawings ---------------------------------------------------------------------------------------------------------
@@ -103,8 +116,10 @@ def test_moments_of_one_visit_are_one_note(films: list[Film]) -> None:
 
 def test_a_drawing_is_the_same_as_svg_and_as_pixels() -> None:
     drawing = Drawing(40, 20, "a < b")
-    drawing.add(Rect(4, 4, 10, 6, "#ff0000", "x & y"), Line(((20, 10), (36, 10)), "#00ff00", 2), Text(2, 18, "<t>"))
-    drawing.add(Polygon(((30, 12), (38, 12), (38, 19)), "#0000ff"))
+    drawing.rectangle(4, 4, 10, 6, "#ff0000", "x & y")
+    drawing.line(((20, 10), (36, 10)), "#00ff00", 2)
+    drawing.text(2, 18, "<t>")
+    drawing.polygon(((30, 12), (38, 12), (38, 19)), "#0000ff")
     svg, image = drawing.svg(), drawing.image(1)
     assert svg.count("<rect") == svg.count("<polyline") == svg.count("<polygon") == svg.count("<text") == 1
     assert "&lt;t&gt;" in svg and "a &lt; b" in svg and "x &amp; y" in svg
@@ -112,19 +127,21 @@ def test_a_drawing_is_the_same_as_svg_and_as_pixels() -> None:
     assert image.getpixel((37, 14)) == (0, 0, 255) and image.getpixel((1, 1)) == (255, 255, 255)
 
 
-def test_the_timeline_shows_every_entry_and_event(films: list[Film]) -> None:
-    watched = films[0].objects[1]
-    styles = Styles.of([h.kind for n in watched.notes for h in n.held])
-    drawing = timeline(watched, styles)
-    labels = {s.text for s in drawing.shapes if isinstance(s, Text)}
-    assert {str(n.frame) for n in watched.notes} <= labels and set(styles.letters) <= labels
-    marked = [e for n in watched.notes for e in n.events if e.action in (Action.REDUCED, Action.EVICTED)]
-    told = {s.note for s in drawing.shapes if isinstance(s, Polygon)}
-    assert marked and {describe(e) for e in marked} <= told
-    read = sum(1 for n in watched.notes for r in n.readings)
-    dark = [s for s in drawing.shapes if isinstance(s, Rect) and s.fill == "#000000"]
-    assert len(dark) == read
+def test_the_timeline_shows_every_entry_and_event(recordings: list[RecordedVideo]) -> None:
+    watched = recordings[0].objects[1]
+    styles = Styles.of([entry.kind for r in watched.frames for entry in r.entries])
+    svg = timeline(watched, styles).svg()
+    labels = set(re.findall(r"<text [^>]*>([^<]*)</text>", svg))
+    assert {str(r.frame) for r in watched.frames} <= labels and set(styles.letters) <= labels
+    marked = [e for r in watched.frames for e in r.events if e.action in (Action.REDUCED, Action.EVICTED)]
+    assert marked and {describe(e) for e in marked} <= set(polygon_notes(svg))
+    read = sum(1 for r in watched.frames for _ in r.readings)
+    assert len(re.findall(r'<rect [^>]*fill="#000000"', svg)) == read
     assert curves(watched).svg().count("<polyline") > 2
+
+
+def polygon_notes(svg: str) -> list[str]:
+    return [html.unescape(text) for text in re.findall(r"<polygon [^>]*><title>(.*?)</title>", svg)]
 
 
 def test_kinds_have_letters_of_their_own() -> None:
@@ -132,12 +149,11 @@ def test_kinds_have_letters_of_their_own() -> None:
     assert len(set(styles.letters.values())) == 5 == len(set(styles.colors.values()))
 
 
-def test_the_tree_shows_every_branch(films: list[Film]) -> None:
-    watched = films[1].objects[1]
-    assert has_tree(watched) and not has_tree(films[0].objects[1])
-    grown = [e for n in watched.notes for e in n.events if e.action is Action.BRANCHED]
-    told = [s.note for s in tree(watched).shapes if isinstance(s, Polygon)]
-    assert told == [describe(e) for e in grown]
+def test_the_tree_shows_every_branch(recordings: list[RecordedVideo]) -> None:
+    watched = recordings[1].objects[1]
+    assert has_tree(watched) and not has_tree(recordings[0].objects[1])
+    grown = [e for r in watched.frames for e in r.events if e.action is Action.BRANCHED]
+    assert polygon_notes(tree(watched).svg()) == [describe(e) for e in grown]
 
 
 def test_descriptions() -> None:
@@ -148,30 +164,30 @@ def test_descriptions() -> None:
     )
 
 
-def test_captions_name_what_a_frame_read(films: list[Film]) -> None:
-    film = films[2]
-    last = film.objects[1].notes[-1]
+def test_captions_name_what_a_frame_read(recordings: list[RecordedVideo]) -> None:
+    film = recordings[2]
+    last = film.objects[1].frames[-1]
     read = [(name, kind) for name, kind, words in captions(last) if "slot" in words and "%" in words]
     assert {name for name, _ in read} == {r.kind if r.frame is None else r.frame for r in last.readings}
     assert ("long-term", "long-term") in read
     assert [c for c in captions(last) if c[:2] not in read] == [(FRAMES - 1, "previous", "new")]
-    assert captions(film.objects[1].notes[0]) == [(0, "prompt", "new")]
-    idle = note(5, {0: "prompt", 2: "map", 3: "pointer", 5: "map"}, {0: None})
+    assert captions(film.objects[1].frames[0]) == [(0, "prompt", "new")]
+    idle = record(5, {0: "prompt", 2: "map", 3: "pointer", 5: "map"}, {0: None})
     assert captions(idle) == [(0, "prompt", "slot 0"), (2, "map", "not read"), (5, "map", "new")]
 
 
 def test_the_page_is_packed() -> None:
-    assert '"sam2_mem.evaluation.inspection": ["page.*"]' in (ROOT / "setup.py").read_text()
+    assert '"sam2_mem.evaluation": ["templates/*"]' in (ROOT / "setup.py").read_text()
 
 
-def test_sheets(films: list[Film], tmp_path: Path) -> None:
-    write_sheet(tmp_path / "deep" / "one.png", films[1], 1, frame=12)
+def test_sheets(recordings: list[RecordedVideo], tmp_path: Path) -> None:
+    write_sheet(tmp_path / "deep" / "one.png", recordings[1], 1, frame=12)
     with Image.open(tmp_path / "deep" / "one.png") as image:
         assert image.width > 600 and image.height > 800
         assert len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 50
-    assert sheet(films[1], 1, 12).size != sheet(films[0], 1, 12).size, "only a tree has pathways to show"
+    assert sheet(recordings[1], 1, 12).size != sheet(recordings[0], 1, 12).size, "only a tree has pathways to show"
     with pytest.raises(ValueError, match="expected a frame on which object 1"):
-        sheet(films[0], 1, 99)
+        sheet(recordings[0], 1, 99)
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------
@@ -193,8 +209,8 @@ def data_of(text: str) -> dict:
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
 
 
-def test_the_page_by_structure(films: list[Film]) -> None:
-    text = page(films, title="<three> policies & more")
+def test_the_page_by_structure(recordings: list[RecordedVideo]) -> None:
+    text = page(recordings, title="<three> policies & more")
     parsed = Elements()
     parsed.feed(text)
     assert "<!--" not in text and "&lt;three&gt; policies &amp; more" in text
@@ -209,15 +225,15 @@ def test_the_page_by_structure(films: list[Film]) -> None:
     for encoded in data["pictures"]:
         with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
             assert image.size == (48, 48)
-    check_masks(films[0], data["policies"][0])
+    check_masks(recordings[0], data["policies"][0])
     letters = [letter for letter, _ in data["kinds"].values()]
     assert len(set(letters)) == len(letters), "every kind can be told without its colour"
     last = data["policies"][0]["objects"]["1"]["notes"][-1]
-    assert [r[0] for r in last["read"]] == [r.frame for r in films[0].objects[1].notes[-1].readings]
+    assert [r[0] for r in last["read"]] == [r.frame for r in recordings[0].objects[1].frames[-1].readings]
     assert data["policies"][0]["objects"]["2"]["notes"][:6] == [None] * 6
 
 
-def check_masks(film: Film, told: dict) -> None:
+def check_masks(film: RecordedVideo, told: dict) -> None:
     for obj_id, masks in film.masks.items():
         for frame, mask in masks.items():
             encoded = told["objects"][str(obj_id)]["masks"][frame]
@@ -227,34 +243,34 @@ def check_masks(film: Film, told: dict) -> None:
                     assert np.array_equal(np.asarray(image.convert("RGBA"))[..., 3] > 0, mask)
 
 
-def test_text_of_policies_cannot_break_the_page(films: list[Film]) -> None:
+def test_text_of_policies_cannot_break_the_page(recordings: list[RecordedVideo]) -> None:
     evil = '</script><img src=x onerror="alert(1)">'
-    film = films[0]
+    film = recordings[0]
     bad = TraceEvent(Action.EVICTED, 0, evil)
-    notes = tuple(FrameNote(**{**n.__dict__, "events": (bad,)}) for n in film.objects[1].notes)
-    text = page([Film(evil, film.pictures, film.masks, {1: Watched(evil, 1, notes)})], title=evil)
+    notes = tuple(FrameRecord(**{**n.__dict__, "events": (bad,)}) for n in film.objects[1].frames)
+    text = page([RecordedVideo(evil, film.pictures, film.masks, {1: ObjectRecord(evil, 1, notes)})], title=evil)
     parsed = Elements()
     parsed.feed(text)
     assert parsed.all("img") == [] and len(parsed.all("script")) == 2
     assert data_of(text)["policies"][0]["name"] == evil
 
 
-def test_pages_of_different_videos_are_refused(films: list[Film]) -> None:
-    other = Film("x", {0: films[0].pictures[0]}, films[0].masks, films[0].objects)
-    with pytest.raises(ValueError, match="expected films of the same frames"):
-        page([films[0], other], title="")
-    with pytest.raises(ValueError, match="expected at least one film"):
+def test_pages_of_different_videos_are_refused(recordings: list[RecordedVideo]) -> None:
+    other = RecordedVideo("x", {0: recordings[0].pictures[0]}, recordings[0].masks, recordings[0].objects)
+    with pytest.raises(ValueError, match="expected recordings of the same frames"):
+        page([recordings[0], other], title="")
+    with pytest.raises(ValueError, match="expected at least one recording"):
         page([], title="")
 
 
-def test_the_page_in_a_browser(films: list[Film], tmp_path: Path) -> None:
+def test_the_page_in_a_browser(recordings: list[RecordedVideo], tmp_path: Path) -> None:
     if programs() is None:
         reason = (
             "NO BROWSER: the page was not opened, only its structure tested; apt-get install chromium chromium-driver"
         )
         warnings.warn(reason, stacklevel=1)
         pytest.skip(reason)
-    write_page(tmp_path / "index.html", films, title="memory of three policies")
+    write_page(tmp_path / "index.html", recordings, title="memory of three policies")
     with browser() as chrome:
         chrome.open(tmp_path / "index.html")
         number = "return document.getElementById('number').textContent"
@@ -320,7 +336,7 @@ def test_a_deciphered_frame_is_what_the_tracker_decodes() -> None:
     state = predictor.init_state(pictures(4))
     predictor.add_new_mask(state, 0, 1, blob(0, 0))
     logits = [masks[0, 0] for _, _, masks in predictor.propagate_in_video(state)]
-    entries = {e.frame: e for e in predictor.policy.held(state.tracker.tracks[1].state)}
+    entries = {e.frame: e for e in state.tracker.tracks[1].state.all_entries()}
     masks = {i: torch.as_tensor(blob(0, i)) for i in range(4)}
     decoder = _Decoder(predictor, entries, masks)
     with torch.inference_mode():

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend
 
 from sam2_mem.build_sam import build_policy, build_sam2_video_predictor
 from sam2_mem.config import policy_names
-from sam2_mem.evaluation.benchmark.policy_costs import Footage, Setting
+from sam2_mem.evaluation.benchmark.policy_costs import BenchmarkClip, Setting
 from sam2_mem.evaluation.benchmark.profile import profile
 from sam2_mem.model.acceleration import attention_kernels
 from sam2_mem.model.acceleration.attention_kernels import FastestKernel
@@ -342,7 +342,7 @@ def test_a_profile_of_half_weights() -> None:
     plain, fast = fresh().model, fresh().model
     cast_weights(fast)
     fast.runner = GraphRunner(Tape(), precision=half_autocast(torch.device("cpu")))
-    footage = Footage(picture=pictures(25).__getitem__, num_frames=25, prompts=(Prompt(1, mask=blob(0)),))
+    footage = BenchmarkClip(picture=pictures(25).__getitem__, num_frames=25, prompts=(Prompt(1, mask=blob(0)),))
     exact, found = (
         {p.name: p.gflop for p in profile(Setting(model=m), build_policy("fifo"), footage)} for m in (plain, fast)
     )

@@ -1,14 +1,14 @@
 """One measured pass of a predictor over a video: its masks, how long it took, what it held and read on every frame.
 
-The clock runs while the predictor works: image encoder, memory, decoder, masks at the size of the video. It stands
-while frames are made or decoded, while masks are kept, and while anything is counted.
+The clock runs while the predictor works: image encoder, memory, decoder, masks at the size of the video. It is paused
+while frames are made or decoded, while masks are stored, and while anything is counted.
 """
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,8 +19,8 @@ import torch
 
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.memory.tokens import tensor_bytes
-from sam2_mem.tracking.inference_state import InferenceState
 from sam2_mem.tracking.run_manifest import peak_cuda_bytes
+from sam2_mem.tracking.track import Track
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.tracking.vos import FrameMasks, PromptPlan, segment
 from sam2_mem.types import FrameContext, MemoryRead
@@ -35,11 +35,10 @@ WARM_UP = 3
 class PassCost:
     """What a pass cost.
 
-    Attributes:
-        seconds: of the predictor's work. peak_bytes: the most memory the process had meanwhile (CUDA: the most that
-            tensors took); None where the system does not say. growth_bytes: how much more that is than before.
-        state_bytes: per frame, of all policy states together. tokens_held, tokens_read, pointers_read: per frame, the
-            mean over the objects tracked on it; equal pathways count once.
+    ``seconds``: of the predictor's work. ``peak_bytes``: the most memory the process had meanwhile (CUDA: the most that
+    tensors took), None where the system does not say; ``growth_bytes``: how much more that is than before. Per frame:
+    ``state_bytes`` of all policy states together; ``tokens_held``, ``tokens_read``, ``pointers_read``, the mean over the
+    objects tracked on it, equal pathways counted once.
     """
 
     frames: int
@@ -50,9 +49,6 @@ class PassCost:
     tokens_held: tuple[float, ...]
     tokens_read: tuple[float, ...]
     pointers_read: tuple[float, ...]
-
-
-# -- the clock ------------------------------------------------------------------------------------------------------
 
 
 class Stopwatch:
@@ -71,7 +67,7 @@ class Stopwatch:
             self._since = None
 
     @contextmanager
-    def standing(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """Stop for a while, if it runs."""
         ran = self._since is not None
         self.stop()
@@ -80,13 +76,13 @@ class Stopwatch:
             self.start()
 
 
-class WatchedSource(VideoSource):
-    """A video whose frames are made while the clock stands; ``after(index)`` is called, also with the clock standing,
-    once the consumer of frame ``index`` asks for the next one."""
+class PausingSource(VideoSource):
+    """A video whose frames are made while the stopwatch is paused; ``after(index)`` is called, also with the stopwatch
+    paused, once the consumer of frame ``index`` asks for the next one."""
 
-    def __init__(self, inner: VideoSource, watch: Stopwatch, after: Callable[[int], None]) -> None:
+    def __init__(self, inner: VideoSource, stopwatch: Stopwatch, after: Callable[[int], None]) -> None:
         super().__init__(prefetch=0, cache=0)
-        self._inner, self._watch, self._after = inner, watch, after
+        self._inner, self._stopwatch, self._after = inner, stopwatch, after
 
     @property
     def seekable(self) -> bool:
@@ -106,79 +102,79 @@ class WatchedSource(VideoSource):
         return self._inner.height, self._inner.width
 
     def __getitem__(self, index: int) -> Frame:
-        with self._watch.standing():
+        with self._stopwatch.paused():
             return self._inner[index]
 
     def frames(self, start: int | None = None, stop: int | None = None, step: int = 1) -> Frames:
         with closing(self._inner.frames(start, stop, step)) as inner:
             while True:
-                with self._watch.standing():
+                with self._stopwatch.paused():
                     frame = next(inner, None)
                 if frame is None:
                     return
                 yield frame
-                with self._watch.standing():
+                with self._stopwatch.paused():
                     self._after(frame.index)
 
 
-# -- counting -------------------------------------------------------------------------------------------------------
-
-
 @dataclass
-class Census:
-    """What is held after, and read on, every frame."""
+class MemoryCounter:
+    """What is held after, and read on, every frame, where tracking runs :meth:`counting_policy` in place of ``policy``.
+
+    ``state_bytes`` of all states together; ``tokens_held``, ``tokens_read`` and ``pointers_read``, the mean over objects,
+    equal pathways counted once; ``largest``: tokens of the object that holds most. ``stopwatch`` is paused meanwhile.
+    """
 
     policy: MemoryPolicy
-    state: InferenceState | None = None
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
     state_bytes: list[int] = field(default_factory=list)
-    held: list[float] = field(default_factory=list)
-    read: list[float] = field(default_factory=list)
-    pointers: list[float] = field(default_factory=list)
-    _now: list[tuple[int, int]] = field(default_factory=list)
+    tokens_held: list[float] = field(default_factory=list)
+    largest: list[int] = field(default_factory=list)
+    tokens_read: list[float] = field(default_factory=list)
+    pointers_read: list[float] = field(default_factory=list)
+    _reads: list[tuple[int, int]] = field(default_factory=list)
 
-    def note_read(self, reads: Sequence[MemoryRead]) -> None:
+    def add_read(self, reads: Sequence[MemoryRead]) -> None:
         """What one object reads on the frame in progress."""
         distinct = {read.key(): read for read in reads}.values()
         tokens = sum(len(item.tokens) for read in distinct for item in read.items)
-        self._now.append((tokens, sum(len(read.pointers) for read in distinct)))
+        self._reads.append((tokens, sum(len(read.pointers) for read in distinct)))
 
-    def close_frame(self, index: int) -> None:
-        tracks = [] if self.state is None else self.state.tracker.tracks.values()
+    def end_frame(self, tracks: Iterable[Track]) -> None:
         states = [track.state for track in tracks if track.state is not None]
-        self.state_bytes.append(tensor_bytes(t for s in states for t in s.tensors()))
-        self.held.append(_mean([s.token_count() for s in states]))
-        self.read.append(_mean([tokens for tokens, _ in self._now]))
-        self.pointers.append(_mean([pointers for _, pointers in self._now]))
-        self._now.clear()
+        counts = [state.token_count() for state in states]
+        self.state_bytes.append(tensor_bytes(t for state in states for t in state.tensors()))
+        self.tokens_held.append(_mean(counts))
+        self.largest.append(max(counts, default=0))
+        self.tokens_read.append(_mean([tokens for tokens, _ in self._reads]))
+        self.pointers_read.append(_mean([pointers for _, pointers in self._reads]))
+        self._reads.clear()
+
+    def counting_policy(self) -> MemoryPolicy:
+        """The same policy, whose reads are counted."""
+        counter = self
+
+        class ReadCounting(type(self.policy)):  # type: ignore[misc]
+            def read(self, state: object, frame: FrameContext) -> Sequence[MemoryRead]:
+                reads = super().read(state, frame)
+                with counter.stopwatch.paused():
+                    counter.add_read(reads)
+                return reads
+
+        ReadCounting.__name__ = type(self.policy).__name__
+        copy = object.__new__(ReadCounting)
+        copy.__dict__.update(vars(self.policy))
+        return copy
 
 
 def _mean(values: Sequence[float]) -> float:
     return fmean(values) if values else 0.0
 
 
-def counted(policy: MemoryPolicy, watch: Stopwatch, note: Callable[[Sequence[MemoryRead]], None]) -> MemoryPolicy:
-    """The same policy, which tells ``note`` what it reads; the clock stands meanwhile."""
-
-    class Counted(type(policy)):
-        def read(self, state: object, frame: FrameContext) -> Sequence[MemoryRead]:
-            reads = super().read(state, frame)
-            with watch.standing():
-                note(reads)
-            return reads
-
-    Counted.__name__ = type(policy).__name__
-    twin = object.__new__(Counted)
-    twin.__dict__.update(vars(policy))
-    return twin
-
-
-# -- the pass -------------------------------------------------------------------------------------------------------
-
-
 def warm_up(predictor: SAM2VideoPredictor, source: VideoSource, plan: PromptPlan) -> None:
     """Track the first frames for nothing."""
     first = min(plan.at, default=0)
-    state = predictor.init_state(WatchedSource(source, Stopwatch(), lambda index: None))
+    state = predictor.init_state(PausingSource(source, Stopwatch(), lambda index: None))
     with closing(segment(predictor, state, plan, start=first)) as frames:
         for _ in islice(frames, WARM_UP):
             pass
@@ -188,53 +184,52 @@ def measured_pass(
     predictor: SAM2VideoPredictor,
     source: VideoSource,
     plan: PromptPlan,
-    keep: Callable[[FrameMasks], None],
+    store: Callable[[FrameMasks], None],
     *,
     max_frames: int | None = None,
 ) -> PassCost:
-    """Track a video from its first frame on; ``keep`` gets the masks of every frame, while the clock stands."""
-    watch = Stopwatch()
-    original = predictor.policy
-    census = Census(original)
-    source = WatchedSource(source, watch, census.close_frame)
-    plan = PromptPlan(plan.obj_ids, {t: _untimed(watch, prompts) for t, prompts in plan.at.items()}, plan.palette)
+    """Track a video from its first frame on; ``store`` gets the masks of every frame, while the clock is paused."""
+    stopwatch, policy = Stopwatch(), predictor.policy
+    counter = MemoryCounter(policy, stopwatch)
+    source = PausingSource(source, stopwatch, lambda index: counter.end_frame(state.tracker.tracks.values()))
+    plan = PromptPlan(plan.obj_ids, {t: _untimed(stopwatch, prompts) for t, prompts in plan.at.items()}, plan.palette)
     memory = PeakMemory(predictor.device)
-    predictor.policy = counted(original, watch, census.note_read)
+    predictor.policy = counter.counting_policy()
     try:
-        state = census.state = predictor.init_state(source)
-        count = _drive(segment(predictor, state, plan, stop=max_frames), watch, keep)
+        state = predictor.init_state(source)
+        count = _drive(segment(predictor, state, plan, stop=max_frames), stopwatch, store)
     finally:
-        predictor.policy = original
+        predictor.policy = policy
     return PassCost(
         frames=count,
-        seconds=watch.seconds,
+        seconds=stopwatch.seconds,
         peak_bytes=memory.peak(),
         growth_bytes=memory.growth(),
-        state_bytes=tuple(census.state_bytes),
-        tokens_held=tuple(census.held),
-        tokens_read=tuple(census.read),
-        pointers_read=tuple(census.pointers),
+        state_bytes=tuple(counter.state_bytes),
+        tokens_held=tuple(counter.tokens_held),
+        tokens_read=tuple(counter.tokens_read),
+        pointers_read=tuple(counter.pointers_read),
     )
 
 
-def _untimed(watch: Stopwatch, prompts: Callable) -> Callable:
+def _untimed(stopwatch: Stopwatch, prompts: Callable) -> Callable:
     def read(frame: Frame) -> list:
-        with watch.standing():
+        with stopwatch.paused():
             return prompts(frame)
 
     return read
 
 
-def _drive(frames: Iterator[FrameMasks], watch: Stopwatch, keep: Callable[[FrameMasks], None]) -> int:
+def _drive(frames: Iterator[FrameMasks], stopwatch: Stopwatch, store: Callable[[FrameMasks], None]) -> int:
     count = 0
     with closing(frames):
         while True:
-            watch.start()
-            shown = next(frames, None)
-            watch.stop()
-            if shown is None:
+            stopwatch.start()
+            masks = next(frames, None)
+            stopwatch.stop()
+            if masks is None:
                 return count
-            keep(shown)
+            store(masks)
             count += 1
 
 
@@ -246,18 +241,18 @@ class PeakMemory:
         self._device = device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-            self._before = torch.cuda.memory_allocated(device)
+            self._start: int | None = torch.cuda.memory_allocated(device)
         else:
-            self._before = _resident("VmRSS") if _forget_peak() else None
+            self._start = _resident("VmRSS") if _forget_peak() else None
 
     def peak(self) -> int | None:
         if self._device.type == "cuda":
             return peak_cuda_bytes(self._device)
-        return _resident("VmHWM") if self._before is not None else None
+        return _resident("VmHWM") if self._start is not None else None
 
     def growth(self) -> int | None:
         peak = self.peak()
-        return None if peak is None or self._before is None else max(0, peak - self._before)
+        return None if peak is None or self._start is None else max(0, peak - self._start)
 
 
 def _forget_peak() -> bool:
@@ -270,6 +265,6 @@ def _forget_peak() -> bool:
 
 
 def _resident(label: str) -> int | None:
+    """Bytes of a line of the process's status."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    found = [line.split() for line in lines if line.startswith(f"{label}:")]
-    return int(found[0][1]) * 1024 if found else None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{label}:")), None)

@@ -10,20 +10,21 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
 
 import numpy as np
 import torch
 
+from sam2_mem.evaluation.benchmark.measured_pass import MemoryCounter
+from sam2_mem.evaluation.tables import text_table
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.memory.tokens import tensor_bytes
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.prompts import Prompt
-from sam2_mem.tracking.tracker import Tracker, TrackerSettings
+from sam2_mem.tracking.tracker import TrackerSettings
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
-from sam2_mem.types import FrameFeatures
 from sam2_mem.video import Frame
 
 WARM_UP = 17
@@ -33,7 +34,7 @@ BASELINE = "fifo"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Footage:
+class BenchmarkClip:
     """What is tracked: ``picture(t)`` (H, W, 3) uint8 for t in 0..num_frames-1, and the prompts of frame 0."""
 
     picture: Callable[[int], np.ndarray]
@@ -44,11 +45,14 @@ class Footage:
         if not self.prompts:
             raise ValueError("expected at least one prompt for frame 0, got none")
 
-    def with_objects(self, count: int) -> Footage:
+    def prompts_on(self, index: int) -> tuple[Prompt, ...]:
+        return self.prompts if index == 0 else ()
+
+    def with_objects(self, count: int) -> BenchmarkClip:
         """The same with the first ``count`` objects only."""
         if not 1 <= count <= len(self.prompts):
             raise ValueError(f"expected 1..{len(self.prompts)} objects, the number of masks given, got {count}")
-        return Footage(picture=self.picture, num_frames=self.num_frames, prompts=self.prompts[:count])
+        return BenchmarkClip(picture=self.picture, num_frames=self.num_frames, prompts=self.prompts[:count])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,23 +60,23 @@ class Setting:
     """What all policies of one run share: the network and what the tracker does around a policy."""
 
     model: SAM2
-    tracker: TrackerSettings = TrackerSettings()
+    tracker: TrackerSettings = field(default_factory=TrackerSettings)
 
     def predictor(self, policy: MemoryPolicy) -> SAM2VideoPredictor:
         return SAM2VideoPredictor(self.model, policy, tracker=self.tracker)
 
     def wait(self) -> None:
-        """Until the device has done what it was given."""
+        """Until the device has done its work."""
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
 
 
-# -- one pass ---------------------------------------------------------------------------------------------------------
+# -- policies beside FIFO ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Block:
-    """One pass: milliseconds per frame, and a digest of all masks given out."""
+    """One pass: milliseconds per frame, and a digest of all its masks."""
 
     milliseconds: tuple[float, ...]
     masks: str
@@ -81,76 +85,38 @@ class Block:
         return median(self.milliseconds[WARM_UP:])
 
 
-@dataclass(frozen=True)
-class Census:
-    """What a pass holds and reads, per frame: ``bytes`` of all states together; ``tokens`` of the object that holds
-    most; ``read`` memory tokens and ``pointers`` object pointers, per tracked object over its distinct pathways."""
-
-    bytes: tuple[int, ...]
-    tokens: tuple[int, ...]
-    read: tuple[float, ...]
-    pointers: tuple[float, ...]
-
-
-def run_block(setting: Setting, policy: MemoryPolicy, footage: Footage) -> Block:
-    """Track ``footage`` with the clock running: image encoder, one step for all objects, masks at the picture's size.
+def run_block(setting: Setting, policy: MemoryPolicy, clip: BenchmarkClip) -> Block:
+    """Track ``clip`` with the clock running: image encoder, one step for all objects, masks at the picture's size.
     Reading the picture is not timed."""
     predictor = setting.predictor(policy)
-    state = predictor.init_state(num_frames=footage.num_frames)
+    state = predictor.init_state(num_frames=clip.num_frames)
     times, digest = [], hashlib.sha256()
-    for index in range(footage.num_frames):
-        picture = footage.picture(index)
+    for index in range(clip.num_frames):
+        picture = clip.picture(index)
         setting.wait()
         began = time.perf_counter()
-        masks = predictor.track_frame(state, picture, footage.prompts if index == 0 else ())[2]
+        masks = predictor.track_frame(state, picture, clip.prompts_on(index))[2]
         setting.wait()
         times.append(1000 * (time.perf_counter() - began))
         digest.update(np.packbits((masks > 0).cpu().numpy()).tobytes())
     return Block(tuple(times), digest.hexdigest())
 
 
-def take_census(setting: Setting, policy: MemoryPolicy, footage: Footage) -> Census:
-    """Track ``footage`` and count."""
-    held, tokens, read, pointers = [], [], [], []
-    for tracker, counts in _counted(setting, policy, footage):
-        states = [track.state for track in tracker.tracks.values()]
-        held.append(tensor_bytes(t for state in states for t in state.tensors()))
-        tokens.append(max(state.token_count() for state in states))
-        read.append(fmean(n for n, _ in counts) if counts else 0.0)
-        pointers.append(fmean(n for _, n in counts) if counts else 0.0)
-    return Census(tuple(held), tuple(tokens), tuple(read), tuple(pointers))
-
-
 @torch.inference_mode()
-def _counted(
-    setting: Setting, policy: MemoryPolicy, footage: Footage
-) -> Iterator[tuple[Tracker, list[tuple[int, int]]]]:
-    """The tracker after each frame, and (tokens, pointers) that each object read on it."""
-    predictor = setting.predictor(policy)
-    tracker = predictor.init_state(num_frames=footage.num_frames).tracker
-    for index in range(footage.num_frames):
-        features = predictor.encode(Frame(index, f"{index:05d}", footage.picture(index)))
-        counts = _reads(tracker, features)
-        tracker.step(features, footage.prompts if index == 0 else ())
-        yield tracker, counts
-
-
-def _reads(tracker: Tracker, features: FrameFeatures) -> list[tuple[int, int]]:
-    """(memory tokens, pointers) that every object reads on a frame; equal pathways count once."""
-    context = tracker.context(features)
-    counts = []
-    for track in tracker.tracks.values():
-        distinct = {read.key(): read for read in tracker.policy.read(track.state, context)}.values()
-        tokens = sum(len(item.tokens) for read in distinct for item in read.items)
-        counts.append((tokens, sum(len(read.pointers) for read in distinct)))
-    return counts
-
-
-# -- policies beside FIFO ---------------------------------------------------------------------------------------------
+def count_memory(setting: Setting, policy: MemoryPolicy, clip: BenchmarkClip) -> MemoryCounter:
+    """Track ``clip`` and count what is held and read."""
+    counter = MemoryCounter(policy)
+    predictor = setting.predictor(counter.counting_policy())
+    tracker = predictor.init_state(num_frames=clip.num_frames).tracker
+    for index in range(clip.num_frames):
+        features = predictor.encode(Frame(index, f"{index:05d}", clip.picture(index)))
+        tracker.step(features, clip.prompts_on(index))
+        counter.end_frame(tracker.tracks.values())
+    return counter
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class PolicyCost:
     """One policy beside FIFO.
 
     ``ms`` per frame, the median over all blocks; ``fifo_ms`` that of the FIFO blocks around them; ``ratio`` the median
@@ -182,67 +148,61 @@ class Cost:
 def compare(
     setting: Setting,
     policies: Mapping[str, MemoryPolicy],
-    footage: Footage,
+    clip: BenchmarkClip,
     *,
     objects: Sequence[int] = (1,),
     rounds: int = 1,
-) -> Iterator[Cost]:
+) -> Iterator[PolicyCost]:
     """The cost of every policy beside ``policies["fifo"]``, for each number of objects.
 
     Args:
+        setting: what all policies share.
+        policies: by name.
+        clip: what is tracked.
+        objects: how many of its objects.
         rounds: how often the blocks fifo, policy, policy, fifo are run. The pass that counts goes first, so that
             nothing is run for the first time with the clock on.
     """
     if BASELINE not in policies:
         raise ValueError(f"expected {BASELINE} among the policies, to compare with, got {list(policies)}")
-    if footage.num_frames <= WARM_UP:
-        raise ValueError(f"expected more than {WARM_UP} frames, the first being warm-up, got {footage.num_frames}")
+    if clip.num_frames <= WARM_UP:
+        raise ValueError(f"expected more than {WARM_UP} frames, the first being warm-up, got {clip.num_frames}")
     if rounds < 1:
         raise ValueError(f"expected rounds >= 1, got {rounds}")
     for count in objects:
-        part = footage.with_objects(count)
+        small_clip = clip.with_objects(count)
         for name, policy in policies.items():
-            census = take_census(setting, policy, part)
-            pairs = [p for _ in range(rounds) for p in _blocks(setting, policies[BASELINE], policy, part)]
-            yield _cost(name, policy, setting, part, census, pairs)
+            counter = count_memory(setting, policy, small_clip)
+            order, pairs = (policies[BASELINE], policy, policy, policies[BASELINE]), []
+            for _ in range(rounds):
+                blocks = [run_block(setting, measured, small_clip) for measured in order]
+                pairs += [(blocks[0], blocks[1]), (blocks[3], blocks[2])]
+            yield _policy_cost(name, setting, small_clip, counter, pairs)
 
 
-def _blocks(
-    setting: Setting, baseline: MemoryPolicy, policy: MemoryPolicy, footage: Footage
-) -> list[tuple[Block, Block]]:
-    """fifo, policy, policy, fifo, as two pairs (fifo, policy) of neighbours."""
-    first, one, other, last = (run_block(setting, p, footage) for p in (baseline, policy, policy, baseline))
-    return [(first, one), (last, other)]
-
-
-def _cost(
-    name: str,
-    policy: MemoryPolicy,
-    setting: Setting,
-    footage: Footage,
-    census: Census,
-    pairs: Sequence[tuple[Block, Block]],
-) -> Cost:
-    ratios = [own.median() / fifo.median() for fifo, own in pairs]
-    columns = tuple(zip(*pairs))
-    return Cost(
+def _policy_cost(
+    name: str, setting: Setting, clip: BenchmarkClip, counter: MemoryCounter, pairs: Sequence[tuple[Block, Block]]
+) -> PolicyCost:
+    """``pairs``: neighbouring blocks of FIFO and of the policy."""
+    ratios = [block.median() / fifo.median() for fifo, block in pairs]
+    return PolicyCost(
         policy=name,
-        objects=len(footage.prompts),
-        frames=footage.num_frames,
+        objects=len(clip.prompts),
+        frames=clip.num_frames,
         blocks=len(pairs),
-        ms=median(x for _, own in pairs for x in own.milliseconds[WARM_UP:]),
+        ms=median(x for _, block in pairs for x in block.milliseconds[WARM_UP:]),
         fifo_ms=median(x for fifo, _ in pairs for x in fifo.milliseconds[WARM_UP:]),
         ratio=median(ratios),
         ratio_min=min(ratios),
         ratio_max=max(ratios),
-        bytes_warm=census.bytes[WARM_UP - 1],
-        bytes_end=census.bytes[-1],
-        tokens_warm=census.tokens[WARM_UP - 1],
-        tokens_end=census.tokens[-1],
-        capacity=policy.capacity(setting.model.tokens_per_map),
-        read=fmean(census.read[WARM_UP:]),
-        pointers=fmean(census.pointers[WARM_UP:]),
-        repeatable=all(len({block.masks for block in column}) == 1 for column in columns),
+        bytes_warm=counter.state_bytes[WARM_UP - 1],
+        bytes_end=counter.state_bytes[-1],
+        tokens_warm=counter.largest[WARM_UP - 1],
+        tokens_end=counter.largest[-1],
+        capacity=counter.policy.capacity(setting.model.tokens_per_map),
+        read=fmean(counter.tokens_read[WARM_UP:]),
+        pointers=fmean(counter.pointers_read[WARM_UP:]),
+        repeatable=all(len({block.masks for block in column}) == 1 for column in zip(*pairs)),
     )
 
 
@@ -260,7 +220,7 @@ class Mark:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stay:
+class StreamCost:
     """One policy on a long stream. ``most_tokens``: the most any object ever held. ``slope``: bytes per frame by which
     the process grew over the second half, None where the system does not say."""
 
@@ -274,8 +234,7 @@ class Stay:
     @property
     def most_resident(self) -> int | None:
         """Bytes of the process at the mark where it held most."""
-        known = [m.resident for m in self.marks if m.resident is not None]
-        return max(known) if known else None
+        return max((mark.resident for mark in self.marks if mark.resident is not None), default=None)
 
     @property
     def bounded(self) -> bool:
@@ -283,26 +242,28 @@ class Stay:
         return self.capacity is None or self.most_tokens <= self.capacity
 
 
-def watch(setting: Setting, name: str, policy: MemoryPolicy, footage: Footage, *, every: int = 100) -> Stay:
-    """Track a long stream whose pictures are made one at a time, looking at what is held every ``every`` frames."""
-    if not 1 <= every <= footage.num_frames:
-        raise ValueError(f"expected every in 1..{footage.num_frames}, the number of frames, got {every}")
+def measure_stream(
+    setting: Setting, name: str, policy: MemoryPolicy, clip: BenchmarkClip, *, every: int = 100
+) -> StreamCost:
+    """Track a long stream whose pictures are made one at a time; what is held is noted every ``every`` frames."""
+    if not 1 <= every <= clip.num_frames:
+        raise ValueError(f"expected every in 1..{clip.num_frames}, the number of frames, got {every}")
     predictor = setting.predictor(policy)
     state = predictor.init_state()
-    marks, most = [], 0
-    for index in range(footage.num_frames):
-        predictor.track_frame(state, footage.picture(index), footage.prompts if index == 0 else ())
+    marks, most_tokens = [], 0
+    for index in range(clip.num_frames):
+        predictor.track_frame(state, clip.picture(index), clip.prompts_on(index))
         states = [track.state for track in state.tracker.tracks.values()]
-        most = max(most, *(s.token_count() for s in states))
+        most_tokens = max(most_tokens, *(s.token_count() for s in states))
         if (index + 1) % every == 0:
-            held = tensor_bytes(t for s in states for t in s.tensors())
-            marks.append(Mark(index + 1, held, resident_bytes()))
+            state_bytes = tensor_bytes(t for s in states for t in s.tensors())
+            marks.append(Mark(index + 1, state_bytes, resident_bytes()))
     capacity = policy.capacity(setting.model.tokens_per_map)
-    return Stay(
+    return StreamCost(
         policy=name,
-        objects=len(footage.prompts),
+        objects=len(clip.prompts),
         marks=tuple(marks),
-        most_tokens=most,
+        most_tokens=most_tokens,
         capacity=capacity,
         slope=_slope(marks[len(marks) // 2 :]),
     )
@@ -316,71 +277,52 @@ def resident_bytes() -> int | None:
 
 def _slope(marks: Sequence[Mark]) -> float | None:
     """Least squares, bytes per frame."""
-    if len(marks) < 2 or any(m.resident is None for m in marks):
+    if len(marks) < 2 or any(mark.resident is None for mark in marks):
         return None
-    return float(np.polyfit([m.frame for m in marks], [m.resident for m in marks], 1)[0])
+    return float(np.polyfit([mark.frame for mark in marks], [mark.resident for mark in marks], 1)[0])
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
-def cost_table(costs: Sequence[Cost], *, markdown: bool = False) -> str:
+def cost_table(costs: Sequence[PolicyCost], *, markdown: bool = False) -> str:
     """One row per policy and number of objects."""
     counts = ("MB warm", "MB end", "tokens warm", "tokens end", "bound", "read", "pointers")
-    head = ("policy", "objects", "ms", "/ fifo", "range", *counts)
     rows = [
         (
-            c.policy + ("" if c.repeatable else " (!)"),
-            str(c.objects),
-            f"{c.ms:.2f}",
-            f"{c.ratio:.3f}",
-            f"{c.ratio_min:.3f}-{c.ratio_max:.3f}",
-            _megabytes(c.bytes_warm),
-            _megabytes(c.bytes_end),
-            str(c.tokens_warm),
-            str(c.tokens_end),
-            "none" if c.capacity is None else str(c.capacity),
-            f"{c.read:.0f}",
-            f"{c.pointers:.1f}",
+            *(c.policy + ("" if c.repeatable else " (!)"), str(c.objects)),
+            *(f"{c.ms:.2f}", f"{c.ratio:.3f}", f"{c.ratio_min:.3f}-{c.ratio_max:.3f}"),
+            *(_megabytes(c.bytes_warm), _megabytes(c.bytes_end), str(c.tokens_warm), str(c.tokens_end)),
+            *(_bound(c.capacity), f"{c.read:.0f}", f"{c.pointers:.1f}"),
         )
         for c in costs
     ]
     note = "" if all(c.repeatable for c in costs) else "\n(!) its masks, or fifo's, differed between blocks"
-    return table(head, rows, markdown) + note
+    return text_table(("policy", "objects", "ms", "/ fifo", "range", *counts), rows, markdown=markdown) + note
 
 
-def stay_table(stays: Sequence[Stay], *, markdown: bool = False) -> str:
-    """One row per policy; a column for each frame looked at."""
-    frames = [m.frame for m in stays[0].marks] if stays else []
+def stream_table(costs: Sequence[StreamCost], *, markdown: bool = False) -> str:
+    """One row per policy; a column for each mark."""
+    frames = [mark.frame for mark in costs[0].marks] if costs else []
     process = ("process MB", "grows, bytes/frame")
     head = ("policy", "objects", *(f"MB at {f}" for f in frames), "most tokens", "bound", *process)
     rows = [
         (
-            s.policy + ("" if s.bounded else " (!)"),
-            str(s.objects),
-            *(_megabytes(m.bytes) for m in s.marks),
-            str(s.most_tokens),
-            "none" if s.capacity is None else str(s.capacity),
-            "unknown" if s.most_resident is None else f"{s.most_resident / 1e6:.0f}",
-            "unknown" if s.slope is None else f"{s.slope:.0f}",
+            *(c.policy + ("" if c.bounded else " (!)"), str(c.objects)),
+            *(_megabytes(mark.bytes) for mark in c.marks),
+            *(str(c.most_tokens), _bound(c.capacity)),
+            "unknown" if c.most_resident is None else f"{c.most_resident / 1e6:.0f}",
+            "unknown" if c.slope is None else f"{c.slope:.0f}",
         )
-        for s in stays
+        for c in costs
     ]
-    note = "" if all(s.bounded for s in stays) else "\n(!) held more than its bound"
-    return table(head, rows, markdown) + note
+    note = "" if all(c.bounded for c in costs) else "\n(!) held more than its bound"
+    return text_table(head, rows, markdown=markdown) + note
 
 
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:.3f}"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool) -> str:
-    """Aligned columns, or a table to paste into a page."""
-    if markdown:
-        lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    widths = [max(len(line[i]) for line in (head, *rows)) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip()
-        for line in (head, *rows)
-    )
+def _bound(capacity: int | None) -> str:
+    return "none" if capacity is None else str(capacity)

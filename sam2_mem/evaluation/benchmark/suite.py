@@ -7,16 +7,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import yaml
 from tqdm import tqdm
 
-from sam2_mem.evaluation.benchmark.policy_costs import table
-
-TINY, LARGE = "sam2.1_hiera_t", "sam2.1_hiera_l"
+from sam2_mem.evaluation.tables import text_table
 
 
 @dataclass(frozen=True)
@@ -31,106 +31,70 @@ class Case:
         return [sys.executable, str(tool), self.verb, *common, *self.arguments, "--json", str(json_file)]
 
 
-def _peer(name: str, config: str, size: int, objects: int, frames: int, block: int, *more: str) -> Case:
-    given = {"config": config, "image_size": size, "objects": objects, "frames": frames, "block": block}
-    return Case(name, "peer", (*(f"--{k}={v}" for k, v in given.items()), *more))
-
-
-ALONE = "--no_alone"
-CPU_CASES = (
-    _peer("tiny, 1024, 1 object", TINY, 1024, 1, 26, 4, ALONE),
-    _peer("large, 1024, 1 object", LARGE, 1024, 1, 22, 2, ALONE),
-    _peer("tiny, 1024, 5 objects", TINY, 1024, 5, 22, 2, ALONE),
-    _peer("tiny, 256, 1 object", TINY, 256, 1, 58, 5, ALONE),
-    _peer("tiny, 256, 10 objects", TINY, 256, 10, 38, 5, ALONE),
-    _peer("tiny, 1024, pooled", TINY, 1024, 1, 26, 4, ALONE, "--override=attention=pooled", "--least_iou=0.3"),
-    _peer(
-        "tiny, 1024, distilled", TINY, 1024, 1, 26, 4, ALONE, "--override=memory_policy=distilled_small",
-        "--override=distiller=temporal", "--least_iou=0.3",
-    ),
-    _peer("first mask, 540p", TINY, 256, 1, 28, 5, "--size=960x540", "--alone_frames=200"),
-    _peer(
-        "first mask, 540p, loading in the background", TINY, 256, 1, 28, 5, "--size=960x540", "--alone_frames=200",
-        "--peer_init=async_loading_frames=true",
-    ),
-    _peer("2000 frames, 1 object", TINY, 256, 1, 28, 5, "--alone_frames=2000"),
-    _peer("2000 frames, 10 objects", TINY, 256, 10, 28, 5, "--alone_frames=2000"),
-)  # fmt: skip
-"""Takes about three hours on two cores, most of it the last case."""
-
-PEER_MODES = {
-    "eager": (),
-    "compiled encoder": ("--peer_override=++model.compile_image_encoder=true",),
-    "compiled": ("--peer_option=vos_optimized=true",),
-}
-CUDA_CASES = (
-    *(
-        _peer(f"{name}, {n} objects, {mode}", config, 1024, n, 117, 25, "--vos_optimized", "--dtype=bfloat16", ALONE,
-              "--least_iou=0.95", *options)
-        for (name, config), n, (mode, options) in product(
-            (("tiny", TINY), ("large", LARGE)), (1, 5, 10), PEER_MODES.items()
-        )
-    ),
-    *(
-        Case(f"{name}, {n} objects, policies", "policies", (f"--config={config}", "--image_size=1024", f"--objects={n}",
-             "--policies=fifo,sam2long", "--frames=77", "--vos_optimized"))
-        for (name, config), n in product((("tiny", TINY), ("large", LARGE)), (1, 5, 10))
-    ),
-    *(
-        Case(f"{name}, profile", "profile", (f"--config={config}", "--image_size=1024", "--frames=60", "--vos_optimized"))
-        for name, config in (("tiny", TINY), ("large", LARGE))
-    ),
-)  # fmt: skip
-
-
 def cases_of(device: str) -> tuple[Case, ...]:
-    return CUDA_CASES if device.startswith("cuda") else CPU_CASES
+    """Those of ``suite.yaml`` for a device."""
+    text = (files(__package__) / "suite.yaml").read_text(encoding="utf-8")
+    table = yaml.safe_load(text)["cuda" if device.startswith("cuda") else "cpu"]
+    return tuple(case for name, entry in table.items() for case in _expanded(name, entry))
+
+
+def _expanded(name: str, entry: Any) -> Iterator[Case]:
+    """One case, or one for each combination of what stands in ``each``."""
+    template, choices = (entry, {}) if isinstance(entry, str) else (entry["command"], entry["each"])
+    for combination in product(*(options.items() for options in choices.values())):
+        labels = {key: label for key, (label, _) in zip(choices, combination)}
+        values = {key: value for key, (_, value) in zip(choices, combination)}
+        verb, *arguments = template.format(**values).split()
+        yield Case(name.format(**labels), verb, tuple(arguments))
 
 
 def run_suite(
-    cases: Sequence[Case], tool: Path, folder: Path, common: Sequence[str], peer: Sequence[str],
+    cases: Sequence[Case],
+    tool: Path,
+    folder: Path,
+    common: Sequence[str],
+    peer: Sequence[str],
     run: Callable[..., Any] = subprocess.run,
-) -> Iterator[tuple[Case, Path]]:  # fmt: skip
-    """Every case in a process of its own, those with a result in ``folder`` left out; what each says goes into a text file
-    beside its result. Gives cases with their results; one that failed is not given, and run again next time.
+) -> Iterator[tuple[Case, Path]]:
+    """Every case in a process of its own, those with a result in ``folder`` left out; what each prints goes into a text
+    file beside its result. Gives cases with their results; one that failed is not given, and run again next time.
 
     Args:
-        common: arguments of all cases, such as the device. peer: arguments of cases with a peer.
+        cases: what to run.
+        tool: ``tools/benchmark.py``.
+        folder: for the results.
+        common: arguments of all cases, such as the device.
+        peer: arguments of cases with a peer.
+        run: what starts a process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for case in tqdm(cases, unit="case", disable=None):
         result, text = (folder / f"{case.name}{end}" for end in (".json", ".txt"))
         if not result.is_file():
-            beside = peer if case.verb == "peer" else ()
-            command = case.command(tool, (*common, *beside), result)
-            with text.open("w") as said:
-                said.write(" ".join(command[1:]) + "\n")
-                said.flush()
-                run(command, stdout=said, stderr=subprocess.STDOUT)
+            command = case.command(tool, (*common, *(peer if case.verb == "peer" else ())), result)
+            with text.open("w") as log:
+                log.write(" ".join(command[1:]) + "\n")
+                log.flush()
+                run(command, stdout=log, stderr=subprocess.STDOUT)
         if result.is_file():
             yield case, result
 
 
-def suite_table(found: Sequence[tuple[Case, Path]], *, markdown: bool = False) -> str:
+def suite_table(results: Sequence[tuple[Case, Path]], *, markdown: bool = False) -> str:
     """One row per case with a peer."""
     head = ("case", "IoU", "ours ms", "peer ms", "ratio", "range", "first mask: ours", "peer", "MB/frame: ours", "peer")
-    rows = [_row(case, json.loads(path.read_text())["results"]) for case, path in found if case.verb == "peer"]
-    return table(head, rows, markdown)
+    rows = [_row(case, json.loads(path.read_text())["results"]) for case, path in results if case.verb == "peer"]
+    return text_table(head, rows, markdown=markdown)
 
 
-def _row(case: Case, found: dict[str, Any]) -> tuple[str, ...]:
-    iou, race = f"{found['agreement']['mean_iou']:.5f}", found["race"]
+def _row(case: Case, result: dict[str, Any]) -> tuple[str, ...]:
+    iou, race = f"{result['agreement']['mean_iou']:.5f}", result["race"]
     if race is None:
         return (case.name, iou, *("",) * 8)
-    ours, peer = ([1000 * p[side]["wall"] for p in race["pairs"]] for side in ("ours", "peer"))
+    ours, peer = ([1000 * pair[side]["wall"] for pair in race["pairs"]] for side in ("ours", "peer"))
     ratios = [b / a for a, b in zip(ours, peer)]
-    times = (
-        f"{median(ours):.0f}",
-        f"{median(peer):.0f}",
-        f"{median(ratios):.2f}",
-        f"{min(ratios):.2f}-{max(ratios):.2f}",
-    )
-    alone = [found[side] for side in ("ours", "peer")]
-    first = ("" if one is None else f"{one['first_mask']:.2f} s" for one in alone)
-    slope = ("" if one is None or one["slope"] is None else f"{one['slope'] / 1e6:.3f}" for one in alone)
-    return (case.name, iou, *times, *first, *slope)
+    times = (f"{median(ours):.0f}", f"{median(peer):.0f}", f"{median(ratios):.2f}")
+    costs = [result[side] for side in ("ours", "peer")]
+    first = ("" if cost is None else f"{cost['first_mask']:.2f} s" for cost in costs)
+    slope = ("" if cost is None or cost["slope"] is None else f"{cost['slope'] / 1e6:.3f}" for cost in costs)
+    return (case.name, iou, *times, f"{min(ratios):.2f}-{max(ratios):.2f}", *first, *slope)

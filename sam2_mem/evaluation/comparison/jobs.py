@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from sam2_mem.evaluation.comparison.videos import BenchVideo
+from sam2_mem.evaluation.comparison.videos import ComparisonVideo
+from sam2_mem.files import atomic_path
 from sam2_mem.tracking import run_manifest
 from sam2_mem.tracking.run_manifest import Json, differences, write_json
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contestant:
+class PolicyEntry:
     """A policy by the name it has in the report. ``settings``: everything its masks depend on. ``build`` makes its
     predictor; whatever it raises is recorded as the result of each of its jobs."""
 
     name: str
     settings: Json
     build: Callable[[], SAM2VideoPredictor]
-
-
-# -- jobs -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +38,9 @@ class Job:
     @property
     def file_name(self) -> str:
         """Unlike that of any other job."""
-        parts = (self.policy, self.data, self.video, str(self.seed))
-        readable = "__".join(re.sub(r"[^A-Za-z0-9_.=-]+", "-", part)[:40] for part in parts)
-        return f"{readable}__{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]}"
+        words = (self.policy, self.data, self.video, str(self.seed))
+        readable = "__".join(re.sub(r"[^A-Za-z0-9_.=-]+", "-", word)[:40] for word in words)
+        return f"{readable}__{hashlib.sha256(json.dumps(words).encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +84,8 @@ def read_result(path: Path) -> Result:
 class Plan:
     """Everything that is compared. ``common``: settings that all policies share; ``masks``: write them too."""
 
-    contestants: tuple[Contestant, ...]
-    videos: tuple[BenchVideo, ...]
+    entries: tuple[PolicyEntry, ...]
+    videos: tuple[ComparisonVideo, ...]
     seeds: tuple[int, ...] = (0,)
     baseline: str
     common: Json = field(default_factory=dict)
@@ -96,7 +93,7 @@ class Plan:
     masks: bool = False
 
     def __post_init__(self) -> None:
-        names = [one.name for one in self.contestants]
+        names = [entry.name for entry in self.entries]
         if not names or not self.videos or not self.seeds:
             raise ValueError("expected at least one policy, one video and one seed, got none of one of them")
         if len(set(names)) < len(names) or len(set(self.seeds)) < len(self.seeds):
@@ -110,13 +107,13 @@ class Plan:
         """Video by video, so that policies meet the same machine; the order of the report."""
         for video in self.videos:
             for seed in self.seeds:
-                for one in self.contestants:
-                    yield Job(policy=one.name, data=video.data, video=video.name, seed=seed)
+                for entry in self.entries:
+                    yield Job(policy=entry.name, data=video.data, video=video.name, seed=seed)
 
     def described(self) -> Json:
         """What ``run.json`` says; equal for all shards."""
         return {
-            "policies": {one.name: one.settings for one in self.contestants},
+            "policies": {entry.name: entry.settings for entry in self.entries},
             "videos": [[video.data, video.name] for video in self.videos],
             "protocols": {video.data: video.protocol.name for video in self.videos},
             "seeds": list(self.seeds),
@@ -126,13 +123,10 @@ class Plan:
             "versions": run_manifest.versions(),
         }
 
-    def settings_of(self, contestant: Contestant, video: BenchVideo) -> str:
+    def settings_of(self, entry: PolicyEntry, video: ComparisonVideo) -> str:
         """A digest of everything that a result depends on beside its job's name."""
-        parts = [dict(contestant.settings), dict(self.common), video.protocol.name, video.origin, self.max_frames]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-# -- the folder -----------------------------------------------------------------------------------------------------
+        values = [dict(entry.settings), dict(self.common), video.protocol.name, video.origin, self.max_frames]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -146,12 +140,12 @@ class ResultFolder:
         path = self.root / "run.json"
         content = json.loads(json.dumps(plan.described()))
         if path.is_file():
-            theirs = json.loads(path.read_text(encoding="utf-8"))
-            found = differences(theirs["common"], content["common"])
-            if found:
+            earlier = json.loads(path.read_text(encoding="utf-8"))
+            changes = differences(earlier["common"], content["common"])
+            if changes:
                 raise ValueError(
                     f"expected '{self.root}' to be empty or to hold results of the same network, got others:\n  "
-                    + "\n  ".join(found)
+                    + "\n  ".join(changes)
                     + "\nchoose another output folder"
                 )
         write_json(path, content)
@@ -173,7 +167,5 @@ class ResultFolder:
 
 def write_line(path: Path, text: str) -> None:
     """Replace a file as a whole; several processes may do so at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(path)
+    with atomic_path(path, concurrent=True) as part:
+        part.write_text(text + "\n", encoding="utf-8")

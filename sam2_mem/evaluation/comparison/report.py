@@ -6,10 +6,12 @@ What does depend on it, times and peak memory, has a table and one chart of its 
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import stdev
 
@@ -17,83 +19,72 @@ import numpy as np
 
 from sam2_mem.evaluation.charts import Axes, Series, line_chart, scatter_chart
 from sam2_mem.evaluation.comparison.jobs import Result, ResultFolder, write_line
-from sam2_mem.evaluation.comparison.page import Table, page
 from sam2_mem.evaluation.comparison.statistics import (
     EVERYTHING,
     RESAMPLES,
-    Comparison,
-    Row,
+    PairedComparison,
+    PolicyRow,
+    group_means,
     object_values,
-    part_means,
+    policy_rows,
     read_comparison,
-    rows,
 )
-from sam2_mem.evaluation.comparison.videos import parts_of
+from sam2_mem.evaluation.comparison.videos import groups_of_videos
+from sam2_mem.evaluation.pages import render
+from sam2_mem.evaluation.tables import text_table
 
 BINS = 40
 """Points of a line over time."""
-
+COSTS = ("state_bytes", "tokens_held", "tokens_read", "pointers_read")
+MACHINE_COSTS = ("frames_per_second", "peak_bytes", "growth_bytes")
 
 # -- tables ---------------------------------------------------------------------------------------------------------
 
 
-def score_table(comparison: Comparison, group: str, found: Sequence[Row]) -> Table:
-    """Means in percent, and the difference to the baseline in points."""
-    mine = _of_group(found, group)
-    names = _shown(mine[0])
-    head = ["policy", "objects", *names, f"{names[0]} - {comparison.baseline}", "95 %"]
-    return Table("Scores", head, [_scores(comparison, row) for row in mine])
+@dataclass(frozen=True)
+class Table:
+    """Cells as text, the first column a name. ``folded``: shown when asked for."""
+
+    title: str
+    head: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    folded: bool = False
 
 
-def _of_group(found: Sequence[Row], group: str) -> list[Row]:
-    return [row for row in found if row.group == group]
-
-
-def _shown(row: Row) -> list[str]:
-    """The table has no room for recall; the CSV has it."""
-    return [name for name in row.figures if not name.endswith("-recall")]
-
-
-def _scores(comparison: Comparison, row: Row) -> list[str]:
-    difference = row.difference
-    known = row.policy != comparison.baseline and difference.count > 0
-    paired = "" if difference.count == row.objects else f" ({difference.count})"
-    return [
-        row.policy + (" (!)" if row.failed else ""),
-        str(row.objects),
-        *(_percent(row.figures[name]) for name in _shown(row)),
-        f"{_signed(difference.mean)}{paired}" if known else "",
-        f"{_signed(difference.low)} to {_signed(difference.high)}" if known else "",
-    ]
-
-
-def memory_table(group: str, found: Sequence[Row]) -> Table:
-    """What is held and read."""
-    head = ["policy", "state MB", "tokens held", "tokens read", "pointers read"]
-    lines = [
-        [
-            row.policy,
-            f"{row.state_bytes / 1e6:.2f}",
-            _plain(row.tokens_held),
-            _plain(row.tokens_read),
-            _plain(row.pointers_read, 1),
-        ]
-        for row in _of_group(found, group)
-    ]
-    return Table("Memory", head, lines)
-
-
-def machine_table(group: str, found: Sequence[Row]) -> Table:
-    """What depends on the machine."""
-    head = ["policy", "frames/s", "peak MB", "more than before MB"]
-    lines = [
+def group_tables(comparison: PairedComparison, group: str, rows: Sequence[PolicyRow]) -> list[Table]:
+    """Those of one group of videos; ``rows``: of its policies."""
+    memory = [
+        [row.policy, f"{row.state_bytes / 1e6:.2f}", *map(_plain, (row.tokens_held, row.tokens_read)), _plain(row.pointers_read, 1)]
+        for row in rows
+    ]  # fmt: skip
+    machine = [
         [row.policy, _plain(row.frames_per_second, 1), _plain(row.peak_bytes / 1e6), _plain(row.growth_bytes / 1e6, 1)]
-        for row in _of_group(found, group)
+        for row in rows
     ]
-    return Table("On this machine", head, lines)
+    tables = [
+        score_table(comparison, rows),
+        Table("Memory", ["policy", "state MB", "tokens held", "tokens read", "pointers read"], memory),
+        Table("On this machine", ["policy", "frames/s", "peak MB", "more than before MB"], machine),
+    ]
+    return tables if group == EVERYTHING else [*tables, *breakdowns(comparison, group), object_table(comparison, group)]
 
 
-def object_table(comparison: Comparison, data: str) -> Table:
+def score_table(comparison: PairedComparison, rows: Sequence[PolicyRow]) -> Table:
+    """Means in percent, and the difference to the baseline in points. Recall has room in the CSV only."""
+    names = [name for name in rows[0].figures if not name.endswith("-recall")]
+    head = ["policy", "objects", *names, f"{names[0]} - {comparison.baseline}", "95 %"]
+    lines = []
+    for row in rows:
+        figures, difference = [_percent(row.figures[name]) for name in names], row.difference
+        paired = "" if difference.num_values == row.objects else f" ({difference.num_values})"
+        cells = [f"{_signed(difference.mean)}{paired}", f"{_signed(difference.low)} to {_signed(difference.high)}"]
+        if row.policy == comparison.baseline or not difference.num_values:
+            cells = ["", ""]
+        lines.append([row.policy + (" (!)" if row.failed else ""), str(row.objects), *figures, *cells])
+    return Table("Scores", head, lines)
+
+
+def object_table(comparison: PairedComparison, data: str) -> Table:
     """The main number of every object, in percent."""
     headline = comparison.headline(data)
     columns = [object_values(comparison.of(policy, data), headline) for policy in comparison.policies]
@@ -105,36 +96,20 @@ def object_table(comparison: Comparison, data: str) -> Table:
     return Table(f"{headline} of every object", ["object", *comparison.policies], lines, folded=True)
 
 
-def part_tables(comparison: Comparison, data: str) -> list[Table]:
+def breakdowns(comparison: PairedComparison, data: str) -> list[Table]:
     """The numbers of a synthetic set by track and by seed, in percent, where there are several: the main number, and J
     over the frames that show the object. The last column: the standard deviation between them."""
-    made = []
-    for kind, part_of in parts_of(data).items():
-        used = dict.fromkeys(part_of[r.video] for r in comparison.results if r.data == data)
-        for column in (comparison.headline(data), "J-visible") if len(used) > 1 else ():
-            means = {policy: part_means(comparison.of(policy, data), column, part_of) for policy in comparison.policies}
-            lines = [
-                [policy, *(_percent(own.get(part, math.nan)) for part in used), _percent(_deviation(own.values()))]
-                for policy, own in means.items()
-            ]
-            made.append(Table(f"{column} by {kind}", ["policy", *used, "deviation"], lines))
-    return made
-
-
-def _deviation(values: Iterable[float]) -> float:
-    known = list(values)
-    return stdev(known) if len(known) > 1 else math.nan
-
-
-def make_tables(comparison: Comparison, found: Sequence[Row]) -> list[tuple[str, list[Table]]]:
-    """Those of every group of videos."""
-    made = []
-    for group in comparison.groups:
-        tables = [score_table(comparison, group, found), memory_table(group, found), machine_table(group, found)]
-        if group != EVERYTHING:
-            tables += [*part_tables(comparison, group), object_table(comparison, group)]
-        made.append((group, tables))
-    return made
+    tables = []
+    for kind, group_of in groups_of_videos(data).items():
+        groups = dict.fromkeys(group_of[r.video] for r in comparison.results if r.data == data)
+        for column in (comparison.headline(data), "J-visible") if len(groups) > 1 else ():
+            lines = []
+            for policy in comparison.policies:
+                means = group_means(comparison.of(policy, data), column, group_of)
+                deviation = stdev(means.values()) if len(means) > 1 else math.nan
+                lines.append([policy, *(_percent(means.get(name, math.nan)) for name in groups), _percent(deviation)])
+            tables.append(Table(f"{column} by {kind}", ["policy", *groups, "deviation"], lines))
+    return tables
 
 
 def _percent(value: float) -> str:
@@ -149,61 +124,40 @@ def _plain(value: float, digits: int = 0) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def markdown(table: Table) -> str:
-    ruler = ["---"] + ["---:"] * (len(table.head) - 1)
-    lines = (table.head, ruler, *table.lines)
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def summary_csv(found: Sequence[Row]) -> str:
+def summary_csv(rows: Sequence[PolicyRow]) -> str:
     """One line for each policy and group, in [0, 1], bytes and counts; empty for what is not defined."""
-    names = list(dict.fromkeys(name for row in found for name in row.figures))
+    names = list(dict.fromkeys(name for row in rows for name in row.figures))
     head = ["data", "policy", "objects", "failed", *names, "difference", "low", "high", "paired_objects"]
-    head += ["state_bytes", "tokens_held", "tokens_read", "pointers_read"]
-    head += ["frames_per_second", "peak_bytes", "growth_bytes"]
     lines = [
         [
-            row.group,
-            row.policy,
-            row.objects,
-            row.failed,
+            *(row.group, row.policy, row.objects, row.failed),
             *(_cell(row.figures.get(name, math.nan)) for name in names),
-            *map(_cell, row.difference[:3]),
-            row.difference.count,
-            row.state_bytes,
-            *map(_cell, (row.tokens_held, row.tokens_read, row.pointers_read)),
-            *map(_cell, (row.frames_per_second, row.peak_bytes, row.growth_bytes)),
+            *map(_cell, row.difference),
+            *(_cell(getattr(row, name)) for name in (*COSTS, *MACHINE_COSTS)),
         ]
-        for row in found
+        for row in rows
     ]
-    return _csv([head, *lines])
+    return _csv([[*head, *COSTS, *MACHINE_COSTS], *lines])
 
 
-def objects_csv(comparison: Comparison) -> str:
+def objects_csv(comparison: PairedComparison) -> str:
     """One line for each object, policy and seed."""
     names = list(dict.fromkeys(name for data in comparison.data for name in comparison.columns(data)))
-    head = ["data", "video", "object", "policy", "seed", "frames", *names]
-    lines = [
-        [
-            result.data,
-            result.video,
-            one["object"],
-            result.policy,
-            result.seed,
-            one["frames"],
-            *("" if one["values"].get(name) is None else one["values"][name] for name in names),
-        ]
-        for result in comparison.results
-        for one in result.objects
-    ]
-    return _csv([head, *lines])
+    lines: list[list[object]] = [["data", "video", "object", "policy", "seed", "frames", *names]]
+    for result in comparison.results:
+        for scores in result.objects:
+            values = [scores["values"].get(name) for name in names]
+            lines.append(
+                [result.data, result.video, scores["object"], result.policy, result.seed, scores["frames"], *values]
+            )
+    return _csv(lines)
 
 
-def _cell(value: float) -> float | str:
-    return "" if math.isnan(value) else value
+def _cell(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
-def _csv(lines: Sequence[Sequence[object]]) -> str:
+def _csv(lines: Iterable[Sequence[object]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()
@@ -212,81 +166,71 @@ def _csv(lines: Sequence[Sequence[object]]) -> str:
 # -- charts ---------------------------------------------------------------------------------------------------------
 
 
-def over_time(results: Sequence[Result], column: str = "J") -> Series:
+def over_time(results: Sequence[Result], column: str = "J", name: str = "") -> Series:
     """The mean over objects of a number per frame, in percent, against the place in the video in percent: at most
     :data:`BINS` points, those with a number."""
     bins = min([BINS, *(result.frames for result in results)])
     sums, counts = np.zeros(bins), np.zeros(bins)
     for result in results:
-        for one in result.objects:
-            values = np.asarray(one["per_frame"].get(column, ()), np.float64)
-            places = np.asarray(one["at"][: len(values)], np.int64) * bins // result.frames
-            np.add.at(sums, places, values)
-            np.add.at(counts, places, 1)
-    known = np.flatnonzero(counts)
-    return Series(name="", x=(100 * (known + 0.5) / bins).tolist(), y=(100 * sums[known] / counts[known]).tolist())
+        for scores in result.objects:
+            values = np.asarray(scores["per_frame"].get(column, ()), np.float64)
+            positions = np.asarray(scores["at"][: len(values)], np.int64) * bins // result.frames
+            np.add.at(sums, positions, values)
+            np.add.at(counts, positions, 1)
+    filled = np.flatnonzero(counts)
+    x, y = 100 * (filled + 0.5) / bins, 100 * sums[filled] / counts[filled]
+    return Series(name=name, x=x.tolist(), y=y.tolist())
 
 
-def bytes_over_frames(results: Sequence[Result]) -> Series:
+def bytes_over_frames(results: Sequence[Result], name: str = "") -> Series:
     """The mean over videos of the bytes of all states, in MB, as far as the shortest video reaches."""
     length = min((len(result.state_bytes) for result in results), default=0)
-    if not length:
-        return Series(name="", x=[], y=[])
-    means = np.mean([result.state_bytes[:length] for result in results], axis=0) / 1e6
-    return Series(name="", x=list(range(length)), y=means.tolist())
+    means = np.mean([result.state_bytes[:length] for result in results], axis=0) / 1e6 if length else np.zeros(0)
+    return Series(name=name, x=list(range(length)), y=means.tolist())
 
 
-def draw_charts(comparison: Comparison, found: Sequence[Row], folder: Path) -> list[tuple[str, str]]:
+def draw_charts(comparison: PairedComparison, rows: Sequence[PolicyRow], folder: Path) -> list[tuple[str, str]]:
     """All charts, as (title, file name)."""
     drawn = []
     for number, data in enumerate(comparison.data):
-        mine = [row for row in found if row.group == data]
-        headline = comparison.headline(data)
-        charts = [
-            (
-                f"J over time, {data}",
-                "j_over_time",
-                _lines(comparison, data, over_time),
-                "part of the video, %",
-                "J, %",
-            ),
-            (
-                f"State over frames, {data}",
-                "bytes_over_frames",
-                _lines(comparison, data, bytes_over_frames),
-                "frame",
-                "MB",
-            ),
-            (
-                f"{headline} and state, {data}",
-                "quality_bytes",
-                _dots(mine, headline, lambda r: r.state_bytes / 1e6),
-                "state, MB",
-                f"{headline}, %",
-            ),
-            (
-                f"{headline} and speed, {data}",
-                "quality_speed",
-                _dots(mine, headline, lambda r: r.frames_per_second),
-                "frames per second",
-                f"{headline}, %",
-            ),
-        ]
-        for title, name, series, x_label, y_label in charts:
-            draw = scatter_chart if name.startswith("quality") else line_chart
-            file = f"{name}_{number}.png"
-            draw(folder / file, Axes(title=title, x_label=x_label, y_label=y_label), series)
-            drawn.append((title, file))
+        of_data = [row for row in rows if row.group == data]
+        for name, draw, axes, series in _charts(comparison, of_data, data):
+            draw(folder / f"{name}_{number}.svg", axes, series)
+            drawn.append((axes.title, f"{name}_{number}.svg"))
     return drawn
 
 
-def _lines(comparison: Comparison, data: str, make: Callable[[Sequence[Result]], Series]) -> list[Series]:
-    made = {policy: make(comparison.of(policy, data)) for policy in comparison.policies}
-    return [Series(name=policy, x=one.x, y=one.y) for policy, one in made.items()]
+_Chart = tuple[str, Callable[[Path, Axes, Sequence[Series]], None], Axes, list[Series]]
 
 
-def _dots(mine: Sequence[Row], headline: str, cost: Callable[[Row], float]) -> list[Series]:
-    return [Series(name=row.policy, x=[cost(row)], y=[100 * row.figures[headline]]) for row in mine]
+def _charts(comparison: PairedComparison, rows: Sequence[PolicyRow], data: str) -> Iterator[_Chart]:
+    """(name, what draws it, axes, series) of the charts of one data set."""
+    results = {policy: comparison.of(policy, data) for policy in comparison.policies}
+    axes = Axes(title=f"J over time, {data}", x_label="part of the video, %", y_label="J, %")
+    yield "j_over_time", line_chart, axes, [over_time(of_policy, name=name) for name, of_policy in results.items()]
+    axes = Axes(title=f"State over frames, {data}", x_label="frame", y_label="MB")
+    yield (
+        "bytes_over_frames",
+        line_chart,
+        axes,
+        [bytes_over_frames(of_policy, name) for name, of_policy in results.items()],
+    )
+    headline = comparison.headline(data)
+    axes = Axes(title=f"{headline} and state, {data}", x_label="state, MB", y_label=f"{headline}, %")
+    points = {row.policy: (row, [100 * row.figures[headline]]) for row in rows}
+    yield (
+        "quality_bytes",
+        scatter_chart,
+        axes,
+        [Series(name=n, x=[r.state_bytes / 1e6], y=y) for n, (r, y) in points.items()],
+    )
+    axes = Axes(title=f"{headline} and speed, {data}", x_label="frames per second", y_label=f"{headline}, %")
+    yield (
+        "quality_speed",
+        scatter_chart,
+        axes,
+        [Series(name=n, x=[r.frames_per_second], y=y) for n, (r, y) in points.items()],
+    )
 
 
 # -- the report -----------------------------------------------------------------------------------------------------
@@ -296,17 +240,33 @@ def write_report(folder: ResultFolder) -> None:
     """``results.jsonl``; in ``report/``: ``index.html``, ``report.md``, ``summary.csv``, ``objects.csv``, charts."""
     comparison = read_comparison(folder)
     write_line(folder.root / "results.jsonl", "\n".join(result.line() for result in comparison.results))
-    found, report = rows(comparison), folder.root / "report"
-    drawn = draw_charts(comparison, found, report)
-    tables = make_tables(comparison, found)
-    write_line(report / "summary.csv", summary_csv(found).rstrip("\n"))
+    rows, report = policy_rows(comparison), folder.root / "report"
+    drawn = draw_charts(comparison, rows, report)
+    tables = {
+        group: group_tables(comparison, group, [row for row in rows if row.group == group])
+        for group in comparison.groups
+    }
+    write_line(report / "summary.csv", summary_csv(rows).rstrip("\n"))
     write_line(report / "objects.csv", objects_csv(comparison).rstrip("\n"))
-    write_line(report / "report.md", _markdown_report(comparison, tables, drawn))
-    charts = [(title, (report / file).read_bytes()) for title, file in drawn]
-    write_line(report / "index.html", page(_about(comparison), tables, charts, _remarks(comparison)))
+    about, remarks = _about(comparison), _remarks(comparison)
+    charts = [(title, base64.b64encode((report / file).read_bytes()).decode()) for title, file in drawn]
+    page = render("comparison.html", about=about, tables=tables, charts=charts, remarks=remarks)
+    write_line(report / "index.html", page)
+    parts = ["# Memory policies compared", _bullets(about)]
+    for group, of_group in tables.items():
+        parts.append(f"## {group}")
+        for table in of_group:
+            parts += [] if table.folded else [f"{table.title}:", text_table(table.head, table.lines, markdown=True)]
+    parts += [f"![{title}]({file})" for title, file in drawn]
+    parts += ["## Remarks", _bullets(remarks)] if remarks else []
+    write_line(report / "report.md", "\n\n".join(parts))
 
 
-def _about(comparison: Comparison) -> list[str]:
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _about(comparison: PairedComparison) -> list[str]:
     run = comparison.run
     lines = [f"Network: {run['common'].get('config')}, weights {run['common'].get('weights')}"]
     lines.append(f"Data: {', '.join(comparison.data)}; {len(run['videos'])} videos; seeds {_listed(run['seeds'])}")
@@ -327,23 +287,9 @@ def _listed(values: Sequence[object]) -> str:
     return "; ".join(map(str, values))
 
 
-def _remarks(comparison: Comparison) -> list[str]:
+def _remarks(comparison: PairedComparison) -> list[str]:
     """What keeps the report from being complete, and the notes of the protocols."""
     lines = [f"FAILED: {r.policy} on {r.data} {r.video}, seed {r.seed}: {r.error}" for r in comparison.failed]
     lines += [f"MISSING: {job.policy} on {job.data} {job.video}, seed {job.seed}" for job in comparison.missing]
     notes = {(r.data, r.video, note) for r in comparison.results for note in r.notes}
     return lines + [f"{data} {video}: {note}" for data, video, note in sorted(notes)]
-
-
-def _markdown_report(
-    comparison: Comparison, tables: Sequence[tuple[str, Sequence[Table]]], drawn: Sequence[tuple[str, str]]
-) -> str:
-    parts = ["# Memory policies compared", "\n".join(f"- {line}" for line in _about(comparison))]
-    for group, several in tables:
-        parts.append(f"## {group}")
-        for table in several:
-            parts += [f"{table.title}:", markdown(table)] if not table.folded else []
-    parts += [f"![{title}]({file})" for title, file in drawn]
-    remarks = _remarks(comparison)
-    parts += ["## Remarks", "\n".join(f"- {line}" for line in remarks)] if remarks else []
-    return "\n\n".join(parts)

@@ -24,16 +24,13 @@ ObjectKey = tuple[str, str, str]
 """Data, video, object."""
 
 
-# -- statistics -----------------------------------------------------------------------------------------------------
-
-
 class Interval(NamedTuple):
-    """A mean with the ends of its confidence interval, over ``count`` objects; NaN if there are none."""
+    """A mean with the ends of its confidence interval, over ``num_values`` objects; NaN if there are none."""
 
     mean: float
     low: float
     high: float
-    count: int
+    num_values: int
 
 
 def bootstrap(values: Sequence[float], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE) -> Interval:
@@ -42,27 +39,20 @@ def bootstrap(values: Sequence[float], *, resamples: int = RESAMPLES, confidence
     if not len(values):
         return Interval(math.nan, math.nan, math.nan, 0)
     rng = np.random.Generator(np.random.PCG64(0))
-    means = np.concatenate(
-        [
-            values[rng.integers(0, len(values), (count, len(values)))].mean(1)
-            for count in _chunks(resamples, len(values))
-        ]
-    )
+    counts = _chunk_sizes(resamples, len(values))
+    means = np.concatenate([values[rng.integers(0, len(values), (count, len(values)))].mean(1) for count in counts])
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(values.mean()), float(low), float(high), len(values))
 
 
-def _chunks(total: int, width: int) -> list[int]:
-    """Parts of ``total`` whose tables of this width stay small."""
-    most = max(1, 2_000_000 // width)
-    return [min(most, total - done) for done in range(0, total, most)]
-
-
-# -- what there is --------------------------------------------------------------------------------------------------
+def _chunk_sizes(total: int, width: int) -> list[int]:
+    """Sizes that add up to ``total``; a table of any of them with this width stays small."""
+    limit = max(1, 2_000_000 // width)
+    return [min(limit, total - done) for done in range(0, total, limit)]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedComparison:
     """The results of a run, in the order of its jobs, and the jobs without any."""
 
     run: Json
@@ -106,7 +96,7 @@ class Comparison:
         return [result for result in self.results if result.error is not None]
 
 
-def read_comparison(folder: ResultFolder) -> Comparison:
+def read_comparison(folder: ResultFolder) -> PairedComparison:
     run = json.loads((folder.root / "run.json").read_text(encoding="utf-8"))
     jobs = [
         Job(policy=policy, data=data, video=video, seed=seed)
@@ -114,32 +104,32 @@ def read_comparison(folder: ResultFolder) -> Comparison:
         for seed in run["seeds"]
         for policy in run["policies"]
     ]
-    found = {job: folder.result(job) for job in jobs}
-    missing = tuple(job for job, result in found.items() if result is None)
-    return Comparison(run, tuple(result for result in found.values() if result is not None), missing)
+    results = {job: folder.result(job) for job in jobs}
+    missing = tuple(job for job, result in results.items() if result is None)
+    return PairedComparison(run, tuple(result for result in results.values() if result is not None), missing)
 
 
 def object_values(results: Iterable[Result], column: str) -> dict[ObjectKey, float]:
     """One number of every object, the mean over seeds; objects that do not define it are left out."""
-    found: dict[ObjectKey, list[float]] = {}
+    values: dict[ObjectKey, list[float]] = {}
     for result in results:
-        for one in result.objects:
-            value = one["values"].get(column)
+        for scores in result.objects:
+            value = scores["values"].get(column)
             if value is not None:
-                found.setdefault((result.data, result.video, one["object"]), []).append(value)
-    return {key: float(np.mean(values)) for key, values in found.items()}
+                values.setdefault((result.data, result.video, scores["object"]), []).append(value)
+    return {key: float(np.mean(of_seeds)) for key, of_seeds in values.items()}
 
 
-def part_means(results: Iterable[Result], column: str, part_of: Mapping[str, str]) -> dict[str, float]:
-    """The mean over the objects of every part, by the part of each video; parts without such a number are left out."""
-    found: dict[str, list[float]] = {}
+def group_means(results: Iterable[Result], column: str, group_of: Mapping[str, str]) -> dict[str, float]:
+    """The mean over the objects of every group, by the group of each video; groups without such a number are left out."""
+    values: dict[str, list[float]] = {}
     for (_, video, _), value in object_values(results, column).items():
-        found.setdefault(part_of[video], []).append(value)
-    return {part: _mean(values) for part, values in found.items()}
+        values.setdefault(group_of[video], []).append(value)
+    return {group: _mean(of_objects) for group, of_objects in values.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class PolicyRow:
     """One policy on one group of videos.
 
     ``figures``: means over objects by the protocol's columns. ``difference``: of the headline to the baseline, over the
@@ -162,37 +152,34 @@ class Row:
     growth_bytes: float
 
 
-def make_row(comparison: Comparison, group: str, policy: str) -> Row:
+def policy_row(comparison: PairedComparison, group: str, policy: str) -> PolicyRow:
     results, headline = comparison.of(policy, group), comparison.headline(group)
     columns = (headline,) if group == EVERYTHING else comparison.columns(group)
-    own = object_values(results, headline)
-    theirs = object_values(comparison.of(comparison.baseline, group), headline)
-    machine = [result.machine for result in results if result.machine]
-    return Row(
+    values = object_values(results, headline)
+    baseline = object_values(comparison.of(comparison.baseline, group), headline)
+    machines = [result.machine for result in results if result.machine]
+    seconds = sum(machine["seconds"] for machine in machines)
+    return PolicyRow(
         group=group,
         policy=policy,
-        objects=len(own),
+        objects=len(values),
         failed=len(comparison.of(policy, group, failed=True)),
         figures={name: _mean(object_values(results, name).values()) for name in columns},
-        difference=bootstrap([own[key] - theirs[key] for key in own if key in theirs]),
+        difference=bootstrap([values[key] - baseline[key] for key in values if key in baseline]),
         state_bytes=max((max(result.state_bytes, default=0) for result in results), default=0),
         tokens_held=_mean(v for result in results for v in result.tokens_held),
         tokens_read=_mean(v for result in results for v in result.tokens_read),
         pointers_read=_mean(v for result in results for v in result.pointers_read),
-        frames_per_second=_ratio(sum(r.frames for r in results), sum(m["seconds"] for m in machine)),
-        peak_bytes=max((m["peak_bytes"] for m in machine if m["peak_bytes"] is not None), default=math.nan),
-        growth_bytes=max((m["growth_bytes"] for m in machine if m["growth_bytes"] is not None), default=math.nan),
+        frames_per_second=sum(r.frames for r in results) / seconds if seconds else math.nan,
+        peak_bytes=max((m["peak_bytes"] for m in machines if m["peak_bytes"] is not None), default=math.nan),
+        growth_bytes=max((m["growth_bytes"] for m in machines if m["growth_bytes"] is not None), default=math.nan),
     )
 
 
 def _mean(values: Iterable[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return math.fsum(known) / len(known) if known else math.nan
+    defined = [value for value in values if not math.isnan(value)]
+    return math.fsum(defined) / len(defined) if defined else math.nan
 
 
-def _ratio(one: float, other: float) -> float:
-    return one / other if other else math.nan
-
-
-def rows(comparison: Comparison) -> list[Row]:
-    return [make_row(comparison, group, policy) for group in comparison.groups for policy in comparison.policies]
+def policy_rows(comparison: PairedComparison) -> list[PolicyRow]:
+    return [policy_row(comparison, group, policy) for group in comparison.groups for policy in comparison.policies]

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sam2_mem.evaluation.dataset_inference import REGIONS, Found
-from sam2_mem.evaluation.datasets import open_dataset
+from sam2_mem.evaluation.datasets import REGIONS, DatasetOnDisk, open_dataset
 from sam2_mem.evaluation.protocols import Protocol, Synthetic
 from sam2_mem.evaluation.synthetic import SYNTHETIC_SETS, open_synthetic
 from sam2_mem.evaluation.videos import AnnotatedVideo
 from sam2_mem.tracking.vos import PromptPlan, plan_from_folder
 from sam2_mem.video import Frame, VideoSource, open_video
+from sam2_mem.video.source import Frames, SeekableSource
 
 DECODED_BYTES = 1_000_000_000
 """Videos up to this size are decoded once for all policies; longer ones are read again by each."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchVideo:
+class ComparisonVideo:
     """A video with its truth. ``data``: what its results are summed up with, and by which protocol. ``per_object``: its
     objects may overlap. ``origin``: the folder it comes from, if it does."""
 
@@ -34,20 +34,21 @@ class BenchVideo:
     origin: str = ""
 
 
-def bench_videos(spec: str, only: Sequence[str] = ()) -> list[BenchVideo]:
-    """The videos of ``synthetic:<set>`` or ``<data set>:<root>``; ``only`` some of them, by name."""
-    kind, _, where = spec.partition(":")
-    if not where:
+def comparison_videos(spec: str, names: Sequence[str] = ()) -> list[ComparisonVideo]:
+    """The videos of ``synthetic:<set>`` or ``<data set>:<root>``; with ``names`` only these."""
+    kind, _, location = spec.partition(":")
+    if not location:
         raise ValueError(
             f"expected synthetic:<set> with a set of {', '.join(SYNTHETIC_SETS)}, or <data set>:<root>, got {spec!r}"
         )
-    made = _synthetic(spec, where) if kind == "synthetic" and where in SYNTHETIC_SETS else _on_disk(spec, kind, where)
-    return [video for video in made if not only or video.name in only]
+    is_set = kind == "synthetic" and location in SYNTHETIC_SETS
+    videos = _synthetic(spec, location) if is_set else _on_disk(spec, kind, location)
+    return [video for video in videos if not names or video.name in names]
 
 
-def _synthetic(spec: str, name: str) -> list[BenchVideo]:
+def _synthetic(spec: str, name: str) -> list[ComparisonVideo]:
     return [
-        BenchVideo(
+        ComparisonVideo(
             data=spec,
             name=clip.name,
             open=clip.source,
@@ -59,7 +60,7 @@ def _synthetic(spec: str, name: str) -> list[BenchVideo]:
     ]
 
 
-def parts_of(spec: str) -> Mapping[str, Mapping[str, str]]:
+def groups_of_videos(spec: str) -> Mapping[str, Mapping[str, str]]:
     """What videos of a synthetic set can be grouped by, "track" and "seed": the group of each video by its name. Nothing
     for other data."""
     kind, _, name = spec.partition(":")
@@ -69,65 +70,55 @@ def parts_of(spec: str) -> Mapping[str, Mapping[str, str]]:
     return {"track": {c.name: c.track for c in clips}, "seed": {c.name: str(c.spec.seed) for c in clips}}
 
 
-def _on_disk(spec: str, kind: str, root: str) -> list[BenchVideo]:
+def _on_disk(spec: str, kind: str, root: str) -> list[ComparisonVideo]:
     if kind == "synthetic" and not Path(root).is_dir():
         raise ValueError(
             f"expected a synthetic set of {', '.join(SYNTHETIC_SETS)}, or its exported folder, got {root!r}"
         )
     if kind == REGIONS:
         raise ValueError(f"expected a data set of masks, got {spec!r}; export its regions as masks to compare on them")
-    found = Found(kind, Path(root))
-    dataset = open_dataset(kind, found.root, found.root)
-    rules = found.recipe.rules
+    files = DatasetOnDisk(kind, Path(root))
+    dataset = open_dataset(kind, files.root, files.root)
+    rules = files.layout.rules
     return [
-        BenchVideo(
+        ComparisonVideo(
             data=kind,
             name=truth.name,
-            open=lambda name=truth.name: open_video(found.frames / name, prefetch=0),
-            plan=lambda source, name=truth.name: plan_from_folder(found.masks / name, source, rules),
+            open=lambda name=truth.name: open_video(files.frames / name, prefetch=0),
+            plan=lambda source, name=truth.name: plan_from_folder(files.masks / name, source, rules),
             truth=truth,
             protocol=dataset.protocol,
             per_object=rules.per_object,
-            origin=str(found.root.resolve()),
+            origin=str(files.root.resolve()),
         )
         for truth in dataset.videos
     ]
 
 
-# -- in memory -------------------------------------------------------------------------------------------------------
-
-
-class _Decoded(VideoSource):
-    """Frames held in memory, under the names they have."""
+class DecodedSource(SeekableSource):
+    """Frames in memory, under the names they have."""
 
     def __init__(self, frames: Sequence[Frame]) -> None:
         super().__init__(prefetch=0, cache=0)
         self._frames = frames
         self._length = len(frames)
+        self._size = frames[0].image.shape[:2]
 
-    @property
-    def seekable(self) -> bool:
-        return True
+    def _decode(self, indices: range) -> Frames:
+        for index in indices:
+            yield self._frames[index]
 
-    def frames(self, start: int | None = None, stop: int | None = None, step: int = 1) -> Iterator[Frame]:
-        return (self._frames[i] for i in range(self._length)[slice(start, stop, step)])
+    def _fetch(self, index: int) -> Frame:
+        return self._frames[index]
 
     def name(self, index: int) -> str:
         return self._frames[index].name
 
-    def __getitem__(self, index: int) -> Frame:
-        if not 0 <= index < len(self._frames):
-            raise self._out_of_range(index)
-        return self._frames[index]
-
-    def _find_size(self) -> tuple[int, int]:
-        return self._frames[0].image.shape[:2]
-
 
 def decoded(source: VideoSource, max_frames: int | None) -> VideoSource:
-    """A video in memory, if it is short enough and all of it is wanted."""
+    """A video in memory, if it is short enough and all of it is used."""
     if max_frames is not None or source.num_frames is None:
         return source
     if source.num_frames * source.height * source.width * 3 > DECODED_BYTES:
         return source
-    return _Decoded(list(source))
+    return DecodedSource(list(source))

@@ -1,24 +1,28 @@
-"""What a memory bank holds on a video, and why: watched, drawn, and shown on a page."""
+"""What a memory bank holds on a video, and why: recorded, drawn, and shown on a page."""
 
-from sam2_mem.evaluation.inspection.recorder import (
+from sam2_mem._moved import renamed
+from sam2_mem.evaluation.inspection.recording import (
     EntryLine,
-    FrameNote,
+    FrameRecord,
+    ObjectRecord,
+    RecordedVideo,
     Recorder,
-    Segment,
-    Watched,
+    TimelineSegment,
     entry_lines,
-    frame_notes,
+    frame_records,
+    record_video,
 )
-from sam2_mem.evaluation.inspection.recording import Film, watch
 
 __all__ = [
     "EntryLine",
-    "Film",
-    "FrameNote",
+    "FrameRecord",
+    "ObjectRecord",
+    "RecordedVideo",
     "Recorder",
-    "Segment",
-    "Watched",
+    "TimelineSegment",
     "entry_lines",
-    "frame_notes",
-    "watch",
+    "frame_records",
+    "record_video",
 ]
+
+__getattr__ = renamed(__name__)

@@ -20,13 +20,13 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from statistics import fmean
 from typing import Any
 
 import torch
 
 from sam2_mem.evaluation.metrics import jaccard
+from sam2_mem.evaluation.tables import text_table
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.reading import rank_slots, time_span
 from sam2_mem.prompts import Prompt
@@ -43,7 +43,7 @@ POINTERS = 16
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """What is asked. ``sizes``: frames in the bank, the first one counted; ``contents``: see the module; ``targets``:
-    most frames decoded, evenly spaced over those on which the object is seen; ``seed`` for ``random``."""
+    most frames decoded, evenly spaced over those on which the object is visible; ``seed`` for ``random``."""
 
     sizes: tuple[int, ...] = (1, 2, 3, 5, 7, 9, 13, 17)
     contents: tuple[str, ...] = CONTENTS
@@ -78,8 +78,12 @@ def decipher(
     """J against bank size and contents.
 
     Args:
-        predictor: its policy plays no part. frames: of the video, in order. truth: (H, W) bool masks of the object by
-            frame index, from its first frame on; frames without one are neither remembered nor decoded.
+        predictor: its policy plays no part.
+        frames: of the video, in order.
+        truth: (H, W) bool masks of the object by frame index, from its first frame on; frames without one are neither
+            remembered nor decoded.
+        obj_id: the object.
+        study: which banks, how many frames.
     """
     tracker = Tracker(predictor.model, FIFO(retain_all=True), settings=predictor.tracker_settings)
     features: dict[int, FrameFeatures] = {}
@@ -89,44 +93,43 @@ def decipher(
             tracker.preview(features[frame.index], Prompt(obj_id, mask=truth[frame.index]))
             tracker.commit(features[frame.index])
     entries = {e.frame: e for e in tracker.track(obj_id).state.prompts}
-    seen = [f for f, e in entries.items() if e.area > 0]
-    sizes, targets = _fitting(seen, study)
-    wanted = [(contents, size) for contents in study.contents for size in sizes]
+    visible = [f for f, e in entries.items() if e.area > 0]
+    sizes, targets = _fitting(visible, study)
+    banks = [(contents, size) for contents in study.contents for size in sizes]
     decoder = _Decoder(predictor, entries, truth)
-    scores = [_at(decoder, features[target], seen, wanted, study.seed + target) for target in targets]
-    columns = zip(wanted, zip(*scores))
-    return [Deciphered(obj_id, contents, size, fmean(js), len(js)) for (contents, size), js in columns]
+    scores = [_scores(decoder, features[target], visible, banks, study.seed + target) for target in targets]
+    return [Deciphered(obj_id, contents, size, fmean(js), len(js)) for (contents, size), js in zip(banks, zip(*scores))]
 
 
-def _fitting(seen: Sequence[int], study: Study) -> tuple[list[int], list[int]]:
+def _fitting(visible: Sequence[int], study: Study) -> tuple[list[int], list[int]]:
     """The sizes that fit the video, and the frames to decode: every bank is asked about the same ones, all late enough
     for the largest."""
-    least = min(study.targets, len(seen) // 2)
-    sizes = sorted({s for s in study.sizes if len(seen) - s >= max(least, 1)})
+    num_targets = max(1, min(study.targets, len(visible) // 2))
+    sizes = sorted({s for s in study.sizes if len(visible) - s >= num_targets})
     if not sizes:
         raise ValueError(
-            f"expected an object seen on at least {min(study.sizes) + 1} frames with ground truth, got {len(seen)}"
+            f"expected an object seen on at least {min(study.sizes) + 1} frames with ground truth, got {len(visible)}"
         )
-    late = seen[sizes[-1] :]
+    late = visible[sizes[-1] :]
     count = min(study.targets, len(late))
     return sizes, [late[round(i * (len(late) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
-def _at(
-    decoder: _Decoder, features: FrameFeatures, seen: Sequence[int], wanted: Sequence[tuple[str, int]], seed: int
+def _scores(
+    decoder: _Decoder, features: FrameFeatures, visible: Sequence[int], banks: Sequence[tuple[str, int]], seed: int
 ) -> list[float]:
-    """J of one frame for every bank ``wanted`` (contents, size)."""
-    first, between = seen[0], [f for f in seen[1:] if f < features.index]
-    alone: list[int] = []
-    if {"best", "worst"} & {contents for contents, _ in wanted}:
+    """J of one frame for every bank (contents, size)."""
+    first, between = visible[0], [f for f in visible[1:] if f < features.index]
+    ranked: list[int] = []
+    if {"best", "worst"} & {contents for contents, _ in banks}:
         scores = decoder.decode(features, [(first, f) for f in between])
-        alone = [f for _, f in sorted(zip(scores, between), key=lambda pair: (-pair[0], pair[1]))]
-    banks = [(first, *_chosen(contents, size - 1, between, alone, seed)) for contents, size in wanted]
-    return decoder.decode(features, banks)
+        ranked = [f for _, f in sorted(zip(scores, between), key=lambda pair: (-pair[0], pair[1]))]
+    frames = [(first, *_bank_frames(contents, size - 1, between, ranked, seed)) for contents, size in banks]
+    return decoder.decode(features, frames)
 
 
-def _chosen(contents: str, count: int, between: Sequence[int], alone: Sequence[int], seed: int) -> list[int]:
-    """``count`` frames beside the first one, in order of time."""
+def _bank_frames(contents: str, count: int, between: Sequence[int], ranked: Sequence[int], seed: int) -> list[int]:
+    """``count`` frames of ``between`` in order of time; ``ranked``: the best first."""
     if count == 0:
         return []
     if contents == "recent":
@@ -136,7 +139,7 @@ def _chosen(contents: str, count: int, between: Sequence[int], alone: Sequence[i
         return [between[round(last * (i + 1) / count)] if count > 1 else between[last // 2] for i in range(count)]
     if contents == "random":
         return sorted(random.Random(seed).sample(list(between), count))
-    return sorted(alone[:count] if contents == "best" else alone[-count:])
+    return sorted(ranked[:count] if contents == "best" else ranked[-count:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,19 +152,16 @@ class _Decoder:
 
     def decode(self, features: FrameFeatures, banks: Sequence[Sequence[int]], chunk: int = 32) -> list[float]:
         """J of the mask of highest predicted IoU, for every bank."""
-        found: list[float] = []
-        remaining = iter(banks)
-        while part := list(islice(remaining, chunk)):
-            found += self._decode(features, part)
-        return found
+        chunks = (banks[start : start + chunk] for start in range(0, len(banks), chunk))
+        return [j for banks_of_chunk in chunks for j in self._decode(features, banks_of_chunk)]
 
     def _decode(self, features: FrameFeatures, banks: Sequence[Sequence[int]]) -> list[float]:
         model = self.predictor.model
         assembled = batching.batch_reads([self._read(bank, features.index) for bank in banks], model)
-        several = model.candidates.allows(0, with_memory=True)
+        multimask = model.candidates.allows(0, with_memory=True)
         masks: list[torch.Tensor] = []
         for batch in assembled.batches:
-            decoded = model.decode(model.attend(features, batch).features, features, candidates=several)
+            decoded = model.decode(model.attend(features, batch).features, features, candidates=multimask)
             best = decoded.iou.argmax(1)
             picked = decoded.masks[torch.arange(len(best)), best]
             masks.append(torch.where(decoded.objectness[:, None, None] > 0, picked, torch.full_like(picked, -1.0)))
@@ -170,34 +170,34 @@ class _Decoder:
 
     def _j(self, logits: torch.Tensor, truth: Any) -> float:
         truth = torch.as_tensor(truth)
-        shown = self.predictor.at_size(logits[None], tuple(truth.shape))[0] > 0
-        return jaccard(shown.cpu().numpy(), truth.bool().cpu().numpy())
+        mask = self.predictor.at_size(logits[None], tuple(truth.shape))[0] > 0
+        return jaccard(mask.cpu().numpy(), truth.bool().cpu().numpy())
 
     def _read(self, bank: Sequence[int], target: int) -> MemoryRead:
-        first, others = self.entries[bank[0]], [self.entries[f] for f in sorted(bank[1:], reverse=True)]
-        slots = [0, *rank_slots(len(others) - 1)] if others else []
-        items = [ReadItem(first.tokens, PROMPT_SLOT)] + [ReadItem(e.tokens, s) for e, s in zip(others, slots)]
+        first, tracked = self.entries[bank[0]], [self.entries[f] for f in sorted(bank[1:], reverse=True)]
+        slots = [0, *rank_slots(len(tracked) - 1)] if tracked else []
+        items = [ReadItem(first.tokens, PROMPT_SLOT)] + [ReadItem(e.tokens, s) for e, s in zip(tracked, slots)]
         frame = FrameContext(target)
         span = time_span(frame, POINTERS)
-        pointers = [ReadPointer(e.pointer, frame.age(e.frame) / span) for e in (first, *others[: POINTERS - 1])]
+        pointers = [ReadPointer(e.pointer, frame.age(e.frame) / span) for e in (first, *tracked[: POINTERS - 1])]
         return MemoryRead(items=tuple(items), pointers=tuple(pointers))
 
 
-def means(found: Sequence[Deciphered]) -> dict[str, dict[int, float]]:
+def means(results: Sequence[Deciphered]) -> dict[str, dict[int, float]]:
     """J by contents and size, over all objects, weighted by frames."""
     sums: dict[str, dict[int, list[float]]] = {}
-    for d in found:
+    for d in results:
         total = sums.setdefault(d.contents, {}).setdefault(d.size, [0.0, 0.0])
         total[0] += d.j * d.frames
         total[1] += d.frames
     return {c: {s: j / n for s, (j, n) in sorted(by_size.items())} for c, by_size in sums.items()}
 
 
-def table(found: Sequence[Deciphered]) -> str:
+def table(results: Sequence[Deciphered]) -> str:
     """Rows are contents, columns are bank sizes; a dash where no bank was that large."""
-    sizes = sorted({d.size for d in found})
-    lines = ["contents".ljust(10) + "".join(str(s).rjust(8) for s in sizes)]
-    for contents, by_size in means(found).items():
-        cells = (f"{by_size[s]:.3f}" if s in by_size else "-" for s in sizes)
-        lines.append(contents.ljust(10) + "".join(c.rjust(8) for c in cells))
-    return "\n".join(lines)
+    sizes = sorted({d.size for d in results})
+    rows = [
+        [contents, *(f"{by_size[s]:.3f}" if s in by_size else "-" for s in sizes)]
+        for contents, by_size in means(results).items()
+    ]
+    return text_table(["contents", *map(str, sizes)], rows)

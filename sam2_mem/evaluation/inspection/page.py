@@ -6,8 +6,6 @@ import base64
 import io
 import json
 from collections.abc import Sequence
-from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from sam2_mem.evaluation.inspection.recorder import FrameNote, Watched
-from sam2_mem.evaluation.inspection.recording import Film
+from sam2_mem.evaluation.inspection.recording import FrameRecord, ObjectRecord, RecordedVideo
 from sam2_mem.evaluation.inspection.timeline import Styles, curves, describe, has_tree, kinds_of, timeline, tree
-from sam2_mem.memory.trace import Action, EntryTrace, ReadTrace
+from sam2_mem.evaluation.pages import render
+from sam2_mem.memory.trace import Action, ReadTrace
 from sam2_mem.video import object_color
 
 JPEG_QUALITY = 80
@@ -26,89 +24,85 @@ QUIET = (Action.KEPT, Action.BRANCHED)
 """Events that come after the others in a list."""
 
 
-def write_page(path: Path, films: Sequence[Film], *, title: str) -> None:
-    """Write the page of one video under one or more policies; all films show the same frames."""
+def write_page(path: Path, recordings: Sequence[RecordedVideo], *, title: str) -> None:
+    """Write the page of one video under one or more policies; all recordings show the same frames."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(films, title=title), encoding="utf-8")
+    path.write_text(page(recordings, title=title), encoding="utf-8")
 
 
-def page(films: Sequence[Film], *, title: str) -> str:
+def page(recordings: Sequence[RecordedVideo], *, title: str) -> str:
     """The page as text."""
-    frames = list(films[0].pictures) if films else []
+    frames = list(recordings[0].pictures) if recordings else []
     if not frames:
-        raise ValueError("expected at least one film with at least one frame, got none")
-    if any(list(f.pictures) != frames for f in films):
-        raise ValueError("expected films of the same frames, got different ones; watch one video with all policies")
-    styles = Styles.of(kinds_of([w for f in films for w in f.objects.values()]))
+        raise ValueError("expected at least one recording with at least one frame, got none")
+    if any(list(recorded.pictures) != frames for recorded in recordings):
+        raise ValueError(
+            "expected recordings of the same frames, got different ones; track one video with all policies"
+        )
+    styles = Styles.of(kinds_of([record for recorded in recordings for record in recorded.objects.values()]))
     data = {
         "frames": frames,
-        "pictures": [_jpeg(films[0].pictures[f]) for f in frames],
-        "size": list(films[0].pictures[frames[0]].shape[:2]),
-        "objects": sorted({i for f in films for i in f.objects}),
-        "kinds": {k: [styles.letters[k], styles.colors[k]] for k in styles.letters},
-        "policies": [_policy(f, frames) for f in films],
+        "pictures": [_jpeg(recordings[0].pictures[index]) for index in frames],
+        "size": list(recordings[0].pictures[frames[0]].shape[:2]),
+        "objects": sorted({obj_id for recorded in recordings for obj_id in recorded.objects}),
+        "kinds": {kind: [letter, styles.colors[kind]] for kind, letter in styles.letters.items()},
+        "policies": [_policy_data(recorded, frames) for recorded in recordings],
     }
-    parts = {
-        "TITLE": escape(title),
-        "STYLE": _resource("page.css"),
-        "SCRIPT": _resource("page.js"),
-        "SECTIONS": "".join(_section(i, f, styles) for i, f in enumerate(films)),
-        "DATA": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
-    }
-    text = _resource("page.html")
-    for name, value in parts.items():
-        text = text.replace(f"<!--{name}-->", value)
-    return text
+    sections = [
+        (recorded.policy, [_object_section(record, styles) for record in recorded.objects.values() if record.frames])
+        for recorded in recordings
+    ]
+    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    return render("inspection.html", title=title, sections=sections, data=text)
 
 
-def _resource(name: str) -> str:
-    return (files("sam2_mem.evaluation.inspection") / name).read_text(encoding="utf-8")
-
-
-# -- what the script shows --------------------------------------------------------------------------------------------
-
-
-def _policy(film: Film, frames: Sequence[int]) -> dict[str, Any]:
+def _policy_data(recorded: RecordedVideo, frames: Sequence[int]) -> dict[str, Any]:
     objects = {}
-    for obj_id, watched in film.objects.items():
-        notes = {n.frame: n for n in watched.notes}
+    for obj_id, record in recorded.objects.items():
+        by_frame = {frame.frame: frame for frame in record.frames}
         objects[obj_id] = {
-            "masks": [_mask_png(film.masks[obj_id].get(f), obj_id) for f in frames],
-            "notes": [_note(notes[f]) if f in notes else None for f in frames],
+            "masks": [_mask_png(recorded.masks[obj_id].get(index), obj_id) for index in frames],
+            "notes": [_frame_data(by_frame[index]) if index in by_frame else None for index in frames],
         }
-    return {"name": film.policy, "objects": objects}
+    return {"name": recorded.policy, "objects": objects}
 
 
-def _note(note: FrameNote) -> dict[str, Any]:
-    events = sorted(note.events, key=lambda e: e.action in QUIET)
-    score = note.score
+def _frame_data(record: FrameRecord) -> dict[str, Any]:
+    events = sorted(record.events, key=lambda event: event.action in QUIET)
+    score = record.score
+    held = [
+        [e.frame, e.kind, e.tokens, None if e.score is None else round(e.score, 4), e.score_name, e.text, list(e.pathways)]
+        for e in record.entries
+    ]  # fmt: skip
     return {
-        "read": _readings(note),
-        "held": [_held(h) for h in note.held],
-        "events": [[e.action.value, describe(e)] for e in events],
-        "tokens": note.tokens,
-        "bytes": note.bytes,
-        "pointers": note.pointers,
+        "read": _readings_data(record),
+        "held": held,
+        "events": [[event.action.value, describe(event)] for event in events],
+        "tokens": record.tokens,
+        "bytes": record.bytes,
+        "pointers": record.pointers,
         "score": score and [round(score.iou, 3), round(score.objectness, 2), score.present, score.prompted],
     }
 
 
-def _readings(note: FrameNote) -> list[list[Any]]:
+def _readings_data(record: FrameRecord) -> list[list[Any]]:
     """[frame or null, kind, slot, tokens, share of attention or null, pathways], an entry read in one slot once."""
-    found: dict[tuple, list[ReadTrace]] = {}
-    for reading in note.readings:
-        found.setdefault((reading.frame, reading.kind, reading.slot, reading.tokens), []).append(reading)
+    groups: dict[tuple, list[ReadTrace]] = {}
+    for reading in record.readings:
+        groups.setdefault((reading.frame, reading.kind, reading.slot, reading.tokens), []).append(reading)
     rows = []
-    for (frame, kind, slot, tokens), readings in found.items():
-        masses = [r.mass for r in readings if r.mass is not None]
-        share = round(sum(masses) / max(note.pathways, 1), 4) if masses else None
-        rows.append([frame, kind, slot, tokens, share, [r.pathway for r in readings]])
+    for key, readings in groups.items():
+        masses = [reading.mass for reading in readings if reading.mass is not None]
+        share = round(sum(masses) / max(record.pathways, 1), 4) if masses else None
+        rows.append([*key, share, [reading.pathway for reading in readings]])
     return rows
 
 
-def _held(held: EntryTrace) -> list[Any]:
-    score = None if held.score is None else round(held.score, 4)
-    return [held.frame, held.kind, held.tokens, score, held.score_name, held.text, list(held.pathways)]
+def _object_section(record: ObjectRecord, styles: Styles) -> dict[str, Any]:
+    """What stands on the page without the script: drawings, and all events as a table."""
+    drawings = [timeline(record, styles), curves(record)] + ([tree(record)] if has_tree(record) else [])
+    events = [(frame.frame, describe(event)) for frame in record.frames for event in frame.events]
+    return {"obj_id": record.obj_id, "drawings": [drawing.svg() for drawing in drawings], "events": events}
 
 
 def _jpeg(picture: np.ndarray) -> str:
@@ -122,39 +116,10 @@ def _mask_png(mask: np.ndarray | None, obj_id: int) -> str | None:
     if mask is None or not mask.any():
         return None
     outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    place = mask.astype(np.uint8)
-    cv2.drawContours(place, outlines, -1, 2, 1)
-    image = Image.frombytes("P", place.shape[::-1], np.ascontiguousarray(place).tobytes())
+    pixels = mask.astype(np.uint8)
+    cv2.drawContours(pixels, outlines, -1, 2, 1)
+    image = Image.frombytes("P", pixels.shape[::-1], np.ascontiguousarray(pixels).tobytes())
     image.putpalette([0, 0, 0, *object_color(obj_id), 255, 255, 255])
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", transparency=bytes([0, 110, 255]), optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
-
-
-# -- what stands on the page by itself --------------------------------------------------------------------------------
-
-
-def _section(index: int, film: Film, styles: Styles) -> str:
-    name = escape(film.policy)
-    charts = "".join(_charts(index, w, styles) for w in film.objects.values() if w.notes)
-    return (
-        f'<section class="policy" data-policy="{index}" aria-labelledby="policy-{index}">'
-        f'<h2 id="policy-{index}">{name}</h2><div class="now"><div class="stage"></div><div class="facts"></div></div>'
-        f'<h3>Read on this frame</h3><ul class="cards read"></ul>'
-        f'<h3>What happened</h3><ul class="events"></ul>'
-        f'<details><summary>Everything held after this frame</summary><div class="held"></div></details>'
-        f"{charts}</section>"
-    )
-
-
-def _charts(index: int, watched: Watched, styles: Styles) -> str:
-    drawings = [timeline(watched, styles), curves(watched)] + ([tree(watched)] if has_tree(watched) else [])
-    figures = "".join(f'<div class="chart" tabindex="0">{d.svg()}</div>' for d in drawings)
-    events = [(n.frame, describe(e)) for n in watched.notes for e in n.events]
-    rows = "".join(f"<tr><td>{frame}</td><td>{escape(text)}</td></tr>" for frame, text in events)
-    table = (
-        '<details><summary>All events as a table</summary><div class="scroll"><table>'
-        '<thead><tr><th scope="col">on frame</th><th scope="col">event</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></div></details>"
-    )
-    return f'<div class="charts" data-object="{watched.obj_id}">{figures}{table}</div>'

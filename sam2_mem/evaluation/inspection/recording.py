@@ -1,32 +1,83 @@
-"""Track a video with somebody listening, and keep what is needed to show it: small pictures, masks and notes."""
+"""Track a video with a listener, and keep what is needed to show it: small pictures, masks, one record per frame and one
+line per entry. Plain values only."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
 import numpy as np
 
-from sam2_mem.evaluation.inspection.recorder import FrameNote, Recorder, Watched, frame_notes
+from sam2_mem.memory.trace import EntryTrace, ReadTrace, TraceEvent, TraceRecord
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.tracking.vos import PromptPlan, segment
 from sam2_mem.types import ObjectScore
 
 
+class Recorder:
+    """A listener that keeps every record it gets; give it to ``predictor.listen``."""
+
+    def __init__(self, *, read_mass: bool = False) -> None:
+        self.read_mass = read_mass
+        self.records: list[TraceRecord] = []
+
+    def on_change(self, record: TraceRecord) -> None:
+        self.records.append(record)
+
+    def of(self, obj_id: int) -> list[TraceRecord]:
+        """The records of one object."""
+        return [record for record in self.records if record.obj_id == obj_id]
+
+
+@dataclass(frozen=True)
+class FrameRecord:
+    """One object on one tracked frame: what was read, what happened, the ``entries`` held after it. ``score`` None before
+    it is known."""
+
+    frame: int
+    readings: tuple[ReadTrace, ...]
+    pointers: int
+    pathways: int
+    events: tuple[TraceEvent, ...]
+    entries: tuple[EntryTrace, ...]
+    tokens: int
+    bytes: int
+    score: ObjectScore | None = None
+
+
+@dataclass(frozen=True)
+class ObjectRecord:
+    """One object under one policy: ``frames`` in the order of tracking."""
+
+    policy: str
+    obj_id: int
+    frames: tuple[FrameRecord, ...]
+
+    def at(self, frame: int) -> FrameRecord:
+        """The latest record of a frame. ValueError where the object was not tracked on it."""
+        for record in reversed(self.frames):
+            if record.frame == frame:
+                return record
+        frames = [record.frame for record in self.frames]
+        raise ValueError(
+            f"expected a frame on which object {self.obj_id} was tracked ({min(frames)} to {max(frames)}), got {frame}"
+        )
+
+
 @dataclass(frozen=True, eq=False)
-class Film:
+class RecordedVideo:
     """A video under one policy. ``pictures`` by frame, (h, w, 3) uint8; ``masks`` by object and frame, (h, w) bool, of
     the same size; ``objects``: what memory did, by object id."""
 
     policy: str
     pictures: dict[int, np.ndarray]
     masks: dict[int, dict[int, np.ndarray]]
-    objects: dict[int, Watched]
+    objects: dict[int, ObjectRecord]
 
 
-def watch(
+def record_video(
     predictor: SAM2VideoPredictor,
     video: Any,
     plan: PromptPlan,
@@ -35,12 +86,16 @@ def watch(
     width: int = 256,
     stop: int | None = None,
     read_mass: bool = True,
-) -> Film:
+) -> RecordedVideo:
     """Track a video forwards.
 
     Args:
-        video: as for ``init_state``. plan: the prompts, see :mod:`sam2_mem.tracking.vos`.
-        name: what the policy is called. width: of the pictures kept. stop: first frame left out.
+        predictor: with the policy.
+        video: as for ``init_state``.
+        plan: the prompts, see :mod:`sam2_mem.tracking.vos`.
+        name: what the policy is called.
+        width: of the pictures kept.
+        stop: first frame left out.
         read_mass: also measure how much attention every entry receives.
     """
     state, recorder = predictor.init_state(video), Recorder(read_mass=read_mass)
@@ -48,18 +103,19 @@ def watch(
     pictures: dict[int, np.ndarray] = {}
     masks: dict[int, dict[int, np.ndarray]] = {i: {} for i in plan.obj_ids}
     scores: dict[tuple[int, int], ObjectScore] = {}
-    for shown in segment(predictor, state, plan, stop=stop):
-        index = shown.frame.index
-        pictures[index] = small_picture(shown.frame.image, width)
-        for obj_id, mask in shown.masks.items():
+    for output in segment(predictor, state, plan, stop=stop):
+        index = output.frame.index
+        pictures[index] = small_picture(output.frame.image, width)
+        for obj_id, mask in output.masks.items():
             masks[obj_id][index] = small_mask(mask, pictures[index].shape[:2])
         if index in state.recent_scores:
-            scores |= {(s.obj_id, index): s for s in predictor.scores(state, index)}
-    return Film(name, pictures, masks, {i: Watched(name, i, _scored(recorder, i, scores)) for i in plan.obj_ids})
-
-
-def _scored(recorder: Recorder, obj_id: int, scores: Mapping[tuple[int, int], ObjectScore]) -> tuple[FrameNote, ...]:
-    return tuple(replace(n, score=scores.get((obj_id, n.frame))) for n in frame_notes(recorder.of(obj_id)))
+            scores |= {(score.obj_id, index): score for score in predictor.scores(state, index)}
+    objects = {}
+    for obj_id in plan.obj_ids:
+        frames = frame_records(recorder.of(obj_id))
+        frames = [replace(record, score=scores.get((obj_id, record.frame))) for record in frames]
+        objects[obj_id] = ObjectRecord(name, obj_id, tuple(frames))
+    return RecordedVideo(name, pictures, masks, objects)
 
 
 def small_picture(image: np.ndarray, width: int) -> np.ndarray:
@@ -73,3 +129,92 @@ def small_picture(image: np.ndarray, width: int) -> np.ndarray:
 def small_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(H, W) bool at ``size`` (h, w)."""
     return cv2.resize(mask.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST).astype(bool)
+
+
+def frame_records(records: Iterable[TraceRecord]) -> list[FrameRecord]:
+    """The records of one object, those of one visit to a frame joined."""
+    frames: list[FrameRecord] = []
+    for record in records:
+        if not frames or frames[-1].frame != record.frame:
+            frames.append(FrameRecord(record.frame, (), 0, 0, (), (), 0, 0))
+        frames[-1] = replace(
+            frames[-1],
+            readings=frames[-1].readings + record.readings,
+            pointers=frames[-1].pointers + record.pointers,
+            pathways=max(frames[-1].pathways, record.pathways),
+            events=frames[-1].events + record.events,
+            entries=record.held,
+            tokens=record.tokens,
+            bytes=record.bytes,
+        )
+    return frames
+
+
+# -- lines of a timeline ----------------------------------------------------------------------------------------------
+
+
+def entry_name(frame: int | None, kind: str) -> int | str:
+    """What a line of the timeline is called: its frame, or its kind where it is of no one frame."""
+    return kind if frame is None else frame
+
+
+@dataclass(frozen=True)
+class TimelineSegment:
+    """A stretch over which an entry was held as one kind: positions ``start`` to ``stop`` (excluded) in the frames."""
+
+    start: int
+    stop: int
+    kind: str
+
+
+@dataclass(frozen=True)
+class EntryLine:
+    """One entry through time: when it was held, as what; ``masses`` by position: its share of attention, where read."""
+
+    name: int | str
+    segments: tuple[TimelineSegment, ...]
+    masses: dict[int, float | None]
+
+
+def entry_lines(frames: Sequence[FrameRecord]) -> list[EntryLine]:
+    """A line for everything that was ever held: frames in order, then what is of no one frame."""
+    kinds: dict[int | str, dict[int, str]] = {}
+    masses: dict[int | str, dict[int, float | None]] = {}
+    for position, record in enumerate(frames):
+        for name, kind in _kinds(record).items():
+            kinds.setdefault(name, {})[position] = kind
+        for name, mass in _masses(record).items():
+            masses.setdefault(name, {})[position] = mass
+    names = sorted(kinds.keys() | masses.keys(), key=lambda n: (isinstance(n, str), n))
+    return [EntryLine(n, tuple(_segments(kinds.get(n, {}))), masses.get(n, {})) for n in names]
+
+
+def _kinds(record: FrameRecord) -> dict[int | str, str]:
+    """Kind by entry; of several versions of a frame that of the one with most tokens."""
+    entries: dict[int | str, EntryTrace] = {}
+    for entry in record.entries:
+        name = entry_name(entry.frame, entry.kind)
+        if name not in entries or entry.tokens > entries[name].tokens:
+            entries[name] = entry
+    return {name: entry.kind for name, entry in entries.items()}
+
+
+def _masses(record: FrameRecord) -> dict[int | str, float | None]:
+    """Share of attention by entry, the mean over pathways; None where it was not measured."""
+    sums: dict[int | str, float | None] = {}
+    for reading in record.readings:
+        name = entry_name(reading.frame, reading.kind)
+        share = None if reading.mass is None else reading.mass / max(record.pathways, 1)
+        total = sums.get(name, 0.0)
+        sums[name] = None if share is None or total is None else total + share
+    return sums
+
+
+def _segments(kinds: dict[int, str]) -> list[TimelineSegment]:
+    runs: list[TimelineSegment] = []
+    for position, kind in sorted(kinds.items()):
+        if runs and runs[-1].stop == position and runs[-1].kind == kind:
+            runs[-1] = replace(runs[-1], stop=position + 1)
+        else:
+            runs.append(TimelineSegment(position, position + 1, kind))
+    return runs

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from sam2_mem.evaluation.benchmark.measured_pass import PassCost, measured_pass, warm_up
-from sam2_mem.evaluation.comparison.jobs import Contestant, Job, Plan, Result, ResultFolder
-from sam2_mem.evaluation.comparison.videos import BenchVideo, decoded
-from sam2_mem.evaluation.packed_masks import KeptMasks, PredictedVideo
+from sam2_mem.evaluation.comparison.jobs import Job, Plan, PolicyEntry, Result, ResultFolder
+from sam2_mem.evaluation.comparison.videos import ComparisonVideo, decoded
+from sam2_mem.evaluation.packed_masks import PackedMasks, PredictedVideo
 from sam2_mem.evaluation.protocols import Protocol
 from sam2_mem.evaluation.results import ObjectScores, VideoScores
 from sam2_mem.tracking import run_manifest
@@ -43,10 +43,9 @@ def run_plan(
     A job that fails is recorded with its error, and tried again by the next run; the others go on.
     """
     folder.claim(plan)
-    runner = _Runner(plan, folder)
-    mine = {(video.data, video.name) for video in plan.videos[shard]}
-    jobs = [job for job in plan.jobs() if (job.data, job.video) in mine]
-    with runner:
+    videos = {(video.data, video.name) for video in plan.videos[shard]}
+    jobs = [job for job in plan.jobs() if (job.data, job.video) in videos]
+    with _JobRunner(plan, folder) as runner:
         return [runner.result(job) for job in progress(jobs)]
 
 
@@ -57,31 +56,36 @@ class _Scored(NamedTuple):
     number: Mapping[str, int]
 
 
-class _Runner:
+class _JobRunner:
     """Does jobs; keeps one predictor for each policy, and the decoded video that is being worked on."""
 
     def __init__(self, plan: Plan, folder: ResultFolder) -> None:
         self._plan, self._folder = plan, folder
-        self._contestants = {one.name: one for one in plan.contestants}
+        self._entries = {entry.name: entry for entry in plan.entries}
         self._videos = {(video.data, video.name): video for video in plan.videos}
         self._built: dict[str, SAM2VideoPredictor | Exception] = {}
-        self._opened: tuple[BenchVideo, VideoSource] | None = None
+        self._opened: tuple[ComparisonVideo, VideoSource] | None = None
         self._stack = ExitStack()
         self._commit = run_manifest.git_commit()
 
-    def __enter__(self) -> _Runner:
+    def __enter__(self) -> _JobRunner:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._stack.close()
 
     def result(self, job: Job) -> Result:
-        contestant, video = self._contestants[job.policy], self._videos[job.data, job.video]
-        settings = self._plan.settings_of(contestant, video)
-        before = self._folder.result(job)
-        if before is not None and before.settings == settings and before.error is None and self._complete(job, before):
-            return before
-        result = self._tried(job, contestant, video, settings)
+        entry, video = self._entries[job.policy], self._videos[job.data, job.video]
+        settings = self._plan.settings_of(entry, video)
+        earlier = self._folder.result(job)
+        if (
+            earlier is not None
+            and earlier.settings == settings
+            and earlier.error is None
+            and self._complete(job, earlier)
+        ):
+            return earlier
+        result = self._run(job, entry, video, settings)
         self._folder.put(result)
         return result
 
@@ -91,35 +95,35 @@ class _Runner:
         folder = self._folder.mask_folder(job) / job.video
         return sum(1 for _ in folder.rglob("*.png")) >= result.frames
 
-    def _tried(self, job: Job, contestant: Contestant, video: BenchVideo, settings: str) -> Result:
+    def _run(self, job: Job, entry: PolicyEntry, video: ComparisonVideo, settings: str) -> Result:
         began = time.time()
         try:
-            predictor = self._predictor(contestant, video)
+            predictor = self._predictor(entry, video)
             cost, scored = self._track(job, predictor, video)
         except Exception as error:
             expected = isinstance(error, (ValueError, OSError))
             logger.error("%s on %s %s failed: %s", job.policy, job.data, job.video, error, exc_info=not expected)
-            told = f"{type(error).__name__}: {error}"
-            return Result(**asdict(job), settings=settings, protocol=video.protocol.name, error=told)
+            message = f"{type(error).__name__}: {error}"
+            return Result(**asdict(job), settings=settings, protocol=video.protocol.name, error=message)
         return _result(job, settings, video, cost, scored, _machine(predictor.device, cost, began, self._commit))
 
-    def _predictor(self, contestant: Contestant, video: BenchVideo) -> SAM2VideoPredictor:
-        built = self._built.get(contestant.name)
+    def _predictor(self, entry: PolicyEntry, video: ComparisonVideo) -> SAM2VideoPredictor:
+        built = self._built.get(entry.name)
         if isinstance(built, Exception):
             raise built
         if built is not None:
             return built
         try:
-            made = contestant.build()
+            predictor = entry.build()
         except Exception as error:
-            self._built[contestant.name] = error
+            self._built[entry.name] = error
             raise
         source = self._source(video)
-        warm_up(made, source, video.plan(source))
-        self._built[contestant.name] = made
-        return made
+        warm_up(predictor, source, video.plan(source))
+        self._built[entry.name] = predictor
+        return predictor
 
-    def _source(self, video: BenchVideo) -> VideoSource:
+    def _source(self, video: ComparisonVideo) -> VideoSource:
         if self._opened is None or self._opened[0] is not video:
             self._stack.close()
             self._opened = None
@@ -127,43 +131,42 @@ class _Runner:
             self._opened = video, decoded(source, self._plan.max_frames)
         return self._opened[1]
 
-    def _track(self, job: Job, predictor: SAM2VideoPredictor, video: BenchVideo) -> tuple[PassCost, _Scored]:
+    def _track(self, job: Job, predictor: SAM2VideoPredictor, video: ComparisonVideo) -> tuple[PassCost, _Scored]:
         source = self._source(video)
-        plan, kept = video.plan(source), KeptMasks()
+        plan, packed = video.plan(source), PackedMasks()
         torch.manual_seed(job.seed)
         with ExitStack() as stack:
             writer = self._writer(job, video, plan, stack)
 
-            def keep(shown: FrameMasks) -> None:
-                kept.keep(shown)
+            def store(output: FrameMasks) -> None:
+                packed.add(output)
                 if writer is not None:
-                    writer.write(shown.frame, shown.masks)
+                    writer.write(output.frame, output.masks)
 
             predictor.settings = replace(predictor.settings, non_overlap_masks=not video.per_object)
-            cost = measured_pass(predictor, source, plan, keep, max_frames=self._plan.max_frames)
-        scores = video.protocol.score(PredictedVideo(video.truth, kept))
-        return cost, _Scored(scores, {name: index for index, name in enumerate(kept.names)})
+            cost = measured_pass(predictor, source, plan, store, max_frames=self._plan.max_frames)
+        scores = video.protocol.score(PredictedVideo(video.truth, packed))
+        return cost, _Scored(scores, {name: index for index, name in enumerate(packed.names)})
 
-    def _writer(self, job: Job, video: BenchVideo, plan: PromptPlan, stack: ExitStack) -> MaskWriter | None:
+    def _writer(self, job: Job, video: ComparisonVideo, plan: PromptPlan, stack: ExitStack) -> MaskWriter | None:
         if not self._plan.masks:
             return None
         folder = self._folder.mask_folder(job)
-        made = (
-            PerObjectWriter(folder, video.name) if video.per_object else PaletteWriter(folder, video.name, plan.palette)
-        )
-        return stack.enter_context(made)
+        if video.per_object:
+            return stack.enter_context(PerObjectWriter(folder, video.name))
+        return stack.enter_context(PaletteWriter(folder, video.name, plan.palette))
 
 
 # -- results --------------------------------------------------------------------------------------------------------
 
 
-def _result(job: Job, settings: str, video: BenchVideo, cost: PassCost, scored: _Scored, machine: Json) -> Result:
+def _result(job: Job, settings: str, video: ComparisonVideo, cost: PassCost, scored: _Scored, machine: Json) -> Result:
     return Result(
         **asdict(job),
         settings=settings,
         protocol=video.protocol.name,
         frames=cost.frames,
-        objects=tuple(_object(video.protocol, one, scored.number) for one in scored.scores.objects),
+        objects=tuple(_object_entry(video.protocol, scores, scored.number) for scores in scored.scores.objects),
         notes=scored.scores.notes,
         state_bytes=cost.state_bytes,
         tokens_held=cost.tokens_held,
@@ -173,7 +176,7 @@ def _result(job: Job, settings: str, video: BenchVideo, cost: PassCost, scored: 
     )
 
 
-def _object(protocol: Protocol[Any], scores: ObjectScores, number: Mapping[str, int]) -> Json:
+def _object_entry(protocol: Protocol[Any], scores: ObjectScores, number: Mapping[str, int]) -> Json:
     return {
         "object": scores.obj_id,
         "frames": len(scores.frames),

@@ -15,7 +15,7 @@ from sam2_mem.evaluation.results import Failure, Note, Report, VideoScores
 from sam2_mem.evaluation.videos import AnnotatedVideo
 from sam2_mem.evaluation.vots import VOTSSequence
 
-Video = AnnotatedVideo | VOTSSequence
+ScoredVideo = AnnotatedVideo | VOTSSequence
 """A video of masks, or a sequence of regions for VOTS."""
 Outcome = VideoScores | Failure
 Progress = Callable[[Iterator[Outcome]], Iterable[Outcome]]
@@ -23,7 +23,7 @@ Progress = Callable[[Iterator[Outcome]], Iterable[Outcome]]
 
 
 def evaluate(
-    protocol: Protocol[Any], videos: Sequence[Video], *, processes: int = 1, progress: Progress = iter
+    protocol: Protocol[Any], videos: Sequence[ScoredVideo], *, processes: int = 1, progress: Progress = iter
 ) -> Report:
     """Score videos; the report does not depend on the number of processes.
 
@@ -32,8 +32,8 @@ def evaluate(
     if processes < 1:
         raise ValueError(f"expected at least 1 process, got {processes}")
     outcomes = list(progress(_outcomes(protocol, videos, min(processes, len(videos)))))
-    scored = [(video, one) for video, one in zip(videos, outcomes) if isinstance(one, VideoScores)]
-    objects = tuple(scores for _, one in scored for scores in one.objects)
+    scored = [(video, outcome) for video, outcome in zip(videos, outcomes) if isinstance(outcome, VideoScores)]
+    objects = tuple(object_scores for _, scores in scored for object_scores in scores.objects)
     return Report(
         protocol=protocol.name,
         columns=protocol.columns,
@@ -41,12 +41,12 @@ def evaluate(
         summary=protocol.summary(objects),
         objects=objects,
         num_videos=len(videos),
-        notes=tuple(Note(video.name, text) for video, one in scored for text in one.notes),
-        failures=tuple(one for one in outcomes if isinstance(one, Failure)),
+        notes=tuple(Note(video.name, text) for video, scores in scored for text in scores.notes),
+        failures=tuple(outcome for outcome in outcomes if isinstance(outcome, Failure)),
     )
 
 
-def _outcomes(protocol: Protocol[Any], videos: Sequence[Video], processes: int) -> Iterator[Outcome]:
+def _outcomes(protocol: Protocol[Any], videos: Sequence[ScoredVideo], processes: int) -> Iterator[Outcome]:
     """In the order of the videos."""
     score = partial(_outcome, protocol)
     if processes <= 1:
@@ -65,7 +65,7 @@ def _context() -> multiprocessing.context.BaseContext:
     return context
 
 
-def _outcome(protocol: Protocol[Any], video: Video) -> Outcome:
+def _outcome(protocol: Protocol[Any], video: ScoredVideo) -> Outcome:
     try:
         return protocol.score(video)
     except (ValueError, OSError) as error:

@@ -149,5 +149,9 @@
       if (x >= 0) show(Math.floor(x) + own.notes.findIndex((n) => n !== null));
     });
   }
+  for (const chart of document.querySelectorAll(".chart")) {
+    const pinned = chart.querySelector(".pinned");
+    chart.addEventListener("scroll", () => pinned.setAttribute("transform", `translate(${chart.scrollLeft})`));
+  }
   show(0);
 })();
