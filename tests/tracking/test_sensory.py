@@ -244,7 +244,7 @@ def test_one_state_is_held_per_object():
     assert all(e.sensory is None for e in track.state.all_entries())
     assert all(o.sensory is None for o in track.outputs.values())
     without = replace(track.state, sensory=None)
-    assert tensor_bytes(POLICY.tensors(track.state)) >= tensor_bytes(POLICY.tensors(without)) + size
+    assert tensor_bytes(track.state.tensors()) >= tensor_bytes(without.tensors()) + size
 
 
 def test_correction_reads_and_updates_it():
