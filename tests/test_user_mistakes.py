@@ -642,7 +642,7 @@ def test_removing_an_unknown_object_without_strict_changes_nothing(desk: Desk) -
 class Undecided(FIFO):
     """Objects prompted on even frames want to know what attention tokens got, others what items got."""
 
-    def wanted_usage(self, state: Any, frame: FrameContext) -> Usage:
+    def usage_at(self, state: Any, frame: FrameContext) -> Usage:
         return (Usage.TOKENS, Usage.ITEMS_BY_QUERY)[state.prompts[0].frame % 2]
 
 

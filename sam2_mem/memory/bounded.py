@@ -69,7 +69,7 @@ class Bounded(MemoryPolicy[Bank]):
                 f"expected max_bytes >= {least * self.bytes_per_token} for {name} with memory maps of "
                 f"{len(entry.tokens)} tokens, got {self.max_bytes}; give it more, or distil the maps"
             )
-        return self._fit(self.policy.prompt(state, frame, entry), frame)
+        return fit(self.policy, self.policy.prompt(state, frame, entry), frame, self.max_tokens)
 
     def write(
         self,
@@ -79,14 +79,11 @@ class Bounded(MemoryPolicy[Bank]):
         selection: MaskSelection,
         entries: Sequence[MemoryEntry],
     ) -> Any:
-        return self._fit(self.policy.write(state, frame, hypotheses, selection, entries), frame)
+        return fit(self.policy, self.policy.write(state, frame, hypotheses, selection, entries), frame, self.max_tokens)
 
     def take_merged(self, state: Any, frame: FrameContext, request: MergeRequest, tokens: MemoryTokens) -> Any:
         assert isinstance(self.policy, Merging), "only a policy that merges makes requests"
-        return self._fit(self.policy.take_merged(state, frame, request, tokens), frame)
-
-    def _fit(self, state: Any, frame: FrameContext) -> Any:
-        return fit(self.policy, state, frame, self.max_tokens)
+        return fit(self.policy, self.policy.take_merged(state, frame, request, tokens), frame, self.max_tokens)
 
     # -- as the policy ------------------------------------------------------------------------------------------
 
@@ -108,9 +105,6 @@ class Bounded(MemoryPolicy[Bank]):
 
     def usage_at(self, state: Any, frame: FrameContext) -> Usage:
         return self.policy.usage_at(state, frame)
-
-    def new_state(self, frame: FrameContext) -> Any:
-        return self.policy.new_state(frame)
 
     def read(self, state: Any, frame: FrameContext) -> Sequence[MemoryRead]:
         return self.policy.read(state, frame)

@@ -70,7 +70,9 @@ def settle(policy: Distilled, state: Summaries, frame: FrameContext) -> Summarie
     while requests := policy.merge_requests(state, frame):
         for request in requests:
             tube = [e.tokens for e in request.entries]
-            state = policy.take_merged(state, frame, request, GridTokens().merge_tubes([tube], GRID, request.strength)[0])
+            state = policy.take_merged(
+                state, frame, request, GridTokens().merge_tubes([tube], GRID, request.strength)[0]
+            )
     return state
 
 
