@@ -23,6 +23,8 @@ from sam2_mem.types import (
     Usage,
 )
 
+OVER_BUDGET = "over the budget of bytes"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bounded(MemoryPolicy[Bank]):
@@ -154,11 +156,13 @@ def fit(policy: MemoryPolicy, state: Any, frame: FrameContext, max_tokens: int) 
             state = state.drop_tokens(dropped[-1])
         elif prompts:
             dropped.append(prompts[0])
-            state = policy.unprompt(state, prompts[0]).drop_tokens(prompts[0])
+            released = policy.unprompt(state, prompts[0])
+            assert released is not None, "the first prompt stays"
+            state = released.drop_tokens(prompts[0])
         else:
             state = state.drop_shared_tokens(max_tokens)
             break
     if not dropped:
         return state
-    reasons = [r for r in state.reasons if r.frame not in dropped]
-    return replace(state, reasons=(*reasons, *(Reason(f, "over the budget of bytes") for f in dropped)))
+    reasons = [r for r in state.reasons if r.frame not in dropped and r.text != OVER_BUDGET]
+    return replace(state, reasons=(*reasons, *(Reason(f, OVER_BUDGET) for f in dropped)))

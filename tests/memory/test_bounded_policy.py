@@ -74,7 +74,7 @@ def test_the_farthest_frame_goes_first_and_its_pointer_stays() -> None:
     run(tracker, [features_at(t) for t in range(12)], {0: [mask_prompt(1)]})
     state = tracker.tracks[1].state
     assert [e.frame for e in state.all_entries() if e.tokens is not None] == [0, 9, 10, 11]
-    assert [e.frame for e in state.all_entries()] == list(range(12)), "pointers cost little and stay"
+    assert sorted(e.frame for e in state.all_entries()) == list(range(12)), "pointers cost little and stay"
     back = bounded(FIFO(), 4)
     tracker = micro_tracker(back)
     run(tracker, [features_at(t) for t in range(30, 18, -1)], {30: [mask_prompt(1, 30)]}, reverse=True)
