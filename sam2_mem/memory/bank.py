@@ -56,7 +56,8 @@ class Bank:
 
     def tracked(self) -> dict[int, Entry]:
         """Entries and pointers of tracked frames, by frame."""
-        return {e.frame: e for e in (*self.pointers, *self.entries) if not e.is_prompt}
+        entries: tuple[Entry, ...] = (*self.pointers, *self.entries)
+        return {e.frame: e for e in entries if not e.is_prompt}
 
     def prompt_entries(self) -> tuple[Entry, ...]:
         """Prompted frames in order, those included whose tokens are gone."""
@@ -119,7 +120,7 @@ class Bank:
 
     def release_prompt(self, frame: int) -> Self | None:
         """With the prompt of ``frame`` as a tracked frame; None where no prompt is left."""
-        prompts = [e for e in (*self.prompts, *self.pointers) if e.is_prompt and e.frame == frame]
+        prompts = [e for e in self.prompt_entries() if e.frame == frame]
         released = self.without(frame) if prompts else self
         if not released.prompted_frames():
             return None

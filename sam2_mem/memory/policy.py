@@ -89,7 +89,7 @@ def setting(
         special: values that are valid beside the range; None always is where it is the default.
     """
     limits = {"at_least": at_least, "at_most": at_most, "above": above, "choices": choices, "special": tuple(special)}
-    return field(default=default, metadata=limits)  # type: ignore[return-value]
+    return field(default=default, metadata=limits)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -156,7 +156,7 @@ class ReadTrace:
     pathway: int
     frame: int | None
     kind: str
-    slot: int | None
+    slot: float | None
     gain: float
     tokens: int
     mass: float | None

@@ -207,12 +207,13 @@ class XMem(MemoryPolicy[XMemBank]):
         previous = frame.index + 1 if frame.reverse else frame.index - 1
         frames = [w.frame for w in state.working if w.frame not in (previous, frame.index)]
         frames.sort(key=lambda f: (abs(frame.age(f)), f))
-        slots: Sequence[int | None] = {
+        choices: dict[str, Sequence[int | None]] = {
             "rank": rank_slots(len(frames)),
             "clamp": [abs(frame.age(f)) - 1 for f in frames],
             "prompt": [PROMPT_SLOT] * len(frames),
             "none": [None] * len(frames),
-        }[self.tpos_policy]
+        }
+        slots = choices[self.tpos_policy]
         newest_first = [(self._clamp(slot), f) for slot, f in zip(slots, frames)]
         return [*reversed(newest_first), (0, previous)]
 
