@@ -68,7 +68,7 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
 
     Returns:
         Key -> tensor on the CPU, in the file's dtype: at least one entry, every floating-point value finite. Tensors of a
-        ``.pt`` file are mapped from disk, not copied.
+            ``.pt`` file are mapped from disk, not copied.
 
     Raises:
         CheckpointError: the file is missing, damaged or not one of weights.

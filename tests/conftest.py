@@ -3,19 +3,16 @@
 Also the order of the tests (``--order``), and the peak memory of the test processes in the summary.
 """
 
-import ctypes
-import gc
 import os
 import random
 import resource
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from clips import Clip, make_clip
-from helpers import centre_scores, encode_once, lively_state, make_predictor, save_state, threads
+from helpers import centre_scores, encode_once, lively_state, make_predictor, return_memory, save_state, threads
 
 from sam2_mem import SAM2VideoPredictor
 
@@ -87,13 +84,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(autouse=True, scope="module")
 def memory_returned() -> Iterator[None]:
-    """What a file held is freed before the next one starts, and goes back to the system where the C library does that
-    when asked (glibc)."""
+    """What a file held is freed before the next one starts."""
     yield
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+    return_memory()
 
 
 # -- fixtures ---------------------------------------------------------------------------------------------------------

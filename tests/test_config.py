@@ -13,7 +13,7 @@ import pytest
 import torch
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from micro import micro_config, one_thread  # noqa: F401
+from micro import POLICIES, in_tiers, micro_config, one_thread  # noqa: F401
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
@@ -54,7 +54,7 @@ def test_every_model_config_builds(name: str) -> None:
     assert build_sam2(name, RANDOM, device="meta").image_size == predictor.image_size
 
 
-@pytest.mark.parametrize("policy", policy_names())
+@pytest.mark.parametrize("policy", in_tiers(policy_names(), POLICIES))
 def test_every_policy_builds_with_a_model(policy: str) -> None:
     named = build(TINY, memory_policy=policy).policy
     assert named == build_policy(policy)
@@ -408,7 +408,7 @@ with initialize(version_base=None, config_path="conf"):
 
 @pytest.mark.parametrize(
     ("program", "arguments"),
-    [(APP, ["learning_rate=0.25", "hydra.job.chdir=true"]), (SCRIPT, [])],
+    [(APP, ["learning_rate=0.25", "hydra.job.chdir=true"]), pytest.param(SCRIPT, [], marks=pytest.mark.full)],
     ids=["main", "initialize"],
 )
 def test_inside_a_program_that_runs_hydra(program: str, arguments: list[str], own_configs: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
-from micro import TOKENS, features_at, mask_prompt, micro_model, micro_tracker, one_thread, picture, run  # noqa: F401
+from micro import TOKENS, features_at, in_tiers, mask_prompt, micro_model, micro_tracker, one_thread, picture, run  # noqa: F401
 from omegaconf import OmegaConf
 from policy_contract import CHECKS
 
@@ -140,7 +140,7 @@ def most_read(name: str) -> int:
     return int(max(count_memory(Setting(model=micro_model()), build_policy(name), footage).tokens_read))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", in_tiers(NAMES, POLICIES))
 def test_reads(name: str) -> None:
     assert 2 * TOKENS <= most_read(name) <= value(code(presets()[name][2]), TOKENS)
 
@@ -243,7 +243,7 @@ class Example(NamedTuple):
         return build_policy(OmegaConf.create(example(f"configs/memory_policy/{self.name}.yaml")))
 
 
-@pytest.fixture(scope="module", params=["confident:Confident", "every_nth:EveryNth"])
+@pytest.fixture(scope="module", params=in_tiers(["confident:Confident", "every_nth:EveryNth"], ["confident:Confident"]))
 def written(request: pytest.FixtureRequest) -> Iterator[Example]:
     name, _, kind = request.param.partition(":")
     module_name = f"sam2_mem.memory.policies.{name}"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
+from functools import lru_cache
 from pathlib import Path
+from unittest.mock import patch
 
 import nbformat
 import pytest
+from micro import in_tiers
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -16,8 +20,6 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 LARGEST = 300_000
 SLOWEST = 120.0
 """Seconds of one core for all of them together, whatever else the machine does."""
-
-spent: list[float] = []
 
 
 def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
@@ -35,12 +37,18 @@ def pictures(notebook: nbformat.NotebookNode) -> list[int]:
     return [sum("data" in output for output in cell.outputs) for cell in code_cells(notebook)]
 
 
-def run(notebook: nbformat.NotebookNode, monkeypatch: pytest.MonkeyPatch) -> nbformat.NotebookNode:
+def run(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """A fresh run, on one thread, with this checkout."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))
     client = NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}})
-    return client.execute()
+    with patch.dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(FOLDER.parent)):
+        return client.execute()
+
+
+@lru_cache
+def fresh(path: Path) -> tuple[nbformat.NotebookNode, float]:
+    """The notebook as it runs here, and the processor time that took."""
+    began = used_by_kernels()
+    return run(nbformat.read(path, as_version=4)), used_by_kernels() - began
 
 
 def test_there_are_five() -> None:
@@ -75,24 +83,17 @@ def test_one_line_changes_the_model(path: Path) -> None:
     assert Path(weights).name in fetched and weights.startswith("../checkpoints/")
 
 
+@pytest.mark.parametrize("path", in_tiers(NOTEBOOKS, NOTEBOOKS[:1]), ids=lambda p: p.stem)
+def test_runs(path: Path) -> None:
+    assert pictures(fresh(path)[0]) == pictures(nbformat.read(path, as_version=4))
+
+
 @pytest.mark.full
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    began = used_by_kernels()
-    notebook = nbformat.read(path, as_version=4)
-    committed = pictures(notebook)
-    fresh = run(notebook, monkeypatch)
-    spent.append(used_by_kernels() - began)
-    assert pictures(fresh) == committed
-
-
 def test_together_they_are_quick() -> None:
-    if len(spent) < len(NOTEBOOKS):
-        pytest.skip("not all notebooks were run")
-    assert len(NOTEBOOKS) < sum(spent) < SLOWEST, "each takes more than a second, to import torch"
+    assert len(NOTEBOOKS) < sum(fresh(path)[1] for path in NOTEBOOKS) < SLOWEST, "each takes more than a second"
 
 
-def test_a_failing_cell_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_cell_would_be_noticed() -> None:
     broken = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("assert 1 > 2")])
     with pytest.raises(CellExecutionError, match="AssertionError"):
-        run(broken, monkeypatch)
+        run(broken)

@@ -30,6 +30,7 @@ from helpers import (
     only,
     picture_key,
     prompt_three,
+    return_memory,
     save_state,
     worst,
     worst_iou,
@@ -461,6 +462,7 @@ def test_full_resolution(size: str, tmp_path: Path):
     state[f"{SCORE_HEAD}bias"] += 10
     bench = Bench(config, clip, clip.save(tmp_path / "frames"), save_state(state, tmp_path / "weights.pt"), size=1024)
     del state
+    return_memory()
     expected = bench.expected(first_and_next)
     agree(bench.run(bench.ours(), first_and_next), expected)
     assert (expected.scores > 0).all()

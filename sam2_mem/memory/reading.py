@@ -78,9 +78,9 @@ def pointer_window(
             yield ReadPointer(entry.pointer, age / span)
     direction = 1 if frame.reverse else -1
     for age in range(1, window):
-        past = tracked.get(frame.index + direction * age)
-        if past is not None:
-            yield ReadPointer(past.pointer, age / span)
+        previous = tracked.get(frame.index + direction * age)
+        if previous is not None:
+            yield ReadPointer(previous.pointer, age / span)
 
 
 def rank_slots(count: int) -> list[int]:

@@ -429,6 +429,7 @@ def test_revised_masks_are_written(micro):
 # -- long videos ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_memory_stays_flat(micro):
     predictor = micro.predictor()
     source = open_video((picture(i % 20, 0) for i in range(400)))

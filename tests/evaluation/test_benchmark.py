@@ -367,6 +367,7 @@ def test_every_case_is_a_command_that_the_tool_takes(device: str) -> None:
         assert parse_arguments(case.command(TOOL, common, Path("x.json"))[2:]).verb == case.verb
 
 
+@pytest.mark.full
 def test_tool_suite(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A small case, for real: ours beside ours, the peer told apart by its memory."""
     small = ("--config=nano", "--image_size=64", "--size=64", "--frames=27", "--block=5", "--no_alone")
@@ -423,6 +424,7 @@ def test_operations_beside_a_peer(
         assert f"ratio {theirs / ours:.3f}" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_no_ratio_where_masks_differ(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The control: another memory on our side."""
     other = ("--override", "memory_policy.num_maskmem=1", "--override", "memory_policy.max_obj_ptrs_in_encoder=1")

@@ -446,7 +446,7 @@ class Cut(BaseException):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.full)])
 def test_a_run_cut_off_anywhere_ends_the_same(done: ResultFolder, tmp_path: Path, seed: int) -> None:
     """Cut inside a pass, after a random number of frames, again and again."""
     rng, cuts = random.Random(seed), 0
@@ -478,7 +478,7 @@ def test_a_run_cut_off_anywhere_ends_the_same(done: ResultFolder, tmp_path: Path
     assert lasting(tmp_path) == lasting(done.root)
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.full), 3])
 def test_shards_merge_to_one_process(done: ResultFolder, tmp_path: Path, count: int) -> None:
     folder = ResultFolder(tmp_path)
     for index in reversed(range(count)):
@@ -532,6 +532,7 @@ def test_a_killed_process_started_again_ends_the_same(whole: Path, weights: Path
     assert lasting(tmp_path) == lasting(whole)
 
 
+@pytest.mark.full
 def test_shards_of_the_command(whole: Path, weights: Path, tmp_path: Path) -> None:
     for index in range(2):
         assert not (tmp_path / "report").exists()

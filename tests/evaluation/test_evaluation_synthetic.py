@@ -114,6 +114,7 @@ def test_frames_of_the_set_of_three_seeds(track: str) -> None:
     ],
     ids=["numpy", "opencv"],
 )
+@pytest.mark.full
 def test_bits_do_not_depend_on_what_the_processor_can_do(environment: dict[str, str]) -> None:
     code = """
 from sam2_mem.evaluation.synthetic import fingerprint, open_synthetic

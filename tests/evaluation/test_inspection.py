@@ -263,6 +263,7 @@ def test_pages_of_different_videos_are_refused(recordings: list[RecordedVideo]) 
         page([], title="")
 
 
+@pytest.mark.full
 def test_the_page_in_a_browser(recordings: list[RecordedVideo], tmp_path: Path) -> None:
     if programs() is None:
         reason = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,8 +27,8 @@ from sam2_mem.tracking.track import Track
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.video import VideoSource, open_video
 
-FRAMES = 400
-EARLY = 60
+EARLY, LATE = 60, 220
+FRAMES = LATE + 1
 Run = Callable[[SAM2VideoPredictor], Iterator[tuple[int, InferenceState]]]
 
 
@@ -53,7 +54,7 @@ def alive(kind: type) -> list[Any]:
     return [o for o in gc.get_objects() if issubclass(type(o), kind)]
 
 
-def loads(predictor: SAM2VideoPredictor, run: Run, last: int = FRAMES - 1) -> list[Load]:
+def loads(predictor: SAM2VideoPredictor, run: Run, last: int = LATE) -> list[Load]:
     """After the early frame and after the ``last``."""
     found = []
     for frame, state in run(predictor):
@@ -107,7 +108,7 @@ def offline(video: Any) -> Run:
 def stream(predictor: SAM2VideoPredictor) -> Iterator[tuple[int, InferenceState]]:
     state = predictor.init_state()
     prompts = [Prompt(1, mask=blob(0)), Prompt(2, box=[8, 8, 40, 40])]
-    for i in range(FRAMES):
+    for i in itertools.count():
         predictor.track_frame(state, picture(i), prompts if i == 0 else ())
         yield i, state
 
@@ -115,7 +116,9 @@ def stream(predictor: SAM2VideoPredictor) -> Iterator[tuple[int, InferenceState]
 # -- one long video ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [folder, file, generator], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "make", [*(pytest.param(f, marks=pytest.mark.full) for f in (folder, file)), generator], ids=lambda f: f.__name__
+)
 def test_offline_memory_is_flat(make: Callable[[Path], Any], tmp_path: Path) -> None:
     early, late = loads(micro_predictor(FIFO()), offline(make(tmp_path)))
     assert not grown(early, late), (early, late)
@@ -165,10 +168,12 @@ SLACK = 32 * 1024
 """Python's free lists fill up slowly (about 10 KiB over these frames, ever less over later ones)."""
 
 
+@pytest.mark.full
 def test_host_memory_is_flat() -> None:
     assert traced(micro_predictor(FIFO()), (240, 390)) < SLACK
 
 
+@pytest.mark.full
 def test_control_host_memory_of_a_bank_that_retains_all_grows() -> None:
     assert traced(micro_predictor(FIFO(retain_all=True)), (60, 210)) > 5 * SLACK
 

@@ -91,6 +91,7 @@ def test_shapes_and_types() -> None:
     assert frame.masks.shape == (64, 96) and frame.masks.dtype == np.uint8
 
 
+@pytest.mark.full
 def test_memory_does_not_grow() -> None:
     tracemalloc.start()
     try:

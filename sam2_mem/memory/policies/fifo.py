@@ -60,8 +60,8 @@ class FIFO(MemoryPolicy[Bank]):
 
     def read(self, state: Bank, frame: FrameContext) -> Sequence[MemoryRead]:
         prompts, other_prompts = closest_prompts(state.prompts, frame.index, self.max_cond_frames_in_attn)
-        others: tuple[Entry, ...] = (*other_prompts, *state.pointers, *state.entries)
-        tracked = {e.frame: e for e in others}
+        entries: tuple[Entry, ...] = (*other_prompts, *state.pointers, *state.entries)
+        tracked = {e.frame: e for e in entries}
         items = [ReadItem(e.tokens, PROMPT_SLOT) for e in prompts]
         stride = self.memory_temporal_stride_for_eval
         for slot, index in map_frames(frame, num_maskmem=self.num_maskmem, stride=stride):

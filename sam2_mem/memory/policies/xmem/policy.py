@@ -207,13 +207,14 @@ class XMem(MemoryPolicy[XMemBank]):
         previous = frame.index + 1 if frame.reverse else frame.index - 1
         frames = [w.frame for w in state.working if w.frame not in (previous, frame.index)]
         frames.sort(key=lambda f: (abs(frame.age(f)), f))
-        rules: dict[str, Sequence[int | None]] = {
+        choices: dict[str, Sequence[int | None]] = {
             "rank": rank_slots(len(frames)),
             "clamp": [abs(frame.age(f)) - 1 for f in frames],
             "prompt": [PROMPT_SLOT] * len(frames),
             "none": [None] * len(frames),
         }
-        newest_first = [(self._clamp(slot), f) for slot, f in zip(rules[self.tpos_policy], frames)]
+        slots = choices[self.tpos_policy]
+        newest_first = [(self._clamp(slot), f) for slot, f in zip(slots, frames)]
         return [*reversed(newest_first), (0, previous)]
 
     def _clamp(self, slot: int | None) -> int | None:
