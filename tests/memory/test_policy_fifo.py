@@ -137,7 +137,7 @@ def assert_reads_like_sam2(
     state = Bank(
         tuple(entry(p, 1, prompt=True) for p in prompted), tuple(entry(t, 2) for t in tracked if t not in prompted)
     )
-    literal = Everything({p: 1 for p in prompted}, {t: 2 for t in tracked if t not in prompted})
+    literal = Everything(dict.fromkeys(prompted, 1), dict.fromkeys([t for t in tracked if t not in prompted], 2))
     frame = FrameContext(index=f, reverse=reverse, num_frames=num_frames)
     expected = literal.what_is_read(rule, f, reverse, num_frames)
     assert what_is_read(policy or rule, state, frame) == expected
