@@ -27,20 +27,14 @@ OVER_BUDGET = "over the budget of bytes"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bounded(MemoryPolicy[Bank]):
-    """``policy``, which gives up memory after every write and prompt until it fits.
-
-    States are those of ``policy``, and so are its abilities. With a budget that ``policy`` never reaches this is ``policy``.
+class PolicyWrapper(MemoryPolicy[Bank]):
+    """Does as ``policy`` does, its abilities included, wherever a subclass does not say otherwise.
 
     Attributes:
-        policy: the one that decides otherwise.
-        max_bytes: spatial memory of one object.
-        bytes_per_token: of one token; 128 for SAM 2's 64 channels in bfloat16.
+        policy: the one that is wrapped.
     """
 
     policy: MemoryPolicy
-    max_bytes: int = setting(2**21, at_least=1)
-    bytes_per_token: int = setting(128, at_least=1)
     max_obj_ptrs_in_encoder: int = field(init=False, repr=False)
     max_prompts: int = field(init=False, repr=False)
 
@@ -50,44 +44,6 @@ class Bounded(MemoryPolicy[Bank]):
         for name in ("max_obj_ptrs_in_encoder", "max_prompts"):
             object.__setattr__(self, name, getattr(self.policy, name))
         super().__post_init__()
-
-    @property
-    def max_tokens(self) -> int:
-        """Spatial memory tokens that the budget pays for."""
-        return self.max_bytes // self.bytes_per_token
-
-    def capacity(self, tokens_per_map: int) -> int:
-        capacity = self.policy.capacity(tokens_per_map)
-        return self.max_tokens if capacity is None else min(capacity, self.max_tokens)
-
-    # -- changes of the state -----------------------------------------------------------------------------------
-
-    def prompt(self, state: Any, frame: FrameContext, entry: MemoryEntry) -> Any:
-        """As ``policy``. ValueError where the budget does not pay for the fewest tokens it can do with."""
-        least = least_capacity(self.policy, len(entry.tokens))
-        if self.max_tokens < least:
-            name = type(self.policy).__name__
-            raise ValueError(
-                f"expected max_bytes >= {least * self.bytes_per_token} for {name} with memory maps of "
-                f"{len(entry.tokens)} tokens, got {self.max_bytes}; give it more, or distil the maps"
-            )
-        return fit(self.policy, self.policy.prompt(state, frame, entry), frame, self.max_tokens)
-
-    def write(
-        self,
-        state: Any,
-        frame: FrameContext,
-        hypotheses: Hypotheses,
-        selection: MaskSelection,
-        entries: Sequence[MemoryEntry],
-    ) -> Any:
-        return fit(self.policy, self.policy.write(state, frame, hypotheses, selection, entries), frame, self.max_tokens)
-
-    def take_merged(self, state: Any, frame: FrameContext, request: MergeRequest, tokens: MemoryTokens) -> Any:
-        assert isinstance(self.policy, Merging), "only a policy that merges makes requests"
-        return fit(self.policy, self.policy.take_merged(state, frame, request, tokens), frame, self.max_tokens)
-
-    # -- as the policy ------------------------------------------------------------------------------------------
 
     @property
     def unwrapped(self) -> MemoryPolicy:
@@ -107,6 +63,9 @@ class Bounded(MemoryPolicy[Bank]):
 
     def usage_at(self, state: Any, frame: FrameContext) -> Usage:
         return self.policy.usage_at(state, frame)
+
+    def new_state(self, frame: FrameContext) -> Any:
+        return self.policy.new_state(frame)
 
     def read(self, state: Any, frame: FrameContext) -> Sequence[MemoryRead]:
         return self.policy.read(state, frame)
@@ -134,6 +93,60 @@ class Bounded(MemoryPolicy[Bank]):
 
     def entry_infos(self, state: Any, frame: FrameContext) -> Sequence[EntryInfo]:
         return infos_of(self.policy, state, frame)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounded(PolicyWrapper):
+    """``policy``, which gives up memory after every write and prompt until it fits.
+
+    States are those of ``policy``, and so are its abilities. With a budget that ``policy`` never reaches this is ``policy``.
+
+    Attributes:
+        max_bytes: spatial memory of one object.
+        bytes_per_token: of one token; 128 for SAM 2's 64 channels in bfloat16.
+    """
+
+    max_bytes: int = setting(2**21, at_least=1)
+    bytes_per_token: int = setting(128, at_least=1)
+
+    @property
+    def max_tokens(self) -> int:
+        """Spatial memory tokens that the budget pays for."""
+        return self.max_bytes // self.bytes_per_token
+
+    def capacity(self, tokens_per_map: int) -> int:
+        capacity = self.policy.capacity(tokens_per_map)
+        return self.max_tokens if capacity is None else min(capacity, self.max_tokens)
+
+    # -- changes of the state -----------------------------------------------------------------------------------
+
+    def prompt(self, state: Any, frame: FrameContext, entry: MemoryEntry) -> Any:
+        """As ``policy``. ValueError where the budget does not pay for the fewest tokens it can do with."""
+        least = least_capacity(self.policy, len(entry.tokens))
+        if self.max_tokens < least:
+            name = type(self.policy).__name__
+            raise ValueError(
+                f"expected max_bytes >= {least * self.bytes_per_token} for {name} with memory maps of "
+                f"{len(entry.tokens)} tokens, got {self.max_bytes}; give it more, or distil the maps"
+            )
+        return self._fit(self.policy.prompt(state, frame, entry), frame)
+
+    def write(
+        self,
+        state: Any,
+        frame: FrameContext,
+        hypotheses: Hypotheses,
+        selection: MaskSelection,
+        entries: Sequence[MemoryEntry],
+    ) -> Any:
+        return self._fit(self.policy.write(state, frame, hypotheses, selection, entries), frame)
+
+    def take_merged(self, state: Any, frame: FrameContext, request: MergeRequest, tokens: MemoryTokens) -> Any:
+        assert isinstance(self.policy, Merging), "only a policy that merges makes requests"
+        return self._fit(self.policy.take_merged(state, frame, request, tokens), frame)
+
+    def _fit(self, state: Any, frame: FrameContext) -> Any:
+        return fit(self.policy, state, frame, self.max_tokens)
 
 
 def least_capacity(policy: MemoryPolicy, tokens_per_map: int) -> int:
