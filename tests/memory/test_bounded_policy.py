@@ -13,7 +13,7 @@ from policy_contract import CHECKS, check_bounded, tokens_in
 from sam2_mem.build_sam import build_policy, build_sam2_video_predictor
 from sam2_mem.config import ConfigError, compose
 from sam2_mem.memory import bounded as bounded_module
-from sam2_mem.memory.bounded import Bounded, least_capacity
+from sam2_mem.memory.bounded import Bounded, PolicyWrapper, least_capacity
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.policies.sam2long import SAM2Long
 from sam2_mem.memory.policies.xmem import XMem
@@ -144,4 +144,4 @@ def test_every_method_of_a_policy_reaches_the_inner_one() -> None:
     }
     methods = {n for n in methods if not n.startswith("_")} - {"new_state"}  # which only a policy's own prompt calls
     assert {"revise", "forget", "take_merged", "needs", "entry_infos"} <= methods
-    assert not methods - set(vars(Bounded)), "a method that is not passed on would be that of the base"
+    assert not methods - {*vars(PolicyWrapper), *vars(Bounded)}, "a method that is not passed on would be that of the base"
