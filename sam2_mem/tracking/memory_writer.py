@@ -13,7 +13,6 @@ from sam2_mem.memory.policy import HasSensory, MemoryPolicy, Merging
 from sam2_mem.memory.tokens import foreground_weights, masked_mean
 from sam2_mem.model.acceleration.transfer import to_device_async
 from sam2_mem.model.sam2 import SAM2
-from sam2_mem.model.sensory import SensoryMemory
 from sam2_mem.tracking import sensory_update
 from sam2_mem.tracking.batching import row_limit
 from sam2_mem.tracking.mask_postprocessing import suppress_overlap
@@ -21,7 +20,6 @@ from sam2_mem.tracking.memory_reader import TrackPrediction
 from sam2_mem.tracking.settings import TrackerSettings
 from sam2_mem.tracking.track import MaskOutput, Track, gated_output
 from sam2_mem.types import (
-    CandidateId,
     FrameContext,
     FrameFeatures,
     MaskSelection,
@@ -77,21 +75,30 @@ class MemoryWriter:
             features: of the frame.
         """
         if self.sensory is not None:
-            outputs = self._with_sensory_state(self.sensory, predictions, selections, outputs)
+            states = [self._sensory_state(prediction.track) for prediction in predictions]
+            maps = [p.maps[s.output.pathway] for p, s in zip(predictions, selections)]
+            outputs = sensory_update.carried(self.sensory, outputs, [s.sensory for s in selections], states, maps)
         if self.settings.non_overlap_masks_for_mem_enc:
             logits = suppress_overlap(torch.stack([output.logits for output in outputs]))
             outputs = [replace(output, logits=x) for output, x in zip(outputs, logits)]
-        remembered: dict[tuple, MaskOutput] = {}
-        tracks, keys_of_track = [], []
+        to_encode: dict[tuple, tuple[Track, MaskOutput]] = {}
+        keys_of_track = []
         for prediction, selection, output in zip(predictions, selections, outputs):
-            keys = [(prediction.track.obj_id, prediction.mask_key(c), c.binarize) for c in selection.remember]
+            track, shown_key, keys = prediction.track, prediction.mask_key(selection.output), []
+            for candidate in selection.remember:
+                remembered, mask_key = output, prediction.mask_key(candidate)
+                keys.append((track.obj_id, mask_key, candidate.binarize))
+                if keys[-1] in to_encode:
+                    continue
+                if mask_key != shown_key:
+                    gate = self.policy.min_obj_score_logits
+                    remembered = gated_output(self.model, features.index, prediction.hypotheses, candidate, gate)
+                remembered = replace(remembered, binarize=remembered.binarize or candidate.binarize)
+                to_encode[keys[-1]] = (track, remembered)
             keys_of_track.append(keys)
-            for key, candidate in zip(keys, selection.remember):
-                if key not in remembered:
-                    remembered[key] = self._remembered_output(prediction, candidate, selection.output, output)
-                    tracks.append(prediction.track)
-        entries = dict(zip(remembered, self.encode_outputs(tracks, features, list(remembered.values()))))
-        return [[entries[key] for key in keys] for keys in keys_of_track]
+        tracks, remembered_outputs = [track for track, _ in to_encode.values()], [o for _, o in to_encode.values()]
+        entries = dict(zip(to_encode, self.encode_outputs(tracks, features, remembered_outputs)))
+        return [list(map(entries.__getitem__, keys)) for keys in keys_of_track]
 
     def encode_outputs(
         self, tracks: Sequence[Track], features: FrameFeatures, outputs: Sequence[MaskOutput]
@@ -147,38 +154,17 @@ class MemoryWriter:
         distiller = self.model.memory_encoder.distiller
         return self._stored(distiller.merge_tubes([tube], frame.features.grid, request.strength)[0])
 
-    def _with_sensory_state(
-        self,
-        sensory: SensoryMemory,
-        predictions: Sequence[TrackPrediction],
-        selections: Sequence[MaskSelection],
-        outputs: Sequence[MaskOutput],
-    ) -> Sequence[MaskOutput]:
-        """Outputs that carry their object's state of sensory memory."""
-        states = [self._sensory_state(prediction.track) for prediction in predictions]
-        maps = [p.maps[s.output.pathway] for p, s in zip(predictions, selections)]
-        return sensory_update.carried(sensory, outputs, [s.sensory for s in selections], states, maps)
-
-    def _remembered_output(
-        self, prediction: TrackPrediction, candidate: CandidateId, shown: CandidateId, output: MaskOutput
-    ) -> MaskOutput:
-        """What memory is made of: ``output`` where ``candidate`` is the mask that is shown."""
-        if prediction.mask_key(candidate) != prediction.mask_key(shown):
-            threshold = self.policy.min_obj_score_logits
-            output = gated_output(self.model, output.frame, prediction.hypotheses, candidate, threshold)
-        return replace(output, binarize=output.binarize or candidate.binarize)
-
     def _memory_maps(self, features: FrameFeatures, outputs: Sequence[MaskOutput]) -> Tensor:
         """Memory maps (R, Cm, H, W) of R outputs."""
         logits = torch.stack([output.logits for output in outputs])
         binarize_prompted = self.model.binarize_prompted_masks and not self.model.training
+        binarize = [output.binarize or (output.prompted and binarize_prompted) for output in outputs]
+        present = [output.objectness > 0 for output in outputs]
         return self.model.memory_maps(
             features,
             logits,
-            binarize=to_device_async(
-                [o.binarize or (o.prompted and binarize_prompted) for o in outputs], logits.device
-            ),
-            present=to_device_async([o.objectness > 0 for o in outputs], logits.device),
+            binarize=to_device_async(binarize, logits.device),
+            present=to_device_async(present, logits.device),
         )
 
     def _stored(self, tokens: MemoryTokens) -> MemoryTokens:
