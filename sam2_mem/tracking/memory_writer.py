@@ -49,6 +49,8 @@ class MemoryWriter:
 
     def __post_init__(self) -> None:
         self.sensory = sensory_update.active(self.model, self.policy)
+        self._merging = self.policy if isinstance(self.policy, Merging) else None
+        self._needs, self._gate = self.policy.needs, self.policy.min_obj_score_logits
 
     def encode_prompts(
         self, tracks: Sequence[Track], features: FrameFeatures, outputs: Sequence[MaskOutput]
@@ -91,8 +93,7 @@ class MemoryWriter:
                 if keys[-1] in to_encode:
                     continue
                 if mask_key != shown_key:
-                    gate = self.policy.min_obj_score_logits
-                    remembered = gated_output(self.model, features.index, prediction.hypotheses, candidate, gate)
+                    remembered = gated_output(self.model, features.index, prediction.hypotheses, candidate, self._gate)
                 remembered = replace(remembered, binarize=remembered.binarize or candidate.binarize)
                 to_encode[keys[-1]] = (track, remembered)
             keys_of_track.append(keys)
@@ -125,7 +126,7 @@ class MemoryWriter:
                 objectness=output.objectness,
                 area=output.area,
                 is_prompt=output.prompted,
-                summary=self._summary(features, output.logits) if self.policy.needs.summary else None,
+                summary=self._summary(features, output.logits) if self._needs.summary else None,
                 sensory=state,
             )
             entries.append(entry)
@@ -138,21 +139,21 @@ class MemoryWriter:
 
     def merge_pending(self, state: Bank, frame: FrameContext) -> Bank:
         """``state`` with everything merged that its policy wants merged."""
-        if not isinstance(self.policy, Merging):
+        if self._merging is None:
             return state
         for _ in range(MERGE_ROUNDS):
-            requests = self.policy.merge_requests(state, frame)
+            requests = self._merging.merge_requests(state, frame)
             if not requests:
                 return state
             for request in requests:
-                state = self.policy.take_merged(state, frame, request, self._merge(request, frame))
+                state = self._merging.take_merged(state, frame, request, self._merge(request, frame))
         raise RuntimeError(f"{type(self.policy).__name__} still asks to merge after {MERGE_ROUNDS} rounds")
 
     def _merge(self, request: MergeRequest, frame: FrameContext) -> MemoryTokens:
         assert frame.features is not None, "memory is made on a frame"
-        tube = [e.tokens for e in request.entries]
+        tubes = [[entry.tokens for entry in request.entries]]
         distiller = self.model.memory_encoder.distiller
-        return self._stored(distiller.merge_tubes([tube], frame.features.grid, request.strength)[0])
+        return self._stored(distiller.merge_tubes(tubes, frame.features.grid, request.strength)[0])
 
     def _memory_maps(self, features: FrameFeatures, outputs: Sequence[MaskOutput]) -> Tensor:
         """Memory maps (R, Cm, H, W) of R outputs."""
@@ -175,7 +176,7 @@ class MemoryWriter:
 
     def _summary(self, features: FrameFeatures, logits: Tensor) -> Tensor | None:
         """Features averaged over a mask (h, w), None where it is empty: the image encoder's, or an embedder's."""
-        if not self.policy.needs.appearance:
+        if not self._needs.appearance:
             return masked_mean(features.low, foreground_weights(logits, features.grid))
         appearance = features.appearance
         if appearance is None:
