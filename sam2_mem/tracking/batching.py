@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,18 +21,6 @@ CPU_BATCH = 8192
 """Image tokens in a batch on a CPU, two rows at an image size of 1024: larger temporaries only miss its caches."""
 
 
-class TimeCodes(Protocol):
-    """The learned codes of time that rows need from the model, and its memory width."""
-
-    memory_width: int
-
-    def slot_code(self, slots: Sequence[float | None]) -> Tensor: ...
-
-    def order_code(self, orders: Sequence[int | None]) -> Tensor | None: ...
-
-    def pointer_code(self, offsets: Tensor) -> Tensor: ...
-
-
 @dataclass(frozen=True, eq=False)
 class BatchedReads:
     """Batches of rows, and for every read (in the order given) its batch and row. Reads of nothing are ``None``."""
@@ -42,25 +30,25 @@ class BatchedReads:
 
 
 class _Run(NamedTuple):
-    """Neighbouring tokens of a row, of an item, of all pointers or of padding: ``feat`` and ``pos`` (n, Cm), ``xy`` (n, 2),
-    ``gain`` and ``bias`` one for all tokens or (n), None for 1 and 0."""
+    """Neighbouring tokens of a row, of an item, of all pointers or of padding: ``feat`` and ``pos`` (n, Cm), ``xy`` (n, 2)
+    or None for the origin, ``gain`` and ``bias`` one for all tokens or (n), None for 1 and 0."""
 
     item: int
     feat: Tensor
     pos: Tensor
-    xy: Tensor
+    xy: Tensor | None = None
     gain: Tensor | float | None = None
     bias: Tensor | float | None = None
 
 
 def batch_reads(
-    reads: Sequence[MemoryRead], codes: TimeCodes, *, max_padding: float = 0.0, max_rows: int = 0
+    reads: Sequence[MemoryRead], model: SAM2, *, max_padding: float = 0.0, max_rows: int = 0
 ) -> BatchedReads:
     """Rows for all reads of one frame.
 
     Args:
         reads: of all pathways of all objects.
-        codes: the model.
+        model: gives the learned codes of time.
         max_padding: largest share of padding in a row (0: only rows of equal length share a batch).
         max_rows: the limit of rows in a batch, 0 for no limit.
     """
@@ -70,13 +58,13 @@ def batch_reads(
     distinct_keys, distinct, lengths = list(read_of_key), list(read_of_key.values()), []
     for read in distinct:
         num_tokens = sum([len(item.tokens) for item in read.items])
-        lengths.append(num_tokens + sum([len(p.pointer) // codes.memory_width for p in read.pointers]))
+        lengths.append(num_tokens + sum([len(p.pointer) // model.memory_width for p in read.pointers]))
     batches: list[RowBatch] = []
     row_of_key: dict[tuple | None, tuple[int, int]] = {}
     for group in bucket(lengths, max_padding=max_padding, max_rows=max_rows):
         for row, index in enumerate(group):
             row_of_key[distinct_keys[index]] = (len(batches), row)
-        batches.append(_batch([distinct[index] for index in group], [lengths[index] for index in group], codes))
+        batches.append(_batch([distinct[index] for index in group], [lengths[index] for index in group], model))
     return BatchedReads(tuple(batches), tuple([row_of_key.get(key) for key in keys]))
 
 
@@ -102,87 +90,74 @@ def row_limit(model: SAM2, max_rows: int | None) -> int:
     return max(1, CPU_BATCH // (height * width)) if model.device.type == "cpu" else 0
 
 
-def _batch(reads: Sequence[MemoryRead], lengths: Sequence[int], codes: TimeCodes) -> RowBatch:
+def _batch(reads: Sequence[MemoryRead], lengths: Sequence[int], model: SAM2) -> RowBatch:
     """One row per read, padded to the longest of ``lengths``."""
-    like = codes.slot_code([None])
+    like = model.slot_code([None])
     longest, num_items = max(lengths), max([len(read.items) for read in reads])
     runs: list[_Run] = []
     for read, length in zip(reads, lengths):
-        runs += _item_runs(read.items, codes, like)
+        runs += _item_runs(read.items, model, like)
         if read.pointers:
-            runs.append(_pointer_run(read.pointers, num_items, codes, like))
+            runs.append(_pointer_run(read.pointers, num_items, model, like))
         if length < longest:
-            blank = like.new_zeros(longest - length, codes.memory_width)
-            runs.append(
-                _Run(num_items, blank, blank, torch.zeros(longest - length, 2, device=like.device), bias=-math.inf)
-            )
+            blank = like.new_zeros(longest - length, model.memory_width)
+            runs.append(_Run(num_items, blank, blank, bias=-math.inf))
     shape = (len(reads), longest)
     sizes = [len(run.feat) for run in runs]
-    gain = _column([run.gain for run in runs], sizes, like, default=1.0)
-    bias = _column([run.bias for run in runs], sizes, like, default=0.0)
     item = torch.repeat_interleave(torch.tensor([run.item for run in runs]), torch.tensor(sizes))
-    xy_runs = runs[: len(runs) // len(reads)] if _same_coordinates(reads, lengths) else runs
+    shares_xy = len(reads) == 1 or _same_coordinates(reads, lengths)
+    xy_runs = runs[: len(runs) // len(reads)] if shares_xy else runs
+    xy = [torch.zeros(len(r.feat), 2, device=like.device) if r.xy is None else r.xy.to(like.device) for r in xy_runs]
+    weighted, biased = any(run.gain is not None for run in runs), any(run.bias is not None for run in runs)
     return RowBatch(
         feat=torch.cat([run.feat for run in runs]).view(*shape, -1),
         pos=torch.cat([run.pos for run in runs]).view(*shape, -1),
-        xy=torch.cat([run.xy for run in xy_runs]).view(-1, longest, 2),
-        gain=None if gain is None else gain.view(shape),
-        bias=None if bias is None else bias.view(shape),
+        xy=torch.cat(xy).view(-1, longest, 2),
+        gain=_column([run.gain for run in runs], sizes, like, default=1.0).view(shape) if weighted else None,
+        bias=_column([run.bias for run in runs], sizes, like, default=0.0).view(shape) if biased else None,
         item=to_device_async(item.view(shape), like.device),
         num_items=num_items,
         lengths=tuple(lengths),
-        sensory=_sensory_states(reads),
+        sensory=_sensory_states(reads) if any(read.sensory is not None for read in reads) else None,
         counted=any(isinstance(run.bias, Tensor) for run in runs),
     )
 
 
-def _item_runs(items: Sequence[ReadItem], codes: TimeCodes, like: Tensor) -> list[_Run]:
+def _item_runs(items: Sequence[ReadItem], model: SAM2, like: Tensor) -> list[_Run]:
     if not items:
         return []
-    time = codes.slot_code([item.slot for item in items])
+    time = model.slot_code([item.slot for item in items])
     orders = [item.order for item in items]
-    order_code = codes.order_code(orders) if set(orders) != {None} else None
+    order_code = model.order_code(orders) if set(orders) != {None} else None
     if order_code is not None:
         time = time + order_code
     runs = []
     for number, (item, code) in enumerate(zip(items, time.to(like.dtype))):
         tokens = item.tokens
-        xy = torch.zeros(len(tokens), 2, device=like.device) if tokens.xy is None else tokens.xy.to(like.device)
-        gain = None if item.gain == 1.0 else item.gain
-        runs.append(_Run(number, tokens.feat.to(like), tokens.pos.to(like) + code, xy, gain, tokens.log_count))
+        feat, pos, gain = tokens.feat.to(like), tokens.pos.to(like) + code, None if item.gain == 1.0 else item.gain
+        runs.append(_Run(number, feat, pos, tokens.xy, gain, tokens.log_count))
     return runs
 
 
-def _pointer_run(pointers: Sequence[ReadPointer], item: int, codes: TimeCodes, like: Tensor) -> _Run:
+def _pointer_run(pointers: Sequence[ReadPointer], item: int, model: SAM2, like: Tensor) -> _Run:
     """Each pointer (C) is C / Cm tokens; all of them carry the same code of time."""
     stacked = torch.stack([p.pointer.to(like) for p in pointers])
     offsets = to_device_async([p.offset for p in pointers], like.device, torch.get_default_dtype())
-    split = stacked.shape[1] // codes.memory_width
-    code = codes.pointer_code(offsets).to(like.dtype).repeat_interleave(split, dim=0)
+    split = stacked.shape[1] // model.memory_width
+    code = model.pointer_code(offsets).to(like.dtype).repeat_interleave(split, dim=0)
     gains = [p.gain for p in pointers]
     gain = None if set(gains) == {1.0} else like.new_tensor(gains).repeat_interleave(split)
-    return _Run(
-        item, stacked.reshape(-1, codes.memory_width), code, torch.zeros(len(code), 2, device=like.device), gain
-    )
+    return _Run(item, stacked.reshape(-1, model.memory_width), code, gain=gain)
 
 
-def _column(
-    values: Sequence[Tensor | float | None], sizes: Sequence[int], like: Tensor, default: float
-) -> Tensor | None:
-    """One number per token from those of runs; None if they are all the default, which is written as None."""
-    if all(value is None for value in values):
-        return None
-    columns = []
-    for value, size in zip(values, sizes):
-        number = default if value is None else value
-        columns.append(number.to(like) if isinstance(number, Tensor) else like.new_full((size,), number))
-    return torch.cat(columns)
+def _column(values: Sequence[Tensor | float | None], sizes: Sequence[int], like: Tensor, default: float) -> Tensor:
+    """One number per token from those of runs; None stands for the default."""
+    numbers = [default if value is None else value for value in values]
+    return torch.cat([n.to(like) if isinstance(n, Tensor) else like.new_full((s,), n) for n, s in zip(numbers, sizes)])
 
 
 def _same_coordinates(reads: Sequence[MemoryRead], lengths: Sequence[int]) -> bool:
     """Whether the coordinates of all rows are the same tensors."""
-    if len(reads) == 1:
-        return True
     layouts = {
         tuple(-len(item.tokens) if item.tokens.xy is None else id(item.tokens.xy) for item in read.items)
         for read in reads
@@ -190,10 +165,7 @@ def _same_coordinates(reads: Sequence[MemoryRead], lengths: Sequence[int]) -> bo
     return len(layouts) == len(set(lengths)) == 1
 
 
-def _sensory_states(reads: Sequence[MemoryRead]) -> Tensor | None:
-    """(R, Ch, H, W), zeros for reads without a state; None if all are."""
-    states = [read.sensory for read in reads if read.sensory is not None]
-    if not states:
-        return None
-    zeros = torch.zeros_like(states[0])
-    return torch.stack([zeros if read.sensory is None else read.sensory for read in reads])
+def _sensory_states(reads: Sequence[MemoryRead]) -> Tensor:
+    """(R, Ch, H, W), zeros for reads without a state."""
+    example = next(read.sensory for read in reads if read.sensory is not None)
+    return torch.stack([torch.zeros_like(example) if read.sensory is None else read.sensory for read in reads])

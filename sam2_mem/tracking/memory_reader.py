@@ -135,16 +135,24 @@ class MemoryReader:
         return predictions
 
     def attend_and_decode(
-        self, tracks: Sequence[Track], features: FrameFeatures, rows: RowBatch, usage: Usage
+        self, tracks: Sequence[Track], features: FrameFeatures, rows: RowBatch | None, usage: Usage
     ) -> DecodedBatch:
-        """Attend to memory and decode candidates for each of R rows; ``tracks`` (R) says whose rows they are."""
-        attended = self.model.attend(features, rows, usage)
-        return self._decode(features, attended.features, attended.usage)
+        """Attend to memory and decode candidates for each of R rows.
 
-    def _decode(self, features: FrameFeatures, conditioned: Tensor, usage: Sequence[ReadUsage] | None) -> DecodedBatch:
+        Args:
+            tracks: (R) whose rows they are.
+            features: of the frame.
+            rows: what they read; None for one row that reads nothing.
+            usage: the attention to measure.
+        """
+        if rows is None:
+            conditioned = self.model.without_memory(features)
+            measured: Sequence[ReadUsage] | None = [ReadUsage((), features.low.new_zeros(features.low.shape[0], 0))]
+        else:
+            conditioned, measured = self.model.attend(features, rows, usage)
         candidates, keep_maps = self.model.candidates.allows(0, with_memory=True), self.sensory is not None
         decoded = self.model.decode(conditioned, features, candidates=candidates, keep_maps=keep_maps)
-        return DecodedBatch(decoded, conditioned, usage)
+        return DecodedBatch(decoded, conditioned, measured)
 
     def _run_network(
         self,
@@ -166,11 +174,9 @@ class MemoryReader:
         for number, rows in enumerate(batched.batches):
             owners_of_rows = [owner_of_row[number, row] for row in range(rows.rows)]
             batches.append(self.attend_and_decode(owners_of_rows, features, rows, usage))
-        without_memory = (len(batches), 0)
-        if None in batched.row_of_read:
-            nothing = ReadUsage(tokens=(), items=features.low.new_zeros(features.low.shape[0], 0))
-            batches.append(self._decode(features, self.model.without_memory(features), [nothing]))
-        row_of_read = iter([without_memory if row is None else row for row in batched.row_of_read])
+        row_of_read = iter([(len(batches), 0) if row is None else row for row in batched.row_of_read])
+        if None in owner_of_row:
+            batches.append(self.attend_and_decode([owner_of_row[None]], features, None, usage))
         return batches, [list(islice(row_of_read, len(pathways))) for pathways in reads_of_track]
 
     def _requested_usage(self, tracks: Sequence[Track], frames: Sequence[FrameContext]) -> Usage:

@@ -13,7 +13,6 @@ from sam2_mem.memory.policy import HasSensory, MemoryPolicy, Merging
 from sam2_mem.memory.tokens import foreground_weights, masked_mean
 from sam2_mem.model.acceleration.transfer import to_device_async
 from sam2_mem.model.sam2 import SAM2
-from sam2_mem.model.sensory import SensoryMemory
 from sam2_mem.tracking import sensory_update
 from sam2_mem.tracking.batching import row_limit
 from sam2_mem.tracking.mask_postprocessing import suppress_overlap
@@ -21,7 +20,6 @@ from sam2_mem.tracking.memory_reader import TrackPrediction
 from sam2_mem.tracking.settings import TrackerSettings
 from sam2_mem.tracking.track import MaskOutput, Track, gated_output
 from sam2_mem.types import (
-    CandidateId,
     FrameContext,
     FrameFeatures,
     MaskSelection,
@@ -51,6 +49,8 @@ class MemoryWriter:
 
     def __post_init__(self) -> None:
         self.sensory = sensory_update.active(self.model, self.policy)
+        self._merging = self.policy if isinstance(self.policy, Merging) else None
+        self._needs, self._gate = self.policy.needs, self.policy.min_obj_score_logits
 
     def encode_prompts(
         self, tracks: Sequence[Track], features: FrameFeatures, outputs: Sequence[MaskOutput]
@@ -77,21 +77,29 @@ class MemoryWriter:
             features: of the frame.
         """
         if self.sensory is not None:
-            outputs = self._with_sensory_state(self.sensory, predictions, selections, outputs)
+            states = [self._sensory_state(prediction.track) for prediction in predictions]
+            maps = [p.maps[s.output.pathway] for p, s in zip(predictions, selections)]
+            outputs = sensory_update.carried(self.sensory, outputs, [s.sensory for s in selections], states, maps)
         if self.settings.non_overlap_masks_for_mem_enc:
             logits = suppress_overlap(torch.stack([output.logits for output in outputs]))
             outputs = [replace(output, logits=x) for output, x in zip(outputs, logits)]
-        remembered: dict[tuple, MaskOutput] = {}
-        tracks, keys_of_track = [], []
+        to_encode: dict[tuple, tuple[Track, MaskOutput]] = {}
+        keys_of_track = []
         for prediction, selection, output in zip(predictions, selections, outputs):
-            keys = [(prediction.track.obj_id, prediction.mask_key(c), c.binarize) for c in selection.remember]
+            track, shown_key, keys = prediction.track, prediction.mask_key(selection.output), []
+            for candidate in selection.remember:
+                remembered, mask_key = output, prediction.mask_key(candidate)
+                keys.append((track.obj_id, mask_key, candidate.binarize))
+                if keys[-1] in to_encode:
+                    continue
+                if mask_key != shown_key:
+                    remembered = gated_output(self.model, features.index, prediction.hypotheses, candidate, self._gate)
+                remembered = replace(remembered, binarize=remembered.binarize or candidate.binarize)
+                to_encode[keys[-1]] = (track, remembered)
             keys_of_track.append(keys)
-            for key, candidate in zip(keys, selection.remember):
-                if key not in remembered:
-                    remembered[key] = self._remembered_output(prediction, candidate, selection.output, output)
-                    tracks.append(prediction.track)
-        entries = dict(zip(remembered, self.encode_outputs(tracks, features, list(remembered.values()))))
-        return [[entries[key] for key in keys] for keys in keys_of_track]
+        tracks, remembered_outputs = [track for track, _ in to_encode.values()], [o for _, o in to_encode.values()]
+        entries = dict(zip(to_encode, self.encode_outputs(tracks, features, remembered_outputs)))
+        return [list(map(entries.__getitem__, keys)) for keys in keys_of_track]
 
     def encode_outputs(
         self, tracks: Sequence[Track], features: FrameFeatures, outputs: Sequence[MaskOutput]
@@ -118,7 +126,7 @@ class MemoryWriter:
                 objectness=output.objectness,
                 area=output.area,
                 is_prompt=output.prompted,
-                summary=self._summary(features, output.logits) if self.policy.needs.summary else None,
+                summary=self._summary(features, output.logits) if self._needs.summary else None,
                 sensory=state,
             )
             entries.append(entry)
@@ -131,54 +139,33 @@ class MemoryWriter:
 
     def merge_pending(self, state: Bank, frame: FrameContext) -> Bank:
         """``state`` with everything merged that its policy wants merged."""
-        if not isinstance(self.policy, Merging):
+        if self._merging is None:
             return state
         for _ in range(MERGE_ROUNDS):
-            requests = self.policy.merge_requests(state, frame)
+            requests = self._merging.merge_requests(state, frame)
             if not requests:
                 return state
             for request in requests:
-                state = self.policy.take_merged(state, frame, request, self._merge(request, frame))
+                state = self._merging.take_merged(state, frame, request, self._merge(request, frame))
         raise RuntimeError(f"{type(self.policy).__name__} still asks to merge after {MERGE_ROUNDS} rounds")
 
     def _merge(self, request: MergeRequest, frame: FrameContext) -> MemoryTokens:
         assert frame.features is not None, "memory is made on a frame"
-        tube = [e.tokens for e in request.entries]
+        tubes = [[entry.tokens for entry in request.entries]]
         distiller = self.model.memory_encoder.distiller
-        return self._stored(distiller.merge_tubes([tube], frame.features.grid, request.strength)[0])
-
-    def _with_sensory_state(
-        self,
-        sensory: SensoryMemory,
-        predictions: Sequence[TrackPrediction],
-        selections: Sequence[MaskSelection],
-        outputs: Sequence[MaskOutput],
-    ) -> Sequence[MaskOutput]:
-        """Outputs that carry their object's state of sensory memory."""
-        states = [self._sensory_state(prediction.track) for prediction in predictions]
-        maps = [p.maps[s.output.pathway] for p, s in zip(predictions, selections)]
-        return sensory_update.carried(sensory, outputs, [s.sensory for s in selections], states, maps)
-
-    def _remembered_output(
-        self, prediction: TrackPrediction, candidate: CandidateId, shown: CandidateId, output: MaskOutput
-    ) -> MaskOutput:
-        """What memory is made of: ``output`` where ``candidate`` is the mask that is shown."""
-        if prediction.mask_key(candidate) != prediction.mask_key(shown):
-            threshold = self.policy.min_obj_score_logits
-            output = gated_output(self.model, output.frame, prediction.hypotheses, candidate, threshold)
-        return replace(output, binarize=output.binarize or candidate.binarize)
+        return self._stored(distiller.merge_tubes(tubes, frame.features.grid, request.strength)[0])
 
     def _memory_maps(self, features: FrameFeatures, outputs: Sequence[MaskOutput]) -> Tensor:
         """Memory maps (R, Cm, H, W) of R outputs."""
         logits = torch.stack([output.logits for output in outputs])
         binarize_prompted = self.model.binarize_prompted_masks and not self.model.training
+        binarize = [output.binarize or (output.prompted and binarize_prompted) for output in outputs]
+        present = [output.objectness > 0 for output in outputs]
         return self.model.memory_maps(
             features,
             logits,
-            binarize=to_device_async(
-                [o.binarize or (o.prompted and binarize_prompted) for o in outputs], logits.device
-            ),
-            present=to_device_async([o.objectness > 0 for o in outputs], logits.device),
+            binarize=to_device_async(binarize, logits.device),
+            present=to_device_async(present, logits.device),
         )
 
     def _stored(self, tokens: MemoryTokens) -> MemoryTokens:
@@ -189,7 +176,7 @@ class MemoryWriter:
 
     def _summary(self, features: FrameFeatures, logits: Tensor) -> Tensor | None:
         """Features averaged over a mask (h, w), None where it is empty: the image encoder's, or an embedder's."""
-        if not self.policy.needs.appearance:
+        if not self._needs.appearance:
             return masked_mean(features.low, foreground_weights(logits, features.grid))
         appearance = features.appearance
         if appearance is None:

@@ -124,6 +124,10 @@ class Track:
     def prompted_frames(self) -> set[int]:
         return set() if self.state is None else set(self.state.prompted_frames())
 
+    def frames_in_memory(self) -> set[int]:
+        """Frames whose spatial memory is held."""
+        return set() if self.state is None else {e.frame for e in self.state.all_entries() if e.tokens is not None}
+
     def answered(self, frame: int) -> bool:
         """Whether the mask of ``frame`` was given by a prompt. (A prompt of a loaded memory has no mask in this video.)"""
         return frame in self.outputs and frame in self.prompted_frames()

@@ -72,6 +72,8 @@ class Tracker:
         self._clean = partial(clean_masks, max_hole_area=hole, max_region_area=region)
         self.tracks: dict[int, Track] = {}
         self.listener: Listener | None = None
+        self._gate = policy.min_obj_score_logits
+        self._revising: Revising | None = policy if policy.needs.revise and isinstance(policy, Revising) else None
         bounded = policy.capacity(model.tokens_per_map) is not None
         self._history = self.settings.history if bounded else None
 
@@ -136,7 +138,7 @@ class Tracker:
             self.preview(features, prompt)
         self.commit(features)
         tracks = [track for track in self.tracks.values() if track.state is not None]
-        frames_before = [self._frames_in_memory(track) for track in tracks]
+        frames_before = [track.frames_in_memory() for track in tracks]
         if self.settings.clear_non_cond_mem_around_input:
             self._forget_around_prompts(tracks, features.index)
         moving = [track for track in tracks if not track.answered(features.index)]
@@ -155,10 +157,10 @@ class Tracker:
 
     def finish(self) -> tuple[Revision, ...]:
         """Masks that policies with deferred output still want to correct at the end of a pass."""
-        if not isinstance(self.policy, Revising):
+        if self._revising is None:
             return ()
         tracks = [track for track in self.tracks.values() if track.state is not None]
-        return tuple(self._apply_revision(t, r) for t in tracks for r in self.policy.finish(t.state))
+        return tuple(self._apply_revision(t, r) for t in tracks for r in self._revising.finish(t.state))
 
     def _track(self, tracks: Sequence[Track], features: FrameFeatures, context: FrameContext) -> tuple[Revision, ...]:
         report_usage = self.listener is not None and self.listener.read_mass
@@ -166,9 +168,8 @@ class Tracker:
             tracks, features, context, keep_conditioned=self.refiner is not None, report_usage=report_usage
         )
         selections = [self._select(prediction) for prediction in predictions]
-        gate = self.policy.min_obj_score_logits
         outputs = [
-            gated_output(self.model, features.index, prediction.hypotheses, selection.output, gate)
+            gated_output(self.model, features.index, prediction.hypotheses, selection.output, self._gate)
             for prediction, selection in zip(predictions, selections)
         ]
         if self.refiner is not None:
@@ -179,13 +180,14 @@ class Tracker:
         masks = self._clean(torch.stack([output.logits for output in outputs]))
         for track, output, logits in zip(tracks, outputs, masks):
             track.remember_output(replace(output, logits=logits.clone()), self._history)
-        if not self.policy.needs.revise or not isinstance(self.policy, Revising):
+        if self._revising is None:
             return ()
-        revisions = []
+        revisions: list[Revision] = []
         for prediction in predictions:
             track = prediction.track
             if not track.frozen:
-                revisions += [self._apply_revision(track, r) for r in self.policy.revise(track.state, prediction.frame)]
+                changed = self._revising.revise(track.state, prediction.frame)
+                revisions += [self._apply_revision(track, revision) for revision in changed]
         return tuple(revisions)
 
     def _select(self, prediction: TrackPrediction) -> MaskSelection:
@@ -239,18 +241,14 @@ class Tracker:
             track.outputs[revision.frame] = output
         return replace(revision, obj_id=track.obj_id, logits=logits)
 
-    # -- results ------------------------------------------------------------------------------------------------
-
-    def _frames_in_memory(self, track: Track) -> set[int]:
-        return {entry.frame for entry in track.state.all_entries() if entry.tokens is not None}
-
     def _score(self, track: Track, output: MaskOutput, frames_before: set[int]) -> ObjectScore:
-        frames = self._frames_in_memory(track)
+        assert track.state is not None, "objects without a memory are not tracked"
+        frames = track.frames_in_memory()
         return ObjectScore(
             obj_id=track.obj_id,
             iou=output.iou,
             objectness=output.objectness,
-            present=output.objectness > (0.0 if output.prompted else self.policy.min_obj_score_logits),
+            present=output.objectness > (0.0 if output.prompted else self._gate),
             prompted=output.prompted,
             held=tuple(sorted(frames)),
             dropped=tuple(sorted(frames_before - frames)),

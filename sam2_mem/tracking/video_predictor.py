@@ -459,7 +459,7 @@ def _first_frame(state: InferenceState, start: int | None, reverse: bool) -> int
     state.check_frame(start)
     before = start + 1 if reverse else start - 1
     context = FrameContext(index=start, reverse=reverse, num_frames=tracker.num_frames)
-    ids = [t.obj_id for t in tracks if before in t.tracked and not t.state.can_resume(context)]
+    ids = [t.obj_id for t in tracks if before in t.tracked and not (t.state and t.state.can_resume(context))]
     problem = f"the memory of frame {before} is no longer held for objects {ids}"
     if ids and start not in prompted:
         raise ValueError(

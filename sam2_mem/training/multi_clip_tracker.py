@@ -94,7 +94,7 @@ class MultiClipReader(MemoryReader):
         return replace(context, features=_stacked(context.features).clip(self.clip_of[track.obj_id]))
 
     def attend_and_decode(
-        self, tracks: Sequence[Track], features: FrameFeatures, rows: RowBatch, usage: Usage
+        self, tracks: Sequence[Track], features: FrameFeatures, rows: RowBatch | None, usage: Usage
     ) -> DecodedBatch:
         obj_ids = tuple(track.obj_id for track in tracks)
         row_features = _stacked(features).rows([self.clip_of[obj_id] for obj_id in obj_ids])

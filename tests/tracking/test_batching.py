@@ -303,7 +303,8 @@ def test_padding_and_company_do_not_change_what_a_row_sees() -> None:
 def test_control_padding_that_is_not_silenced_changes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     reads = [micro_read(0, 3, 4), micro_read(1, 1, 2)]
     alone = attended(reads[1:])[0][0]
-    monkeypatch.setattr("sam2_mem.tracking.batching._column", lambda values, sizes, like, default: None)
+    zeros = lambda values, sizes, like, default: like.new_zeros(sum(sizes))  # noqa: E731
+    monkeypatch.setattr("sam2_mem.tracking.batching._column", zeros)
     assert (attended(reads, max_padding=0.9)[1][0] - alone).abs().max() > 1e-3
 
 
