@@ -1,7 +1,7 @@
 """Import paths and names of earlier versions: they keep working, with a FutureWarning that names the new one.
 
 ``MODULES`` maps modules that are gone to those that took their place; ``NAMES`` maps ``module:name`` of earlier versions
-to where the name is now. Memory files name classes in the same way, so :func:`current` serves them too.
+to where the name is now. Memory files name classes in the same way, so ``current`` serves them too.
 """
 
 from __future__ import annotations
@@ -327,7 +327,7 @@ class _MovedModule(ModuleType):
 
 
 class MovedModules(MetaPathFinder, Loader):
-    """Finds the modules of :data:`MODULES`; last on ``sys.meta_path``, so asked for what does not exist only."""
+    """Finds the modules of ``MODULES``; last on ``sys.meta_path``, so asked for what does not exist only."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

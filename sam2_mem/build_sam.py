@@ -1,7 +1,7 @@
 """From a config to a network, a predictor or a training job.
 
-:func:`build_sam2_video_predictor` and :func:`build_sam2` take the arguments of SAM 2's functions of the same names.
-Configs are composed by :mod:`sam2_mem.config`.
+``build_sam2_video_predictor`` and ``build_sam2`` take the arguments of SAM 2's functions of the same names.
+Configs are composed by ``sam2_mem.config``.
 """
 
 from __future__ import annotations
@@ -258,8 +258,8 @@ def build_sam2(
     apply_postprocessing: bool = True,
     **kwargs: Any,
 ) -> SAM2:
-    """The network alone, for :class:`SAM2ImagePredictor` and for training. Arguments and errors as in
-    :func:`build_sam2_video_predictor`."""
+    """The network alone, for ``SAM2ImagePredictor`` and for training. Arguments and errors as in
+    ``build_sam2_video_predictor``."""
     _refuse_unknown(
         kwargs, "build_sam2", "config_file, ckpt_path, device, mode, hydra_overrides_extra, apply_postprocessing"
     )
@@ -283,15 +283,15 @@ def build_sam2_video_predictor(
     """A video predictor.
 
     Args:
-        config_file: see :func:`sam2_mem.config.compose`.
+        config_file: see ``sam2_mem.config.compose``.
         ckpt_path: ``.pt`` or ``.safetensors`` file or address; None for the config's own weights, "random" for random ones.
         device: "cuda", "cpu", "mps" or "auto".
         mode: "eval" or "train".
-        hydra_overrides_extra: see :func:`sam2_mem.config.compose`.
+        hydra_overrides_extra: see ``sam2_mem.config.compose``.
         apply_postprocessing: fill small holes, choose single masks by stability, binarise prompted masks for memory, as
             SAM 2 does by default.
         vos_optimized: on a CUDA device, half precision and CUDA graphs, see
-            :mod:`sam2_mem.model.acceleration.cuda_graphs`; on others the network is compiled with ``torch.compile`` and
+            ``sam2_mem.model.acceleration.cuda_graphs``; on others the network is compiled with ``torch.compile`` and
             the first frames are slow.
         memory_policy: a name (``"fifo"``), a config or an instance; None for the one in the config.
 
@@ -328,13 +328,13 @@ def build_sam2_video_predictor(
 
 
 def build_sam2_hf(model_id: str, **kwargs: Any) -> SAM2:
-    """:func:`build_sam2` of an official model on the Hugging Face hub, e.g. ``facebook/sam2.1-hiera-tiny``."""
+    """``build_sam2`` of an official model on the Hugging Face hub, e.g. ``facebook/sam2.1-hiera-tiny``."""
     config, path = hub_checkpoint(model_id)
     return build_sam2(config, path, **kwargs)
 
 
 def build_sam2_video_predictor_hf(model_id: str, **kwargs: Any) -> SAM2VideoPredictor:
-    """:func:`build_sam2_video_predictor` of an official model on the Hugging Face hub."""
+    """``build_sam2_video_predictor`` of an official model on the Hugging Face hub."""
     config, path = hub_checkpoint(model_id)
     return build_sam2_video_predictor(config, path, **kwargs)
 
@@ -365,10 +365,10 @@ def build_training(config: DictConfig, *, init: str | PathLike[str] | None = Non
     ``distiller_checkpoint``.
 
     Args:
-        config: see :func:`sam2_mem.config.compose_training`.
+        config: see ``sam2_mem.config.compose_training``.
         init: weights to start from, an official checkpoint for example; None for the config's own ``init``, which may be
             ``own`` for the weights that the network's config names, and else random ones.
-        device: as in :func:`build_sam2_video_predictor`.
+        device: as in ``build_sam2_video_predictor``.
     """
     network = compose(config.model, list(config.model_overrides))
     if network.get("distiller_checkpoint") == AUTO:
