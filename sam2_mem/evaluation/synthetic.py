@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +50,8 @@ class SyntheticSource(SeekableSource):
         return self._make_frame(index, self._video.frame(index).image)
 
 
-class LabelledFrame(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class LabelledFrame:
     """``image`` (H, W, 3) uint8 RGB, ``ids`` (H, W) uint8 of the visible objects, 0 for none; ``prompts``: masks of the
     objects that enter on this frame."""
 
@@ -101,7 +102,7 @@ class SyntheticClip(AnnotatedVideo):
     # -- as an annotated video --
 
     @property
-    def frames(self) -> Sequence[str]:
+    def frames(self) -> tuple[str, ...]:
         return tuple(map(_name, range(len(self))))
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -230,7 +230,7 @@ def segment(
     start: int = 0,
     stop: int | None = None,
     score_thresh: float = 0.0,
-) -> Iterator[FrameMasks]:
+) -> Generator[FrameMasks, None, None]:
     """Masks of every frame from ``start`` to before ``stop`` (None: the end), in order.
 
     A prompt takes effect from its own frame on. If a frame cannot be read, the masks of all frames before it come
