@@ -28,7 +28,7 @@ from sam2_mem.synthetic.export import write_image, write_masks
 from sam2_mem.synthetic.generator import SyntheticSpec, SyntheticVideo, build_clip
 from sam2_mem.tracking.vos import PromptPlan
 from sam2_mem.video import Frame, VideoSource
-from sam2_mem.video.source import Frames, SeekableSource
+from sam2_mem.video.source import SeekableSource
 
 # -- a clip ---------------------------------------------------------------------------------------------------------
 
@@ -41,10 +41,6 @@ class SyntheticSource(SeekableSource):
         self._video = video
         self._length = len(video)
         self._size = video.height, video.width
-
-    def _decode(self, indices: range) -> Frames:
-        for index in indices:
-            yield self._fetch(index)
 
     def _fetch(self, index: int) -> Frame:
         return self._make_frame(index, self._video.frame(index).image)
