@@ -61,7 +61,7 @@ def held_frames(
 def captions(record: FrameRecord) -> list[tuple[int | str, str, str]]:
     """(entry, kind, words) of everything a frame read, pathways that read it alike together, then of the maps that are
     held beside it."""
-    groups: dict[tuple[int | str, str, int | None], list[ReadTrace]] = {}
+    groups: dict[tuple[int | str, str, float | None], list[ReadTrace]] = {}
     for reading in record.readings:
         name = entry_name(reading.frame, reading.kind)
         groups.setdefault((name, reading.kind, reading.slot), []).append(reading)
@@ -71,7 +71,7 @@ def captions(record: FrameRecord) -> list[tuple[int | str, str, str]]:
     return lines + [(n, k, "new" if n == record.frame else "not read") for n, k in kinds.items() if n not in read]
 
 
-def _words(slot: int | None, readings: Sequence[ReadTrace], record: FrameRecord) -> str:
+def _words(slot: float | None, readings: Sequence[ReadTrace], record: FrameRecord) -> str:
     words = "no slot" if slot is None else "prompt slot" if slot < 0 else f"slot {slot}"
     masses = [r.mass for r in readings if r.mass is not None]
     return words + (f", read {100 * sum(masses) / max(record.pathways, 1):.1f} %" if masses else "")
