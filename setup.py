@@ -71,7 +71,7 @@ setup(
         "sam2_mem.configs": ["*.yaml", "**/*.yaml"],
         # The models of this project only: official *.pt files lie in the same folder and must never be packed.
         "sam2_mem.checkpoints": ["sam2_mem_*.safetensors", "*.md"],
-        "sam2_mem.evaluation": ["templates/*"],
+        "sam2_mem.evaluation": ["datasets.yaml", "templates/*"],
         "sam2_mem.evaluation.benchmark": ["suite.yaml"],
     },
     include_package_data=False,

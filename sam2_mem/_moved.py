@@ -1,7 +1,7 @@
 """Import paths and names of earlier versions: they keep working, with a FutureWarning that names the new one.
 
 ``MODULES`` maps modules that are gone to those that took their place; ``NAMES`` maps ``module:name`` of earlier versions
-to where the name is now. Memory files name classes in the same way, so :func:`current` serves them too.
+to where the name is now. Memory files name classes in the same way, so ``current`` serves them too.
 """
 
 from __future__ import annotations
@@ -69,33 +69,12 @@ MODULES = {
 }
 
 NAMES = {
-    "sam2_mem.memory.policies.distilled:Span": "sam2_mem.memory.policies.distilled:Summary",
-    "sam2_mem.memory.policies.hq_smem:Likeness": "sam2_mem.memory.policies.hq_smem:Resemblance",
-    "sam2_mem.memory.policies.rmem:Stay": "sam2_mem.memory.policies.rmem:FrameStatistics",
-    "sam2_mem.memory.policies.sam2long:SAM2Long": "sam2_mem.memory.policies.sam2long.policy:SAM2Long",
-    "sam2_mem.memory.policies.sam2long:Tree": "sam2_mem.memory.policies.sam2long.tree:Tree",
-    "sam2_mem.memory.policies.samurai:Samurai": "sam2_mem.memory.policies.samurai.policy:Samurai",
-    "sam2_mem.memory.policies.samurai:SamuraiBank": "sam2_mem.memory.policies.samurai.policy:SamuraiBank",
-    "sam2_mem.memory.policies.xmem:XMem": "sam2_mem.memory.policies.xmem.policy:XMem",
-    "sam2_mem.memory.policies.xmem:XMemBank": "sam2_mem.memory.policies.xmem.state:XMemBank",
-    "sam2_mem.memory.policy:Bank": "sam2_mem.memory.bank:Bank",
-    "sam2_mem.memory.policy:drop": "sam2_mem.memory.bank:drop",
-    "sam2_mem.memory.policy:map_tensors": "sam2_mem.model.tensor_tree:map_tensors",
-    "sam2_mem.memory.policy:put": "sam2_mem.memory.bank:put",
-    "sam2_mem.memory.policy:tensors_in": "sam2_mem.model.tensor_tree:tensors_in",
-    "sam2_mem.memory.tokens:entry_tensors": "sam2_mem.model.tensor_tree:tensors_in",
-    "sam2_mem.memory.trace:plain_notes": "sam2_mem.memory.trace:plain_infos",
-    "sam2_mem.memory.windows:add_prompt": "sam2_mem.memory.bank:add_prompt",
-    "sam2_mem.memory.windows:within_reach": "sam2_mem.memory.bank:within_reach",
     "sam2_mem.build_sam:checkpoint_dir": "sam2_mem.config:checkpoint_dir",
     "sam2_mem.build_sam:compose_training": "sam2_mem.config:compose_training",
     "sam2_mem.build_sam:compose_video": "sam2_mem.config:compose_video",
     "sam2_mem.build_sam:config_dir": "sam2_mem.config:config_dir",
     "sam2_mem.build_sam:config_names": "sam2_mem.config:config_names",
     "sam2_mem.build_sam:policy_names": "sam2_mem.config:policy_names",
-    "sam2_mem.memory.policies.sam2long:Pathway": "sam2_mem.memory.policies.sam2long.tree:Pathway",
-    "sam2_mem.memory.motion:Box": "sam2_mem.memory.policies.samurai.kalman_filter:MaskBox",
-    "sam2_mem.memory.policies.samurai:Motion": "sam2_mem.memory.policies.samurai.policy:MotionState",
     "sam2_mem.cli.benchmark:Beside": "sam2_mem.cli.benchmark:Peer",
     "sam2_mem.cli.benchmark:Comparison": "sam2_mem.cli.benchmark:PeerComparison",
     "sam2_mem.cli.benchmark:Report": "sam2_mem.cli.benchmark:BenchmarkReport",
@@ -172,17 +151,36 @@ NAMES = {
     "sam2_mem.evaluation.recipes:Found": "sam2_mem.evaluation.datasets:DatasetOnDisk",
     "sam2_mem.evaluation.recipes:RECIPES": "sam2_mem.evaluation.datasets:LAYOUTS",
     "sam2_mem.evaluation.recipes:Recipe": "sam2_mem.evaluation.datasets:Layout",
+    "sam2_mem.evaluation.results:mean": "sam2_mem.evaluation.metrics:mean",
     "sam2_mem.evaluation.run:Video": "sam2_mem.evaluation.scoring:ScoredVideo",
     "sam2_mem.evaluation.synthetic:Track": "sam2_mem.evaluation.synthetic:BenchmarkTrack",
     "sam2_mem.evaluation.vots:Box": "sam2_mem.evaluation.vots:RegionBox",
+    "sam2_mem.memory.motion:Box": "sam2_mem.memory.policies.samurai.kalman_filter:MaskBox",
+    "sam2_mem.memory.policies.distilled:Span": "sam2_mem.memory.policies.distilled:Summary",
+    "sam2_mem.memory.policies.hq_smem:Likeness": "sam2_mem.memory.policies.hq_smem:Resemblance",
+    "sam2_mem.memory.policies.rmem:Stay": "sam2_mem.memory.policies.rmem:FrameStatistics",
+    "sam2_mem.memory.policies.sam2long:Pathway": "sam2_mem.memory.policies.sam2long.tree:Pathway",
+    "sam2_mem.memory.policies.sam2long:SAM2Long": "sam2_mem.memory.policies.sam2long.policy:SAM2Long",
+    "sam2_mem.memory.policies.sam2long:Tree": "sam2_mem.memory.policies.sam2long.tree:Tree",
+    "sam2_mem.memory.policies.samurai:Motion": "sam2_mem.memory.policies.samurai.policy:MotionState",
     "sam2_mem.memory.policies.samurai:MotionChoice": "sam2_mem.memory.policies.samurai.policy:MotionSelection",
+    "sam2_mem.memory.policies.samurai:Samurai": "sam2_mem.memory.policies.samurai.policy:Samurai",
+    "sam2_mem.memory.policies.samurai:SamuraiBank": "sam2_mem.memory.policies.samurai.policy:SamuraiBank",
     "sam2_mem.memory.policies.xmem:Counted": "sam2_mem.memory.policies.xmem.state:WorkingFrame",
+    "sam2_mem.memory.policies.xmem:XMem": "sam2_mem.memory.policies.xmem.policy:XMem",
+    "sam2_mem.memory.policies.xmem:XMemBank": "sam2_mem.memory.policies.xmem.state:XMemBank",
+    "sam2_mem.memory.policy:Bank": "sam2_mem.memory.bank:Bank",
     "sam2_mem.memory.policy:best_pick": "sam2_mem.memory.policy:best_candidate",
+    "sam2_mem.memory.policy:drop": "sam2_mem.memory.bank:drop",
+    "sam2_mem.memory.policy:map_tensors": "sam2_mem.model.tensor_tree:map_tensors",
+    "sam2_mem.memory.policy:put": "sam2_mem.memory.bank:put",
+    "sam2_mem.memory.policy:tensors_in": "sam2_mem.model.tensor_tree:tensors_in",
     "sam2_mem.memory.prototypes:LongTerm": "sam2_mem.memory.policies.xmem.prototypes:LongTermMemory",
-    "sam2_mem.memory.prototypes:potentiated": "sam2_mem.memory.policies.xmem.prototypes:potentiate",
     "sam2_mem.memory.prototypes:NEWBORN": "sam2_mem.memory.policies.xmem.prototypes:INITIAL_LIFE",
+    "sam2_mem.memory.prototypes:potentiated": "sam2_mem.memory.policies.xmem.prototypes:potentiate",
     "sam2_mem.memory.rows:Assembled": "sam2_mem.tracking.batching:BatchedReads",
     "sam2_mem.memory.rows:assemble": "sam2_mem.tracking.batching:batch_reads",
+    "sam2_mem.memory.tokens:entry_tensors": "sam2_mem.model.tensor_tree:tensors_in",
     "sam2_mem.memory.trace:EntryNote": "sam2_mem.memory.trace:EntryInfo",
     "sam2_mem.memory.trace:Held": "sam2_mem.memory.trace:EntryTrace",
     "sam2_mem.memory.trace:Moment": "sam2_mem.memory.trace:TraceRecord",
@@ -190,11 +188,14 @@ NAMES = {
     "sam2_mem.memory.trace:Why": "sam2_mem.memory.trace:Reason",
     "sam2_mem.memory.trace:because": "sam2_mem.memory.trace:with_reasons",
     "sam2_mem.memory.trace:moment": "sam2_mem.memory.trace:trace_record",
+    "sam2_mem.memory.trace:plain_notes": "sam2_mem.memory.trace:plain_infos",
     "sam2_mem.memory.trace:tell": "sam2_mem.memory.trace:entry_infos",
     "sam2_mem.memory.trails:Shown": "sam2_mem.memory.policies.sam2long.deferred_masks:PublishedMask",
+    "sam2_mem.memory.trails:Trails": "sam2_mem.memory.policies.sam2long.deferred_masks:OpenFrames",
     "sam2_mem.memory.trails:grow": "sam2_mem.memory.policies.sam2long.deferred_masks:add_frame",
     "sam2_mem.memory.trails:shown": "sam2_mem.memory.policies.sam2long.deferred_masks:published_mask",
-    "sam2_mem.memory.trails:Trails": "sam2_mem.memory.policies.sam2long.deferred_masks:OpenFrames",
+    "sam2_mem.memory.windows:add_prompt": "sam2_mem.memory.bank:add_prompt",
+    "sam2_mem.memory.windows:within_reach": "sam2_mem.memory.bank:within_reach",
     "sam2_mem.model.attention_operators:Place": "sam2_mem.model.attention_operators:RotationAt",
     "sam2_mem.model.constants:kept": "sam2_mem.model.cached_positions:cached",
     "sam2_mem.model.distiller.parts:Difference": "sam2_mem.model.distiller.parts:ZeroInitDifference",
@@ -327,7 +328,7 @@ class _MovedModule(ModuleType):
 
 
 class MovedModules(MetaPathFinder, Loader):
-    """Finds the modules of :data:`MODULES`; last on ``sys.meta_path``, so asked for what does not exist only."""
+    """Finds the modules of ``MODULES``; last on ``sys.meta_path``, so asked for what does not exist only."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -1,4 +1,8 @@
-"""From a config to a model or a predictor."""
+"""From a config to a network, a predictor or a training job.
+
+``build_sam2_video_predictor`` and ``build_sam2`` take the arguments of SAM 2's functions of the same names.
+Configs are composed by ``sam2_mem.config``.
+"""
 
 from __future__ import annotations
 
@@ -52,24 +56,21 @@ RANDOM = "random"
 AUTO = "auto"
 """A config's ``distiller_checkpoint`` that is taken from its ``trained_distillers``."""
 
-
-# -- configs --------------------------------------------------------------------------------------------------------
-
-
-# -- objects --------------------------------------------------------------------------------------------------------
+OWN = "own"
+"""A training config's ``init`` that stands for the weights of its network's config."""
 
 
-def _make(config: DictConfig, what: str, **given: Any) -> Any:
-    """Instantiate ``config``; the constructor gets plain Python values, and what is ``given`` as it is."""
+# -- parts of a predictor -----------------------------------------------------------------------------------------------
+
+
+def _instantiate(config: DictConfig, label: str, **arguments: Any) -> Any:
+    """Instantiate ``config``; the constructor gets plain Python values, and ``arguments`` as they are."""
     try:
-        return (
-            instantiate(config, _convert_="all", _partial_=True)(**given)
-            if given
-            else instantiate(config, _convert_="all")
-        )
+        if arguments:
+            return instantiate(config, _convert_="all", _partial_=True)(**arguments)
+        return instantiate(config, _convert_="all")
     except InstantiationException as error:
-        cause = error.__cause__ or error
-        raise ConfigError(f"could not build {what}: {cause}") from error
+        raise ConfigError(f"could not build {label}: {error.__cause__ or error}") from error
 
 
 def _settings(kind: type, config: DictConfig | None) -> Any:
@@ -88,10 +89,10 @@ def build_policy(policy: str | DictConfig | MemoryPolicy) -> MemoryPolicy:
     config = choice_config("memory_policy", policy) if isinstance(policy, str) else policy
     if not isinstance(config, DictConfig) or "_target_" not in config:
         raise ConfigError(f"expected a policy's name, its config with a _target_, or a MemoryPolicy, got {policy!r}")
-    made = _make(_without_removed(config), "the memory policy")
-    if not isinstance(made, MemoryPolicy):
-        raise ConfigError(f"expected _target_ of the memory policy to be a MemoryPolicy, got {type(made).__name__}")
-    return made
+    built = _instantiate(_without_removed(config), "the memory policy")
+    if not isinstance(built, MemoryPolicy):
+        raise ConfigError(f"expected _target_ of the memory policy to be a MemoryPolicy, got {type(built).__name__}")
+    return built
 
 
 def _without_removed(config: DictConfig) -> DictConfig:
@@ -119,37 +120,59 @@ def _without_removed(config: DictConfig) -> DictConfig:
 
 def _bounded(policy: MemoryPolicy, config: DictConfig) -> MemoryPolicy:
     """The policy in the wrapper of the group ``memory_bound``, if one is chosen."""
-    part = config.get("memory_bound")
-    if part is None or part.get("_target_") is None:
+    bound_config = config.get("memory_bound")
+    if bound_config is None or bound_config.get("_target_") is None:
         return policy
     try:
-        made = _make(part, "the bound on memory", policy=policy)
+        bounded = _instantiate(bound_config, "the bound on memory", policy=policy)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"could not build the bound on memory: {error}") from error
-    if not isinstance(made, MemoryPolicy):
-        raise ConfigError(f"expected _target_ of the memory_bound to be a policy, got {type(made).__name__}")
-    return made
+    if not isinstance(bounded, MemoryPolicy):
+        raise ConfigError(f"expected _target_ of the memory_bound to be a policy, got {type(bounded).__name__}")
+    return bounded
 
 
-def _chosen(config: DictConfig, group: str, what: Callable[[Any], bool]) -> Any:
+def _optional_part(config: DictConfig, group: str, is_valid: Callable[[Any], bool]) -> Any:
     """A refiner or an embedder, or None where none is chosen."""
-    part = config.get(group)
-    if part is None or part.get("_target_") is None:
+    part_config = config.get(group)
+    if part_config is None or part_config.get("_target_") is None:
         return None
-    made = _make(part, f"the {group}")
-    if not what(made):
-        raise ConfigError(f"expected _target_ of the {group} to be {CHOICES[group]}, got {type(made).__name__}")
-    return made
+    part = _instantiate(part_config, f"the {group}")
+    if not is_valid(part):
+        raise ConfigError(f"expected _target_ of the {group} to be {CHOICES[group]}, got {type(part).__name__}")
+    return part
 
 
-def _weights(given: Any, configured: str | None) -> Any:
-    """The weights to load: those given, else those of the config, where a bare file name is one of this project's own;
+def _check_slots(policy: MemoryPolicy, model: SAM2) -> None:
+    """A policy that reads more memory maps than the temporal code has rows would fail in the middle of a video."""
+    rows, num_maskmem = model.maskmem_tpos_enc.shape[0], getattr(policy.unwrapped, "num_maskmem", 0)
+    if num_maskmem > rows:
+        raise ConfigError(f"expected memory_policy.num_maskmem <= {rows} (model.num_maskmem), got {num_maskmem}")
+
+
+def _note_unused(policy: MemoryPolicy, model: SAM2) -> None:
+    """Say so when a learned part of the model waits for a policy that does not ask for it."""
+    if model.sensory is not None and not policy.needs.sensory:
+        logger.warning(
+            "sensory memory is not used: %s keeps no state of it; xmem does", type(policy.unwrapped).__name__
+        )
+    distiller = model.memory_encoder.distiller
+    if distiller.merged_time is not None and not isinstance(policy.unwrapped, Merging):
+        names = type(distiller).__name__, type(policy.unwrapped).__name__
+        logger.warning("%s never merges frames: %s hands none over; memory_policy=distilled does", *names)
+
+
+# -- networks and weights -----------------------------------------------------------------------------------------------
+
+
+def _weights_file(requested: Any, configured: str | None) -> Any:
+    """The weights to load: those requested, else those of the config, where a bare file name is one of this project's own;
     "random" stands for none."""
-    chosen = configured if given is None else given
-    if chosen is None or chosen == RANDOM:
+    weights = configured if requested is None else requested
+    if weights is None or weights == RANDOM:
         return None
-    ours = given is None and Path(chosen).name == chosen
-    return checkpoint_dir() / chosen if ours else chosen
+    ours = requested is None and Path(weights).name == weights
+    return checkpoint_dir() / weights if ours else weights
 
 
 def _build_model(config: DictConfig, ckpt_path: Any, device: str, mode: str) -> SAM2:
@@ -157,7 +180,7 @@ def _build_model(config: DictConfig, ckpt_path: Any, device: str, mode: str) -> 
         raise ConfigError(f"expected mode 'eval' or 'train', got {mode!r}")
     if config.get("model") is None:
         raise missing_model("the config")
-    target = _usable(device)
+    target = _available(device)
     if ckpt_path is not None and target.type == "meta":
         raise ConfigError(
             f"expected a device that can hold weights, got meta with '{ckpt_path}'; give 'random' weights there"
@@ -165,9 +188,11 @@ def _build_model(config: DictConfig, ckpt_path: Any, device: str, mode: str) -> 
     if ckpt_path is None:
         logger.warning("no checkpoint given: the weights are random")
         with torch.device("meta" if target.type == "meta" else "cpu"):
-            model = _make(config.model, "the network")
+            model = _instantiate(config.model, "the network")
     else:
-        model = build_with_weights(lambda: _make(config.model, "the network"), ckpt_path, allow_missing=NEW_PARTS)
+        model = build_with_weights(
+            lambda: _instantiate(config.model, "the network"), ckpt_path, allow_missing=NEW_PARTS
+        )
     distilled = _distiller_weights(config, model.memory_encoder.distiller, ckpt_path)
     if distilled is not None:
         load_part(model.memory_encoder.distiller, DISTILLER, distilled)
@@ -176,25 +201,24 @@ def _build_model(config: DictConfig, ckpt_path: Any, device: str, mode: str) -> 
 
 def _distiller_weights(config: DictConfig, distiller: TokenDistiller, weights: Any) -> Any:
     """The file of a learned distiller; "auto" is one that the config names for this distiller and its own checkpoint."""
-    given = config.get("distiller_checkpoint", AUTO)
-    if given != AUTO:
-        return _weights(None, given)
-    own = _weights(None, config.get("checkpoint"))
-    known = config.get("trained_distillers") or {}
-    if own is None or weights is None or not distiller.trained_as or not _same_file(own, weights):
+    configured = config.get("distiller_checkpoint", AUTO)
+    if configured != AUTO:
+        return _weights_file(None, configured)
+    checkpoint = _weights_file(None, config.get("checkpoint"))
+    if checkpoint is None or weights is None or not distiller.trained_as or not _same_file(checkpoint, weights):
         return None
-    file = _weights(None, known.get(distiller.trained_as))
+    file = _weights_file(None, (config.get("trained_distillers") or {}).get(distiller.trained_as))
     if file is None or not part_fits(distiller, DISTILLER, file):
         logger.warning("no weights for a distiller %s; it takes means until it is trained", distiller.trained_as)
         return None
     return file
 
 
-def _same_file(one: str | PathLike[str], other: str | PathLike[str]) -> bool:
-    return Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+def _same_file(a: str | PathLike[str], b: str | PathLike[str]) -> bool:
+    return Path(a).expanduser().resolve() == Path(b).expanduser().resolve()
 
 
-def _usable(device: str | torch.device) -> torch.device:
+def _available(device: str | torch.device) -> torch.device:
     """The device asked for; "auto" is the best there is, "cuda" without CUDA is the CPU with a warning."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -206,6 +230,18 @@ def _usable(device: str | torch.device) -> torch.device:
         logger.warning("device %s asked for, but CUDA is not available; using the CPU", target)
         return torch.device("cpu")
     return target
+
+
+def _optimize(model: SAM2) -> None:
+    if model.device.type == "cuda":
+        optimize(model)
+        return
+    model.image_encoder.compile()
+    model.memory_encoder.compile()
+    model.memory_attention.compile(dynamic=True)
+
+
+# -- the public builders ------------------------------------------------------------------------------------------------
 
 
 def _refuse_unknown(kwargs: dict[str, Any], function: str, valid: str) -> None:
@@ -222,14 +258,14 @@ def build_sam2(
     apply_postprocessing: bool = True,
     **kwargs: Any,
 ) -> SAM2:
-    """The network alone, for :class:`SAM2ImagePredictor` and for training. Arguments as in
-    :func:`build_sam2_video_predictor`."""
+    """The network alone, for ``SAM2ImagePredictor`` and for training. Arguments and errors as in
+    ``build_sam2_video_predictor``."""
     _refuse_unknown(
         kwargs, "build_sam2", "config_file, ckpt_path, device, mode, hydra_overrides_extra, apply_postprocessing"
     )
     extra = STABILITY if apply_postprocessing else ()
     config = compose(config_file, [*extra, *hydra_overrides_extra])
-    return _build_model(config, _weights(ckpt_path, config.get("checkpoint")), device, mode)
+    return _build_model(config, _weights_file(ckpt_path, config.get("checkpoint")), device, mode)
 
 
 def build_sam2_video_predictor(
@@ -247,16 +283,21 @@ def build_sam2_video_predictor(
     """A video predictor.
 
     Args:
-        config_file: see :func:`compose`. ckpt_path: ``.pt`` or ``.safetensors`` file or address; None for random weights.
-        device: "cuda", "cpu", "mps" or "auto". mode: "eval" or "train".
-        hydra_overrides_extra: see :func:`compose`. apply_postprocessing: fill small holes, choose single masks by stability,
-            binarise prompted masks for memory, as SAM 2 does by default.
-        vos_optimized: on a CUDA device, half precision and CUDA graphs, see :mod:`sam2_mem.model.acceleration.cuda_graphs`; on others the
-            network is compiled with ``torch.compile`` and the first frames are slow.
+        config_file: see ``sam2_mem.config.compose``.
+        ckpt_path: ``.pt`` or ``.safetensors`` file or address; None for the config's own weights, "random" for random ones.
+        device: "cuda", "cpu", "mps" or "auto".
+        mode: "eval" or "train".
+        hydra_overrides_extra: see ``sam2_mem.config.compose``.
+        apply_postprocessing: fill small holes, choose single masks by stability, binarise prompted masks for memory, as
+            SAM 2 does by default.
+        vos_optimized: on a CUDA device, half precision and CUDA graphs, see
+            ``sam2_mem.model.acceleration.cuda_graphs``; on others the network is compiled with ``torch.compile`` and
+            the first frames are slow.
         memory_policy: a name (``"fifo"``), a config or an instance; None for the one in the config.
 
     Raises:
-        ConfigError: (a ValueError) for names, keys and values that do not fit. CheckpointError: for weights that do not.
+        ConfigError: a ValueError, for names, keys and values that do not fit.
+        CheckpointError: for weights that do not fit.
         TypeError: for unknown arguments.
     """
     _refuse_unknown(
@@ -267,11 +308,11 @@ def build_sam2_video_predictor(
     config = compose_video(config_file, hydra_overrides_extra, apply_postprocessing=apply_postprocessing)
     policy = build_policy(config.get("memory_policy") if memory_policy is None else memory_policy)
     policy = _bounded(policy, config)
-    model = _build_model(config, _weights(ckpt_path, config.get("checkpoint")), device, mode)
+    model = _build_model(config, _weights_file(ckpt_path, config.get("checkpoint")), device, mode)
     _check_slots(policy, model)
     _note_unused(policy, model)
-    refiner = _chosen(config, "refiner", lambda made: isinstance(made, Refiner))
-    embedder = _chosen(config, "embedder", callable)
+    refiner = _optional_part(config, "refiner", lambda part: isinstance(part, Refiner))
+    embedder = _optional_part(config, "embedder", callable)
     if isinstance(embedder, nn.Module):
         embedder.to(model.device)
     if vos_optimized:
@@ -286,38 +327,31 @@ def build_sam2_video_predictor(
     )
 
 
-def _check_slots(policy: MemoryPolicy, model: SAM2) -> None:
-    """A policy that reads more memory maps than the temporal code has rows would fail in the middle of a video."""
-    rows, wanted = model.maskmem_tpos_enc.shape[0], getattr(policy.unwrapped, "num_maskmem", 0)
-    if wanted > rows:
-        raise ConfigError(f"expected memory_policy.num_maskmem <= {rows} (model.num_maskmem), got {wanted}")
+def build_sam2_hf(model_id: str, **kwargs: Any) -> SAM2:
+    """``build_sam2`` of an official model on the Hugging Face hub, e.g. ``facebook/sam2.1-hiera-tiny``."""
+    config, path = hub_checkpoint(model_id)
+    return build_sam2(config, path, **kwargs)
 
 
-def _note_unused(policy: MemoryPolicy, model: SAM2) -> None:
-    """Say so when a learned part of the model waits for a policy that does not ask for it."""
-    if model.sensory is not None and not policy.needs.sensory:
-        logger.warning(
-            "sensory memory is not used: %s keeps no state of it; xmem does", type(policy.unwrapped).__name__
-        )
-    distiller = model.memory_encoder.distiller
-    if distiller.merged_time is not None and not isinstance(policy.unwrapped, Merging):
-        name, own = type(policy.unwrapped).__name__, type(distiller).__name__
-        logger.warning("%s never merges frames: %s hands none over; memory_policy=distilled does", own, name)
+def build_sam2_video_predictor_hf(model_id: str, **kwargs: Any) -> SAM2VideoPredictor:
+    """``build_sam2_video_predictor`` of an official model on the Hugging Face hub."""
+    config, path = hub_checkpoint(model_id)
+    return build_sam2_video_predictor(config, path, **kwargs)
 
 
-def _optimize(model: SAM2) -> None:
-    if model.device.type == "cuda":
-        optimize(model)
-        return
-    model.image_encoder.compile()
-    model.memory_encoder.compile()
-    model.memory_attention.compile(dynamic=True)
+# -- training -----------------------------------------------------------------------------------------------------------
 
 
 class TrainingJob(NamedTuple):
-    """What a file of ``configs/training`` asks for: a network in training mode, its memory policy, and the plan (a
-    ``sam2_mem.training.plan.TrainingPlan``); ``fresh``: the weights are random; ``teacher``: network and policy to learn
-    from, or None."""
+    """What a file of ``configs/training`` asks for.
+
+    Attributes:
+        model: a network in training mode.
+        policy: its memory policy.
+        plan: a ``sam2_mem.training.plan.TrainingPlan``.
+        fresh: whether the weights are random.
+        teacher: network and policy to learn from, or None.
+    """
 
     model: SAM2
     policy: MemoryPolicy
@@ -327,31 +361,31 @@ class TrainingJob(NamedTuple):
 
 
 def build_training(config: DictConfig, *, init: str | PathLike[str] | None = None, device: str = "cpu") -> TrainingJob:
-    """What a composed training config describes.
+    """What a composed training config describes. A distiller starts untrained unless ``model_overrides`` name its
+    ``distiller_checkpoint``.
 
-    ``init``: weights to start from, an official checkpoint for example; None for the config's own ``init``, which may be
-    ``own`` for the weights that the network's config names, and else random ones. A distiller starts untrained unless
-    ``model_overrides`` name its ``distiller_checkpoint``.
+    Args:
+        config: see ``sam2_mem.config.compose_training``.
+        init: weights to start from, an official checkpoint for example; None for the config's own ``init``, which may be
+            ``own`` for the weights that the network's config names, and else random ones.
+        device: as in ``build_sam2_video_predictor``.
     """
     network = compose(config.model, list(config.model_overrides))
     if network.get("distiller_checkpoint") == AUTO:
         network.distiller_checkpoint = RANDOM
-    plan = _make(config.plan, "the training plan")
+    plan = _instantiate(config.plan, "the training plan")
     torch.manual_seed(plan.seed)
-    weights = _initial(network, init, config.get("init"))
+    weights = _initial_weights(network, init, config.get("init"))
     model = _build_model(network, weights, device, "train")
     policy = build_policy(config.memory_policy)
     _check_slots(policy, model)
     return TrainingJob(model, policy, plan, weights is None, _teacher(config.get("teacher"), init, device))
 
 
-OWN = "own"
-
-
-def _initial(network: DictConfig, given: Any, configured: str | None) -> Any:
+def _initial_weights(network: DictConfig, requested: Any, configured: str | None) -> Any:
     """Weights that training starts from."""
-    chosen = configured if given is None else given
-    return _weights(None, network.get("checkpoint")) if chosen == OWN else _weights(chosen, None)
+    weights = configured if requested is None else requested
+    return _weights_file(None, network.get("checkpoint")) if weights == OWN else _weights_file(weights, None)
 
 
 def _teacher(
@@ -362,23 +396,11 @@ def _teacher(
     if config is None:
         return None
     network = compose(config.model, list(config.get("model_overrides") or []))
-    named = config.get("init")
-    weights = _initial(network, init if named in (None, OWN) else None, named)
+    configured = config.get("init")
+    weights = _initial_weights(network, init if configured in (None, OWN) else None, configured)
     if weights is None:
         raise ConfigError("expected a teacher with weights, got none; give --init, or teacher.init a file or 'own'")
     return _build_model(network, weights, device, "eval"), build_policy(config.memory_policy)
-
-
-def build_sam2_hf(model_id: str, **kwargs: Any) -> SAM2:
-    """:func:`build_sam2` of an official model on the Hugging Face hub, e.g. ``facebook/sam2.1-hiera-tiny``."""
-    config, path = hub_checkpoint(model_id)
-    return build_sam2(config, path, **kwargs)
-
-
-def build_sam2_video_predictor_hf(model_id: str, **kwargs: Any) -> SAM2VideoPredictor:
-    """:func:`build_sam2_video_predictor` of an official model on the Hugging Face hub."""
-    config, path = hub_checkpoint(model_id)
-    return build_sam2_video_predictor(config, path, **kwargs)
 
 
 __getattr__ = renamed(__name__)

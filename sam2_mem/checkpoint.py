@@ -111,7 +111,7 @@ def load_checkpoint(
 def build_with_weights(
     build: Callable[[], nn.Module], path_or_url: str | PathLike[str], *, allow_missing: tuple[str, ...] = ()
 ) -> nn.Module:
-    """What ``build`` makes, on the CPU, with the weights of a file; arguments and errors of :func:`load_checkpoint`.
+    """What ``build`` makes, on the CPU, with the weights of a file; arguments and errors of ``load_checkpoint``.
 
     A file that lacks nothing leaves nothing to initialise, which is half the time of building a large network.
     """
@@ -160,7 +160,7 @@ def _absent(
 
 
 def part_fits(part: nn.Module, name: str, path: str | PathLike[str]) -> bool:
-    """Whether :func:`load_part` would find all keys of ``part`` in a file, in their shapes, and no others."""
+    """Whether ``load_part`` would find all keys of ``part`` in a file, in their shapes, and no others."""
     return not _compare(_state_of_part(part, name), read_state_dict(path), ())
 
 
@@ -170,7 +170,7 @@ def load_part(part: nn.Module, name: str, path_or_url: str | PathLike[str]) -> N
     Args:
         part: the module to fill.
         name: prefix of the part's keys in the network's state dict; keys of the file carry it.
-        path_or_url: as in :func:`load_checkpoint`.
+        path_or_url: as in ``load_checkpoint``.
 
     Raises:
         CheckpointError: the part has nothing to load or anything does not fit; the part is then as it was.
@@ -189,7 +189,7 @@ def load_part(part: nn.Module, name: str, path_or_url: str | PathLike[str]) -> N
 
 
 def save_part(part: nn.Module, name: str, path: str | PathLike[str]) -> None:
-    """Write the weights of one part as a ``.safetensors`` file for :func:`load_part`."""
+    """Write the weights of one part as a ``.safetensors`` file for ``load_part``."""
     state = {key: value.detach().cpu().contiguous() for key, value in _state_of_part(part, name).items()}
     save_file(state, str(path))
 

@@ -167,7 +167,7 @@ def compose(config: str | PathLike[str] | DictConfig, overrides: Sequence[str] =
 def compose_video(
     config: str | PathLike[str] | DictConfig, overrides: Sequence[str] = (), *, apply_postprocessing: bool = True
 ) -> DictConfig:
-    """What :func:`build_sam2_video_predictor` builds from: :func:`compose`, with SAM 2's post-processing if asked for.
+    """What ``build_sam2_video_predictor`` builds from: ``compose``, with SAM 2's post-processing if asked for.
 
     To build from the result, say ``apply_postprocessing=False``: it is in it already.
     """
@@ -193,7 +193,7 @@ def compose_training(config: str | PathLike[str], overrides: Sequence[str] = ())
 
 
 def choice_config(group: str, name: str) -> DictConfig:
-    """One file of a group of :data:`CHOICES`, composed: a preset lists only its differences from what it builds on."""
+    """One file of a group of ``CHOICES``, composed: a preset lists only its differences from what it builds on."""
     if name not in _choice_names(group):
         raise _unknown_choice(group, name)
     return deepcopy(_compose_choice(config_dir(), group, name))

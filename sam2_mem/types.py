@@ -2,17 +2,17 @@
 
 Letters used in shapes, here and in the whole package:
 
-====  =====================================================================
-Q     image tokens of one frame, H * W of the stride-16 grid
-C     model width (256 in the official models)
-Cm    memory width (64 in the official models)
-L     memory tokens of one entry, or of one row
-M     candidate masks per read (3 while tracking)
-P     pathways of one object (1 for every policy but the trees)
-R     rows: what the network is run on, one per distinct read
-h, w  mask logits grid at stride 4 (256 x 256 at an image size of 1024)
-S     ``image_size``, the side of the square network input
-====  =====================================================================
+| letter | stands for |
+|---|---|
+| Q | image tokens of one frame, H * W of the stride-16 grid |
+| C | model width (256 in the official models) |
+| Cm | memory width (64 in the official models) |
+| L | memory tokens of one entry, or of one row |
+| M | candidate masks per read (3 while tracking) |
+| P | pathways of one object (1 for every policy but the trees) |
+| R | rows: what the network is run on, one per distinct read |
+| h, w | mask logits grid at stride 4 (256 x 256 at an image size of 1024) |
+| S | ``image_size``, the side of the square network input |
 
 Dataclasses that hold tensors compare by identity (``eq=False``): two entries are the same entry when they are the
 same object, which is what lets equal reads be recognised without touching a tensor.
@@ -119,7 +119,7 @@ class MemoryTokens:
 @dataclass(frozen=True, eq=False)
 class PointerEntry:
     """A remembered frame of one object whose spatial memory has been given up: its pointer and scores are left, and there
-    is nothing to read but the pointer. Fields as in :class:`MemoryEntry`."""
+    is nothing to read but the pointer. Fields as in ``MemoryEntry``."""
 
     frame: int
     pointer: Tensor

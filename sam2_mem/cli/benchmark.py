@@ -6,7 +6,7 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -225,7 +225,7 @@ def policies(
     if (video is None) != (masks is None):
         raise ValueError("expected video and masks together, got one of them; masks of the first frame are the prompts")
     setting = network.setting()
-    clip = synthetic_clip(frames, size, max(objects)) if video is None else video_clip(video, masks, frames)
+    clip = video_clip(video, masks, frames) if video and masks else synthetic_clip(frames, size, max(objects))
     built = {name: policy_named(name) for name in dict.fromkeys((BASELINE, *(policies or policy_names())))}
     steps = compare(setting, built, clip, objects=objects, rounds=rounds)
     costs = list(tqdm(steps, total=len(built) * len(objects), unit="policy", disable=None, leave=False))
@@ -398,7 +398,13 @@ def compare_with_peer(
     return 0 if agrees else 1
 
 
-VERBS = {"policies": policies, "memory": memory, "peer": _peer, "profile": profile, "suite": suite}
+VERBS: dict[str, Callable[..., int]] = {
+    "policies": policies,
+    "memory": memory,
+    "peer": _peer,
+    "profile": profile,
+    "suite": suite,
+}
 
 
 def _specs(network: Network, peer: Peer, folder: Path) -> tuple[PredictorSpec, PredictorSpec]:
@@ -414,7 +420,7 @@ def _specs(network: Network, peer: Peer, folder: Path) -> tuple[PredictorSpec, P
         weights = str(folder / "random.pt")
         model = build_sam2_video_predictor(config, RANDOM, device="cpu", hydra_overrides_extra=size).model
         torch.save({"model": amplified(model.state_dict())}, weights)
-    common = {
+    common: dict[str, Any] = {
         "config": config,
         "weights": weights,
         "device": network.device,

@@ -196,7 +196,7 @@ class PredictorBuilder:
                 raise reason
 
             return PolicyEntry(name=policy, settings={"error": str(error)}, build=refuse)
-        settings = OmegaConf.to_container(config, resolve=True)
+        settings: Any = OmegaConf.to_container(config, resolve=True)
         settings.pop("checkpoint", None)
         return PolicyEntry(name=policy, settings=settings, build=lambda: self._build(config))
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,16 +14,16 @@ from statistics import fmean, median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from sam2_mem._moved import renamed
 from sam2_mem.build_sam import build_policy, build_sam2
 from sam2_mem.cli.arguments import add_network_arguments, command_parser, exit_status, integers, set_threads
 from sam2_mem.evaluation.tables import text_table
-from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.memory.tokens import map_tokens, tensor_bytes
 from sam2_mem.model.attention_operators import ReadSize
+from sam2_mem.model.distiller.base import TokenDistiller
 from sam2_mem.model.memory_attention import Attended
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.prompts import Prompt
@@ -59,10 +59,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _setups(text: str) -> tuple[tuple[str, str], ...]:
-    pairs = tuple(tuple(name.split(":")) for name in text.split(","))
-    if not all(len(pair) == 2 for pair in pairs):
+    words = [name.split(":") for name in text.split(",")]
+    if not all(len(pair) == 2 for pair in words):
         raise argparse.ArgumentTypeError(f"expected distiller:policy with commas between, got {text!r}")
-    return pairs
+    return tuple((distiller, policy) for distiller, policy in words)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,7 +97,7 @@ class _SetupRun:
 
     names: tuple[str, str]
     tracker: Tracker
-    distiller: nn.Module
+    distiller: TokenDistiller
     reads: list[RowBatch] = field(default_factory=list)
     attending: list[float] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)
@@ -163,12 +163,24 @@ def _network(config: str, weights: str | None, size: int, device: str, distiller
     return build_sam2(config, weights, device=device, hydra_overrides_extra=overrides)
 
 
-def _prepared(model: SAM2, config: str, size: int, names: tuple[str, str], device: str) -> tuple[Tracker, nn.Module]:
+def _prepared(
+    model: SAM2, config: str, size: int, names: tuple[str, str], device: str
+) -> tuple[Tracker, TokenDistiller]:
     """A tracker whose policy takes the object for present on every frame, and the distiller of its setup."""
-    policy: MemoryPolicy = build_policy(names[1])
+    policy: Any = build_policy(names[1])
     if hasattr(policy, "min_object_score"):
         policy = replace(policy, min_object_score=-1e9)
     return Tracker(model, policy), _network(config, None, size, device, names[0]).memory_encoder.distiller
+
+
+@contextmanager
+def _reading_by(model: SAM2, attend: Callable[..., Attended]) -> Iterator[None]:
+    """With ``attend`` in place of the model's own."""
+    model.attend = attend  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.attend
 
 
 @contextmanager
@@ -178,11 +190,8 @@ def _without_reading(model: SAM2) -> Iterator[None]:
     def attend(features: FrameFeatures, rows: RowBatch, *_: Any) -> Attended:
         return Attended(model.without_memory(features, rows.rows), None)
 
-    model.attend = attend
-    try:
+    with _reading_by(model, attend):
         yield
-    finally:
-        del model.attend
 
 
 def _encoded(model: SAM2, image: Tensor) -> tuple[FrameFeatures, float]:
@@ -206,12 +215,11 @@ def _timed_frame(model: SAM2, run: _SetupRun, image: Tensor, index: int) -> floa
         run.reads.append(rows)
         return attended
 
-    model.attend = attend
-    began = time.perf_counter()
-    run.tracker.step(replace(features, index=index))
-    _wait(model)
-    run.steps.append(time.perf_counter() - began)
-    del model.attend
+    with _reading_by(model, attend):
+        began = time.perf_counter()
+        run.tracker.step(replace(features, index=index))
+        _wait(model)
+        run.steps.append(time.perf_counter() - began)
     run.attending.append(sum(seconds))
     return encoder
 
@@ -227,6 +235,7 @@ def _wait(model: SAM2) -> None:
 def _cost(model: SAM2, size: int, run: _SetupRun, encoder: float) -> DistillerCost:
     model.memory_encoder.distiller = run.distiller
     state = run.tracker.tracks[1].state
+    assert state is not None, "the object has a prompt"
     tokens, nbytes = stored(model, run.tracker.settings.memory_dtype)
     return DistillerCost(
         size=size,

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -104,8 +105,9 @@ class Prompts:
 
     def plan(self, source: VideoSource) -> PromptPlan:
         if self.masks is None:
-            points = () if self.point is None else (self.point,)
-            return plan_from_clicks([Clicks(obj_id=1, points=points, labels=(1,) * len(points), box=self.box)])
+            points: Any = () if self.point is None else (self.point,)
+            box: Any = self.box
+            return plan_from_clicks([Clicks(obj_id=1, points=points, labels=(1,) * len(points), box=box)])
         if self.masks.is_dir():
             return plan_from_folder(self.masks, source, MaskRules(late=True))
         return plan_from_mask(self.masks)
@@ -131,8 +133,8 @@ def show(
         with open_video(video) as source:
             predictor = setting.predictor(build_policy(name))
             plan = prompts.plan(source)
-            options = {"width": width, "stop": stop, "read_mass": read_mass}
-            recordings.append(record_video(predictor, source, plan, name=name, **options))
+            recorded = record_video(predictor, source, plan, name=name, width=width, stop=stop, read_mass=read_mass)
+            recordings.append(recorded)
     if frame is not None and frame not in recordings[0].pictures:
         raise ValueError(f"expected a frame of the {len(recordings[0].pictures)} watched, got {frame}")
     for recorded in recordings:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -81,11 +82,11 @@ def choose_weights(args: argparse.Namespace, config_name: str, config: DictConfi
         return Weights(path)
     if named is None and asked == "none":
         raise ValueError(f"{config_name} names no checkpoint: expected --sam2_checkpoint FILE, or 'random', got 'none'")
-    wanted = Path(named or _official_file(config_name))
-    path = _find(wanted)
-    if path is None:
-        raise FileNotFoundError(f"no checkpoint '{wanted}'; {HOW_TO_DOWNLOAD}, or give --sam2_checkpoint")
-    return Weights(path)
+    checkpoint = Path(named or _official_file(config_name))
+    file = _find(checkpoint)
+    if file is None:
+        raise FileNotFoundError(f"no checkpoint '{checkpoint}'; {HOW_TO_DOWNLOAD}, or give --sam2_checkpoint")
+    return Weights(file)
 
 
 def _official_file(config_name: str) -> str:
@@ -140,9 +141,10 @@ def masks_depend_on(args: argparse.Namespace, config: DictConfig, weights: dict[
         "video box points negative_points mask start_frame score_thresh max_frames use_vos_optimized_video_predictor"
     )
     chosen = {name: _plain(getattr(args, name)) for name in names.split()}
+    settings: Any = OmegaConf.to_container(config, resolve=True)
     return {
         "arguments": {name: value for name, value in chosen.items() if value not in (None, False, [], ())},
-        "config": {k: v for k, v in OmegaConf.to_container(config, resolve=True).items() if k != "checkpoint"},
+        "config": {k: v for k, v in settings.items() if k != "checkpoint"},
         "weights": {key: weights.get(key) for key in ("random", "seed", "sha256")},
         "precision": precision(torch.device(device)),
         "sam2_mem": __version__,

@@ -6,6 +6,7 @@ import argparse
 import json
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +45,7 @@ def dataset_video_tasks(dataset: DatasetOnDisk) -> list[VideoTask]:
         VideoTask(
             name=name,
             video=_images(dataset, name),
-            plan=lambda source, name=name: plan_from_regions(_sequence(dataset, name), source),
+            plan=partial(plan_from_regions, _sequence(dataset, name)),
         )
         for name in dataset.names
     ]

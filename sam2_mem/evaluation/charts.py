@@ -70,11 +70,11 @@ def _plot(path: Path, axes: Axes, series: Sequence[Series]) -> Iterator[Any]:
     """matplotlib's axes to draw into; the file is written afterwards."""
     import matplotlib.style
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     settings = {"svg.hashsalt": "sam2_mem", "text.parse_math": False}
     with matplotlib.style.context(["default", settings]):
-        figure = Figure((SIZE[0] / 96, SIZE[1] / 96), dpi=96, layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+        figure = Figure((SIZE[0] / 96, SIZE[1] / 96), dpi=96, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
         plot = figure.add_subplot(xlabel=axes.x_label, ylabel=axes.y_label)
         yield plot
         plot.set_title(axes.title, loc="left")

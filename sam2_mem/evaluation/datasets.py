@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from sam2_mem.evaluation.protocols import MASK_PROTOCOLS, Protocol
 from sam2_mem.evaluation.scoring import ScoredVideo
@@ -177,7 +179,11 @@ def _group(name: str, unseen: Collection[str] | None) -> str:
 
 # -- layouts --------------------------------------------------------------------------------------------------------
 
-MetaReader = Callable[[Path, Collection[str] | None], Objects]
+META_READERS: Mapping[str, Callable[[Path, Collection[str] | None], Objects]] = {
+    "youtube": read_youtube_meta,
+    "lvos": read_lvos_meta,
+    "mose": read_mose_meta,
+}
 
 
 class Submit(Enum):
@@ -200,7 +206,7 @@ class Layout:
         lists: files with the names of the videos of the split, one a line.
         split: the split used if none is named.
         meta: the meta file.
-        meta_reader: reads it; None if there is no meta file.
+        meta_format: a key of :data:`META_READERS`; "" if there is no meta file.
         meta_needed: whether the protocol cannot do without.
         unseen: the file that lists what is not in training.
         rules: how annotations become prompts; masks beyond the prompts are never looked at.
@@ -209,99 +215,32 @@ class Layout:
         archive: the folder that a submitted archive begins with.
     """
 
-    annotations: tuple[str, ...] = ("Annotations",)
-    frames: tuple[str, ...] = ("JPEGImages",)
+    annotations: Sequence[str] = ("Annotations",)
+    frames: Sequence[str] = ("JPEGImages",)
     inside: str = ""
-    lists: tuple[str, ...] = ()
+    lists: Sequence[str] = ()
     split: str = "val"
-    meta: tuple[str, ...] = ()
-    meta_reader: MetaReader | None = None
-    meta_needed: bool = False
-    unseen: tuple[str, ...] = ()
-    rules: MaskRules = field(default_factory=MaskRules)
+    meta: Sequence[str] = ()
+    meta_format: str = ""
+    meta_needed: bool = True
+    unseen: Sequence[str] = ()
+    rules: MaskRules = MaskRules()
     prompts: str = "objects of the first frame"
     submit: Submit = Submit.ALL
     archive: str = ""
 
 
-_DAVIS_FRAMES = ("JPEGImages/480p", "JPEGImages/Full-Resolution", "JPEGImages")
-_DAVIS_FOLDERS = ("Annotations/480p", "480p", "Annotations/Full-Resolution", "Annotations")
-_VOID = MaskRules(ignore=frozenset({255}))
-_LATE = MaskRules(late=True)
-_LATE_PROMPTS = "each object on the first frame that shows it"
-_LVOS = Layout(
-    split="valid",
-    meta=("{split}_meta.json", "meta.json"),
-    meta_reader=read_lvos_meta,
-    meta_needed=True,
-    unseen=("unseen_videos.txt",),
-    rules=_LATE,
-    prompts=_LATE_PROMPTS,
-)
-_LONG_VIDEOS = Layout(lists=("val.txt", "videos.txt"), submit=Submit.ANNOTATED)
-LAYOUTS: Mapping[str, Layout] = {
-    "davis2016": Layout(
-        annotations=_DAVIS_FOLDERS,
-        frames=_DAVIS_FRAMES,
-        lists=("ImageSets/2016/{split}.txt",),
-        prompts="the object of the first frame, whose value is 255",
-    ),
-    "davis2017": Layout(
-        annotations=_DAVIS_FOLDERS, frames=_DAVIS_FRAMES, lists=("ImageSets/2017/{split}.txt",), rules=_VOID
-    ),
-    "youtubevos": Layout(
-        frames=("{split}_all_frames/JPEGImages", "JPEGImages"),
-        split="valid",
-        meta=("meta.json",),
-        meta_reader=read_youtube_meta,
-        meta_needed=True,
-        unseen=("unseen_categories.txt",),
-        rules=_LATE,
-        prompts=_LATE_PROMPTS,
-        submit=Submit.LISTED,
-        archive="Annotations",
-    ),
-    "mosev1": Layout(split="valid"),
-    "mosev2": Layout(split="valid", meta=("meta_{split}.json", "meta.json"), meta_reader=read_mose_meta),
-    "lvosv1": _LVOS,
-    "lvosv2": _LVOS,
-    "lvos-2023": _LVOS,
-    "sav": Layout(
-        annotations=("Annotations_6fps", "Annotations"),
-        frames=("JPEGImages_24fps", "JPEGImages"),
-        lists=("sav_{split}.txt",),
-        rules=MaskRules(per_object=True),
-        prompts="objects of the first frame, which may overlap",
-        submit=Submit.ANNOTATED,
-    ),
-    "vost": Layout(
-        frames=("JPEGImages_10fps", "JPEGImages"),
-        lists=("ImageSets/{split}.txt",),
-        rules=_VOID,
-        submit=Submit.ANNOTATED,
-    ),
-    "longvideos": _LONG_VIDEOS,
-    "longvideos-afburr": _LONG_VIDEOS,
-    "vos": Layout(),
-    "synthetic": Layout(
-        annotations=_DAVIS_FOLDERS,
-        frames=_DAVIS_FRAMES,
-        lists=("ImageSets/2017/{split}.txt",),
-        meta=("meta.json",),
-        meta_reader=read_youtube_meta,
-        meta_needed=True,
-        rules=_LATE,
-        prompts=_LATE_PROMPTS,
-    ),
-    "vots": Layout(
-        annotations=("sequences",),
-        frames=("sequences",),
-        inside="color",
-        lists=("sequences/list.txt", "list.txt"),
-        prompts="the first region of each object",
-    ),
-}
-PROTOCOLS: Mapping[str, Protocol[Any]] = {protocol.name: protocol for protocol in (*MASK_PROTOCOLS, VOTS())}
+def _read_layout(fields: dict[str, Any]) -> Layout:
+    rules: dict[str, Any] = dict(fields.get("rules", {}))
+    rules["ignore"] = frozenset(rules.get("ignore", ()))
+    changes: dict[str, Any] = {"rules": MaskRules(**rules), "submit": Submit(fields.get("submit", "all"))}
+    return Layout(**fields | changes)
+
+
+_TABLE = yaml.safe_load((files(__package__) / "datasets.yaml").read_text(encoding="utf-8"))
+LAYOUTS: Mapping[str, Layout] = {name: _read_layout(f) for name, f in _TABLE.items() if not name.startswith(".")}
+_PROTOCOLS: tuple[Protocol[Any], ...] = (*MASK_PROTOCOLS, VOTS())
+PROTOCOLS: Mapping[str, Protocol[Any]] = {protocol.name: protocol for protocol in _PROTOCOLS}
 REGIONS = "vots"
 """The data set of regions in text files; all others have masks."""
 
@@ -390,7 +329,7 @@ class DatasetOnDisk:
         """What the meta file lists, if the data set has one."""
         if not self.layout.unseen:
             self._refuse(self.selection.unseen, "list of what is unseen")
-        if self.layout.meta_reader is None:
+        if not self.layout.meta_format:
             self._refuse(self.selection.meta, "meta file")
             return {}
         path = self._meta_file()
@@ -398,7 +337,8 @@ class DatasetOnDisk:
             expected = " or ".join(name.format(split=self.split) for name in self.layout.meta)
             raise ValueError(f"expected the meta file {expected} in '{self.root}', got none; name it with --meta")
         unseen = self._unseen_file()
-        return self.layout.meta_reader(path, set(_lines(unseen)) if unseen else None) if path else {}
+        read = META_READERS[self.layout.meta_format]
+        return read(path, set(_lines(unseen)) if unseen else None) if path else {}
 
     def submitted(self, video: str) -> Callable[[str], bool]:
         """Which frames of a video are submitted, by their names."""
@@ -446,7 +386,7 @@ class DatasetOnDisk:
         paths = [root / name.format(split=self.split) for root in roots for name in names]
         return next((path for path in paths if path.exists()), None)
 
-    def _first_folder(self, names: tuple[str, ...], description: str) -> Path:
+    def _first_folder(self, names: Sequence[str], description: str) -> Path:
         roots = (self.root / self.split, self.root)
         paths = [root / name.format(split=self.split) for name in names for root in roots]
         folder = next((path for path in paths if path.is_dir()), None)

@@ -175,7 +175,7 @@ def statistics(values: Sequence[float] | np.ndarray) -> Statistics:
     values = np.asarray(values, np.float64)
     if values.ndim != 1:
         raise ValueError(f"expected one value a frame, shape (T,), got {values.shape}")
-    return Statistics(_mean(values), float(np.mean(values > 0.5)) if len(values) else np.nan, _decay(values))
+    return Statistics(mean(values), float(np.mean(values > 0.5)) if len(values) else np.nan, _decay(values))
 
 
 def _decay(values: np.ndarray) -> float:
@@ -183,13 +183,13 @@ def _decay(values: np.ndarray) -> float:
     if not len(values):
         return np.nan
     edges = np.round(np.linspace(1, len(values), 5) + 1e-10).astype(int) - 1
-    return _mean(values[edges[0] : edges[1] + 1]) - _mean(values[edges[3] : edges[4] + 1])
+    return mean(values[edges[0] : edges[1] + 1]) - mean(values[edges[3] : edges[4] + 1])
 
 
 def last_quarter_mean(values: Sequence[float] | np.ndarray) -> float:
     """J_tr of VOST: the mean of the values (T,) from frame floor(0.75 T) on."""
     values = np.asarray(values, np.float64)
-    return _mean(values[int(0.75 * len(values)) :])
+    return mean(values[int(0.75 * len(values)) :])
 
 
 def variability(j: Sequence[float] | np.ndarray, f: Sequence[float] | np.ndarray) -> float:
@@ -198,7 +198,8 @@ def variability(j: Sequence[float] | np.ndarray, f: Sequence[float] | np.ndarray
     return float(np.sqrt(np.round(np.var(j_and_f), 4))) if len(j_and_f) else np.nan
 
 
-def _mean(values: np.ndarray) -> float:
-    """The mean of those that are not NaN."""
+def mean(values: Sequence[float] | np.ndarray) -> float:
+    """Of those that are not NaN; NaN if there are none."""
+    values = np.asarray(values, np.float64)
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else np.nan

@@ -51,17 +51,12 @@ class PackedMasks:
         return self._packed[name]
 
 
-@dataclass(frozen=True)
 class PredictedVideo(AnnotatedVideo):
     """The truth of a video beside packed masks. ``obj_id``: the only object, where objects have files of their own."""
 
-    annotated: AnnotatedVideo
-    masks: PackedMasks
-    obj_id: int | None = None
-
-    @property
-    def name(self) -> str:
-        return self.annotated.name
+    def __init__(self, annotated: AnnotatedVideo, masks: PackedMasks, obj_id: int | None = None) -> None:
+        self.name = annotated.name
+        self.annotated, self.masks, self.obj_id = annotated, masks, obj_id
 
     @cached_property
     def frames(self) -> Sequence[str]:

@@ -6,7 +6,7 @@ Each protocol is a frozen object without settings, named after its data set. ``d
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 
@@ -17,13 +17,16 @@ from sam2_mem.evaluation.metrics import (
     adaptive_similarity,
     jaccard,
     last_quarter_mean,
+    mean,
     similarity,
     statistics,
     variability,
 )
-from sam2_mem.evaluation.results import Figure, ObjectScores, VideoScores, mean
+from sam2_mem.evaluation.results import Figure, ObjectScores, VideoScores
 from sam2_mem.evaluation.videos import AnnotatedVideo, ListedObject
 
+Measure = Callable[[np.ndarray, np.ndarray], tuple[float, ...]]
+"""Numbers of one object on one frame, from its predicted and its true mask (H, W) bool."""
 Source = TypeVar("Source")
 """What a protocol reads a video from."""
 
@@ -125,8 +128,8 @@ def _cleared(ids: np.ndarray, value: int) -> np.ndarray:
 class RegionAndBoundary(Protocol[AnnotatedVideo]):
     """J and F of each object with their DAVIS statistics; means over all objects of all videos."""
 
-    columns = ("J&F", "J", "J-recall", "J-decay", "F", "F-recall", "F-decay")
-    frame_columns = ("J", "F")
+    columns: ClassVar[tuple[str, ...]] = ("J&F", "J", "J-recall", "J-decay", "F", "F-recall", "F-decay")
+    frame_columns: ClassVar[tuple[str, ...]] = ("J", "F")
 
     def summary(self, objects: Sequence[ObjectScores]) -> tuple[Figure, ...]:
         figures = super().summary(objects)
@@ -334,8 +337,10 @@ def _listed(video: AnnotatedVideo) -> Sequence[ListedObject]:
     return video.listed
 
 
-def _curves(video: AnnotatedVideo, frames_by_object: dict[int, Sequence[str]]) -> dict[int, Curve]:
-    """J and F of each object on its own frames; each frame is read once."""
+def _curves(
+    video: AnnotatedVideo, frames_by_object: Mapping[int, Sequence[str]], measure: Measure = similarity
+) -> dict[int, Curve]:
+    """The numbers of each object on its own frames; each frame is read once."""
     curves = {obj_id: Curve() for obj_id in frames_by_object}
     on_frame: dict[str, list[int]] = {}
     for obj_id, frames in frames_by_object.items():
@@ -343,8 +348,13 @@ def _curves(video: AnnotatedVideo, frames_by_object: dict[int, Sequence[str]]) -
             on_frame.setdefault(frame, []).append(obj_id)
     for frame, truth, pred in frame_pairs(video, sorted(on_frame)):
         for obj_id in on_frame[frame]:
-            curves[obj_id].add(frame, similarity(pred == obj_id, truth == obj_id))
+            curves[obj_id].add(frame, measure(pred == obj_id, truth == obj_id))
     return curves
+
+
+def _with_visibility(measure: Measure) -> Measure:
+    """The same numbers, and whether the truth shows the object."""
+    return lambda pred, truth: (*measure(pred, truth), float(truth.any()))
 
 
 def _groups(objects: Sequence[ObjectScores]) -> tuple[list[ObjectScores], ...] | None:
@@ -513,11 +523,7 @@ class MOSEv2(Protocol[AnnotatedVideo]):
             raise ValueError("expected objects in the first annotated frame or in the meta file, got none")
         if not video.predicted:
             return self._nothing(video, obj_ids)
-        curves = {obj_id: Curve() for obj_id in obj_ids}
-        for frame, truth, pred in frame_pairs(video, frames):
-            for obj_id, curve in curves.items():
-                mask = truth == obj_id
-                curve.add(frame, (*adaptive_similarity(pred == obj_id, mask), float(mask.any())))
+        curves = _curves(video, dict.fromkeys(obj_ids, frames), _with_visibility(adaptive_similarity))
         return VideoScores(objects=tuple(self._object(video, obj_id, curve) for obj_id, curve in curves.items()))
 
     def _nothing(self, video: AnnotatedVideo, obj_ids: Sequence[int]) -> VideoScores:
@@ -567,13 +573,9 @@ class Synthetic(RegionAndBoundary):
     frame_columns = ("J", "F", "visible")
 
     def score(self, video: AnnotatedVideo) -> VideoScores:
-        curves = {listed.obj_id: Curve() for listed in _listed(video)}
-        starts = {listed.obj_id: listed.frames[0] for listed in video.listed}
-        for frame, truth, pred in frame_pairs(video, video.frames):
-            for obj_id, curve in curves.items():
-                if frame > starts[obj_id]:
-                    mask = truth == obj_id
-                    curve.add(frame, (*similarity(pred == obj_id, mask), float(mask.any())))
+        starts = {listed.obj_id: listed.frames[0] for listed in _listed(video)}
+        frames = {obj_id: [frame for frame in video.frames if frame > start] for obj_id, start in starts.items()}
+        curves = _curves(video, frames, _with_visibility(similarity))
         return VideoScores(objects=tuple(self._object(video, k, curve) for k, curve in curves.items() if curve.frames))
 
     def _object(self, video: AnnotatedVideo, obj_id: int, curve: Curve, group: str = "") -> ObjectScores:

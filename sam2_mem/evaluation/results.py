@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sam2_mem._moved import renamed
+
 
 class Figure(NamedTuple):
     """One number of a summary, NaN if nothing defines it."""
@@ -77,7 +79,4 @@ class Report:
         return figures[name]
 
 
-def mean(values: list[float]) -> float:
-    """Of those that are not NaN; NaN if there are none."""
-    defined = [value for value in values if not np.isnan(value)]
-    return float(np.mean(defined)) if defined else np.nan
+__getattr__ = renamed(__name__)

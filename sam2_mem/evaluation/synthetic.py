@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from sam2_mem.synthetic.export import write_image, write_masks
 from sam2_mem.synthetic.generator import SyntheticSpec, SyntheticVideo, build_clip
 from sam2_mem.tracking.vos import PromptPlan
 from sam2_mem.video import Frame, VideoSource
-from sam2_mem.video.source import Frames, SeekableSource
+from sam2_mem.video.source import SeekableSource
 
 # -- a clip ---------------------------------------------------------------------------------------------------------
 
@@ -42,15 +42,12 @@ class SyntheticSource(SeekableSource):
         self._length = len(video)
         self._size = video.height, video.width
 
-    def _decode(self, indices: range) -> Frames:
-        for index in indices:
-            yield self._fetch(index)
-
     def _fetch(self, index: int) -> Frame:
         return self._make_frame(index, self._video.frame(index).image)
 
 
-class LabelledFrame(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class LabelledFrame:
     """``image`` (H, W, 3) uint8 RGB, ``ids`` (H, W) uint8 of the visible objects, 0 for none; ``prompts``: masks of the
     objects that enter on this frame."""
 
@@ -101,7 +98,7 @@ class SyntheticClip(AnnotatedVideo):
     # -- as an annotated video --
 
     @property
-    def frames(self) -> Sequence[str]:
+    def frames(self) -> tuple[str, ...]:
         return tuple(map(_name, range(len(self))))
 
     @property

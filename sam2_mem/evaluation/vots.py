@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
 
@@ -15,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 from sam2_mem._moved import renamed
+from sam2_mem.evaluation.metrics import mean
 from sam2_mem.evaluation.protocols import Protocol
-from sam2_mem.evaluation.results import Figure, ObjectScores, VideoScores, mean
+from sam2_mem.evaluation.results import Figure, ObjectScores, VideoScores
 
 _Parsed = TypeVar("_Parsed")
 UNKNOWN = 0
@@ -157,7 +159,7 @@ def read_regions(path: Path) -> Iterator[Region]:
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield _read_located(path, f"line {number}", lambda line=line: parse_region(line))
+                yield _read_located(path, f"line {number}", partial(parse_region, line))
 
 
 def _read_located(path: Path, location: str, read: Callable[[], _Parsed]) -> _Parsed:

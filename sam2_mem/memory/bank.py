@@ -21,7 +21,7 @@ E = TypeVar("E", bound=Entry)
 class Bank:
     """The plain state, enough for most policies; those that need more subclass it.
 
-    Every method returns a new bank. An entry that gives up its tokens becomes a :class:`~sam2_mem.types.PointerEntry` in
+    Every method returns a new bank. An entry that gives up its tokens becomes a ``PointerEntry`` in
     ``pointers``, so whatever is in ``prompts`` and ``entries`` can be read.
 
     Attributes:
@@ -65,11 +65,11 @@ class Bank:
         return tuple(sorted((*self.prompts, *bare), key=lambda e: e.frame)) if bare else self.prompts
 
     def prompted_frames(self) -> list[int]:
-        """Numbers of the frames of :meth:`prompt_entries`."""
+        """Numbers of the frames of ``prompt_entries``."""
         return [e.frame for e in self.prompt_entries()]
 
     def token_count(self) -> int:
-        """Spatial memory tokens held, the number that :meth:`MemoryPolicy.capacity` bounds. Override where a subclass holds
+        """Spatial memory tokens held, the number that ``MemoryPolicy.capacity`` bounds. Override where a subclass holds
         tokens outside its entries."""
         return token_count(self.all_entries())
 
@@ -111,7 +111,7 @@ class Bank:
         )
 
     def forget(self, frame: int, radius: int) -> Self:
-        """Without tracked frames within ``radius`` of ``frame``; prompts stay. Override as :meth:`without`."""
+        """Without tracked frames within ``radius`` of ``frame``; prompts stay. Override as ``without``."""
         return replace(
             self,
             entries=tuple(e for e in self.entries if abs(e.frame - frame) > radius),

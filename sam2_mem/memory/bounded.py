@@ -150,7 +150,7 @@ class Bounded(PolicyWrapper):
 
 
 def least_capacity(policy: MemoryPolicy, tokens_per_map: int) -> int:
-    """The fewest spatial memory tokens that :func:`fit` can always come down to: those of the first prompt and of the frame
+    """The fewest spatial memory tokens that ``fit`` can always come down to: those of the first prompt and of the frame
     just written, of which every pathway may have a version of its own."""
     return (1 + policy.num_pathways) * tokens_per_map
 
@@ -158,7 +158,7 @@ def least_capacity(policy: MemoryPolicy, tokens_per_map: int) -> int:
 def fit(policy: MemoryPolicy, state: Any, frame: FrameContext, max_tokens: int) -> Any:
     """``state`` with at most ``max_tokens`` spatial memory tokens. Tracked frames give theirs up, the farthest from
     ``frame`` first, then prompts, the oldest but the first, then memory of no single frame. The first prompt and ``frame``
-    itself stay (:func:`least_capacity`)."""
+    itself stay (``least_capacity``)."""
     dropped: list[int] = []
     while state.token_count() > max_tokens:
         others = [e for e in state.all_entries() if e.tokens is not None and e.frame != frame.index]

@@ -96,8 +96,8 @@ def read_bank(
     Args:
         state: the bank.
         frame: the frame that reads.
-        slot_rule: temporal slots of tracked entries older than the previous frame, see :func:`old_slots`.
-        max_obj_ptrs: see :func:`~sam2_mem.memory.reading.pointer_window`.
+        slot_rule: temporal slots of tracked entries older than the previous frame, see ``old_slots``.
+        max_obj_ptrs: see ``pointer_window``.
         ordered: give bank items their position in time, farthest first, as ``ReadItem.order``.
     """
     bank = state.bank(besides=frame.index)
@@ -113,7 +113,7 @@ def read_bank(
 
 
 def bank_columns(state: FrameBank, frame: FrameContext) -> list[int]:
-    """Frames of the items at the head of :func:`read_bank` that belong to the bank, in the order of the read."""
+    """Frames of the items at the head of ``read_bank`` that belong to the bank, in the order of the read."""
     return [e.frame for e in state.bank() if e.frame != frame.index]
 
 

@@ -1,11 +1,11 @@
 """What a memory policy is. Read this file first; to add a policy, write one class like the ones in ``policies/``, or one
-method of :class:`~sam2_mem.memory.scored_bank.ScoredBank`.
+method of ``ScoredBank``.
 
 A policy decides what one object remembers and reads. It never sees a batch, never touches the network, keeps no weights,
 and keeps nothing on itself: everything it knows about an object is in a state, a
-:class:`~sam2_mem.memory.bank.Bank`, that goes in and comes out.
+``Bank``, that goes in and comes out.
 
-One frame, for one object::
+One frame, for one object:
 
     reads     = policy.read(state, frame)                    what to attend to, one read per pathway
     ...the network turns the reads into hypotheses...
@@ -15,7 +15,7 @@ One frame, for one object::
 
 A prompt instead goes ``state = policy.prompt(state, frame, entry)``. ``capacity``, ``read`` and ``write`` have to be
 written; ``prompt``, ``choose``, ``forget`` and ``unprompt`` have defaults that fit most policies. What else a policy can do
-is an ability, a protocol whose methods it has: :class:`Merging`, :class:`Revising`, :class:`HasSensory`, :class:`Explains`.
+is an ability, a protocol whose methods it has: ``Merging``, ``Revising``, ``HasSensory``, ``Explains``.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class Needs:
     """What a policy asks of the tracker.
 
     Attributes:
-        usage: attention statistics of its reads (see :meth:`MemoryPolicy.usage_at`).
+        usage: attention statistics of its reads (see ``MemoryPolicy.usage_at``).
         summary: image features pooled over each remembered mask.
-        appearance: those of an embedder (:mod:`sam2_mem.tracking.embedders`) and not SAM 2's.
-        revise: how many past frames it may still rewrite (0: output is final at once); it is :class:`Revising`.
-        sensory: it keeps the state of sensory memory, where the model has one; it is :class:`HasSensory`.
+        appearance: those of an embedder (``sam2_mem.tracking.embedders``) and not SAM 2's.
+        revise: how many past frames it may still rewrite (0: output is final at once); it is ``Revising``.
+        sensory: it keeps the state of sensory memory, where the model has one; it is ``HasSensory``.
     """
 
     usage: Usage = Usage.NONE
@@ -95,7 +95,7 @@ def setting(
 @dataclass(frozen=True, kw_only=True)
 class MemoryPolicy(ABC, Generic[State]):
     """Base of all policies. Subclasses are frozen keyword-only dataclasses; their fields are their hyper-parameters and
-    the keys of ``configs/memory_policy/<name>.yaml``, one to one. Fields made by :func:`setting` are checked here; check
+    the keys of ``configs/memory_policy/<name>.yaml``, one to one. Fields made by ``setting`` are checked here; check
     what depends on several of them in ``__post_init__``, after ``super().__post_init__()``, with ValueError.
 
     Attributes:
@@ -170,7 +170,7 @@ class MemoryPolicy(ABC, Generic[State]):
         entries: Sequence[MemoryEntry],
     ) -> State:
         """Take in the entries of ``selection.remember`` (same order; equal candidates give the same entry) and evict down
-        to :meth:`capacity`."""
+        to ``capacity``."""
 
     # -- with good defaults -------------------------------------------------------------------------------------
 

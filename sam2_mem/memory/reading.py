@@ -1,6 +1,6 @@
 """Pieces of reading and forgetting that policies share: which prompts, which past frames, which pointers, which slots.
 
-Everything follows the direction of time in :class:`~sam2_mem.types.FrameContext`.
+Everything follows the direction of time in ``FrameContext``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def map_frames(frame: FrameContext, *, num_maskmem: int, stride: int = 1) -> Ite
 
 
 def map_reach(*, num_maskmem: int, stride: int = 1) -> int:
-    """Largest age, in frames, of the maps that :func:`map_frames` names."""
+    """Largest age, in frames, of the maps that ``map_frames`` names."""
     return 0 if num_maskmem < 2 else 1 + (num_maskmem - 2) * stride
 
 
@@ -133,7 +133,7 @@ def nearest_accepted(
     max_maps: int,
     max_pointers: int,
 ) -> tuple[set[int], set[int]]:
-    """What :func:`newest_first` can still reach from ``anchors`` (frames), in either direction of time.
+    """What ``newest_first`` can still reach from ``anchors`` (frames), in either direction of time.
 
     Returns:
         frames to keep with their tokens: on each side of an anchor the nearest one and the ``max_maps`` nearest accepted

@@ -24,7 +24,7 @@ from sam2_mem.types import (
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredBank(MemoryPolicy[Bank]):
-    """Remembers the prompts, the previous frame, and the ``size`` tracked frames of highest :meth:`score`.
+    """Remembers the prompts, the previous frame, and the ``size`` tracked frames of highest ``score``.
 
     Every tracked frame is read once as the previous frame. Then it competes with the bank: where there are more than
     ``size`` frames, the lowest score leaves, and of equal scores the oldest. Frames are read under temporal slots by their

@@ -63,7 +63,7 @@ def save_memory(path: str | PathLike[str], policy: MemoryPolicy, state: Any) -> 
 
 
 def load_memory(path: str | PathLike[str], policy: MemoryPolicy, *, device: torch.device | str = "cpu") -> Any:
-    """Read the state that :func:`save_memory` wrote. The policy must be of the class that wrote it; its parameters may
+    """Read the state that ``save_memory`` wrote. The policy must be of the class that wrote it; its parameters may
     differ.
 
     Raises:

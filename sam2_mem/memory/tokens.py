@@ -65,7 +65,7 @@ def pool_grid(tokens: MemoryTokens, grid: tuple[int, int], factor: int) -> Memor
 
 def pool_tokens(tokens: MemoryTokens, grid: tuple[int, int], factor: int) -> MemoryTokens:
     """One token for every ``factor`` x ``factor`` stored tokens of a map, whatever a distiller has made of it: the mean by
-    count of a window that many times as wide as a token's own. Of a whole map that is :func:`pool_grid`."""
+    count of a window that many times as wide as a token's own. Of a whole map that is ``pool_grid``."""
     if tokens.log_count is None and tokens.xy is not None and len(tokens) == grid[0] * grid[1]:
         return pool_grid(tokens, grid, factor)
     spacing = max(1, round((grid[0] * grid[1] / len(tokens)) ** 0.5))

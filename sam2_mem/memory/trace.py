@@ -1,8 +1,8 @@
 """What memory does, for listeners: events with reasons, and what is held.
 
 A comparison of two states says what happened, the reasons that the policy's ``write`` left in the state say why, and
-``entry_infos`` of a policy that :class:`~sam2_mem.memory.policy.Explains` says as what an entry is held, and by which
-score. The tracker makes a :class:`TraceRecord` of them, plain values that keep no tensor alive; tracking never depends on it.
+``entry_infos`` of a policy that ``Explains`` says as what an entry is held, and by which
+score. The tracker makes a ``TraceRecord`` of them, plain values that keep no tensor alive; tracking never depends on it.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class ReadTrace:
 
 @dataclass(frozen=True)
 class EntryTrace:
-    """An :class:`EntryInfo` without its tensors: ``tokens`` is their number."""
+    """An ``EntryInfo`` without its tensors: ``tokens`` is their number."""
 
     frame: int | None
     kind: str
@@ -205,7 +205,7 @@ class TraceRecord:
 
 
 class Listener(Protocol):
-    """Receives a record of every change of memory (:func:`notify`)."""
+    """Receives a record of every change of memory (``notify``)."""
 
     read_mass: bool
     """Also measure the attention that every item of a read receives, which costs one more attention map a frame and changes

@@ -1,7 +1,7 @@
 """How image queries read memory: exchangeable operators with one call.
 
-An operator holds settings, no weights: all of them read with the projections of :class:`RotaryAttention` and can be
-swapped under the same checkpoint. :class:`Exact` and :class:`LowDim` give the same numbers, :class:`Auto` chooses
+An operator holds settings, no weights: all of them read with the projections of ``RotaryAttention`` and can be
+swapped under the same checkpoint. ``Exact`` and ``LowDim`` give the same numbers, ``Auto`` chooses
 between them. The others approximate, and each has a setting in which it is exact. Padding, counts and gains are
 honoured by all, and a row's result does not depend on the rows beside it.
 
@@ -137,7 +137,7 @@ class ReadOperator(ABC):
     @property
     def steady(self) -> bool:
         """Whether what it runs depends on shapes alone, so that it can be recorded
-        (:mod:`sam2_mem.model.acceleration.cuda_graphs`)."""
+        (``sam2_mem.model.acceleration.cuda_graphs``)."""
         return False
 
     def prepare(self, rows: RowBatch, rotation_at: RotationAt, grid: tuple[int, int]) -> Memory:
@@ -182,7 +182,7 @@ class LowDim(ReadOperator):
     coordinates after its projection.
 
     On a CPU without gradient, scores are made in tiles that stay in its cache; elsewhere the fused kernels of torch do it.
-    Dropout of attention weights, in training, is left to :class:`Exact`.
+    Dropout of attention weights, in training, is left to ``Exact``.
     """
 
     @property
@@ -230,7 +230,7 @@ def _read_fused(attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor
 
 @dataclass(frozen=True)
 class Auto(ReadOperator):
-    """The faster of :class:`LowDim` and :class:`Exact`, which give the same numbers: the first on a CPU for reads of at
+    """The faster of ``LowDim`` and ``Exact``, which give the same numbers: the first on a CPU for reads of at
     least ``least`` scores whose memory is at most half as wide as the model."""
 
     least: int = 1 << 16
@@ -426,7 +426,7 @@ def _merge_row(memory: Memory, row: int, group: Tensor, bias: Tensor) -> _Merged
 @dataclass(frozen=True)
 class TopK(ReadOperator):
     """Every query attends to its ``k`` best memory tokens and to all object pointers. All scores are made, so this
-    saves little; it is what :class:`BlockTopK` approximates. With ``k`` of all tokens: exact.
+    saves little; it is what ``BlockTopK`` approximates. With ``k`` of all tokens: exact.
 
     Args:
         k: tokens per query and head; more where scores tie.

@@ -76,7 +76,7 @@ class MemoryAttention(nn.Module):
         rope_theta: base of the rotary frequencies.
         usage_layer: layer whose cross-attention is reported as usage.
         usage_chunk: queries per chunk when the attention of that layer is recomputed for usage.
-        operator: how cross-attention reads memory, see :mod:`sam2_mem.model.attention_operators`; None for ``Auto()``.
+        operator: how cross-attention reads memory, see ``sam2_mem.model.attention_operators``; None for ``Auto()``.
             Usage is that of exact attention to the tokens as they are stored, whatever the operator.
     """
 

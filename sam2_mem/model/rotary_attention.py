@@ -66,7 +66,7 @@ class RotaryAttention(nn.Module):
         return rotate(self.heads(self.k_proj(x)), rotation)
 
     def forward(self, q: Tensor, k: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Attend. ``q``, ``k`` from :meth:`queries` and :meth:`keys`; ``values`` (B, L, key width); ``bias`` (B, L)."""
+        """Attend. ``q``, ``k`` from ``queries`` and ``keys``; ``values`` (B, L, key width); ``bias`` (B, L)."""
         v = self.heads(self.v_proj(values))
         mask = None if bias is None else bias[:, None, None, :].to(q.dtype)
         dropout = self.dropout if self.training else 0.0

@@ -86,18 +86,18 @@ class SAM2(nn.Module):
         mem_enc_scale: factor on mask probabilities before memory encoding.
         mem_enc_bias: added to them after that.
         binarize_prompted_masks: binarise the mask of a prompted frame before memory encoding.
-        multimask_output: see :class:`CandidateRule`, ``enabled``.
+        multimask_output: see ``CandidateRule``, ``enabled``.
         multimask_output_for_tracking: ``tracking`` of it.
         multimask_min_pt_num: ``min_points`` of it.
         multimask_max_pt_num: ``max_points`` of it.
         decoder_mlp_width: of the mask decoder's transformer.
         decoder_iou_width: of the mask decoder's head for predicted IoU.
-        dynamic_multimask_via_stability: choose single masks by stability, see :class:`MaskDecoder`.
+        dynamic_multimask_via_stability: choose single masks by stability, see ``MaskDecoder``.
         dynamic_multimask_stability_delta: logits around 0.
         dynamic_multimask_stability_thresh: in 0..1.
 
     Attributes:
-        runner: calls the parts of a frame, see :mod:`sam2_mem.model.acceleration.cuda_graphs`.
+        runner: calls the parts of a frame, see ``sam2_mem.model.acceleration.cuda_graphs``.
     """
 
     runner: Callable[..., Any] = staticmethod(direct)

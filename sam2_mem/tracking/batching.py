@@ -83,7 +83,7 @@ def bucket(lengths: Sequence[int], *, max_padding: float = 0.0, max_rows: int = 
 
 
 def row_limit(model: SAM2, max_rows: int | None) -> int:
-    """The limit of rows in a batch, 0 for no limit; ``max_rows`` as in :class:`TrackerSettings`."""
+    """The limit of rows in a batch, 0 for no limit; ``max_rows`` as in ``TrackerSettings``."""
     if max_rows is not None:
         return max_rows
     height, width = model.grid

@@ -1,6 +1,6 @@
 """Appearance features of other networks than SAM 2: what HQ-SMem takes from DINO. They are asked once per frame.
 
-An embedder is anything that turns one normalised picture (3, S, S) into an :class:`~sam2_mem.types.AppearanceMap`. The
+An embedder is anything that turns one normalised picture (3, S, S) into an ``AppearanceMap``. The
 predictor runs it beside the image encoder; the tracker averages its map over masks.
 """
 

@@ -70,9 +70,9 @@ def delayed(
     are waiting come first, then the error.
 
     Args:
-        results: of :meth:`Tracker.step`.
+        results: of ``Tracker.step``.
         lag: ``policy.needs.revise``.
-        finish: :meth:`Tracker.finish`, asked at the end.
+        finish: ``Tracker.finish``, asked at the end.
     """
     if lag < 0:
         raise ValueError(f"expected lag >= 0, got {lag}")

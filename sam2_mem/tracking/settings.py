@@ -24,9 +24,9 @@ class TrackerSettings:
         memory_dtype: what spatial memory is rounded to, as in SAM 2; "float32" to keep it exact.
         storage_device: where spatial memory waits, e.g. "cpu"; None for the device of the model.
         history: outputs kept per object, for corrections; unbounded where the policy is.
-        max_padding: see :func:`sam2_mem.tracking.batching.batch_reads`.
+        max_padding: see ``sam2_mem.tracking.batching.batch_reads``.
         max_rows: the limit of rows that go through the network together, 0 for no limit, None for what is best: on a CPU
-            as many as have :data:`sam2_mem.tracking.batching.CPU_BATCH` image tokens, on another device no limit.
+            as many as have ``sam2_mem.tracking.batching.CPU_BATCH`` image tokens, on another device no limit.
     """
 
     fill_hole_area: int = 0

@@ -1,7 +1,7 @@
-"""The tracker. Every way of using the package goes through :meth:`Tracker.step`: offline video, stream, training.
+"""The tracker. Every way of using the package goes through ``Tracker.step``: offline video, stream, training.
 
-A tracker executes what policies decide. It is made of three parts: :class:`PromptDecoder` answers prompts,
-:class:`MemoryReader` predicts masks from memory, :class:`MemoryWriter` makes memory of masks.
+A tracker executes what policies decide. It is made of three parts: ``PromptDecoder`` answers prompts,
+``MemoryReader`` predicts masks from memory, ``MemoryWriter`` makes memory of masks.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class Tracker:
     Args:
         model: the network; nothing of the video is kept on it.
         policy: how every object remembers; shared, stateless.
-        settings: see :class:`TrackerSettings`.
+        settings: see ``TrackerSettings``.
         num_frames: length of the video, None for a stream.
         refiner: proposes other masks between the choice and memory; None for none. Prompted frames are left as they are.
         prompt_decoder: answers prompts; None for the ordinary one.
         reader: predicts masks from memory; None for the ordinary one.
         writer: makes memory of masks; None for the ordinary one.
 
-    A ``listener`` hears of every change of memory, with the policy's reasons (:mod:`sam2_mem.memory.trace`). It changes
+    A ``listener`` hears of every change of memory, with the policy's reasons (``sam2_mem.memory.trace``). It changes
     no result; without one, nothing is asked.
     """
 
@@ -90,7 +90,7 @@ class Tracker:
         return FrameContext(index=features.index, features=features, reverse=reverse, num_frames=self.num_frames)
 
     def change(self, track: Track, cause: Cause, frame: FrameContext, state: Bank | None, **details: Any) -> None:
-        """Give ``track`` a new memory; ``details``: further fields of :class:`~sam2_mem.memory.trace.Change`."""
+        """Give ``track`` a new memory; ``details``: further fields of ``Change``."""
         before, track.state = track.state, state
         if self.listener is not None:
             change = Change(cause, frame, before, state, **details)
@@ -99,7 +99,7 @@ class Tracker:
     # -- prompts ------------------------------------------------------------------------------------------------
 
     def preview(self, features: FrameFeatures, prompt: Prompt) -> MaskOutput:
-        """Answer a prompt without remembering anything yet; :meth:`commit` does that. See :meth:`PromptDecoder.decode`."""
+        """Answer a prompt without remembering anything yet; ``commit`` does that. See ``PromptDecoder.decode``."""
         track = self.track(prompt.obj_id)
         context = self.context(features, reverse=bool(track.tracked.reverse_at(features.index)))
         output = self.prompt_decoder.decode(track, features, prompt, self.reader.context_for(track, context))

@@ -50,10 +50,10 @@ class PredictorBase:
     Args:
         model: the network.
         policy: how objects remember.
-        tracker: see :class:`TrackerSettings`.
-        settings: see :class:`PredictorSettings`.
-        refiner: see :mod:`sam2_mem.tracking.refine`.
-        embedder: see :mod:`sam2_mem.tracking.embedders`; used by policies that ask for it and by refiners.
+        tracker: see ``TrackerSettings``.
+        settings: see ``PredictorSettings``.
+        refiner: see ``sam2_mem.tracking.refine``.
+        embedder: see ``sam2_mem.tracking.embedders``; used by policies that ask for it and by refiners.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class PredictorBase:
         return self
 
     def encode(self, frame: Frame) -> FrameFeatures:
-        """Features of a frame, as :meth:`Tracker.step` takes them."""
+        """Features of a frame, as ``Tracker.step`` takes them."""
         pixels = normalize(to_model_input(frame.image, self.model.image_size)[None], self.model.device)
         features = self.model.encode_image(pixels, [frame.index])[0]
         return features if self.embedder is None else replace(features, appearance=self.embedder(pixels[0]))
@@ -114,7 +114,7 @@ class PredictorBase:
 
 
 class SAM2VideoPredictor(PredictorBase):
-    """Tracks objects through videos and streams; see :class:`PredictorBase`. Everything about a video is in its state."""
+    """Tracks objects through videos and streams; see ``PredictorBase``. Everything about a video is in its state."""
 
     @classmethod
     def from_pretrained(cls, model_id: str, **kwargs: Any) -> SAM2VideoPredictor:
@@ -133,10 +133,10 @@ class SAM2VideoPredictor(PredictorBase):
         *,
         num_frames: int | None = None,
     ) -> InferenceState:
-        """Open a video, or with ``video_path=None`` a live stream for :meth:`track_frame`.
+        """Open a video, or with ``video_path=None`` a live stream for ``track_frame``.
 
         Args:
-            video_path: anything :func:`sam2_mem.video.open_video` takes: a folder of images, a video file, arrays, an
+            video_path: anything ``sam2_mem.video.open_video`` takes: a folder of images, a video file, arrays, an
                 iterator, a camera index.
             offload_video_to_cpu: accepted for SAM 2's sake; frames always stay on the host, a few at a time.
             offload_state_to_cpu: stored memory maps wait on the CPU.
@@ -215,7 +215,7 @@ class SAM2VideoPredictor(PredictorBase):
         return self._answer(state, frame, prompt)
 
     def add_new_points(self, *args: Any, **kwargs: Any) -> Masks:
-        """The old name of :meth:`add_new_points_or_box`."""
+        """The old name of ``add_new_points_or_box``."""
         return self.add_new_points_or_box(*args, **kwargs)
 
     @torch.inference_mode()
@@ -290,7 +290,7 @@ class SAM2VideoPredictor(PredictorBase):
 
     @torch.inference_mode()
     def propagate_in_video_preflight(self, inference_state: InferenceState) -> None:
-        """Take all pending prompts into memory; :meth:`propagate_in_video` does this by itself."""
+        """Take all pending prompts into memory; ``propagate_in_video`` does this by itself."""
         state = inference_state
         if not state.obj_ids:
             raise RuntimeError("nothing to track; give a prompt first: add_new_points_or_box or add_new_mask")
@@ -331,8 +331,8 @@ class SAM2VideoPredictor(PredictorBase):
         max_frame_num_to_track: int | None = None,
         reverse: bool = False,
     ) -> Iterator[FrameResult]:
-        """Like :meth:`propagate_in_video`, with scores and with masks at the size the network gives them. Each result comes
-        at once; later ones may hold revisions of it (:func:`sam2_mem.tracking.frame_loop.delayed` applies them)."""
+        """Like ``propagate_in_video``, with scores and with masks at the size the network gives them. Each result comes
+        at once; later ones may hold revisions of it (``sam2_mem.tracking.frame_loop.delayed`` applies them)."""
         yield from self._run_pass(inference_state, start_frame_idx, max_frame_num_to_track, reverse)
 
     def _run_pass(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -155,7 +155,7 @@ class _MaskFolder:
         return {obj_id: mask for obj_id, mask in masks.items() if obj_id not in self.rules.ignore}
 
     def ids(self, stem: str) -> set[int]:
-        """The objects that :meth:`read` would give."""
+        """The objects that ``read`` would give."""
         if self.rules.per_object and not self.rules.late:
             folders = (p.parent.name for p in self.folder.glob(f"*/{stem}.png"))
             return {int(name) for name in folders if name.isdecimal()} - self.rules.ignore
@@ -165,7 +165,7 @@ class _MaskFolder:
         return set(np.flatnonzero(counts).tolist()) - {0} - self.rules.ignore
 
     def prompts(self, stem: str, obj_ids: set[int], frame: Frame) -> list[Prompt]:
-        """Those of some of the objects that :meth:`read` gives."""
+        """Those of some of the objects that ``read`` gives."""
         masks = self.read(stem)
         return _mask_prompts(frame, {obj_id: masks[obj_id] for obj_id in sorted(obj_ids)})
 
@@ -230,7 +230,7 @@ def segment(
     start: int = 0,
     stop: int | None = None,
     score_thresh: float = 0.0,
-) -> Iterator[FrameMasks]:
+) -> Generator[FrameMasks, None, None]:
     """Masks of every frame from ``start`` to before ``stop`` (None: the end), in order.
 
     A prompt takes effect from its own frame on. If a frame cannot be read, the masks of all frames before it come

@@ -40,7 +40,7 @@ Progress = Callable[[Iterator[FrameMasks], str, int | None], Iterator[FrameMasks
 
 @dataclass(frozen=True, kw_only=True)
 class VideoTask:
-    """One video. ``video``: what :func:`sam2_mem.video.open_video` takes, or a function that finds it when its turn
+    """One video. ``video``: what ``sam2_mem.video.open_video`` takes, or a function that finds it when its turn
     comes. ``plan`` makes its prompts once it is open. ``start``: the first frame."""
 
     name: str
@@ -103,7 +103,7 @@ class RunOptions:
 
     Attributes:
         outputs: what to write.
-        score_thresh: see :func:`sam2_mem.tracking.vos.segment`.
+        score_thresh: see ``sam2_mem.tracking.vos.segment``.
         max_frames: of each video.
         shard: which of the videos.
         resume: skip those that are complete.

@@ -164,7 +164,7 @@ def distillation_loss(
     shared: bool = False,
 ) -> Iterator[SegmentLoss]:
     """One batch of clips: the teacher's run, then the student's, compared segment by segment. Go backwards through a loss
-    before asking for the next. ``shared``: frames are encoded once, see :meth:`Teacher.shares_encoder`."""
+    before asking for the next. ``shared``: frames are encoded once, see ``Teacher.shares_encoder``."""
     if settings.prompts.correct:
         raise ValueError(
             "expected plan.stages.*.rollout.prompts.correct of 0 in a distillation: the two would be corrected"

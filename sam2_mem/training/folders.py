@@ -1,15 +1,13 @@
 """Videos with masks on disk, as clips: DAVIS, YouTube-VOS, MOSE (palette PNG), SA-V (PNG per object, or masklet JSON).
 
-===============  ==========================================  ===============================================
-layout           frames                                      masks
-===============  ==========================================  ===============================================
-``davis``        ``JPEGImages/480p/<video>/00000.jpg``       ``Annotations/480p/<video>/00000.png``
-``davis2016``    the same, with the object at 255
-``youtube_vos``  ``[train/]JPEGImages/<video>/00000.jpg``    ``[train/]Annotations/<video>/00000.png``
-``mose``         the same
-``sav_png``      ``JPEGImages_24fps/<video>/00000.jpg``      ``Annotations_6fps/<video>/<object>/00000.png``
-``sav_json``     ``<video>.mp4``, or the same                ``<video>_manual.json``: run lengths at 6 fps
-===============  ==========================================  ===============================================
+| layout | frames | masks |
+|---|---|---|
+| ``davis`` | ``JPEGImages/480p/<video>/00000.jpg`` | ``Annotations/480p/<video>/00000.png`` |
+| ``davis2016`` | the same, with the object at 255 | |
+| ``youtube_vos`` | ``[train/]JPEGImages/<video>/00000.jpg`` | ``[train/]Annotations/<video>/00000.png`` |
+| ``mose`` | the same | |
+| ``sav_png`` | ``JPEGImages_24fps/<video>/00000.jpg`` | ``Annotations_6fps/<video>/<object>/00000.png`` |
+| ``sav_json`` | ``<video>.mp4``, or the same | ``<video>_manual.json``: run lengths at 6 fps |
 
 Only frames that have masks are used. Palette values are object ids; 255 is void, in DAVIS 2016 the object.
 """

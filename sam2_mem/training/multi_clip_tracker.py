@@ -1,6 +1,6 @@
 """Several clips through one Tracker, with gradients, everything the network said kept for the losses.
 
-The objects of B clips are tracks of one :class:`Tracker`; only the image features differ from row to row. Policies,
+The objects of B clips are tracks of one ``Tracker``; only the image features differ from row to row. Policies,
 rows, gates and memory are those of inference.
 """
 
@@ -130,7 +130,7 @@ class MultiClipWriter(MemoryWriter):
 
 
 class MultiClipTracker(Tracker):
-    """A Tracker of the objects of several clips; frames are :class:`StackedFeatures`.
+    """A Tracker of the objects of several clips; frames are ``StackedFeatures``.
 
     Args:
         model: the network.
@@ -178,7 +178,7 @@ class MultiClipTracker(Tracker):
         self.predictions.clear()
 
     def prompt_masks(self, features: StackedFeatures, masks: Tensor, obj_ids: Sequence[int]) -> None:
-        """Mask prompts of R objects at once, masks (R, S, S) of 0 and 1; :meth:`commit` takes them into memory."""
+        """Mask prompts of R objects at once, masks (R, S, S) of 0 and 1; ``commit`` takes them into memory."""
         rows = features.rows([self.clip_of[i] for i in obj_ids])
         decoded = self.model.masks_as_output(rows, masks)
         split = split_by_track([decoded], [[(0, row)] for row in range(len(obj_ids))])

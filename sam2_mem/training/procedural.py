@@ -1,4 +1,4 @@
-"""Clips of procedural videos, see :mod:`sam2_mem.synthetic`."""
+"""Clips of procedural videos, see ``sam2_mem.synthetic``."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class SegmentLoss(NamedTuple):
 
 
 class PredictionRows(NamedTuple):
-    """Predictions of R objects on one or more frames, row by row; see :class:`ObjectPrediction`."""
+    """Predictions of R objects on one or more frames, row by row; see ``ObjectPrediction``."""
 
     masks: Tensor
     iou: Tensor
@@ -114,7 +114,7 @@ class Rollout:
         )
 
     def run(self) -> list[ObjectPrediction]:
-        """All predictions. With truncation, only those of the last segment have gradients: use :meth:`segments`."""
+        """All predictions. With truncation, only those of the last segment have gradients: use ``segments``."""
         return [p for segment in self.segments() for p in segment.predictions]
 
     def segments(self) -> Iterator[Segment]:

@@ -36,7 +36,7 @@ Method = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class NetworkMethod:
-    """A network with a memory policy, as :class:`SAM2VideoPredictor` runs it frame by frame."""
+    """A network with a memory policy, as ``SAM2VideoPredictor`` runs it frame by frame."""
 
     def __init__(self, model: SAM2, policy: MemoryPolicy, *, tracker: TrackerSettings | None = None) -> None:
         self.predictor = SAM2VideoPredictor(model.eval(), policy, tracker=tracker)

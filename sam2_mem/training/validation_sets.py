@@ -30,7 +30,7 @@ class HeldOutLevels:
     """Procedural clips of some levels.
 
     Attributes:
-        levels: see :mod:`sam2_mem.synthetic.scenes`.
+        levels: see ``sam2_mem.synthetic.scenes``.
         count: clips per level.
         num_frames: frames of a clip.
         size: side of the square frames, in pixels.

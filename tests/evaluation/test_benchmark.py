@@ -37,10 +37,10 @@ from sam2_mem.evaluation.benchmark.policy_costs import (
     PolicyCost,
     Setting,
     StreamCost,
-    _slope,
     compare,
     cost_table,
     count_memory,
+    growth_per_frame,
     measure_stream,
     resident_bytes,
     run_block,
@@ -187,9 +187,9 @@ def test_control_more_than_the_bound_is_reported() -> None:
     assert not stay.bounded and "x (!)" in stream_table([stay]) and "unknown" in stream_table([stay])
 
 
-def test_slope_is_bytes_per_frame() -> None:
-    assert _slope([Mark(f, 0, 1000 + 7 * f) for f in (100, 200, 300)]) == pytest.approx(7.0)
-    assert _slope([Mark(100, 0, None), Mark(200, 0, None)]) is None
+def testgrowth_per_frame_is_bytes_per_frame() -> None:
+    assert growth_per_frame([Mark(f, 0, 1000 + 7 * f) for f in (100, 200, 300)]) == pytest.approx(7.0)
+    assert growth_per_frame([Mark(100, 0, None), Mark(200, 0, None)]) is None
 
 
 # -- the tool ---------------------------------------------------------------------------------------------------------

@@ -177,7 +177,7 @@ def test_captions_name_what_a_frame_read(recordings: list[RecordedVideo]) -> Non
 
 
 def test_the_page_is_packed() -> None:
-    assert '"sam2_mem.evaluation": ["templates/*"]' in (ROOT / "setup.py").read_text()
+    assert '"sam2_mem.evaluation": ["datasets.yaml", "templates/*"]' in (ROOT / "setup.py").read_text()
 
 
 def test_sheets(recordings: list[RecordedVideo], tmp_path: Path) -> None:

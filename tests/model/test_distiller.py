@@ -410,6 +410,24 @@ def test_a_distiller_that_was_not_trained_is_said_to_be(caplog: pytest.LogCaptur
     assert "no weights for a distiller" not in caplog.text
 
 
+def test_the_earlier_name_of_merging() -> None:
+    """``condense`` still merges, and is still called where a subclass defines it."""
+    entries = GridTokens()(maps(2))
+    with pytest.warns(FutureWarning, match="is now merge_tubes"):
+        assert torch.equal(
+            GridTokens().condense([entries], GRID, 2)[0].feat, GridTokens().merge_tubes([entries], GRID, 2)[0].feat
+        )
+    with pytest.warns(FutureWarning, match="Newest.condense is now merge_tubes; rename it"):
+
+        class Newest(GridTokens):
+            def condense(self, tubes, grid, strength):
+                return super().condense([tube[-1:] for tube in tubes], grid, strength)
+
+    with pytest.warns(FutureWarning, match="is now merge_tubes"):
+        merged = Newest().merge_tubes([entries], GRID, 1)[0]
+    assert torch.equal(merged.feat, entries[1].feat) and not torch.equal(merged.feat, entries[0].feat)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

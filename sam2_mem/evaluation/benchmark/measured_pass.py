@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -220,7 +220,7 @@ def _untimed(stopwatch: Stopwatch, prompts: Callable) -> Callable:
     return read
 
 
-def _drive(frames: Iterator[FrameMasks], stopwatch: Stopwatch, store: Callable[[FrameMasks], None]) -> int:
+def _drive(frames: Generator[FrameMasks, None, None], stopwatch: Stopwatch, store: Callable[[FrameMasks], None]) -> int:
     count = 0
     with closing(frames):
         while True:

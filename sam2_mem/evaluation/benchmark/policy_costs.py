@@ -253,7 +253,7 @@ def measure_stream(
     marks, most_tokens = [], 0
     for index in range(clip.num_frames):
         predictor.track_frame(state, clip.picture(index), clip.prompts_on(index))
-        states = [track.state for track in state.tracker.tracks.values()]
+        states = [track.state for track in state.tracker.tracks.values() if track.state is not None]
         most_tokens = max(most_tokens, *(s.token_count() for s in states))
         if (index + 1) % every == 0:
             state_bytes = tensor_bytes(t for s in states for t in s.tensors())
@@ -265,7 +265,7 @@ def measure_stream(
         marks=tuple(marks),
         most_tokens=most_tokens,
         capacity=capacity,
-        slope=_slope(marks[len(marks) // 2 :]),
+        slope=growth_per_frame(marks[len(marks) // 2 :]),
     )
 
 
@@ -275,11 +275,12 @@ def resident_bytes() -> int | None:
     return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if path.exists() else None
 
 
-def _slope(marks: Sequence[Mark]) -> float | None:
-    """Least squares, bytes per frame."""
-    if len(marks) < 2 or any(mark.resident is None for mark in marks):
+def growth_per_frame(marks: Sequence[Mark]) -> float | None:
+    """Bytes of the process, by least squares; None where the system does not say, or there are fewer than two marks."""
+    sizes = [mark.resident for mark in marks if mark.resident is not None]
+    if len(sizes) < max(len(marks), 2):
         return None
-    return float(np.polyfit([mark.frame for mark in marks], [mark.resident for mark in marks], 1)[0])
+    return float(np.polyfit([mark.frame for mark in marks], sizes, 1)[0])
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------

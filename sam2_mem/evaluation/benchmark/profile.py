@@ -164,7 +164,7 @@ def _traced(path: Path | None) -> Iterator[None]:
     kinds += [torch.profiler.ProfilerActivity.CUDA] * torch.cuda.is_available()
     with nullcontext() if path is None else torch.profiler.profile(activities=kinds, acc_events=True) as profiler:
         yield
-    if path is not None:
+    if path is not None and profiler is not None:
         profiler.export_chrome_trace(str(path))
 
 

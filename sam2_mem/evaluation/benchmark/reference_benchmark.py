@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam2_mem.evaluation.benchmark.policy_costs import WARM_UP, BenchmarkClip, resident_bytes
+from sam2_mem.evaluation.benchmark.policy_costs import WARM_UP, BenchmarkClip, Mark, growth_per_frame, resident_bytes
 from sam2_mem.evaluation.benchmark.profile import counting, frozen
 
 OURS = "sam2_mem.build_sam:build_sam2_video_predictor"
@@ -267,16 +267,16 @@ def _process_cost(spec: PredictorSpec, predictor: Any, clip: StoredClip) -> Proc
     with spec.precision():
         clip.prompted(spec, predictor)
     first_prompt = time.perf_counter() - began
-    began, first_mask, resident = time.perf_counter(), 0.0, []
+    began, first_mask, marks = time.perf_counter(), 0.0, []
     for index, masks in enumerate(track(spec, predictor, clip)):
         del masks
         if index == 0:
             first_mask = time.perf_counter() - began
         if index >= WARM_UP:
-            resident.append((index, resident_bytes()))
-    is_known = len(resident) > 1 and resident[0][1] is not None
-    slope = float(np.polyfit(*zip(*resident), 1)[0]) if is_known else None
-    return ProcessCost(first_prompt, first_mask, slope, max(b for _, b in resident) if is_known else None, index + 1)
+            marks.append(Mark(index, 0, resident_bytes()))
+    slope = growth_per_frame(marks)
+    most = None if slope is None else max(mark.resident or 0 for mark in marks)
+    return ProcessCost(first_prompt, first_mask, slope, most, index + 1)
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sam2_mem.evaluation.comparison.videos import ComparisonVideo
 from sam2_mem.files import atomic_path
@@ -76,8 +77,9 @@ class Result:
 
 
 def read_result(path: Path) -> Result:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return Result(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+    return Result(**fields)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from sam2_mem.evaluation.comparison.jobs import Job, Plan, PolicyEntry, Result, 
 from sam2_mem.evaluation.comparison.videos import ComparisonVideo, decoded
 from sam2_mem.evaluation.packed_masks import PackedMasks, PredictedVideo
 from sam2_mem.evaluation.protocols import Protocol
-from sam2_mem.evaluation.results import ObjectScores, VideoScores
+from sam2_mem.evaluation.results import ObjectScores
 from sam2_mem.tracking import run_manifest
 from sam2_mem.tracking.run_manifest import Json
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
@@ -49,13 +49,6 @@ def run_plan(
         return [runner.result(job) for job in progress(jobs)]
 
 
-class _Scored(NamedTuple):
-    """Scores, and the number of each frame by its name."""
-
-    scores: VideoScores
-    number: Mapping[str, int]
-
-
 class _JobRunner:
     """Does jobs; keeps one predictor for each policy, and the decoded video that is being worked on."""
 
@@ -78,50 +71,56 @@ class _JobRunner:
         entry, video = self._entries[job.policy], self._videos[job.data, job.video]
         settings = self._plan.settings_of(entry, video)
         earlier = self._folder.result(job)
-        if (
-            earlier is not None
-            and earlier.settings == settings
-            and earlier.error is None
-            and self._complete(job, earlier)
-        ):
+        if earlier is not None and earlier.settings == settings and self._complete(job, earlier):
             return earlier
         result = self._run(job, entry, video, settings)
         self._folder.put(result)
         return result
 
     def _complete(self, job: Job, result: Result) -> bool:
-        if not self._plan.masks:
-            return True
+        if result.error is not None or not self._plan.masks:
+            return result.error is None
         folder = self._folder.mask_folder(job) / job.video
         return sum(1 for _ in folder.rglob("*.png")) >= result.frames
 
     def _run(self, job: Job, entry: PolicyEntry, video: ComparisonVideo, settings: str) -> Result:
-        began = time.time()
+        began, protocol = time.time(), video.protocol
+        result = Result(**asdict(job), settings=settings, protocol=protocol.name)
         try:
             predictor = self._predictor(entry, video)
-            cost, scored = self._track(job, predictor, video)
+            cost, packed = self._track(job, predictor, video)
+            scores = protocol.score(PredictedVideo(video.truth, packed))
         except Exception as error:
             expected = isinstance(error, (ValueError, OSError))
             logger.error("%s on %s %s failed: %s", job.policy, job.data, job.video, error, exc_info=not expected)
-            message = f"{type(error).__name__}: {error}"
-            return Result(**asdict(job), settings=settings, protocol=video.protocol.name, error=message)
-        return _result(job, settings, video, cost, scored, _machine(predictor.device, cost, began, self._commit))
+            return replace(result, error=f"{type(error).__name__}: {error}")
+        number = {name: index for index, name in enumerate(packed.names)}
+        return replace(
+            result,
+            frames=cost.frames,
+            objects=tuple(_object_entry(protocol, object_scores, number) for object_scores in scores.objects),
+            notes=scores.notes,
+            state_bytes=cost.state_bytes,
+            tokens_held=cost.tokens_held,
+            tokens_read=cost.tokens_read,
+            pointers_read=cost.pointers_read,
+            machine=_machine(predictor.device, cost, began, self._commit),
+        )
 
     def _predictor(self, entry: PolicyEntry, video: ComparisonVideo) -> SAM2VideoPredictor:
         built = self._built.get(entry.name)
+        if built is None:
+            try:
+                built = entry.build()
+            except Exception as error:
+                built = error
+            else:
+                source = self._source(video)
+                warm_up(built, source, video.plan(source))
+            self._built[entry.name] = built
         if isinstance(built, Exception):
             raise built
-        if built is not None:
-            return built
-        try:
-            predictor = entry.build()
-        except Exception as error:
-            self._built[entry.name] = error
-            raise
-        source = self._source(video)
-        warm_up(predictor, source, video.plan(source))
-        self._built[entry.name] = predictor
-        return predictor
+        return built
 
     def _source(self, video: ComparisonVideo) -> VideoSource:
         if self._opened is None or self._opened[0] is not video:
@@ -131,7 +130,7 @@ class _JobRunner:
             self._opened = video, decoded(source, self._plan.max_frames)
         return self._opened[1]
 
-    def _track(self, job: Job, predictor: SAM2VideoPredictor, video: ComparisonVideo) -> tuple[PassCost, _Scored]:
+    def _track(self, job: Job, predictor: SAM2VideoPredictor, video: ComparisonVideo) -> tuple[PassCost, PackedMasks]:
         source = self._source(video)
         plan, packed = video.plan(source), PackedMasks()
         torch.manual_seed(job.seed)
@@ -144,9 +143,7 @@ class _JobRunner:
                     writer.write(output.frame, output.masks)
 
             predictor.settings = replace(predictor.settings, non_overlap_masks=not video.per_object)
-            cost = measured_pass(predictor, source, plan, store, max_frames=self._plan.max_frames)
-        scores = video.protocol.score(PredictedVideo(video.truth, packed))
-        return cost, _Scored(scores, {name: index for index, name in enumerate(packed.names)})
+            return measured_pass(predictor, source, plan, store, max_frames=self._plan.max_frames), packed
 
     def _writer(self, job: Job, video: ComparisonVideo, plan: PromptPlan, stack: ExitStack) -> MaskWriter | None:
         if not self._plan.masks:
@@ -155,25 +152,6 @@ class _JobRunner:
         if video.per_object:
             return stack.enter_context(PerObjectWriter(folder, video.name))
         return stack.enter_context(PaletteWriter(folder, video.name, plan.palette))
-
-
-# -- results --------------------------------------------------------------------------------------------------------
-
-
-def _result(job: Job, settings: str, video: ComparisonVideo, cost: PassCost, scored: _Scored, machine: Json) -> Result:
-    return Result(
-        **asdict(job),
-        settings=settings,
-        protocol=video.protocol.name,
-        frames=cost.frames,
-        objects=tuple(_object_entry(video.protocol, scores, scored.number) for scores in scored.scores.objects),
-        notes=scored.scores.notes,
-        state_bytes=cost.state_bytes,
-        tokens_held=cost.tokens_held,
-        tokens_read=cost.tokens_read,
-        pointers_read=cost.pointers_read,
-        machine=machine,
-    )
 
 
 def _object_entry(protocol: Protocol[Any], scores: ObjectScores, number: Mapping[str, int]) -> Json:

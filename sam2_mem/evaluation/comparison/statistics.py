@@ -35,14 +35,14 @@ class Interval(NamedTuple):
 
 def bootstrap(values: Sequence[float], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE) -> Interval:
     """The mean of values (N,) with its percentile interval; the same for the same values."""
-    values = np.asarray(values, np.float64)
-    if not len(values):
+    array = np.asarray(values, np.float64)
+    if not len(array):
         return Interval(math.nan, math.nan, math.nan, 0)
     rng = np.random.Generator(np.random.PCG64(0))
-    counts = _chunk_sizes(resamples, len(values))
-    means = np.concatenate([values[rng.integers(0, len(values), (count, len(values)))].mean(1) for count in counts])
+    counts = _chunk_sizes(resamples, len(array))
+    means = np.concatenate([array[rng.integers(0, len(array), (count, len(array)))].mean(1) for count in counts])
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(values.mean()), float(low), float(high), len(values))
+    return Interval(float(array.mean()), float(low), float(high), len(array))
 
 
 def _chunk_sizes(total: int, width: int) -> list[int]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sam2_mem.evaluation.datasets import REGIONS, DatasetOnDisk, open_dataset
 from sam2_mem.evaluation.protocols import Protocol, Synthetic
-from sam2_mem.evaluation.synthetic import SYNTHETIC_SETS, open_synthetic
+from sam2_mem.evaluation.synthetic import SYNTHETIC_SETS, SyntheticClip, open_synthetic
 from sam2_mem.evaluation.videos import AnnotatedVideo
 from sam2_mem.tracking.vos import PromptPlan, plan_from_folder
 from sam2_mem.video import Frame, VideoSource, open_video
-from sam2_mem.video.source import Frames, SeekableSource
+from sam2_mem.video.stored import ArraySource
 
 DECODED_BYTES = 1_000_000_000
 """Videos up to this size are decoded once for all policies; longer ones are read again by each."""
@@ -52,12 +53,16 @@ def _synthetic(spec: str, name: str) -> list[ComparisonVideo]:
             data=spec,
             name=clip.name,
             open=clip.source,
-            plan=lambda source, clip=clip: clip.plan(),
+            plan=partial(_clip_plan, clip),
             truth=clip,
             protocol=Synthetic(),
         )
         for clip in open_synthetic(name)
     ]
+
+
+def _clip_plan(clip: SyntheticClip, source: VideoSource) -> PromptPlan:
+    return clip.plan()
 
 
 def groups_of_videos(spec: str) -> Mapping[str, Mapping[str, str]]:
@@ -84,35 +89,27 @@ def _on_disk(spec: str, kind: str, root: str) -> list[ComparisonVideo]:
         ComparisonVideo(
             data=kind,
             name=truth.name,
-            open=lambda name=truth.name: open_video(files.frames / name, prefetch=0),
-            plan=lambda source, name=truth.name: plan_from_folder(files.masks / name, source, rules),
+            open=partial(open_video, files.frames / truth.name, prefetch=0),
+            plan=partial(plan_from_folder, files.masks / truth.name, rules=rules),
             truth=truth,
             protocol=dataset.protocol,
             per_object=rules.per_object,
             origin=str(files.root.resolve()),
         )
         for truth in dataset.videos
+        if isinstance(truth, AnnotatedVideo)
     ]
 
 
-class DecodedSource(SeekableSource):
+class DecodedSource(ArraySource):
     """Frames in memory, under the names they have."""
 
     def __init__(self, frames: Sequence[Frame]) -> None:
-        super().__init__(prefetch=0, cache=0)
-        self._frames = frames
-        self._length = len(frames)
-        self._size = frames[0].image.shape[:2]
-
-    def _decode(self, indices: range) -> Frames:
-        for index in indices:
-            yield self._frames[index]
-
-    def _fetch(self, index: int) -> Frame:
-        return self._frames[index]
+        self._names = [frame.name for frame in frames]
+        super().__init__([frame.image for frame in frames])
 
     def name(self, index: int) -> str:
-        return self._frames[index].name
+        return self._names[index]
 
 
 def decoded(source: VideoSource, max_frames: int | None) -> VideoSource:

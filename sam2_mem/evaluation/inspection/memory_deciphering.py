@@ -92,7 +92,8 @@ def decipher(
             features[frame.index] = predictor.encode(frame)
             tracker.preview(features[frame.index], Prompt(obj_id, mask=truth[frame.index]))
             tracker.commit(features[frame.index])
-    entries = {e.frame: e for e in tracker.track(obj_id).state.prompts}
+    state = tracker.track(obj_id).state
+    entries = {e.frame: e for e in state.prompts} if state else {}
     visible = [f for f, e in entries.items() if e.area > 0]
     sizes, targets = _fitting(visible, study)
     banks = [(contents, size) for contents in study.contents for size in sizes]
@@ -166,7 +167,7 @@ class _Decoder:
             picked = decoded.masks[torch.arange(len(best)), best]
             masks.append(torch.where(decoded.objectness[:, None, None] > 0, picked, torch.full_like(picked, -1.0)))
         truth = self.truth[features.index]
-        return [self._j(masks[b][r], truth) for b, r in assembled.row_of_read]
+        return [self._j(masks[row[0]][row[1]], truth) for row in assembled.row_of_read if row is not None]
 
     def _j(self, logits: torch.Tensor, truth: Any) -> float:
         truth = torch.as_tensor(truth)

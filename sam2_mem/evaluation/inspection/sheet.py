@@ -61,7 +61,7 @@ def held_frames(
 def captions(record: FrameRecord) -> list[tuple[int | str, str, str]]:
     """(entry, kind, words) of everything a frame read, pathways that read it alike together, then of the maps that are
     held beside it."""
-    groups: dict[tuple[int | str, str, int | None], list[ReadTrace]] = {}
+    groups: dict[tuple[int | str, str, float | None], list[ReadTrace]] = {}
     for reading in record.readings:
         name = entry_name(reading.frame, reading.kind)
         groups.setdefault((name, reading.kind, reading.slot), []).append(reading)
@@ -71,7 +71,7 @@ def captions(record: FrameRecord) -> list[tuple[int | str, str, str]]:
     return lines + [(n, k, "new" if n == record.frame else "not read") for n, k in kinds.items() if n not in read]
 
 
-def _words(slot: int | None, readings: Sequence[ReadTrace], record: FrameRecord) -> str:
+def _words(slot: float | None, readings: Sequence[ReadTrace], record: FrameRecord) -> str:
     words = "no slot" if slot is None else "prompt slot" if slot < 0 else f"slot {slot}"
     masses = [r.mass for r in readings if r.mass is not None]
     return words + (f", read {100 * sum(masses) / max(record.pathways, 1):.1f} %" if masses else "")
@@ -89,15 +89,14 @@ def _tile(
     """The picture of an entry, grey where it is of no one frame, above its label and words."""
     example = next(iter(recorded.pictures.values()))
     height = round(example.shape[0] * width / example.shape[1])
-    picture = recorded.pictures.get(name) if isinstance(name, int) else None
     tile = Image.new("RGB", (width, height + 56), PAPER)
     pen = ImageDraw.Draw(tile)
-    if picture is None:
-        pen.rectangle([0, 0, width, height], fill=GRID)
-    else:
-        mask = recorded.masks[obj_id].get(name, np.zeros(picture.shape[:2], bool))
-        overlay = Image.fromarray(draw_overlay(picture, {obj_id: mask}, labels=False))
+    if isinstance(name, int) and name in recorded.pictures:
+        mask = recorded.masks[obj_id].get(name, np.zeros(example.shape[:2], bool))
+        overlay = Image.fromarray(draw_overlay(recorded.pictures[name], {obj_id: mask}, labels=False))
         tile.paste(overlay.resize((width, height)), (0, 0))
+    else:
+        pen.rectangle([0, 0, width, height], fill=GRID)
     pen.rectangle([0, height, width, height + 26], fill=color)
     pen.text((6, height + 20), texts[0], PAPER, font_of(18), anchor="ls")
     pen.text((6, height + 46), texts[1], INK, font_of(18), anchor="ls")

@@ -133,7 +133,7 @@ def _bars(drawing: Drawing, line: EntryLine, y: float, row: int, styles: Styles,
     for segment in line.segments:
         x, width = drawing.left + segment.start * drawing.step, (segment.stop - segment.start) * drawing.step
         is_pointer = segment.kind == "pointer"
-        height = 2 if is_pointer else row - gap
+        height: float = 2 if is_pointer else row - gap
         color = styles.colors[segment.kind]
         top = y + (row - height) / 2 if is_pointer else y
         drawing.rectangle(x, top, width, height, color, f"{line.name}: {segment.kind}")
@@ -210,7 +210,7 @@ def has_tree(record: ObjectRecord) -> bool:
 
 def tree(record: ObjectRecord) -> Drawing:
     """Pathways by rank, the best on top; lines lead from each to those that go on from it."""
-    branches = [{e.pathway: e for e in frame.events if e.action is Action.BRANCHED} for frame in record.frames]
+    branches = [{e.pathway or 0: e for e in frame.events if e.action is Action.BRANCHED} for frame in record.frames]
     ranks = 1 + max((rank for by_rank in branches for rank in by_rank), default=0)
     drawing = _sheet(record, f"{record.policy}: pathways, the best on top", 26 * ranks)
     for rank in range(ranks):

@@ -50,7 +50,7 @@ class DistractorBank(Bank):
         return (*self.prompts, *self.resolved, *self.entries, *self.pointers)
 
     def can_resume(self, frame: FrameContext) -> bool:
-        """As in :class:`~sam2_mem.memory.bank.Bank`, and after a frame without the object, which leaves nothing in
+        """As in ``Bank``, and after a frame without the object, which leaves nothing in
         memory."""
         just_tracked = self.last_frame is not None and frame.age(self.last_frame) == 1
         return just_tracked or super().can_resume(frame)
@@ -296,7 +296,7 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
 
 
 def least_box_overlap(hypotheses: Hypotheses, candidate: CandidateId) -> float:
-    """:func:`box_overlap` of a candidate's mask with the alternative that shows most beside it; 1 without alternatives."""
+    """``box_overlap`` of a candidate's mask with the alternative that shows most beside it; 1 without alternatives."""
     masks = (hypotheses.masks[candidate.pathway] > 0).cpu().numpy()
     chosen, alternatives = masks[candidate.candidate], np.delete(masks, candidate.candidate, axis=0)
     return min((box_overlap(chosen, mask) for mask in alternatives), default=1.0)

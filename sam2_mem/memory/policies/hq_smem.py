@@ -83,7 +83,7 @@ class HQSMem(MemoryPolicy[SmartBank]):
 
     Every ``gap`` frames the new embedding z_t joins the bank M. With Rel_j = cos(z_j, z_t) (Eq. 3), Fr_j = 1 / (t - j)
     (Eq. 4) and O_j = Rel_j (1 + lambda Fr_j) (Eq. 5), the frame of largest O leaves (Eq. 6) if its Rel is at least tau
-    (Eq. 7). The mask refinement of the same paper is :mod:`sam2_mem.tracking.refine`; it goes with any policy.
+    (Eq. 7). The mask refinement of the same paper is ``sam2_mem.tracking.refine``; it goes with any policy.
 
     The paper leaves much open and there is no released code; every reading of it is a field, the literal one included.
     Equal to FIFO with ``gap=1, cap=7, tau_mem=1.01, overflow="oldest", skip_absent=False``, for a prompt on one frame
@@ -105,14 +105,14 @@ class HQSMem(MemoryPolicy[SmartBank]):
             ``added`` and ``replaced`` of the state; every update is logged at level DEBUG.
         embed: z. ``obj_pool``: image features averaged over the object, less the mean of the object's first frame.
             ``frame_pool``: averaged over the frame. ``pointer``: the object pointer. ``dino``: features of another
-            network averaged over the object; needs an embedder (:mod:`sam2_mem.tracking.embedders`).
+            network averaged over the object; needs an embedder (``sam2_mem.tracking.embedders``).
         age_unit: ``frames`` as in Eq. 4, or ``updates``: t - j in bank updates.
         gap: frames between updates; None for max(5, frames of the video / 30), and 5 where the length is unknown. (The
             paper's "frequency L/30" is read as an interval; 5 is its value for VOTSt.)
         clamp_negative: negative cosines count as 0, since the factor of Eq. 5 would act on them in reverse.
         skip_absent: no update on frames without the object. False adds them; where z is undefined it resembles nothing.
         tpos_policy: temporal slots of bank frames: rank, clamp, prompt or none; see
-            :func:`sam2_mem.memory.frame_bank.old_slots`.
+            ``sam2_mem.memory.frame_bank.old_slots``.
 
     Other readings: j is the frame's number. Frame t is read with M before its own update (Eq. 10 names M after it).
     Banks are per object. The previous frame, in the place of DeAOT's short-term memory, is always read and is no part

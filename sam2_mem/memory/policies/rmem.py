@@ -60,7 +60,7 @@ class RMem(MemoryPolicy[RMemBank]):
 
     Every ``gap`` frames the frame joins the bank. If the bank is then over ``bank_size``, the tracked frame of lowest
     relevance + freshness leaves; prompted frames and the new one cannot. With m_i the moving mean of the bank frame's
-    share of foreground attention and n_i the updates it has been counted in, the score is that of the released code::
+    share of foreground attention and n_i the updates it has been counted in, the score is that of the released code:
 
         m_i + ucb_alpha * sqrt(ln(sum_j n_j) / (n_i + ucb_offset)),   n_0 set to the number of frames before the update
 
@@ -79,7 +79,7 @@ class RMem(MemoryPolicy[RMemBank]):
         ema: weight of the newest relevance in its moving mean; 0.8 in the released code.
         write_if_absent: frames without the object join the bank too, as in the released code.
         tpos_policy: temporal slots of bank frames: rank, clamp, prompt or none; see
-            :func:`sam2_mem.memory.frame_bank.old_slots`.
+            ``sam2_mem.memory.frame_bank.old_slots``.
 
     Differences from the released code, which runs on AOT and DeAOT:
         Attention is SAM 2's, of ``model.memory_attention.usage_layer``; shares of bank frames are renormalised per

@@ -1,7 +1,7 @@
 """How ``vos_optimized=True`` runs the network on a CUDA device: weights in half precision, cast once, and the parts of a
 frame replayed as CUDA graphs as soon as their shapes are steady.
 
-The network calls its parts through a runner (:attr:`SAM2.runner`). Until a part has met the same shapes a few times it
+The network calls its parts through a runner (``SAM2.runner``). Until a part has met the same shapes a few times it
 runs as ever, so the first mask waits for nothing. Shapes are steady once a memory is full; where they go on changing,
 or where an attention operator chooses tokens by their values, nothing is recorded and everything runs as ever.
 """
@@ -68,7 +68,7 @@ class GraphRunner:
     Weights must not change after the first recording: a recording holds on to what was made of them.
 
     Args:
-        record: see :data:`Recorder`.
+        record: see ``Recorder``.
         precision: gives a context for every call, such as autocast.
         settings: when to record.
     """
@@ -218,7 +218,7 @@ def half_autocast(device: torch.device) -> Callable[[], AbstractContextManager]:
 
 @torch.no_grad()
 def cast_weights(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Linear maps and convolutions of :data:`CAST` to ``dtype``, in place. What autocast would do to them on every call,
+    """Linear maps and convolutions of ``CAST`` to ``dtype``, in place. What autocast would do to them on every call,
     so that its results stay the same; norms, codes and embeddings stay as they are, and with them the sums that run along
     the image encoder and memory attention."""
     not_cast = {id(m) for name in NOT_CAST for m in _submodule(model, name).modules()}

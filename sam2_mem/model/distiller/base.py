@@ -38,7 +38,7 @@ class TokenDistiller(nn.Module):
         return ""
 
     def tokens_per_map(self, grid: tuple[int, int]) -> int:
-        """Tokens that :meth:`forward` gives for a map of ``grid`` cells."""
+        """Tokens that ``forward`` gives for a map of ``grid`` cells."""
         return -(-grid[0] // self.factor) * -(-grid[1] // self.factor)
 
     def forward(self, maps: Tensor) -> list[MemoryTokens]:
@@ -54,7 +54,7 @@ class TokenDistiller(nn.Module):
             tubes: entries of one object each, oldest first in the direction of tracking; of any lengths, merged before
                 or not.
             grid: (H, W) of the maps they come from.
-            strength: one token for every ``strength`` x ``strength`` tokens of a map as :meth:`forward` stores it, over
+            strength: one token for every ``strength`` x ``strength`` tokens of a map as ``forward`` stores it, over
                 all entries of a tube. At least 1.
         """
         if strength < 1 or not all(tubes):
@@ -64,7 +64,7 @@ class TokenDistiller(nn.Module):
     def condense(
         self, tubes: Sequence[Sequence[MemoryTokens]], grid: tuple[int, int], strength: int
     ) -> list[MemoryTokens]:
-        """Earlier name of :meth:`merge_tubes`."""
+        """Earlier name of ``merge_tubes``."""
         warnings.warn("condense of a distiller is now merge_tubes", FutureWarning, stacklevel=2)
         if type(self).condense is TokenDistiller.condense:
             return self.merge_tubes(tubes, grid, strength)

@@ -58,7 +58,7 @@ class WindowAttention(nn.Module):
 
     Args:
         width: Cm, a multiple of ``num_heads``.
-        features: see :class:`AttentionLogits`.
+        features: see ``AttentionLogits``.
         key_width: channels of queries and keys, per head.
         num_heads: of the attention.
     """
@@ -128,7 +128,7 @@ class Refinement(nn.Module):
 
 
 class RecurrentStep(nn.Module):
-    """The learned part of one step of :class:`FrameGRU`: a shift of the gate and of the candidate."""
+    """The learned part of one step of ``FrameGRU``: a shift of the gate and of the candidate."""
 
     def __init__(self, *, width: int) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from sam2_mem.types import MemoryTokens
 
 
 class SpatialDistiller(TokenDistiller):
-    """Latent queries attend to the tokens of one frame. Untrained, it is :class:`PooledTokens` of the same factor.
+    """Latent queries attend to the tokens of one frame. Untrained, it is ``PooledTokens`` of the same factor.
 
     Every window of ``factor`` x ``factor`` cells has one latent, which lies in the window's centre. Global latents, if
     any, attend to the whole map and lie in the centre of the frame: memory attention of official checkpoints rotates

@@ -19,7 +19,7 @@ AGGREGATORS = ("attention", "gru")
 
 class TemporalDistiller(TokenDistiller):
     """Distils twice: each frame when it is written, and neighbouring frames when a policy asks for their merging
-    (:class:`~sam2_mem.types.MergeRequest`). Untrained, both are means by count.
+    (``MergeRequest``). Untrained, both are means by count.
 
     Args:
         memory_width: Cm.
@@ -27,9 +27,9 @@ class TemporalDistiller(TokenDistiller):
         frame: how a single frame is distilled: "spatial" attention, or "pool" for plain means.
         aggregate: what makes one token of a tube: "attention" over all its tokens at once, or a "gru" over one summary
             per frame.
-        key_width: as in :class:`SpatialDistiller`.
-        num_heads: as in :class:`SpatialDistiller`.
-        hidden: as in :class:`SpatialDistiller`.
+        key_width: as in ``SpatialDistiller``.
+        num_heads: as in ``SpatialDistiller``.
+        hidden: as in ``SpatialDistiller``.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Tokens sorted into square windows of the image grid, by their coordinates: pure functions.
 
-Letters as in :mod:`sam2_mem.types`; here N tokens, of one map or of several, lie in W windows of at most n tokens each.
+Letters as in ``sam2_mem.types``; here N tokens, of one map or of several, lie in W windows of at most n tokens each.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def layout(xy: Tensor, cells: int) -> WindowLayout:
 
 @lru_cache(maxsize=32)
 def grid_layout(height: int, width: int, cells: int, device: torch.device) -> WindowLayout:
-    """:func:`layout` of a whole map; those at the border may be smaller."""
+    """``layout`` of a whole map; those at the border may be smaller."""
     with torch.inference_mode(False):
         return layout(grid_xy(height, width, device), cells)
 

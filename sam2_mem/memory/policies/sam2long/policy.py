@@ -132,7 +132,7 @@ class SAM2Long(MemoryPolicy[Tree]):
         return Tree()
 
     def unprompt(self, state: Tree, frame: int) -> Tree | None:
-        """As in :class:`~sam2_mem.memory.policy.MemoryPolicy`; every pathway takes in the released entry."""
+        """As in ``MemoryPolicy``; every pathway takes in the released entry."""
         pathways = state.pathways or (Pathway(),) * self.num_pathway
         return super().unprompt(replace(state, pathways=pathways), frame)
 

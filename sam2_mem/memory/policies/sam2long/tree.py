@@ -64,7 +64,7 @@ class Tree(Bank):
         return self.with_memories(lambda memory: reduce(put, entries, memory))
 
     def add_prompt(self, entry: MemoryEntry, max_prompts: int | None) -> Self:
-        """As in :class:`~sam2_mem.memory.bank.Bank`; the mask of its frame is final."""
+        """As in ``Bank``; the mask of its frame is final."""
         added = super().add_prompt(entry, max_prompts)
         return replace(added, open_frames=self.open_frames.without(entry.frame))
 
@@ -80,7 +80,7 @@ class Tree(Bank):
         return self.with_memories(lambda memory: tuple(bare.get(id(e), e) for e in memory))
 
     def shift_frames(self, by: int) -> Self:
-        """As in :class:`~sam2_mem.memory.bank.Bank`; masks that are still open stay behind."""
+        """As in ``Bank``; masks that are still open stay behind."""
         shifted = {id(e): replace(e, frame=e.frame + by) for p in self.pathways for e in p.entries}
         closed = replace(super().shift_frames(by), open_frames=OpenFrames())
         return closed.with_memories(lambda memory: tuple(shifted[id(e)] for e in memory))

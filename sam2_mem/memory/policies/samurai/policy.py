@@ -59,11 +59,11 @@ class SamuraiBank(Bank):
     off_course: tuple[int, ...] = ()
 
     def add_prompt(self, entry: MemoryEntry, max_prompts: int | None) -> Self:
-        """As in :class:`~sam2_mem.memory.bank.Bank`; a prompt ends the filter."""
+        """As in ``Bank``; a prompt ends the filter."""
         return replace(super().add_prompt(entry, max_prompts), motion=None)
 
     def shift_frames(self, by: int) -> Self:
-        """As in :class:`~sam2_mem.memory.bank.Bank`; the filter does not go along into another video."""
+        """As in ``Bank``; the filter does not go along into another video."""
         off_course = tuple(f + by for f in self.off_course)
         return replace(super().shift_frames(by), motion=None, off_course=off_course)
 
@@ -88,7 +88,7 @@ class Samurai(MemoryPolicy[SamuraiBank]):
     """SAMURAI (Yang et al. 2024, arXiv 2411.11922), zero-shot visual tracking with motion-aware memory.
 
     Choosing the mask. A Kalman filter follows the box of the mask
-    (:mod:`sam2_mem.memory.policies.samurai.kalman_filter`). Without one, the best predicted IoU wins and starts it. For
+    (``sam2_mem.memory.policies.samurai.kalman_filter``). Without one, the best predicted IoU wins and starts it. For
     the first ``stable_frames_threshold`` frames the best predicted IoU wins and updates it, as long as it is above
     ``stable_ious_threshold``. From then on the score is ``kf_score_weight`` x IoU(predicted box, mask box) + (1 -
     ``kf_score_weight``) x predicted IoU. A winner whose own predicted IoU is too low ends the filter.

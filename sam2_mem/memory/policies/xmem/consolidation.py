@@ -32,7 +32,7 @@ def consolidate(
         min_working: frames left in working memory, the first prompt counted as one.
         num_prototypes: prototypes to make.
         max_size: most prototypes held.
-        buffer: see :meth:`LongTermMemory.with_room`.
+        buffer: see ``LongTermMemory.with_room``.
     """
     old, recent = split_working(state, min_working)
     before = state.long_term

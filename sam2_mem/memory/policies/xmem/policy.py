@@ -82,7 +82,7 @@ class XMem(MemoryPolicy[XMemBank]):
             "none".
         absent_frames: frames on which the object is absent: "write" them into working memory, as XMem and SAM 2 do, or
             "skip" them; the next frame on which it is present is taken instead.
-        num_maskmem: as in :class:`~sam2_mem.memory.policies.fifo.FIFO`.
+        num_maskmem: as in ``FIFO``.
         max_cond_frames_in_attn: as in FIFO.
         only_obj_ptrs_in_the_past_for_eval: as in FIFO.
     """

@@ -96,13 +96,13 @@ class XMemBank(Bank):
     # -- changes ------------------------------------------------------------------------------------------------
 
     def add(self, *entries: MemoryEntry) -> Self:
-        """As in :class:`~sam2_mem.memory.bank.Bank`; the sensory state that an entry brings becomes that of the object."""
+        """As in ``Bank``; the sensory state that an entry brings becomes that of the object."""
         added = super().add(*(replace(e, sensory=None) for e in entries))
         states = [e.sensory for e in entries if e.sensory is not None]
         return replace(added, sensory=states[-1]) if states else added
 
     def add_prompt(self, entry: MemoryEntry, max_prompts: int | None) -> Self:
-        """As in :class:`~sam2_mem.memory.bank.Bank`; the count to the next frame of working memory starts anew."""
+        """As in ``Bank``; the count to the next frame of working memory starts anew."""
         added = super().add_prompt(replace(entry, sensory=None), max_prompts)
         return replace(added, last=entry.frame, sensory=self.sensory if entry.sensory is None else entry.sensory)
 
@@ -110,7 +110,7 @@ class XMemBank(Bank):
         return replace(super().without(frame), working=tuple(w for w in self.working if w.frame != frame))
 
     def forget(self, frame: int, radius: int) -> Self:
-        """As in :class:`~sam2_mem.memory.bank.Bank`, and without the prototypes that come from a frame within ``radius``."""
+        """As in ``Bank``, and without the prototypes that come from a frame within ``radius``."""
         store = self.long_term
         if store is not None:
             store = store.at((store.source - frame).abs() > radius)
