@@ -432,7 +432,7 @@ def test_revised_masks_are_written(micro):
 @pytest.mark.full
 def test_memory_stays_flat(micro):
     predictor = micro.predictor()
-    source = open_video((picture(i % 20, 0) for i in range(400)))
+    source = open_video(picture(i % 20, 0) for i in range(400))
     state = predictor.init_state(source)
     plan = plan_from_clicks([Clicks(obj_id=i, box=(6, 4, 20, 18)) for i in (1, 2)])
     held = {}
@@ -441,7 +441,7 @@ def test_memory_stays_flat(micro):
     assert len(held) == 400 and held[0][0] < held[59][0], "the control: memory fills at first"
     assert held[399][0] <= 1.01 * held[59][0] and held[399][1] <= 1.01 * held[59][1]
     keeping = micro.predictor(hydra_overrides_extra=["memory_policy.retain_all=true"])
-    state = keeping.init_state(open_video((picture(i % 20, 0) for i in range(80))))
+    state = keeping.init_state(open_video(picture(i % 20, 0) for i in range(80)))
     sizes = [state.memory_bytes() for _ in segment(keeping, state, plan)]
     assert sizes[79] > 1.2 * sizes[59], "the control: a policy that keeps everything is noticed"
 
@@ -762,13 +762,7 @@ def test_a_number_is_a_camera(tmp_path, monkeypatch):
 
 # -- the command ----------------------------------------------------------------------------------------------------
 
-FLAGS = """
---sam2_cfg --sam2_checkpoint --base_video_dir --input_mask_dir --video_list_file --output_mask_dir --score_thresh
---use_all_masks --per_obj_png_file --apply_postprocessing --track_object_appearing_later_in_video
---use_vos_optimized_video_predictor --device --num_shards --shard_id --resume --save_overlay --save_rle --contact_sheet
---seed --video --box --points --negative_points --mask --start_frame --max_frames --output --ignore_ids --dataset --root
---split --zip
-""".split()
+FLAGS = ["--sam2_cfg", "--sam2_checkpoint", "--base_video_dir", "--input_mask_dir", "--video_list_file", "--output_mask_dir", "--score_thresh", "--use_all_masks", "--per_obj_png_file", "--apply_postprocessing", "--track_object_appearing_later_in_video", "--use_vos_optimized_video_predictor", "--device", "--num_shards", "--shard_id", "--resume", "--save_overlay", "--save_rle", "--contact_sheet", "--seed", "--video", "--box", "--points", "--negative_points", "--mask", "--start_frame", "--max_frames", "--output", "--ignore_ids", "--dataset", "--root", "--split", "--zip"]
 
 
 def test_help_names_every_flag(tmp_path):

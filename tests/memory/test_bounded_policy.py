@@ -144,4 +144,6 @@ def test_every_method_of_a_policy_reaches_the_inner_one() -> None:
     }
     methods = {n for n in methods if not n.startswith("_")} - {"new_state"}  # which only a policy's own prompt calls
     assert {"revise", "forget", "take_merged", "needs", "entry_infos"} <= methods
-    assert not methods - {*vars(PolicyWrapper), *vars(Bounded)}, "a method that is not passed on would be that of the base"
+    assert not methods - {*vars(PolicyWrapper), *vars(Bounded)}, (
+        "a method that is not passed on would be that of the base"
+    )
