@@ -1,9 +1,10 @@
-"""The house rules that a machine can check: docstrings, the drawn layout, API pages, workflows, pins, the changelog."""
+"""The house rules that a machine can check: docstrings, documents, workflows, pins, sizes and names."""
 
 from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -340,3 +341,96 @@ def test_the_changelog_lists_every_move() -> None:
 def test_an_untold_move_is_noticed() -> None:
     moves = {"a.b": "c.d", "a.b:X": "c.d:Y"}
     assert untold_moves("| `a.b` | `c.d` |", moves) == ["| `a.b.X` | `c.d.Y` |"]
+
+
+# -- sizes and names --------------------------------------------------------------------------------------------------
+
+VAGUE = frozenset(
+    re.findall(
+        r"\w+",
+        """
+    one other others mine theirs made found told given several seen which own most least here there now rest
+    alone both each known wanted shown beside said asked left gone came went kept held near far whole apart
+    lost looked third latest parts piece thing things many more some way place places where when who what how
+    much heard news look looks glance moment plain sent taken put drop owned several again already good bad
+    fits touched facts
+        """,
+    )
+)
+"""Names that say nothing of the value they are bound to."""
+
+
+class House(NamedTuple):
+    lines: int
+    longest_function: tuple[int, str]
+    p90: int
+    largest_class: tuple[int, str]
+    vague_percent: float
+    classes_twice: list[str]
+
+
+def length(function: Function) -> int:
+    """Lines without the docstring."""
+    first = function.body[0]
+    is_docstring = (
+        isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+    )
+    docstring = first.end_lineno - first.lineno + 1 if is_docstring else 0
+    return function.end_lineno - function.lineno + 1 - docstring
+
+
+def bindings(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+    elif isinstance(node, ast.arg) and node.arg not in ("self", "cls"):
+        yield node.arg
+
+
+def measure(sources: dict[str, str]) -> House:
+    nodes = [(file, node) for file, text in sources.items() for node in ast.walk(ast.parse(text))]
+    functions = [(length(node), f"{file} {node.name}") for file, node in nodes if isinstance(node, Function)]
+    classes = [(file, node) for file, node in nodes if isinstance(node, ast.ClassDef)]
+    methods = [(sum(isinstance(item, Function) for item in node.body), f"{file} {node.name}") for file, node in classes]
+    names = [name.strip("_") for _, node in nodes for name in bindings(node)]
+    vague = sum(name in VAGUE for name in names)
+    repeated = Counter(node.name.strip("_") for _, node in classes)
+    return House(
+        lines=sum(text.count("\n") for text in sources.values()),
+        longest_function=max(functions),
+        p90=sorted(lines for lines, _ in functions)[len(functions) * 9 // 10],
+        largest_class=max(methods),
+        vague_percent=100 * vague / len(names),
+        classes_twice=sorted(name for name, count in repeated.items() if count > 1),
+    )
+
+
+EXAMPLE = """
+class A:
+    def f(self, value):
+        '''A docstring
+        of two lines.'''
+        found = value
+        return found
+
+    def g(self): ...
+
+class _A: ...
+"""
+
+
+def test_measures_of_an_example() -> None:
+    house = measure({"a.py": EXAMPLE})
+    assert house[:2] == (EXAMPLE.count("\n"), (3, "a.py f"))
+    assert house.largest_class == (2, "a.py A")
+    assert house.vague_percent == 50
+    assert house.classes_twice == ["A"]
+
+
+def test_sizes_and_names_of_the_library() -> None:
+    house = measure({str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in LIBRARY.rglob("*.py")})
+    assert house.longest_function[0] <= 60, house.longest_function
+    assert house.p90 <= 15
+    assert house.largest_class[0] <= 20, house.largest_class
+    assert house.vague_percent < 1.0
+    assert house.classes_twice == []
+    assert house.lines <= 29_500
