@@ -150,6 +150,17 @@ def test_docstring_sections(library: dict[str, ast.Module]) -> None:
     assert docstring_faults(library) == []
 
 
+def sphinx_marks(text: str) -> list[str]:
+    """Roles and literal blocks of reStructuredText, which the site shows as they are."""
+    return re.findall(r":\w+:`[^`]*`|\w::$", text, re.MULTILINE)
+
+
+def test_docstrings_are_markdown() -> None:
+    marks = {file.name: sphinx_marks(file.read_text(encoding="utf-8")) for file in LIBRARY.rglob("*.py")}
+    assert {name: found for name, found in marks.items() if found} == {}
+    assert sphinx_marks("see :func:`f`, so::\n\n    code[::2]") == [":func:`f`", "o::"]
+
+
 GOOD = '''
 class Base:
     """A base.

@@ -55,7 +55,7 @@ def command_parser(usage: str) -> ArgumentParser:
 
 
 def add_network_arguments(parser: ArgumentParser, *, image_size: bool = True) -> None:
-    """Those of :class:`Network`; without ``image_size`` where a command takes several."""
+    """Those of ``Network``; without ``image_size`` where a command takes several."""
     parser.add_argument("--config", default="nano", help="a model config (default: nano)")
     parser.add_argument("--weights", help="a checkpoint, or random (default: those of the config)")
     if image_size:

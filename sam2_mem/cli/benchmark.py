@@ -319,7 +319,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class PeerComparison:
-    """What :func:`peer` measured; no race where masks did not agree."""
+    """What ``peer`` measured; no race where masks did not agree."""
 
     agreement: Agreement
     race: SpeedComparison | None
@@ -339,7 +339,7 @@ def _peer(
     no_alone: bool,
     **arguments: Any,
 ) -> int:
-    """:func:`peer` with the arguments of the command line."""
+    """``peer`` with the arguments of the command line."""
     if policies:
         raise ValueError("expected a policy as --override memory_policy=NAME beside a peer, got --policies")
     spec = Peer(

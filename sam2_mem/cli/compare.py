@@ -52,8 +52,8 @@ class Options:
 
     Attributes:
         out: the run's folder.
-        policies: as :func:`overrides_of` takes them; every policy if none is named.
-        data: as :func:`~sam2_mem.evaluation.comparison.videos.comparison_videos` takes them.
+        policies: as ``overrides_of`` takes them; every policy if none is named.
+        data: as ``comparison_videos`` takes them.
         videos: only these, by name.
         seeds: of whatever is random.
         baseline: the policy that others are compared with (default: the first one).

@@ -43,8 +43,8 @@ class Bench:
     """One network, the clips it is measured on, and the sections of the report.
 
     Args:
-        config: as for :func:`build_sam2_video_predictor`.
-        weights: as for :func:`build_sam2_video_predictor`.
+        config: as for ``build_sam2_video_predictor``.
+        weights: as for ``build_sam2_video_predictor``.
         count: clips per level.
         frames: of a clip.
         validation: measure on the clips for choosing among runs, not on those for reporting.

@@ -125,7 +125,7 @@ def _line(index: int, start: _Start, ids: np.ndarray) -> str:
 
 
 def write_submission(dataset: DatasetOnDisk, out: Path, *, archive: bool) -> str:
-    """Put what the evaluation server takes into :data:`ARCHIVE`, once the masks of all videos are there; what to tell
+    """Put what the evaluation server takes into ``ARCHIVE``, once the masks of all videos are there; what to tell
     the user."""
     waiting = [name for name in dataset.names if not _complete(dataset, out, name)]
     if waiting:
@@ -186,7 +186,7 @@ def _seconds(out: Path, name: str) -> float:
 
 
 def _report(out: Path, name: str) -> Path:
-    """What a run leaves of a finished video, see :class:`sam2_mem.tracking.run_manifest.RunFolder`."""
+    """What a run leaves of a finished video, see ``sam2_mem.tracking.run_manifest.RunFolder``."""
     return out / ".vos" / "done" / f"{name}.json"
 
 

@@ -206,7 +206,7 @@ class Layout:
         lists: files with the names of the videos of the split, one a line.
         split: the split used if none is named.
         meta: the meta file.
-        meta_format: a key of :data:`META_READERS`; "" if there is no meta file.
+        meta_format: a key of ``META_READERS``; "" if there is no meta file.
         meta_needed: whether the protocol cannot do without.
         unseen: the file that lists what is not in training.
         rules: how annotations become prompts; masks beyond the prompts are never looked at.
@@ -253,7 +253,7 @@ class Selection:
     """Which videos of a data set.
 
     Attributes:
-        split: whose list and meta file to look for (default: see :class:`Layout`).
+        split: whose list and meta file to look for (default: see ``Layout``).
         names: the videos (default: the split's list, else every folder of the annotations).
         meta: the meta file.
         unseen: the file that lists unseen videos (LVOS) or categories (YouTube-VOS).
@@ -269,7 +269,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class DatasetOnDisk:
-    """A data set by its name in :data:`LAYOUTS`; ``root``: its root, or its folder of annotations."""
+    """A data set by its name in ``LAYOUTS``; ``root``: its root, or its folder of annotations."""
 
     name: str
     root: Path
@@ -404,7 +404,7 @@ def _lines(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Videos, and how to score them: pass both to :func:`sam2_mem.evaluation.scoring.evaluate`.
+    """Videos, and how to score them: pass both to ``sam2_mem.evaluation.scoring.evaluate``.
 
     ``sources`` says which list and which meta file were used.
     """

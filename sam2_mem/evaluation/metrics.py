@@ -39,7 +39,7 @@ def boundary_f(
     """Harmonic mean of the precision and the recall of the boundary of ``pred`` (H, W), given that of ``gt`` (H, W).
 
     A boundary pixel is right if the other boundary comes within ``radius`` pixels of it (default: see
-    :func:`boundary_radius`). 1 if neither mask has a boundary, 0 if one has none: a mask that fills the image has none.
+    ``boundary_radius``). 1 if neither mask has a boundary, 0 if one has none: a mask that fills the image has none.
     """
     pred, gt = _pair(pred, gt, void)
     radius = boundary_radius(pred.shape) if radius is None else radius

@@ -435,14 +435,14 @@ class LVOS(Protocol[AnnotatedVideo]):
 
 @dataclass(frozen=True)
 class LVOSv1(LVOS):
-    """LVOS v1 by the rules of :class:`LVOS`. Numbers published until 2023 may follow :class:`LVOS2023`."""
+    """LVOS v1 by the rules of ``LVOS``. Numbers published until 2023 may follow ``LVOS2023``."""
 
     name = "lvosv1"
 
 
 @dataclass(frozen=True)
 class LVOSv2(LVOS):
-    """LVOS v2 by the rules of :class:`LVOS`."""
+    """LVOS v2 by the rules of ``LVOS``."""
 
     name = "lvosv2"
 
@@ -560,7 +560,7 @@ def _runs(flags: np.ndarray) -> list[slice]:
 
 @dataclass(frozen=True)
 class Synthetic(RegionAndBoundary):
-    """The procedural sets of :mod:`sam2_mem.evaluation.synthetic`, on the fly or exported.
+    """The procedural sets of ``sam2_mem.evaluation.synthetic``, on the fly or exported.
 
     Frames: all from the object's prompt on, without that one; the last counts. Objects: those of the clip (exported: of
     the meta file). A frame on which neither mask has the object gives 1. J-visible is the mean of J over frames that

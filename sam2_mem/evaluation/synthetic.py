@@ -5,7 +5,7 @@
             ...
 
 A set never changes: another choice of clips gets another version. Frames are drawn when they are asked for, and are the
-same bits on every machine (:func:`fingerprint`; ``tests/evaluation/test_evaluation_synthetic.py`` holds the expected ones). Each
+same bits on every machine (``fingerprint``; ``tests/evaluation/test_evaluation_synthetic.py`` holds the expected ones). Each
 clip belongs to a track, which says what is hard about it. ``docs/evaluation.md`` has the table.
 """
 
@@ -34,7 +34,7 @@ from sam2_mem.video.source import SeekableSource
 
 
 class SyntheticSource(SeekableSource):
-    """A procedural clip as a video: :func:`sam2_mem.video.open_video` and the predictors take it as it is."""
+    """A procedural clip as a video: ``sam2_mem.video.open_video`` and the predictors take it as it is."""
 
     def __init__(self, video: SyntheticVideo, *, prefetch: int = 0, cache: int = 4) -> None:
         super().__init__(prefetch=prefetch, cache=cache)
@@ -88,7 +88,7 @@ class SyntheticClip(AnnotatedVideo):
         return SyntheticSource(self.video, prefetch=prefetch)
 
     def plan(self) -> PromptPlan:
-        """The mask of each object on its first frame, as :func:`sam2_mem.tracking.vos.segment` takes prompts."""
+        """The mask of each object on its first frame, as ``sam2_mem.tracking.vos.segment`` takes prompts."""
         prompts: dict[int, list[Prompt]] = {}
         for obj_id, first in self.entries.items():
             prompts.setdefault(first, []).append(Prompt(obj_id, mask=self.video.masks(first) == obj_id))
@@ -138,9 +138,9 @@ def fingerprint(clip: SyntheticClip, times: Iterable[int]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkTrack:
-    """Clips of one difficulty. ``level``: of :mod:`sam2_mem.synthetic.scenes`; ``late``: how many of the objects enter
+    """Clips of one difficulty. ``level``: of ``sam2_mem.synthetic.scenes``; ``late``: how many of the objects enter
     after the first frame; ``events``: what happens to an object in every clip, by the names of
-    :class:`sam2_mem.synthetic.generator.Event`."""
+    ``sam2_mem.synthetic.generator.Event``."""
 
     name: str
     level: str

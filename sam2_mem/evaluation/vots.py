@@ -128,7 +128,7 @@ def parse_region(text: str) -> Region:
 
 
 def region_text(mask: np.ndarray) -> str:
-    """A mask (H, W) as :func:`parse_region` reads it; code 0 for an empty one."""
+    """A mask (H, W) as ``parse_region`` reads it; code 0 for an empty one."""
     region = mask_region(mask)
     if not region.mask.size:
         return "0"

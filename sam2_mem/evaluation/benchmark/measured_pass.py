@@ -119,7 +119,7 @@ class PausingSource(VideoSource):
 
 @dataclass
 class MemoryCounter:
-    """What is held after, and read on, every frame, where tracking runs :meth:`counting_policy` in place of ``policy``.
+    """What is held after, and read on, every frame, where tracking runs ``counting_policy`` in place of ``policy``.
 
     ``state_bytes`` of all states together; ``tokens_held``, ``tokens_read`` and ``pointers_read``, the mean over objects,
     equal pathways counted once; ``largest``: tokens of the object that holds most. ``stopwatch`` is paused meanwhile.

@@ -121,7 +121,7 @@ class PolicyCost:
 
     ``ms`` per frame, the median over all blocks; ``fifo_ms`` that of the FIFO blocks around them; ``ratio`` the median
     of the ratios of neighbouring blocks, ``ratio_min`` and ``ratio_max`` their range. ``bytes`` of all states together
-    and ``tokens`` of the object that holds most, after the first :data:`WARM_UP` frames (``_warm``) and at the end;
+    and ``tokens`` of the object that holds most, after the first ``WARM_UP`` frames (``_warm``) and at the end;
     ``capacity`` the bound on tokens per object, None for none. ``read`` memory tokens and ``pointers`` object pointers
     per object and frame, the mean after warm-up. ``repeatable``: all blocks of a policy gave the same masks.
     """

@@ -1,6 +1,6 @@
 """Where the time of a frame goes: milliseconds and operations of the parts of the network, and what is left around them.
 
-The network calls its parts through a runner (:mod:`sam2_mem.model.acceleration.cuda_graphs`), and what measures them is
+The network calls its parts through a runner (``sam2_mem.model.acceleration.cuda_graphs``), and what measures them is
 one. Operations are those of matrix products, attention and convolutions, counted by torch on a pass of its own, with
 attention written out; two per multiplication and addition.
 """
@@ -85,7 +85,7 @@ def counting() -> Iterator[FlopCounterMode]:
 
 def uncounted() -> dict[Any, Callable[..., int]]:
     """Operations that torch's counter does not count by itself, from shapes: ``total.addmm_(a, b)``, and oneDNN's linear
-    map (:mod:`sam2_mem.model.acceleration.onednn_linear`)."""
+    map (``sam2_mem.model.acceleration.onednn_linear``)."""
     counts: dict[Any, Callable[..., int]] = {
         torch.ops.aten.addmm_: lambda total, a, b, *_, **__: 2 * a[0] * a[1] * b[1]
     }

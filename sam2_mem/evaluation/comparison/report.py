@@ -168,7 +168,7 @@ def _csv(lines: Iterable[Sequence[object]]) -> str:
 
 def over_time(results: Sequence[Result], column: str = "J", name: str = "") -> Series:
     """The mean over objects of a number per frame, in percent, against the place in the video in percent: at most
-    :data:`BINS` points, those with a number."""
+    ``BINS`` points, those with a number."""
     bins = min([BINS, *(result.frames for result in results)])
     sums, counts = np.zeros(bins), np.zeros(bins)
     for result in results:

@@ -12,7 +12,7 @@ The bank always holds the first frame of the object. The others come from the fr
 ``best``     those from which, alone beside the first frame, the target is decoded best: an oracle, it looks at the
              truth. ``worst`` is its opposite.
 
-Tracked frames are read in temporal slots by rank and with their pointers, as :mod:`sam2_mem.memory.reading` does it.
+Tracked frames are read in temporal slots by rank and with their pointers, as ``sam2_mem.memory.reading`` does it.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def record_video(
     Args:
         predictor: with the policy.
         video: as for ``init_state``.
-        plan: the prompts, see :mod:`sam2_mem.tracking.vos`.
+        plan: the prompts, see ``sam2_mem.tracking.vos``.
         name: what the policy is called.
         width: of the pictures kept.
         stop: first frame left out.

@@ -27,7 +27,7 @@ def sheet(recorded: RecordedVideo, obj_id: int, frame: int | None = None) -> Ima
 
 
 def write_sheet(path: Path, recorded: RecordedVideo, obj_id: int, frame: int | None = None) -> None:
-    """:func:`sheet` as a PNG file."""
+    """``sheet`` as a PNG file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet(recorded, obj_id, frame).save(path, format="PNG", optimize=True)
 
