@@ -31,9 +31,9 @@ def suppress_overlap(logits: Tensor) -> Tensor:
 def clean_masks(logits: Tensor, max_hole_area: int, max_region_area: int) -> Tensor:
     """(N, h, w) with small holes filled, then small regions removed; areas in pixels, 0 for never."""
     if max_hole_area > 0:
-        logits = fill_holes(logits, max_hole_area)
+        logits = _repaint_small(logits, max_hole_area, background=True)
     if max_region_area > 0:
-        logits = remove_regions(logits, max_region_area)
+        logits = _repaint_small(logits, max_region_area, background=False)
     return logits
 
 

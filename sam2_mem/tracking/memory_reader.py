@@ -67,11 +67,6 @@ class DecodedBatch(NamedTuple):
     conditioned: Tensor
     usage: Sequence[ReadUsage] | None
 
-    def decoder_maps(self, row: int) -> DecoderMaps:
-        """Those of one row, where the decoder was asked to keep them."""
-        assert self.decoded.maps is not None, "maps are kept where there is sensory memory"
-        return DecoderMaps(*(maps[row] for maps in self.decoded.maps))
-
 
 @dataclass(eq=False)
 class MemoryReader:
@@ -128,7 +123,9 @@ class MemoryReader:
                 hypotheses=replace(hypotheses, usage=None) if usage is not requested else hypotheses,
                 rows=rows,
                 conditioned=[batches[b].conditioned[r] for b, r in rows] if keep_conditioned else (),
-                maps=() if self.sensory is None else [batches[b].decoder_maps(r) for b, r in rows],
+                maps=[]
+                if self.sensory is None
+                else [sensory_update.maps_at(batches[b].decoded.maps, r) for b, r in rows],
                 usage=hypotheses.usage if report_usage else None,
             )
             predictions.append(prediction)

@@ -30,6 +30,12 @@ def active(model: SAM2, policy: MemoryPolicy) -> SensoryMemory | None:
     return sensory if model.training or not sensory.is_absent() else None
 
 
+def maps_at(maps: DecoderMaps | None, row: int) -> DecoderMaps:
+    """One row of R."""
+    assert maps is not None, "the decoder keeps its maps where there is sensory memory"
+    return DecoderMaps(*(m[row] for m in maps))
+
+
 def carried(
     sensory: SensoryMemory,
     outputs: Sequence[MaskOutput],

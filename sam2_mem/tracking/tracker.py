@@ -167,11 +167,12 @@ class Tracker:
         predictions = self.reader.predict(
             tracks, features, context, keep_conditioned=self.refiner is not None, report_usage=report_usage
         )
-        selections = [self._select(prediction) for prediction in predictions]
-        outputs = [
-            gated_output(self.model, features.index, prediction.hypotheses, selection.output, self._gate)
-            for prediction, selection in zip(predictions, selections)
-        ]
+        selections, outputs = [], []
+        for prediction in predictions:
+            track, hypotheses = prediction.track, prediction.hypotheses
+            selection = self.policy.choose(track.state, prediction.frame, hypotheses)
+            selections.append(replace(selection, remember=()) if track.frozen else selection)
+            outputs.append(gated_output(self.model, features.index, hypotheses, selection.output, self._gate))
         if self.refiner is not None:
             outputs = self._refine(self.refiner, predictions, selections, outputs, features)
         memories = self.writer.encode_memories(predictions, selections, outputs, features)
@@ -189,11 +190,6 @@ class Tracker:
                 changed = self._revising.revise(track.state, prediction.frame)
                 revisions += [self._apply_revision(track, revision) for revision in changed]
         return tuple(revisions)
-
-    def _select(self, prediction: TrackPrediction) -> MaskSelection:
-        track = prediction.track
-        selection = self.policy.choose(track.state, prediction.frame, prediction.hypotheses)
-        return replace(selection, remember=()) if track.frozen else selection
 
     def _refine(
         self,
