@@ -287,7 +287,9 @@ def test_wheel_carries_configs_code_and_the_small_model(wheel: Path) -> None:
     code = {file.relative_to(ROOT).as_posix() for file in (ROOT / "sam2_mem").rglob("*.py")}
     assert {f"sam2_mem/{config}" for config in CONFIGS} <= configs
     beside = {"sam2_mem/checkpoints/sam2_mem_nano.safetensors", "sam2_mem/py.typed"}
-    assert configs | code | beside <= packed
+    data = {file.relative_to(ROOT).as_posix() for file in (ROOT / "sam2_mem").rglob("*.[!p]*") if file.is_file()}
+    assert {"sam2_mem/evaluation/datasets.yaml", "sam2_mem/evaluation/templates/comparison.html"} <= data
+    assert configs | code | data | beside <= packed
 
 
 def test_wheel_carries_no_official_weights_and_nothing_beside_the_package(wheel: Path) -> None:
