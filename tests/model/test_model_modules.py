@@ -466,7 +466,7 @@ def test_mask_decoder_falls_back_when_the_single_mask_is_unstable():
     for decoder in (ours, reference):
         decoder.dynamic_multimask_stability_thresh = threshold
     result = inputs.ours(ours, False)
-    assert worst_error(list(result), list(inputs.reference(reference, False))) < TOLERANCE
+    assert worst_error(list(result[:4]), list(inputs.reference(reference, False)[:4])) < TOLERANCE
     kept = (result.masks == single.masks).flatten(1).all(1)
     assert 0 < kept.sum() < 8
     replaced = (result.masks == alternatives.masks).flatten(2).all(2).any(1)
@@ -492,7 +492,7 @@ def test_empty_and_full_masks_count_as_stable(level):
 def test_mask_decoder_shares_one_image():
     ours, reference = decoders()
     inputs = decoder_input(dim=64, shared_image=True)
-    assert worst_error(list(inputs.ours(ours, True)), list(inputs.reference(reference, True))) < TOLERANCE
+    assert worst_error(list(inputs.ours(ours, True)[:4]), list(inputs.reference(reference, True)[:4])) < TOLERANCE
 
 
 def test_mask_decoder_refuses_prompts_of_unequal_batches():
