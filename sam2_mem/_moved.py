@@ -83,6 +83,7 @@ NAMES = {
     "sam2_mem.cli.benchmark:synthetic": "sam2_mem.cli.benchmark:synthetic_clip",
     "sam2_mem.cli.compare:Workshop": "sam2_mem.cli.compare:PredictorBuilder",
     "sam2_mem.cli.distillers:Cost": "sam2_mem.cli.distillers:DistillerCost",
+    "sam2_mem.cli.vos:tell": "sam2_mem.cli.vos:print_summary",
     "sam2_mem.cli.vos_datasets:found_tasks": "sam2_mem.cli.vos_datasets:dataset_video_tasks",
     "sam2_mem.cli.vos_datasets:hand_in": "sam2_mem.cli.vos_datasets:write_submission",
     "sam2_mem.cli.vos_datasets:spell_out": "sam2_mem.cli.vos_datasets:apply_dataset_defaults",

@@ -103,7 +103,7 @@ class MemoryTokens:
     """Spatial memory of one frame (or a merged one).
 
     ``feat`` (L, Cm); ``pos`` (L, Cm) spatial position only, added to keys; ``xy`` (L, 2) rotary coordinates in cells of
-    the image grid, None for tokens without a place (equal to cell (0, 0)); ``log_count`` (L) logarithm of the number of
+    the image grid, None for tokens without coordinates (equal to cell (0, 0)); ``log_count`` (L) logarithm of the number of
     tokens each token stands for, added to its attention logit, None for zero.
     """
 
@@ -205,9 +205,6 @@ class ReadItem:
         if self.tokens is None:
             raise ValueError("expected tokens to read, got None: the entry gave them up; read entries, not pointers")
 
-    def key(self) -> tuple[Any, ...]:
-        return (id(self.tokens), self.slot, self.gain, self.order)
-
 
 @dataclass(frozen=True, eq=False)
 class ReadPointer:
@@ -216,9 +213,6 @@ class ReadPointer:
     pointer: Tensor
     offset: float
     gain: float = 1.0
-
-    def key(self) -> tuple[Any, ...]:
-        return (id(self.pointer), self.offset, self.gain)
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,8 +226,9 @@ class MemoryRead:
 
     def key(self) -> tuple[Any, ...]:
         """Equal for reads that are certain to give equal results."""
-        sensory = None if self.sensory is None else id(self.sensory)
-        return (tuple(i.key() for i in self.items), tuple(p.key() for p in self.pointers), sensory)
+        items = [(id(i.tokens), i.slot, i.gain, i.order) for i in self.items]
+        pointers = [(id(p.pointer), p.offset, p.gain) for p in self.pointers]
+        return (tuple(items), tuple(pointers), None if self.sensory is None else id(self.sensory))
 
 
 @dataclass(frozen=True, eq=False)

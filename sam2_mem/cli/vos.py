@@ -15,8 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from sam2_mem import __version__
+from sam2_mem._moved import renamed
 from sam2_mem.build_sam import RANDOM, build_sam2_video_predictor
 from sam2_mem.checkpoint import HOW_TO_DOWNLOAD, OFFICIAL_MODELS, local_path, sha256_of
+from sam2_mem.cli.arguments import exit_status
 from sam2_mem.cli.vos_arguments import DEFAULT_CHECKPOINT, DEFAULT_CONFIG, parse_arguments
 from sam2_mem.cli.vos_datasets import apply_dataset_defaults, dataset_video_tasks, find_dataset, write_submission
 from sam2_mem.config import checkpoint_dir, compose_video, config_names
@@ -36,7 +38,7 @@ logger = logging.getLogger("vos_inference")
 SMALL_CONFIG = "configs/nano.yaml"
 
 
-# -- model ----------------------------------------------------------------------------------------------------------
+# -- network --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -56,33 +58,35 @@ def choose_config(args: argparse.Namespace) -> str:
     are not here."""
     if args.sam2_cfg is not None:
         return args.sam2_cfg
-    first_try = args.video is not None and args.sam2_checkpoint is None and _find(Path(DEFAULT_CHECKPOINT)) is None
-    if first_try and _small_model_is_here():
+    is_trial = args.video is not None and args.sam2_checkpoint is None and _find(Path(DEFAULT_CHECKPOINT)) is None
+    if is_trial and _has_small_model():
         logger.warning("no %s, using the small model %s; %s", DEFAULT_CHECKPOINT, SMALL_CONFIG, HOW_TO_DOWNLOAD)
         return SMALL_CONFIG
     return DEFAULT_CONFIG
 
 
-def _small_model_is_here() -> bool:
-    named = compose_video(SMALL_CONFIG).get("checkpoint") if SMALL_CONFIG in config_names() else None
-    return named not in (None, RANDOM) and _find(Path(named)) is not None
+def _has_small_model() -> bool:
+    if SMALL_CONFIG not in config_names():
+        return False
+    checkpoint = compose_video(SMALL_CONFIG).get("checkpoint")
+    return checkpoint not in (None, RANDOM) and _find(Path(checkpoint)) is not None
 
 
 def choose_weights(args: argparse.Namespace, config_name: str, config: DictConfig) -> Weights:
     """The weights asked for, else those that the config names, else the official file that belongs to it."""
-    asked, named = args.sam2_checkpoint, config.get("checkpoint")
-    if asked == RANDOM or (asked in (None, "none") and named == RANDOM):
-        who = "asked for" if asked == RANDOM else f"as {config_name} says"
-        logger.warning("RANDOM WEIGHTS (%s, seed %d): the masks mean nothing", who, args.seed)
+    requested, configured = args.sam2_checkpoint, config.get("checkpoint")
+    if requested == RANDOM or (requested in (None, "none") and configured == RANDOM):
+        reason = "asked for" if requested == RANDOM else f"as {config_name} says"
+        logger.warning("RANDOM WEIGHTS (%s, seed %d): the masks mean nothing", reason, args.seed)
         return Weights(None)
-    if asked not in (None, "none"):
-        path = local_path(asked)
+    if requested not in (None, "none"):
+        path = local_path(requested)
         if not path.is_file():
-            raise FileNotFoundError(f"no checkpoint '{asked}'; {HOW_TO_DOWNLOAD}, or give --sam2_checkpoint")
+            raise FileNotFoundError(f"no checkpoint '{requested}'; {HOW_TO_DOWNLOAD}, or give --sam2_checkpoint")
         return Weights(path)
-    if named is None and asked == "none":
+    if configured is None and requested == "none":
         raise ValueError(f"{config_name} names no checkpoint: expected --sam2_checkpoint FILE, or 'random', got 'none'")
-    checkpoint = Path(named or _official_file(config_name))
+    checkpoint = Path(configured or _official_file(config_name))
     file = _find(checkpoint)
     if file is None:
         raise FileNotFoundError(f"no checkpoint '{checkpoint}'; {HOW_TO_DOWNLOAD}, or give --sam2_checkpoint")
@@ -90,14 +94,14 @@ def choose_weights(args: argparse.Namespace, config_name: str, config: DictConfi
 
 
 def _official_file(config_name: str) -> str:
-    known = {Path(model.config).stem: model.filename for model in OFFICIAL_MODELS.values()}
-    return f"./checkpoints/{known.get(Path(config_name).name.removesuffix('.yaml'), Path(DEFAULT_CHECKPOINT).name)}"
+    filenames = {Path(model.config).stem: model.filename for model in OFFICIAL_MODELS.values()}
+    return f"./checkpoints/{filenames.get(Path(config_name).name.removesuffix('.yaml'), Path(DEFAULT_CHECKPOINT).name)}"
 
 
 def _find(path: Path) -> Path | None:
     """A checkpoint by its path, or by its name among those of this package or checkout."""
-    places = path.expanduser(), checkpoint_dir() / path.name
-    return next((place for place in places if place.is_file()), None)
+    candidates = path.expanduser(), checkpoint_dir() / path.name
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 # -- task -----------------------------------------------------------------------------------------------------------
@@ -140,7 +144,7 @@ def masks_depend_on(args: argparse.Namespace, config: DictConfig, weights: dict[
         "base_video_dir input_mask_dir use_all_masks track_object_appearing_later_in_video per_obj_png_file ignore_ids "
         "video box points negative_points mask start_frame score_thresh max_frames use_vos_optimized_video_predictor"
     )
-    chosen = {name: _plain(getattr(args, name)) for name in names.split()}
+    chosen = {name: _as_text(getattr(args, name)) for name in names.split()}
     settings: Any = OmegaConf.to_container(config, resolve=True)
     return {
         "arguments": {name: value for name, value in chosen.items() if value not in (None, False, [], ())},
@@ -151,7 +155,7 @@ def masks_depend_on(args: argparse.Namespace, config: DictConfig, weights: dict[
     }
 
 
-def _plain(value: object) -> object:
+def _as_text(value: object) -> object:
     return str(value.resolve()) if isinstance(value, Path) else value
 
 
@@ -192,8 +196,8 @@ def segment_videos(args: argparse.Namespace) -> list[VideoReport]:
         apply_dataset_defaults(args, find_dataset(args))
     tasks = make_tasks(args)
     name = choose_config(args)
-    apart = f"++predictor.non_overlap_masks={'false' if args.per_obj_png_file else 'true'}"
-    config = compose_video(name, [apart, *args.overrides], apply_postprocessing=args.apply_postprocessing)
+    non_overlap = f"++predictor.non_overlap_masks={'false' if args.per_obj_png_file else 'true'}"
+    config = compose_video(name, [non_overlap, *args.overrides], apply_postprocessing=args.apply_postprocessing)
     weights = choose_weights(args, name, config)
     OmegaConf.update(config, "checkpoint", None if weights.path is None else str(weights.path), force_add=True)
     torch.manual_seed(args.seed)
@@ -207,8 +211,8 @@ def segment_videos(args: argparse.Namespace) -> list[VideoReport]:
     return run(predictor, tasks, options, progress=show_progress)
 
 
-def entry_infos(reports: Sequence[VideoReport], folder: Path) -> int:
-    """Say how it went; the exit code."""
+def print_summary(reports: Sequence[VideoReport], folder: Path) -> int:
+    """Print how many videos are complete, and what failed; the exit code."""
     failed = [report for report in reports if report.error is not None]
     print(f"{len(reports) - len(failed)} of {len(reports)} videos are complete in {folder}")
     for report in failed:
@@ -220,11 +224,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0: all done; 1: a video failed; 2: the arguments cannot be used."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     args = parse_arguments(argv)
-    try:
-        status = entry_infos(segment_videos(args), args.output_mask_dir)
+
+    def segment() -> int:
+        status = print_summary(segment_videos(args), args.output_mask_dir)
         if args.dataset is not None:
             print(write_submission(find_dataset(args), args.output_mask_dir, archive=args.zip))
         return status
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+    return exit_status(segment)
+
+
+__getattr__ = renamed(__name__)

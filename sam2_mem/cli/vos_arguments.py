@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from sam2_mem.cli.arguments import command_parser
 from sam2_mem.evaluation.datasets import LAYOUTS
 from sam2_mem.tracking.vos_run import Shard
 
@@ -33,12 +34,11 @@ DEFAULT_CHECKPOINT = "./checkpoints/sam2.1_hiera_base_plus.pt"
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    """The arguments, checked together; exits with status 2 and the reason where they cannot be used."""
+    parser = command_parser(USAGE)
     _add_model(parser.add_argument_group("model"))
-    _add_known(parser.add_argument_group("a data set by its name"))
-    _add_dataset(parser.add_argument_group("videos of a data set"))
+    _add_dataset_name(parser.add_argument_group("a data set by its name"))
+    _add_folders(parser.add_argument_group("videos of a data set"))
     _add_single(parser.add_argument_group("one video"))
     _add_output(parser.add_argument_group("output"))
     _add_tracking(parser.add_argument_group("tracking"))
@@ -73,7 +73,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_known(group: argparse._ArgumentGroup) -> None:
+def _add_dataset_name(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--dataset", choices=sorted(LAYOUTS), help="where its videos and prompts are is known")
     group.add_argument("--root", type=Path, help="of the data set, as it comes")
     group.add_argument("--split", help="whose list of videos and meta file to use (default: val or valid)")
@@ -85,7 +85,7 @@ def _add_known(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_dataset(group: argparse._ArgumentGroup) -> None:
+def _add_folders(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--base_video_dir", type=Path, help="holds <video>/<frame>.jpg (or .png), or <video>.mp4")
     group.add_argument("--input_mask_dir", type=Path, help="holds <video>/<frame>.png; pixel values are object ids")
     group.add_argument("--video_list_file", type=Path, help="one video per line (default: all in --base_video_dir)")
@@ -157,7 +157,7 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
 
 def _numbers(text: str) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in text.split(","))
+        return tuple(float(number) for number in text.split(","))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"expected numbers with commas between them, got {text!r}") from error
 
@@ -191,41 +191,41 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"expected --max_frames >= 1, got {args.max_frames}")
     args.shard = Shard(index=args.shard_id, of=args.num_shards)
     if args.dataset is not None or args.root is not None:
-        _check_known(args)
+        _check_dataset_name(args)
     elif args.video is not None:
         _check_single(args)
     else:
-        _check_dataset(args)
+        _check_folders(args)
 
 
-def _given(args: argparse.Namespace, *names: str) -> list[str]:
+def _present(args: argparse.Namespace, *names: str) -> list[str]:
     return [f"--{name}" for name in names if getattr(args, name)]
 
 
-def _check_known(args: argparse.Namespace) -> None:
+def _check_dataset_name(args: argparse.Namespace) -> None:
     if args.dataset is None or args.root is None:
         raise ValueError("expected --dataset together with --root, got one of them")
     folders = ("video", "base_video_dir", "input_mask_dir", "box", "points", "negative_points", "mask", "start_frame")
     rules = ("use_all_masks", "track_object_appearing_later_in_video", "per_obj_png_file", "ignore_ids")
-    misplaced = _given(args, *folders, *rules)
+    misplaced = _present(args, *folders, *rules)
     if misplaced:
         raise ValueError(f"expected --dataset alone to say what to track, got it with {misplaced[0]}")
 
 
-def _check_dataset(args: argparse.Namespace) -> None:
+def _check_folders(args: argparse.Namespace) -> None:
     if args.base_video_dir is None or args.input_mask_dir is None:
         raise ValueError("expected --base_video_dir with --input_mask_dir, or --video for a single one")
-    misplaced = _given(args, "box", "points", "negative_points", "mask", "start_frame")
+    misplaced = _present(args, "box", "points", "negative_points", "mask", "start_frame")
     if misplaced:
         raise ValueError(f"expected {misplaced[0]} together with --video, got it with --base_video_dir")
 
 
 def _check_single(args: argparse.Namespace) -> None:
     names = ("base_video_dir", "input_mask_dir", "video_list_file", "use_all_masks")
-    misplaced = _given(args, *names, "track_object_appearing_later_in_video")
+    misplaced = _present(args, *names, "track_object_appearing_later_in_video")
     if misplaced:
         raise ValueError(f"expected --video or a data set, got --video with {misplaced[0]}")
-    clicks = _given(args, "box", "points", "negative_points")
+    clicks = _present(args, "box", "points", "negative_points")
     if bool(clicks) == (args.mask is not None):
         got = "both" if clicks else "neither"
         raise ValueError(f"expected either --mask or --box/--points to say what to track, got {got}")

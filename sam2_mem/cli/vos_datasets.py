@@ -96,6 +96,8 @@ def write_regions(sequence: VOTSSequence, masks: Path, seconds: float) -> list[P
     reads results: on frame 0 the code of a prompt, before an object's start and where it is not seen the code 0.
 
     Args:
+        sequence: whose objects and truths are read.
+        masks: the folder of its mask PNGs.
         seconds: per frame.
     """
     starts = _starts(sequence)

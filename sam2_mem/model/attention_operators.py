@@ -17,11 +17,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from itertools import accumulate
-from typing import NamedTuple, cast
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from sam2_mem._moved import renamed
 from sam2_mem.model.acceleration.onednn_linear import on_plain_cpu
@@ -134,11 +135,9 @@ class ReadSize(NamedTuple):
 class ReadOperator(ABC):
     """One way to read memory. Frozen; nothing of a video stays on it."""
 
-    @property
-    def steady(self) -> bool:
-        """Whether what it runs depends on shapes alone, so that it can be recorded
-        (``sam2_mem.model.acceleration.cuda_graphs``)."""
-        return False
+    steady: ClassVar[bool] = False
+    """Whether what it runs depends on shapes alone, so that it can be recorded
+    (``sam2_mem.model.acceleration.cuda_graphs``)."""
 
     def prepare(self, rows: RowBatch, rotation_at: RotationAt, grid: tuple[int, int]) -> Memory:
         """What all layers of one frame read; ``grid`` (H, W) of the queries."""
@@ -160,9 +159,7 @@ class ReadOperator(ABC):
 class Exact(ReadOperator):
     """SAM 2's: values are projected to the width of the model, then attended to."""
 
-    @property
-    def steady(self) -> bool:
-        return True
+    steady = True
 
     def __call__(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
         k = attention.keys(memory.key, memory.rotation)
@@ -185,9 +182,7 @@ class LowDim(ReadOperator):
     Dropout of attention weights, in training, is left to ``Exact``.
     """
 
-    @property
-    def steady(self) -> bool:
-        return True
+    steady = True
 
     def __call__(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
         if attention.training and attention.dropout:
@@ -235,9 +230,7 @@ class Auto(ReadOperator):
 
     least: int = 1 << 16
 
-    @property
-    def steady(self) -> bool:
-        return True
+    steady = True
 
     def _choose(self, wide: int, narrow: int, scores: int) -> ReadOperator:
         return LowDim() if 2 * narrow <= wide and scores >= self.least else Exact()
@@ -261,9 +254,7 @@ class Packed(ReadOperator):
     (``torch.nn.attention.varlen``); elsewhere, and where tokens have counts, which that kernel cannot add, row follows row.
     """
 
-    @property
-    def steady(self) -> bool:
-        return True
+    steady = True
 
     def __call__(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
         if memory.lengths is None or (attention.training and attention.dropout):
@@ -374,36 +365,19 @@ def merge(memory: Memory, group: Tensor) -> Memory:
     """One token for all tokens of a row with the same ``group`` (R, L): means by count, counts added. Padding stays
     out."""
     bias = memory.logit_bias()
-    merged = [_merge_row(memory, r, group[r], bias[r]) for r in range(memory.rows)]
-    longest = max(len(row.bias) for row in merged)
-    rows = [row.padded(longest) for row in merged]
-    key, value, cos, sin, log_count, pointer = (torch.stack(column) for column in zip(*rows))
+    rows = [_merge_row(memory, r, group[r], bias[r]) for r in range(memory.rows)]
+    padding = (0.0, 0.0, 0.0, 0.0, float("-inf"), 0.0)
+    key, value, cos, sin, log_count, pointer = (
+        pad_sequence(list(column), batch_first=True, padding_value=value) for column, value in zip(zip(*rows), padding)
+    )
     rotation = Rotation.of(cos.unsqueeze(1), sin.unsqueeze(1))
     return replace(
         memory, key=key, value=value, rotation=rotation, bias=log_count, pointer=pointer, lengths=None, counted=True
     )
 
 
-class _MergedRow(NamedTuple):
-    """One row of G tokens."""
-
-    key: Tensor
-    value: Tensor
-    cos: Tensor
-    sin: Tensor
-    bias: Tensor
-    pointer: Tensor
-
-    def padded(self, length: int) -> _MergedRow:
-        missing = length - len(self.bias)
-        if not missing:
-            return self
-        key, value, cos, sin = (F.pad(x, (0, 0, 0, missing)) for x in self[:4])
-        bias = F.pad(self.bias, (0, missing), value=float("-inf"))
-        return _MergedRow(key, value, cos, sin, bias, F.pad(self.pointer, (0, missing)))
-
-
-def _merge_row(memory: Memory, row: int, group: Tensor, bias: Tensor) -> _MergedRow:
+def _merge_row(memory: Memory, row: int, group: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    """Keys, values, cosines, sines, log-counts and pointer flags of one row, of as many tokens as it has groups."""
     real = bias.isfinite().nonzero()[:, 0]
     groups, member = group[real].unique(return_inverse=True)
     count = bias[real].float().exp()
@@ -420,7 +394,7 @@ def _merge_row(memory: Memory, row: int, group: Tensor, bias: Tensor) -> _Merged
     )
     pointer = torch.zeros(len(groups), dtype=torch.bool, device=member.device)
     pointer[member] = memory.pointer[row][real]
-    return _MergedRow(key, value, cos, sin, total.log().to(bias.dtype), pointer)
+    return key, value, cos, sin, total.log().to(bias.dtype), pointer
 
 
 @dataclass(frozen=True)
@@ -569,10 +543,9 @@ class SparsePointers(ReadOperator):
         bias = memory.logit_bias()
         mean = q.mean(2).expand(memory.rows, -1, -1)
         indices = [self._token_index(attention, mean[r], memory, r, bias[r].isfinite()) for r in range(memory.rows)]
-        longest = max(len(index) for index in indices)
-        index = torch.stack([F.pad(i, (0, longest - len(i))) for i in indices])
-        ends = torch.tensor([len(i) for i in indices], device=index.device)
-        beyond = torch.arange(longest, device=index.device) >= ends[:, None]
+        index = pad_sequence(indices, batch_first=True)
+        lengths = torch.tensor([len(i) for i in indices], device=index.device)
+        beyond = torch.arange(index.shape[1], device=index.device) >= lengths[:, None]
         return memory.gather(index, bias.gather(1, index).masked_fill(beyond, float("-inf")))
 
     def _token_index(self, attention: RotaryAttention, mean: Tensor, memory: Memory, row: int, real: Tensor) -> Tensor:

@@ -20,17 +20,10 @@ from sam2_mem.model.rope import grid_coordinates
 
 
 @lru_cache(maxsize=32)
-def sine_map(height: int, width: int, channels: int, device: torch.device) -> Tensor:
-    """Sine positions of a grid, (channels, height, width) float32."""
-    with torch.inference_mode(False), torch.no_grad():
-        return sine_position_map(height, width, channels, device=device, dtype=torch.float32)
-
-
-@lru_cache(maxsize=32)
 def sine_tokens(height: int, width: int, channels: int, device: torch.device) -> Tensor:
-    """The same as tokens, (height * width, channels)."""
+    """Sine positions of the cells of a grid, (height * width, channels) float32."""
     with torch.inference_mode(False), torch.no_grad():
-        return sine_map(height, width, channels, device).flatten(1).t().contiguous()
+        return sine_position_map(height, width, channels, device=device).flatten(1).t().contiguous()
 
 
 @lru_cache(maxsize=32)

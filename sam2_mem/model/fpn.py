@@ -97,12 +97,10 @@ class ImageEncoder(nn.Module):
         self.neck = neck
         self.scalp = scalp
 
-    def forward(
-        self, images: Tensor, *, position: Tensor | None = None, heads: Mapping[int, nn.Conv2d] = NO_HEADS
-    ) -> list[Tensor]:
+    def forward(self, images: Tensor, *, heads: Mapping[int, nn.Conv2d] = NO_HEADS) -> list[Tensor]:
         """(B, 3, H, W) -> maps fine to coarse, (B, d_model, H/4, W/4), (.., H/8, W/8), (.., H/16, W/16) for scalp 1.
 
-        `position` is a kept `trunk.position_map(H/4, W/4)`; `heads` as in `FpnNeck`.
+        `heads` as in `FpnNeck`.
         """
-        maps = self.neck(self.trunk(images, position=position), heads)
+        maps = self.neck(self.trunk(images), heads)
         return maps[: len(maps) - self.scalp]

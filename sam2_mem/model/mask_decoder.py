@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from sam2_mem.model.layers import MLP, LayerNorm2d
 from sam2_mem.model.two_way_transformer import TwoWayTransformer
 
-SURELY_PRESENT = 10.0  # object logit of a model that predicts none
-
 
 class DecoderMaps(NamedTuple):
     """What the decoder draws masks on, on its way from the image: coarse, middle and fine."""
@@ -26,6 +24,7 @@ class DecodedMasks(NamedTuple):
     iou: Tensor  # (B, M), predicted
     tokens: Tensor  # (B, M, C), or (B, 1, C): the token that becomes the object pointer
     object_logit: Tensor  # (B, 1), above 0: the object is in the image
+    maps: DecoderMaps | None = None  # what the masks are drawn on
 
 
 class MaskDecoder(nn.Module):
@@ -43,13 +42,7 @@ class MaskDecoder(nn.Module):
         transformer_depth: int = 2,
         transformer_heads: int = 8,
         transformer_mlp_dim: int = 2048,
-        iou_head_depth: int = 3,
         iou_head_hidden_dim: int = 256,
-        use_high_res_features: bool = True,
-        iou_prediction_use_sigmoid: bool = True,
-        pred_obj_scores: bool = True,
-        pred_obj_scores_mlp: bool = True,
-        use_multimask_token_for_obj_ptr: bool = True,
         dynamic_multimask_via_stability: bool = False,
         dynamic_multimask_stability_delta: float = 0.05,
         dynamic_multimask_stability_thresh: float = 0.98,
@@ -58,9 +51,6 @@ class MaskDecoder(nn.Module):
         dim, num_masks = transformer_dim, num_multimask_outputs + 1
         if dim % 8:
             raise ValueError(f"expected transformer_dim to be a multiple of 8, got {dim}; choose one such as 64 or 256")
-        self.use_high_res_features = use_high_res_features
-        self.pred_obj_scores = pred_obj_scores
-        self.use_multimask_token_for_obj_ptr = use_multimask_token_for_obj_ptr
         self.dynamic_multimask_via_stability = dynamic_multimask_via_stability
         self.dynamic_multimask_stability_delta = dynamic_multimask_stability_delta
         self.dynamic_multimask_stability_thresh = dynamic_multimask_stability_thresh
@@ -71,20 +61,16 @@ class MaskDecoder(nn.Module):
         self.mask_tokens = nn.Embedding(num_masks, dim)
         self.output_upscaling = _upscaling(dim)
         self.output_hypernetworks_mlps = nn.ModuleList(MLP(dim, dim, dim // 8, 3) for _ in range(num_masks))
-        self.iou_prediction_head = MLP(
-            dim, iou_head_hidden_dim, num_masks, iou_head_depth, sigmoid_output=iou_prediction_use_sigmoid
-        )
-        if use_high_res_features:
-            self.conv_s0 = nn.Conv2d(dim, dim // 8, kernel_size=1)
-            self.conv_s1 = nn.Conv2d(dim, dim // 4, kernel_size=1)
-        if pred_obj_scores:
-            self.obj_score_token = nn.Embedding(1, dim)
-            self.pred_obj_score_head = MLP(dim, dim, 1, 3) if pred_obj_scores_mlp else nn.Linear(dim, 1)
+        self.iou_prediction_head = MLP(dim, iou_head_hidden_dim, num_masks, 3, sigmoid_output=True)
+        self.conv_s0 = nn.Conv2d(dim, dim // 8, kernel_size=1)
+        self.conv_s1 = nn.Conv2d(dim, dim // 4, kernel_size=1)
+        self.obj_score_token = nn.Embedding(1, dim)
+        self.pred_obj_score_head = MLP(dim, dim, 1, 3)
 
     def high_res_heads(self) -> dict[int, nn.Conv2d]:
         """What projects the fine maps of the image encoder, by level, for `ImageEncoder.forward`, to (B, C/8, 4h, 4w) and
         (B, C/4, 2h, 2w): once per frame, shared by all objects."""
-        return {0: self.conv_s0, 1: self.conv_s1} if self.use_high_res_features else {}
+        return {0: self.conv_s0, 1: self.conv_s1}
 
     def forward(
         self,
@@ -92,7 +78,7 @@ class MaskDecoder(nn.Module):
         image_pe: Tensor,
         sparse: Tensor,
         dense: Tensor,
-        high_res: tuple[Tensor, Tensor] | None,
+        high_res: tuple[Tensor, Tensor],
         multimask: bool,
     ) -> DecodedMasks:
         """Decode B objects.
@@ -100,38 +86,20 @@ class MaskDecoder(nn.Module):
         `image` (B or 1, C, h, w), `image_pe` (1, C, h, w), `sparse` (B, N, C), `dense` (B, C, h, w), `high_res` as
         `high_res_heads` make it, with batch B or 1. `multimask` returns the alternatives, otherwise M = 1.
         """
-        return self.with_maps(image, image_pe, sparse, dense, high_res, multimask)[0]
-
-    def with_maps(
-        self,
-        image: Tensor,
-        image_pe: Tensor,
-        sparse: Tensor,
-        dense: Tensor,
-        high_res: tuple[Tensor, Tensor] | None,
-        multimask: bool,
-    ) -> tuple[DecodedMasks, DecoderMaps]:
-        """The same, and what the masks are drawn on."""
-        self._check_inputs(image, sparse, dense, high_res)
+        self._check_inputs(image, sparse, dense)
         tokens, cells = self._run_transformer(image + dense, image_pe, sparse)
-        object_token, iou_token, mask_tokens = self._split_tokens(tokens)
+        mask_tokens = tokens[:, 2 : 2 + self.mask_tokens.num_embeddings]
         maps = self._upscale(cells, high_res)
-        every = DecodedMasks(
+        candidates = DecodedMasks(
             masks=self._draw_masks(mask_tokens, maps.fine),
-            iou=self.iou_prediction_head(iou_token),
+            iou=self.iou_prediction_head(tokens[:, 1]),
             tokens=mask_tokens,
-            object_logit=self._score_object(object_token, mask_tokens),
+            object_logit=self.pred_obj_score_head(tokens[:, 0]),
+            maps=maps,
         )
-        return self._select(every, multimask), maps
+        return self._select(candidates, multimask)
 
-    def _check_inputs(
-        self, image: Tensor, sparse: Tensor, dense: Tensor, high_res: tuple[Tensor, Tensor] | None
-    ) -> None:
-        if (high_res is not None) != self.use_high_res_features:
-            raise ValueError(
-                f"expected high-resolution maps exactly if use_high_res_features (here {self.use_high_res_features}), "
-                f"got {'none' if high_res is None else 'some'}; pass the maps that high_res_heads make, or None"
-            )
+    def _check_inputs(self, image: Tensor, sparse: Tensor, dense: Tensor) -> None:
         if len(sparse) != len(dense) or len(image) not in (1, len(sparse)):
             raise ValueError(
                 f"expected prompts of one batch size and an image of that size or 1, got sparse {len(sparse)}, "
@@ -140,24 +108,14 @@ class MaskDecoder(nn.Module):
 
     def _run_transformer(self, image: Tensor, image_pe: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
         """-> tokens (B, T, C), cells as a map (B, C, h, w)."""
-        learned = [self.obj_score_token.weight] if self.pred_obj_scores else []
-        learned += [self.iou_token.weight, self.mask_tokens.weight]
-        tokens = torch.cat((torch.cat(learned).expand(len(sparse), -1, -1), sparse), dim=1)
+        learned = torch.cat([self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight])
+        tokens = torch.cat((learned.expand(len(sparse), -1, -1), sparse), dim=1)
         tokens, cells = self.transformer(tokens, image.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2))
         return tokens, cells.transpose(1, 2).reshape(image.shape)
 
-    def _split_tokens(self, tokens: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        """(B, T, C) -> object token (B, C) or None, IoU token (B, C), mask tokens (B, M, C)."""
-        start = 1 if self.pred_obj_scores else 0
-        mask_tokens = tokens[:, start + 1 : start + 1 + self.mask_tokens.num_embeddings]
-        return tokens[:, 0] if self.pred_obj_scores else None, tokens[:, start], mask_tokens
-
-    def _upscale(self, cells: Tensor, high_res: tuple[Tensor, Tensor] | None) -> DecoderMaps:
+    def _upscale(self, cells: Tensor, high_res: tuple[Tensor, Tensor]) -> DecoderMaps:
         """(B, C, h, w) -> itself and two finer maps."""
         up1, norm, act1, up2, act2 = self.output_upscaling
-        if high_res is None:
-            middle = act1(norm(up1(cells)))
-            return DecoderMaps(cells, middle, act2(up2(middle)))
         level0, level1 = high_res
         middle = act1(norm(up1(cells) + level1))
         return DecoderMaps(cells, middle, act2(up2(middle) + level0))
@@ -168,23 +126,13 @@ class MaskDecoder(nn.Module):
         classifiers = torch.stack([head(token) for head, token in heads], dim=1)
         return (classifiers @ pixels.flatten(2)).unflatten(-1, pixels.shape[-2:])
 
-    def _score_object(self, object_token: Tensor | None, mask_tokens: Tensor) -> Tensor:
-        """-> (B, 1)."""
-        if object_token is None:
-            return mask_tokens.new_full((len(mask_tokens), 1), SURELY_PRESENT)
-        return self.pred_obj_score_head(object_token)
-
-    def _select(self, every: DecodedMasks, multimask: bool) -> DecodedMasks:
+    def _select(self, candidates: DecodedMasks, multimask: bool) -> DecodedMasks:
         """Keep the alternatives, or the single mask, or whichever of them is stable."""
-        alternatives_point = multimask and self.use_multimask_token_for_obj_ptr
-        tokens = every.tokens[:, 1:] if alternatives_point else every.tokens[:, :1]
-        if multimask:
-            masks, iou = every.masks[:, 1:], every.iou[:, 1:]
-        elif self.dynamic_multimask_via_stability and not self.training:
-            masks, iou = self._stable_mask(every.masks, every.iou)
-        else:
-            masks, iou = every.masks[:, :1], every.iou[:, :1]
-        return DecodedMasks(masks, iou, tokens, every.object_logit)
+        selected = slice(1, None) if multimask else slice(1)
+        masks, iou = candidates.masks[:, selected], candidates.iou[:, selected]
+        if not multimask and self.dynamic_multimask_via_stability and not self.training:
+            masks, iou = self._stable_mask(candidates.masks, candidates.iou)
+        return candidates._replace(masks=masks, iou=iou, tokens=candidates.tokens[:, selected])
 
     def _stable_mask(self, masks: Tensor, iou: Tensor) -> tuple[Tensor, Tensor]:
         """(B, M, H, W), (B, M) -> (B, 1, H, W), (B, 1): mask 0 where stable, else the best alternative."""

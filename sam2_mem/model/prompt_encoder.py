@@ -40,27 +40,30 @@ class PromptEncoder(nn.Module):
             nn.Conv2d(mask_in_chans, embed_dim, kernel_size=1),
         )
 
-    def dense_position(self, size: int | None = None) -> Tensor:
-        """Position code of the image map, (1, C, h, h); `size` replaces h."""
-        side = self.image_embedding_size if size is None else size
-        return self.pe_layer.grid(side, side)[None]
+    def dense_position(self) -> Tensor:
+        """Position code of the image map, (1, C, h, h)."""
+        return self.pe_layer.grid(self.image_embedding_size, self.image_embedding_size)[None]
 
     def forward(
-        self,
-        points: Tensor | None = None,
-        labels: Tensor | None = None,
-        mask_logits: Tensor | None = None,
-        *,
-        batch_size: int | None = None,
+        self, points: Tensor | None = None, labels: Tensor | None = None, mask_logits: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Embed the prompts of B objects.
 
-        `points` (B, N, 2) pixels (x, y) in [0, image_size] with `labels` (B, N) in {-1, 0, 1, 2, 3}; `mask_logits`
-        (B, 1, 4h, 4h). Each may be missing; `batch_size` gives B when all are (default 1). Returns the sparse
-        embedding (B, N+1, C), whose last token is padding, and the dense one (B, C, h, h), which may be an expanded
-        view. Without points the sparse embedding is two padding tokens, which is how SAM 2 tracks.
+        Args:
+            points: (B, N, 2) pixels (x, y) in [0, image_size].
+            labels: (B, N) in {-1, 0, 1, 2, 3}.
+            mask_logits: (B, 1, 4h, 4h). Each may be missing; B is 1 when all are.
+
+        Returns:
+            The sparse embedding (B, N+1, C), whose last token is padding, and the dense one (B, C, h, h), which may be an
+            expanded view. Without points the sparse embedding is two padding tokens, which is how SAM 2 tracks.
         """
-        batch = _batch_size(points, mask_logits, batch_size)
+        batches = {len(x) for x in (points, mask_logits) if x is not None}
+        if len(batches) > 1:
+            raise ValueError(
+                f"expected prompts of one batch size, got {sorted(batches)}; give every object each prompt"
+            )
+        batch = batches.pop() if batches else 1
         if points is None and labels is None:
             points = self.not_a_point_embed.weight.new_zeros(batch, 1, 2)
             labels = points.new_full((batch, 1), -1)
@@ -87,13 +90,3 @@ class PromptEncoder(nn.Module):
         if tuple(mask_logits.shape[1:]) != expected:
             raise ValueError(f"expected mask logits (B, {expected}), got {tuple(mask_logits.shape)}; resize the mask")
         return self.mask_downscaling(mask_logits)
-
-
-def _batch_size(points: Tensor | None, mask_logits: Tensor | None, batch_size: int | None) -> int:
-    """The one number of objects that all prompts agree on."""
-    sizes = {len(x) for x in (points, mask_logits) if x is not None} | (
-        {batch_size} if batch_size is not None else set()
-    )
-    if len(sizes) > 1:
-        raise ValueError(f"expected prompts of one batch size, got {sorted(sizes)}; give every object each prompt")
-    return sizes.pop() if sizes else 1

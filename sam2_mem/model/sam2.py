@@ -260,18 +260,22 @@ class SAM2(nn.Module):
         rows = conditioned.shape[0]
         image = conditioned.transpose(1, 2).unflatten(-1, grid)
         sparse, dense = self.sam_prompt_encoder(points, labels, mask_logits)
-        inputs: dict[str, Any] = {
-            "image": image,
-            "image_pe": self.sam_prompt_encoder.dense_position().to(image.dtype),
-            "sparse": sparse.expand(rows, -1, -1),
-            "dense": dense.expand(rows, -1, -1, -1),
-            "high_res": tuple(m.expand(rows, -1, -1, -1) for m in high),
-            "multimask": candidates,
-        }
-        decoder = self.sam_mask_decoder
-        out, maps = decoder.with_maps(**inputs) if keep_maps else (decoder(**inputs), None)
+        out = self.sam_mask_decoder(
+            image=image,
+            image_pe=self.sam_prompt_encoder.dense_position().to(image.dtype),
+            sparse=sparse.expand(rows, -1, -1),
+            dense=dense.expand(rows, -1, -1, -1),
+            high_res=tuple(m.expand(rows, -1, -1, -1) for m in high),
+            multimask=candidates,
+        )
         pointers = self.obj_ptr_proj(out.tokens).expand(-1, out.masks.shape[1], -1)
-        return Decoded(out.masks.float(), pointers, out.iou.float(), out.object_logit.flatten().float(), maps)
+        return Decoded(
+            masks=out.masks.float(),
+            pointers=pointers,
+            iou=out.iou.float(),
+            objectness=out.object_logit.flatten().float(),
+            maps=out.maps if keep_maps else None,
+        )
 
     def mask_as_output(self, features: FrameFeatures, mask: Tensor) -> Decoded:
         """The mask (S, S) of 0 and 1 of a prompt as it is; the decoder only makes its object pointer.

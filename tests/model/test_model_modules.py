@@ -127,7 +127,7 @@ def test_state_dict_names_and_shapes(name):
     reference = reference_model(name)
     with torch.device("meta"):
         encoder, prompts = make_encoder(name), PromptEncoder(image_embedding_size=64, image_size=1024)
-        decoder, wrong = MaskDecoder(), MaskDecoder(use_high_res_features=False)
+        decoder, wrong = MaskDecoder(), MaskDecoder(num_multimask_outputs=2)
     assert shapes(encoder) == shapes(reference.image_encoder)
     assert shapes(prompts) == shapes(reference.sam_prompt_encoder)
     assert shapes(decoder) == shapes(reference.sam_mask_decoder)
@@ -196,15 +196,6 @@ def test_neck_comparison_notices_other_top_down_levels():
     ours_out, expected = ours(maps), reference(maps)[0]
     assert relative_error(ours_out[3], expected[3]) < TOLERANCE
     assert relative_error(ours_out[2], expected[2]) > 0.01
-
-
-def test_trunk_takes_a_kept_position_map():
-    trunk = make_encoder("t").trunk
-    images = normal(1, 3, 64, 64)
-    kept = trunk.position_map(16, 16)
-    expected = trunk(images)
-    assert worst_error(trunk(images, position=kept), expected) == 0
-    assert worst_error(trunk(images, position=kept + 0.1), expected) > 0
 
 
 def test_trunk_refuses_sizes_it_cannot_tile():
@@ -340,7 +331,7 @@ def test_prompt_encoder_without_points(prompt_encoders):
     ours, reference = prompt_encoders
     padding = (torch.zeros(3, 1, 2), -torch.ones(3, 1, dtype=torch.int32))
     expected = list(reference(points=padding, boxes=None, masks=None))
-    assert worst_error(list(ours(batch_size=3)), expected) < TOLERANCE
+    assert worst_error([x.expand_as(y) for x, y in zip(ours(), expected)], expected) < TOLERANCE
     assert ours()[0].shape == (1, 2, 64)
     mask = normal(3, 1, 32, 32)
     expected = list(reference(points=padding, boxes=None, masks=mask))
@@ -353,7 +344,6 @@ def test_prompt_encoder_without_points(prompt_encoders):
 def test_dense_position(prompt_encoders):
     ours, reference = prompt_encoders
     assert relative_error(ours.dense_position(), reference.get_dense_pe()) < TOLERANCE
-    assert ours.dense_position(4).shape == (1, 64, 4, 4)
     ours.pe_layer.positional_encoding_gaussian_matrix += 1e-3
     assert relative_error(ours.dense_position(), reference.get_dense_pe()) > TOLERANCE
 
@@ -364,7 +354,10 @@ def test_dense_position(prompt_encoders):
         ({"points": torch.zeros(1, 2, 2)}, "give both"),
         ({"points": torch.zeros(1, 2, 2), "labels": torch.zeros(1, 3)}, "one label per point"),
         ({"mask_logits": torch.zeros(1, 1, 31, 32)}, "resize the mask"),
-        ({"mask_logits": torch.zeros(2, 1, 32, 32), "batch_size": 3}, "one batch size"),
+        (
+            {"mask_logits": torch.zeros(2, 1, 32, 32), "points": torch.zeros(3, 1, 2), "labels": torch.zeros(3, 1)},
+            "one batch size",
+        ),
     ],
 )
 def test_prompt_encoder_refuses(prompts, message):
@@ -385,11 +378,13 @@ class DecoderInput:
 
     def ours(self, decoder: MaskDecoder, multimask: bool) -> DecodedMasks:
         heads = decoder.high_res_heads()
-        high_res = (heads[0](self.fine[0]), heads[1](self.fine[1])) if heads else None
-        return decoder(self.image, self.image_pe, self.sparse, self.dense, high_res, multimask)
+        high_res = heads[0](self.fine[0]), heads[1](self.fine[1])
+        result = decoder(self.image, self.image_pe, self.sparse, self.dense, high_res, multimask)
+        assert result.maps.cells.shape == self.image.expand_as(self.dense).shape
+        return result._replace(maps=None)
 
     def reference(self, decoder: nn.Module, multimask: bool) -> DecodedMasks:
-        fine = [decoder.conv_s0(self.fine[0]), decoder.conv_s1(self.fine[1])] if decoder.use_high_res_features else None
+        fine = [decoder.conv_s0(self.fine[0]), decoder.conv_s1(self.fine[1])]
         image = self.image.expand(len(self.sparse), -1, -1, -1)
         return DecodedMasks(*decoder(image, self.image_pe, self.sparse, self.dense, multimask, False, fine))
 
@@ -409,15 +404,15 @@ def decoders(*, dim: int = 64, **options) -> tuple[MaskDecoder, nn.Module]:
     from sam2.modeling.sam.mask_decoder import MaskDecoder as ReferenceDecoder
     from sam2.modeling.sam.transformer import TwoWayTransformer as ReferenceTransformer
 
-    options = {
+    official = {
         "use_high_res_features": True,
         "iou_prediction_use_sigmoid": True,
         "pred_obj_scores": True,
         "pred_obj_scores_mlp": True,
         "use_multimask_token_for_obj_ptr": True,
-    } | options
+    }
     transformer = ReferenceTransformer(depth=2, embedding_dim=dim, num_heads=8, mlp_dim=2048)
-    reference = ReferenceDecoder(transformer_dim=dim, transformer=transformer, **options)
+    reference = ReferenceDecoder(transformer_dim=dim, transformer=transformer, **official, **options)
     ours = MaskDecoder(transformer_dim=dim, **options)
     copy_weights(ours, reference)
     return ours, reference
@@ -425,22 +420,10 @@ def decoders(*, dim: int = 64, **options) -> tuple[MaskDecoder, nn.Module]:
 
 @needs_reference
 @pytest.mark.parametrize("multimask", [False, True])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"dim": 256},
-        {"use_high_res_features": False},
-        {"pred_obj_scores": False},
-        {"pred_obj_scores_mlp": False},
-        {"use_multimask_token_for_obj_ptr": False},
-        {"iou_prediction_use_sigmoid": False},
-    ],
-    ids=str,
-)
-def test_mask_decoder(options, multimask):
-    ours, reference = decoders(**options)
-    inputs = decoder_input(dim=options.get("dim", 64))
+@pytest.mark.parametrize("dim", [64, 256])
+def test_mask_decoder(dim, multimask):
+    ours, reference = decoders(dim=dim)
+    inputs = decoder_input(dim=dim)
     result, expected = inputs.ours(ours, multimask), inputs.reference(reference, multimask)
     assert worst_error(list(result[:3]), list(expected[:3])) < TOLERANCE
     assert torch.allclose(result.object_logit, expected.object_logit, atol=1e-5, rtol=TOLERANCE)
@@ -483,7 +466,7 @@ def test_mask_decoder_falls_back_when_the_single_mask_is_unstable():
     for decoder in (ours, reference):
         decoder.dynamic_multimask_stability_thresh = threshold
     result = inputs.ours(ours, False)
-    assert worst_error(list(result), list(inputs.reference(reference, False))) < TOLERANCE
+    assert worst_error(list(result[:4]), list(inputs.reference(reference, False)[:4])) < TOLERANCE
     kept = (result.masks == single.masks).flatten(1).all(1)
     assert 0 < kept.sum() < 8
     replaced = (result.masks == alternatives.masks).flatten(2).all(2).any(1)
@@ -509,18 +492,14 @@ def test_empty_and_full_masks_count_as_stable(level):
 def test_mask_decoder_shares_one_image():
     ours, reference = decoders()
     inputs = decoder_input(dim=64, shared_image=True)
-    assert worst_error(list(inputs.ours(ours, True)), list(inputs.reference(reference, True))) < TOLERANCE
+    assert worst_error(list(inputs.ours(ours, True)[:4]), list(inputs.reference(reference, True)[:4])) < TOLERANCE
 
 
-def test_mask_decoder_refuses_missing_or_needless_maps():
+def test_mask_decoder_refuses_prompts_of_unequal_batches():
     inputs = decoder_input(dim=64)
-    arguments = (inputs.image, inputs.image_pe, inputs.sparse, inputs.dense)
-    with pytest.raises(ValueError, match="high_res_heads"):
-        MaskDecoder(transformer_dim=64)(*arguments, None, False)
-    assert MaskDecoder(transformer_dim=64, use_high_res_features=False).high_res_heads() == {}
     with pytest.raises(ValueError, match="one batch size"):
-        MaskDecoder(transformer_dim=64, use_high_res_features=False)(
-            inputs.image, inputs.image_pe, inputs.sparse[:2], inputs.dense, None, False
+        MaskDecoder(transformer_dim=64)(
+            inputs.image, inputs.image_pe, inputs.sparse[:2], inputs.dense, inputs.fine, False
         )
 
 

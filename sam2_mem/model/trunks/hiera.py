@@ -170,8 +170,7 @@ class Hiera(nn.Module):
     def position_map(self, height: int, width: int) -> Tensor:
         """Learned position code of the (height, width) patch grid, (1, height, width, C).
 
-        A coarse code stretched over the image plus a code repeated in every window of the first stage. It depends on
-        the weights and the size alone, so a caller with frozen weights may keep it and hand it to `forward`.
+        A coarse code stretched over the image plus a code repeated in every window of the first stage.
         """
         coarse = F.interpolate(self.pos_embed, size=(height, width), mode="bicubic")
         window = self.pos_embed_window.shape[-1]
@@ -179,22 +178,19 @@ class Hiera(nn.Module):
         return (coarse + repeated).permute(0, 2, 3, 1)
 
     def _cached_position(self, height: int, width: int) -> Tensor:
+        """The same, made anew where weights or size have changed."""
         weights = (self.pos_embed, self.pos_embed_window)
         return cached(weights, (height, width), lambda: self.position_map(height, width))
 
-    def forward(self, images: Tensor, *, position: Tensor | None = None) -> list[Tensor]:
-        """(B, 3, H, W) -> the map at the end of each stage, fine to coarse: (B, C, H/4, W/4) ... (B, 8C, H/32, W/32).
-
-        `position` is a cached `position_map(H/4, W/4)`; without it the map is made when it is needed and weights or size
-        have changed.
-        """
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> the map at the end of each stage, fine to coarse: (B, C, H/4, W/4) ... (B, 8C, H/32, W/32)."""
         if images.shape[-2] % self.size_step[0] or images.shape[-1] % self.size_step[1]:
             raise ValueError(
                 f"expected an image whose height and width are multiples of {self.size_step}, "
                 f"got {tuple(images.shape[-2:])}; resize or pad it"
             )
         x = self.patch_embed(images)
-        x = x + (self._cached_position(*x.shape[1:3]) if position is None else position)
+        x = x + self._cached_position(*x.shape[1:3])
         maps = []
         for index, block in enumerate(self.blocks):
             x = block(x)
