@@ -1,4 +1,4 @@
-# make test    set up a virtual environment on a fresh machine, then run the quick tests, before every commit
+# make test    set up a virtual environment on a fresh machine, then check style and run the quick tests, before every commit
 # make test-all  the same set-up, then all tests; make test-rest: those that `make test` leaves out
 # make test-gpu  the same set-up, then the tests that need a CUDA device
 # make style   the same set-up, then ruff and mypy; what they ask for is in pyproject.toml
@@ -35,6 +35,7 @@ READY_FOR_DOCS := $(VENV)/.ready-for-docs
 test test-all test-rest: $(READY_FOR_TESTS)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TIER) tests $(PYTEST_FLAGS)
 
+test: style
 test: TIER := -m "not full"
 test-rest: TIER := -m full
 
