@@ -105,6 +105,7 @@ def test_it_tracks_easy_clips() -> None:
     assert scores(found).j > max(EASY, copied + 0.15)
 
 
+@pytest.mark.full
 def test_it_needs_its_memory() -> None:
     """With an emptied bank it does not know what to follow; with the frame before alone it drifts."""
     found = clips("easy")
@@ -113,12 +114,14 @@ def test_it_needs_its_memory() -> None:
     assert scores(found, PartialFIFO(first=False)).j < full - PREVIOUS
 
 
+@pytest.mark.full
 def test_it_notices_a_curtain() -> None:
     hidden = [curtained(c, 12, 8) for c in clips("easy")]
     result = scores(hidden)
     assert result.noticed > NOTICED and result.alarms < ALARMS and result.found > FOUND
 
 
+@pytest.mark.full
 def test_it_is_steady_on_a_still_video() -> None:
     network = NetworkMethod(predictor().model, FIFO(), tracker=predictor().tracker_settings)
     outcomes = run_method(network, [still(c, 31) for c in clips("easy")])

@@ -450,6 +450,7 @@ def test_memory_stays_flat(micro):
 # -- runs -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_killed_run_resumes_to_the_same_tree(run, micro, data, tmp_path):
     for name in ("a", "b", "c"):
         data.video(name, 60 if name == "b" else 4, seed=ord(name))

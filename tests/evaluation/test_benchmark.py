@@ -398,6 +398,7 @@ OURSELVES = "sam2_mem.build_sam:build_sam2_video_predictor"
 BESIDE = ("peer", *SMALL, "--peer", OURSELVES, "--frames", "27", "--block", "5", "--objects", "2", "--threads", "1")
 
 
+@pytest.mark.full
 def test_tool_peer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Ours beside ours: the masks are the same, everything is reported for both."""
     out = tmp_path / "out.json"

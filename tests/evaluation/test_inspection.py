@@ -180,6 +180,7 @@ def test_the_page_is_packed() -> None:
     assert '"sam2_mem.evaluation": ["datasets.yaml", "templates/*"]' in (ROOT / "setup.py").read_text()
 
 
+@pytest.mark.full
 def test_sheets(recordings: list[RecordedVideo], tmp_path: Path) -> None:
     write_sheet(tmp_path / "deep" / "one.png", recordings[1], 1, frame=12)
     with Image.open(tmp_path / "deep" / "one.png") as image:

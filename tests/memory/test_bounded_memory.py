@@ -117,7 +117,7 @@ def stream(predictor: SAM2VideoPredictor) -> Iterator[tuple[int, InferenceState]
 
 
 @pytest.mark.parametrize(
-    "make", [*(pytest.param(f, marks=pytest.mark.full) for f in (folder, file)), generator], ids=lambda f: f.__name__
+    "make", [pytest.param(f, marks=pytest.mark.full) for f in (folder, file, generator)], ids=lambda f: f.__name__
 )
 def test_offline_memory_is_flat(make: Callable[[Path], Any], tmp_path: Path) -> None:
     early, late = loads(micro_predictor(FIFO()), offline(make(tmp_path)))
@@ -131,7 +131,7 @@ def test_stream_memory_is_flat() -> None:
     assert early.frames == 0
 
 
-@pytest.mark.parametrize("way", ["offline", "stream"])
+@pytest.mark.parametrize("way", [pytest.param("offline", marks=pytest.mark.full), "stream"])
 def test_control_a_bank_that_retains_all_grows(way: str) -> None:
     run = stream if way == "stream" else offline(generator(Path()))
     early, late = loads(micro_predictor(FIFO(retain_all=True)), run, last=120)
@@ -141,6 +141,7 @@ def test_control_a_bank_that_retains_all_grows(way: str) -> None:
     assert late.state > 1.8 * early.state
 
 
+@pytest.mark.full
 def test_control_frames_that_are_kept_are_counted() -> None:
     """``held_frames`` is not a constant: a source that caches more says so."""
     video = open_video(generator(Path()), cache=300)
@@ -296,6 +297,7 @@ def test_control_a_changed_weight_is_found() -> None:
     assert found is not None and "obj_ptr_proj.layers.0.bias" in found
 
 
+@pytest.mark.full
 def test_a_pass_from_a_prompt_says_what_memory_is_gone(caplog):
     """A correction long after its frame was tracked: the frames before it have left memory, unless all are retained."""
     for policy, said in ((FIFO(), True), (FIFO(retain_all=True), False)):

@@ -36,7 +36,7 @@ def most_held(policy: MemoryPolicy, frames: int = 60) -> int:
     return most
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", in_tiers(POLICIES, ["fifo", "sam2long", "xmem"]))
 def test_no_policy_exceeds_the_least_budget(name: str) -> None:
     policy = build_policy(name)
     least = least_capacity(policy, TOKENS)
@@ -45,7 +45,8 @@ def test_no_policy_exceeds_the_least_budget(name: str) -> None:
     assert 0 < most_held(tight) <= least < most_held(policy), "without the bound it must hold more"
 
 
-@pytest.mark.parametrize("name", in_tiers(POLICIES, ["fifo"]))
+@pytest.mark.full
+@pytest.mark.parametrize("name", POLICIES)
 def test_the_contract_holds_under_a_budget(name: str) -> None:
     for check in CHECKS:
         check(bounded(build_policy(name), 6.5))
@@ -57,7 +58,7 @@ def test_control_a_bound_that_is_not_kept_is_found(monkeypatch: pytest.MonkeyPat
         check_bounded(bounded(FIFO(), 4))
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", in_tiers(POLICIES, ["fifo", "sam2long", "xmem"]))
 def test_a_budget_never_reached_changes_nothing(name: str) -> None:
     policy = build_policy(name)
     plain, wide, tight = (

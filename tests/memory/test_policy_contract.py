@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import product
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from micro import POLICIES, in_tiers, one_thread  # noqa: F401
+from micro import POLICIES, one_thread  # noqa: F401
 from omegaconf import OmegaConf
 from policy_contract import (
     CHECKS,
@@ -49,8 +50,26 @@ from sam2_mem.types import (
 NAMES = policy_names()
 
 
-@pytest.mark.parametrize("name", in_tiers(NAMES, POLICIES))
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+BASICS = (
+    check_frozen,
+    check_pure,
+    check_prompt_midstream,
+    check_reverse,
+    check_forget_and_unprompt,
+    check_needs,
+    check_byte_budget,
+)
+"""What the quick tier checks of every policy; of FIFO and XMem it checks all."""
+
+
+def cases() -> Iterator[Any]:
+    for check, name in product(CHECKS, NAMES):
+        quick = name in ("fifo", "xmem") or (name in POLICIES and check in BASICS)
+        marks = () if quick else pytest.mark.full
+        yield pytest.param(check, name, id=f"{check.__name__.removeprefix('check_')}-{name}", marks=marks)
+
+
+@pytest.mark.parametrize(("check", "name"), cases())
 def test_policy(name: str, check: Callable[[MemoryPolicy], None]) -> None:
     check(build_policy(name))
 
@@ -378,7 +397,10 @@ CONTROLS = [
 
 @pytest.mark.parametrize(
     ("check", "broken", "reason"),
-    CONTROLS,
+    [
+        pytest.param(*control, marks=pytest.mark.full) if control[1] in (LeaksNumbers, LeaksBytes) else control
+        for control in CONTROLS  # these two run to the end
+    ],
     ids=lambda v: v if isinstance(v, str) else v.__name__.removeprefix("check_"),
 )
 def test_control_broken_policies_are_caught(check: Callable[[Any], None], broken: type, reason: str) -> None:

@@ -281,7 +281,7 @@ def test_an_untrained_distiller_tracks_as_means_do(aggregate: str) -> None:
         assert (shown(policy, model) - means).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("factor", [1, 2])
+@pytest.mark.parametrize("factor", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_keyframes_compacted_by_the_distiller(factor: int) -> None:
     """Untrained as by means, trained not; what it is asked is served at once."""
     mean, asked = (Keyframe(recent=1, gap=2, min_iou=0.0, compact_by=by) for by in ("mean", "distiller"))
@@ -325,6 +325,7 @@ def test_long_term_memory_of_summaries() -> None:
         shown(replace(XMEM, max_long_term=3, num_prototypes=3), model, frames=10)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__.removeprefix("check_"))
 def test_long_term_memory_of_summaries_keeps_the_contract(check: Callable[[MemoryPolicy], None]) -> None:
     check(replace(XMEM, max_long_term=40))

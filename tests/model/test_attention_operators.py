@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from hydra.utils import instantiate
 from micro import (
     SCORE_BIAS,
+    in_tiers,
     mask_prompt,
     micro_config,
     micro_features,
@@ -394,7 +395,7 @@ def tracking_model() -> SAM2:
     return model
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", in_tiers(POLICIES, ["fifo", "xmem"]))
 def test_exact_operators_track_alike(policy: str, tracking_model: SAM2) -> None:
     expected = tracked(tracking_model, policy, Exact())
     assert (expected[1:] > -1000).all()

@@ -270,7 +270,7 @@ def masks(predictor, frames: int = 30, late: int = 5) -> list[Tensor]:
     return shown
 
 
-@pytest.mark.parametrize("policy", ["fifo", "sam2long", "xmem", "rmem", "distilled"])
+@pytest.mark.parametrize("policy", in_tiers(["fifo", "sam2long", "xmem", "rmem", "distilled"], ["fifo", "xmem"]))
 def test_a_recorded_network_gives_the_same_masks(policy: str) -> None:
     plain, recorded = fresh(policy), fresh(policy)
     recorded.model.runner, tape = runner(after=3)
@@ -324,7 +324,7 @@ def _within(context, function, args):
         return function(*args)
 
 
-@pytest.mark.parametrize("policy", in_tiers(policy_names(), ["fifo", "sam2long", "xmem"]))
+@pytest.mark.parametrize("policy", in_tiers(policy_names(), ["fifo", "xmem"]))
 def test_every_policy_on_half_weights(policy: str) -> None:
     """As on a device: nothing outside of the recorded parts runs under autocast, so everything there must take what they
     give."""

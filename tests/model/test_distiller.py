@@ -477,6 +477,7 @@ def test_what_the_measuring_tool_counts() -> None:
     assert table(costs, markdown=True).count("\n|") == 4
 
 
+@pytest.mark.full
 def test_the_measuring_tool_counts_the_operations_that_are_done() -> None:
     model = micro_model()
     read = batching.batch_reads([MemoryRead(tuple(as_items(GridTokens()(maps(2, (4, 4))))))], model).batches[0]
@@ -530,7 +531,7 @@ QUICK = [
 ]
 
 
-@pytest.mark.parametrize("policy", in_tiers(POLICIES, ["fifo", "xmem"]))
+@pytest.mark.parametrize("policy", in_tiers(POLICIES, ["xmem"]))
 @pytest.mark.parametrize("distiller", ["pool2", "spatial"])
 @pytest.mark.parametrize("check", QUICK, ids=lambda c: c.__name__.removeprefix("check_"))
 def test_policies_keep_the_contract(
@@ -539,7 +540,8 @@ def test_policies_keep_the_contract(
     keep_contract(build_policy(policy), check, distiller, monkeypatch)
 
 
-@pytest.mark.parametrize("policy", in_tiers(["fifo", "xmem", "keyframe"], ["fifo"]))
+@pytest.mark.full
+@pytest.mark.parametrize("policy", ["fifo", "xmem", "keyframe"])
 def test_policies_hold_their_bound_in_tokens_of_the_distiller(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     keep_contract(build_policy(policy), policy_contract.check_bounded, "pool2", monkeypatch)
 

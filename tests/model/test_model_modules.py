@@ -9,6 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from micro import in_tiers
 from torch import Tensor, nn
 
 from sam2_mem.model.fpn import FpnNeck, ImageEncoder
@@ -122,7 +123,7 @@ def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 @needs_reference
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", in_tiers(SIZES, ["t"]))
 def test_state_dict_names_and_shapes(name):
     reference = reference_model(name)
     with torch.device("meta"):
@@ -161,7 +162,10 @@ def test_modules_build_without_the_reference():
 
 
 @needs_reference
-@pytest.mark.parametrize(("name", "side"), [("t", 256), ("t", 96), ("b+", 128), ("l", 64)])
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("t", 96), *(pytest.param(*case, marks=pytest.mark.full) for case in [("t", 256), ("b+", 128), ("l", 64)])],
+)
 def test_trunk_and_neck(name, side):
     with torch.device("meta"):
         ours = make_encoder(name)

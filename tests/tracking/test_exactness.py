@@ -26,7 +26,7 @@ from helpers import (
     worst,
     worst_iou,
 )
-from micro import one_thread  # noqa: F401
+from micro import in_tiers, one_thread  # noqa: F401
 from torch import Tensor
 
 from sam2_mem import SAM2VideoPredictor
@@ -77,6 +77,7 @@ def test_alone_as_in_company(tiny: SAM2VideoPredictor, short: Clip, together: li
     assert worst(only(together, 1), [replace(s, ids=(1,)) for s in only(together, 2)]) > 100 * CLOSE
 
 
+@pytest.mark.full
 def test_order_of_objects(tiny: SAM2VideoPredictor, short: Clip, together: list[PublishedMask]):
     session = Session(tiny, short.frames)
     session.box(0, 3, short.box(3))
@@ -135,6 +136,7 @@ def test_a_stream_equals_a_video(tiny: SAM2VideoPredictor, short: Clip, together
     assert worst(stream(tiny, short.frames, {0: first}), together) <= 1e-5
 
 
+@pytest.mark.full
 def test_a_late_object_of_a_stream(tiny: SAM2VideoPredictor, short: Clip, together: list[PublishedMask]):
     late = [Prompt(obj_id=3, box=short.box(3, 7))]
     shown = stream(tiny, short.frames, {0: [Prompt(obj_id=1, mask=short.mask(1))], 7: late})
@@ -145,6 +147,7 @@ def test_a_late_object_of_a_stream(tiny: SAM2VideoPredictor, short: Clip, togeth
     assert worst(only(shown, 3), alone.track()) <= CLOSE
 
 
+@pytest.mark.full
 def test_folder_array_and_iterator(tiny: SAM2VideoPredictor, clip_folder: Path):
     """The same decoded pictures, so the same bits; an iterator does not know its length, which from 16 frames on makes
     no difference."""
@@ -187,7 +190,7 @@ def test_half_precision(tiny: SAM2VideoPredictor, tiny_weights: Path, clip: Clip
         assert worst(shown[:3], exact[:3]) > 1e-4
 
 
-@pytest.mark.parametrize("size", [96, 128, 256])
+@pytest.mark.parametrize("size", in_tiers([96, 128, 256], [96]))
 def test_image_sizes(tiny_weights: Path, clip: Clip, size: int):
     """The same weights at any size; a late and an early batch agree there too."""
     predictor = make_predictor(tiny_weights, image_size=size)
@@ -246,6 +249,7 @@ def test_padded_rows(tiny: SAM2VideoPredictor, short: Clip):
     assert len(batches) < len(separate)
 
 
+@pytest.mark.full
 def test_one_row_at_a_time(tiny: SAM2VideoPredictor, short: Clip, together: list[PublishedMask]):
     single = Session(with_policy(tiny, tiny.policy, max_rows=1), short.frames)
     prompt_three(single, short)
