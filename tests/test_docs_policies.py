@@ -136,8 +136,8 @@ def test_bounds(name: str) -> None:
 
 @lru_cache
 def most_read(name: str) -> int:
-    footage = BenchmarkClip(picture=picture, num_frames=40, prompts=(mask_prompt(1),))
-    return int(max(count_memory(Setting(model=micro_model()), build_policy(name), footage).tokens_read))
+    clip = BenchmarkClip(picture=picture, num_frames=40, prompts=(mask_prompt(1),))
+    return int(max(count_memory(Setting(model=micro_model()), build_policy(name), clip).tokens_read))
 
 
 @pytest.mark.parametrize("name", in_tiers(NAMES, POLICIES))

@@ -92,20 +92,20 @@ def test_times_leave_out_the_first_frames() -> None:
 # -- counting ---------------------------------------------------------------------------------------------------------
 
 
-def test_census_of_fifo(setting: Setting) -> None:
-    census = count_memory(setting, FIFO(), clip_of(30))
+def test_counts_of_fifo(setting: Setting) -> None:
+    counter = count_memory(setting, FIFO(), clip_of(30))
     maps = [0, *range(1, 7), *[7] * 23]
-    assert census.tokens_read == [TOKENS * n for n in maps], "the prompt and up to six maps"
-    assert census.pointers_read == [min(t, POINTERS) for t in range(30)]
-    assert census.largest[0] == TOKENS and max(census.largest) <= FIFO().capacity(TOKENS)
-    assert census.state_bytes[-1] > census.largest[-1] * micro_model().memory_width * 2, (
+    assert counter.tokens_read == [TOKENS * n for n in maps], "the prompt and up to six maps"
+    assert counter.pointers_read == [min(t, POINTERS) for t in range(30)]
+    assert counter.largest[0] == TOKENS and max(counter.largest) <= FIFO().capacity(TOKENS)
+    assert counter.state_bytes[-1] > counter.largest[-1] * micro_model().memory_width * 2, (
         "two bytes a channel, and pointers"
     )
 
 
 def test_pathways_that_read_the_same_count_once(setting: Setting) -> None:
-    census = count_memory(setting, build_policy("sam2long"), clip_of(4))
-    assert census.tokens_read[1] == TOKENS, "after the prompt there is one pathway"
+    counter = count_memory(setting, build_policy("sam2long"), clip_of(4))
+    assert counter.tokens_read[1] == TOKENS, "after the prompt there is one pathway"
     alone = count_memory(setting, replace(build_policy("sam2long"), num_pathway=1), clip_of(30))
     tree = count_memory(setting, build_policy("sam2long"), clip_of(30))
     assert max(alone.tokens_read) <= TOKENS * 7 and max(tree.tokens_read) > max(alone.tokens_read)
@@ -147,18 +147,18 @@ def test_control_masks_that_differ_between_blocks_are_reported(setting: Setting)
     ("change", "message"),
     [
         ({"policies": {"keyframe": FIFO()}}, "expected fifo among the policies"),
-        ({"footage": clip_of(WARM_UP)}, "more than 17 frames"),
+        ({"clip": clip_of(WARM_UP)}, "more than 17 frames"),
         ({"objects": (2,)}, "expected 1..1 objects"),
         ({"rounds": 0}, "rounds >= 1"),
     ],
 )
 def test_mistakes(setting: Setting, change: dict[str, Any], message: str) -> None:
-    given = {"policies": {"fifo": FIFO()}, "footage": clip_of()} | change
+    given = {"policies": {"fifo": FIFO()}, "clip": clip_of()} | change
     with pytest.raises(ValueError, match=message):
-        list(compare(setting, given.pop("policies"), given.pop("footage"), **given))
+        list(compare(setting, given.pop("policies"), given.pop("clip"), **given))
 
 
-def test_footage_needs_a_prompt() -> None:
+def test_a_clip_needs_a_prompt() -> None:
     with pytest.raises(ValueError, match="at least one prompt"):
         BenchmarkClip(picture=picture, num_frames=3, prompts=())
 
@@ -166,28 +166,28 @@ def test_footage_needs_a_prompt() -> None:
 # -- long streams -----------------------------------------------------------------------------------------------------
 
 
-def test_watch_looks_every_so_often(setting: Setting) -> None:
-    stay = measure_stream(setting, "fifo", FIFO(), clip_of(60), every=20)
-    assert [m.frame for m in stay.marks] == [20, 40, 60]
-    assert stay.bounded and TOKENS * 7 < stay.most_tokens <= stay.capacity == FIFO().capacity(TOKENS)
-    assert stay.marks[0].bytes < stay.marks[1].bytes == stay.marks[2].bytes
-    assert (stay.slope is None) == (resident_bytes() is None)
-    head, row = stream_table([stay]).splitlines()
+def test_a_stream_is_measured_every_so_often(setting: Setting) -> None:
+    cost = measure_stream(setting, "fifo", FIFO(), clip_of(60), every=20)
+    assert [m.frame for m in cost.marks] == [20, 40, 60]
+    assert cost.bounded and TOKENS * 7 < cost.most_tokens <= cost.capacity == FIFO().capacity(TOKENS)
+    assert cost.marks[0].bytes < cost.marks[1].bytes == cost.marks[2].bytes
+    assert (cost.slope is None) == (resident_bytes() is None)
+    head, row = stream_table([cost]).splitlines()
     assert head.count("MB at") == 3 and row.startswith("fifo")
 
 
 def test_control_what_grows_is_seen(setting: Setting) -> None:
-    stay = measure_stream(setting, "all", FIFO(retain_all=True), clip_of(40), every=10)
-    sizes = [m.bytes for m in stay.marks]
-    assert sizes == sorted(set(sizes)) and stay.capacity is None and stay.most_tokens == 40 * TOKENS
+    cost = measure_stream(setting, "all", FIFO(retain_all=True), clip_of(40), every=10)
+    sizes = [m.bytes for m in cost.marks]
+    assert sizes == sorted(set(sizes)) and cost.capacity is None and cost.most_tokens == 40 * TOKENS
 
 
 def test_control_more_than_the_bound_is_reported() -> None:
-    stay = StreamCost(policy="x", objects=1, marks=(Mark(1, 1, None),), most_tokens=2, capacity=1, slope=None)
-    assert not stay.bounded and "x (!)" in stream_table([stay]) and "unknown" in stream_table([stay])
+    cost = StreamCost(policy="x", objects=1, marks=(Mark(1, 1, None),), most_tokens=2, capacity=1, slope=None)
+    assert not cost.bounded and "x (!)" in stream_table([cost]) and "unknown" in stream_table([cost])
 
 
-def testgrowth_per_frame_is_bytes_per_frame() -> None:
+def test_growth_is_bytes_per_frame() -> None:
     assert growth_per_frame([Mark(f, 0, 1000 + 7 * f) for f in (100, 200, 300)]) == pytest.approx(7.0)
     assert growth_per_frame([Mark(100, 0, None), Mark(200, 0, None)]) is None
 
@@ -510,13 +510,13 @@ def test_tool_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "fif" in capsys.readouterr().err
 
 
-def test_synthetic_footage_has_the_objects_asked_for() -> None:
+def test_synthetic_clips_have_the_objects_asked_for() -> None:
     found = synthetic_clip(3, 64, 5)
     assert found.num_frames == 3 and [p.obj_id for p in found.prompts] == [1, 2, 3, 4, 5]
     assert found.picture(2).shape == (64, 64, 3)
 
 
-def test_filmed_footage(tmp_path: Path) -> None:
+def test_clips_of_videos(tmp_path: Path) -> None:
     for t in range(4):
         cv2.imwrite(str(tmp_path / f"{t:05d}.jpg"), picture(t))
     ids = np.zeros((SIDE, SIDE), np.uint8)

@@ -184,12 +184,12 @@ def test_counts_are_those_of_the_benchmark() -> None:
     for name in ("fifo", "sam2long"):
         cost = measured_pass(micro_predictor(name), open_video(images), plan, lambda shown: None)
         clip = BenchmarkClip(picture=images.__getitem__, num_frames=24, prompts=prompts)
-        census = count_memory(Setting(model=micro_model()), build_policy(name), clip)
-        assert cost.state_bytes == tuple(census.state_bytes) and cost.frames == 24
-        assert cost.tokens_read == pytest.approx(census.tokens_read) and cost.pointers_read == pytest.approx(
-            census.pointers_read
+        counter = count_memory(Setting(model=micro_model()), build_policy(name), clip)
+        assert cost.state_bytes == tuple(counter.state_bytes) and cost.frames == 24
+        assert cost.tokens_read == pytest.approx(counter.tokens_read) and cost.pointers_read == pytest.approx(
+            counter.pointers_read
         )
-        assert max(cost.tokens_held) <= max(census.largest) and cost.tokens_held[0] == census.largest[0]
+        assert max(cost.tokens_held) <= max(counter.largest) and cost.tokens_held[0] == counter.largest[0]
 
 
 def timed(*, frame: float = 0.0, mask: float = 0.0, network: float = 0.0) -> PassCost:

@@ -59,11 +59,11 @@ def recordings() -> list[RecordedVideo]:
 
 def test_watching_gives_the_masks_of_tracking(recordings: list[RecordedVideo]) -> None:
     assert list(recordings[0].pictures) == list(range(FRAMES)) and recordings[0].pictures[0].shape == (48, 48, 3)
-    for film in recordings:
-        first, late = film.objects[1].frames, film.objects[2].frames
+    for recorded in recordings:
+        first, late = recorded.objects[1].frames, recorded.objects[2].frames
         assert [n.frame for n in first] == list(range(FRAMES)) and [n.frame for n in late] == list(range(6, FRAMES))
         assert all(n.score is not None and n.score.obj_id == 1 and n.score.tokens == n.tokens for n in first)
-        assert not any(film.masks[2][f].any() for f in range(6)), "an object is not there before its prompt"
+        assert not any(recorded.masks[2][f].any() for f in range(6)), "an object is not there before its prompt"
     predictor = micro_predictor("rmem")
     quiet = record_video(predictor, pictures(FRAMES), PLAN, name="rmem", width=48, read_mass=False)
     assert all(np.array_equal(quiet.masks[i][f], recordings[0].masks[i][f]) for i in (1, 2) for f in range(FRAMES))
@@ -165,13 +165,13 @@ def test_descriptions() -> None:
 
 
 def test_captions_name_what_a_frame_read(recordings: list[RecordedVideo]) -> None:
-    film = recordings[2]
-    last = film.objects[1].frames[-1]
+    recorded = recordings[2]
+    last = recorded.objects[1].frames[-1]
     read = [(name, kind) for name, kind, words in captions(last) if "slot" in words and "%" in words]
     assert {name for name, _ in read} == {r.kind if r.frame is None else r.frame for r in last.readings}
     assert ("long-term", "long-term") in read
     assert [c for c in captions(last) if c[:2] not in read] == [(FRAMES - 1, "previous", "new")]
-    assert captions(film.objects[1].frames[0]) == [(0, "prompt", "new")]
+    assert captions(recorded.objects[1].frames[0]) == [(0, "prompt", "new")]
     idle = record(5, {0: "prompt", 2: "map", 3: "pointer", 5: "map"}, {0: None})
     assert captions(idle) == [(0, "prompt", "slot 0"), (2, "map", "not read"), (5, "map", "new")]
 
@@ -234,8 +234,8 @@ def test_the_page_by_structure(recordings: list[RecordedVideo]) -> None:
     assert data["policies"][0]["objects"]["2"]["notes"][:6] == [None] * 6
 
 
-def check_masks(film: RecordedVideo, told: dict) -> None:
-    for obj_id, masks in film.masks.items():
+def check_masks(recorded: RecordedVideo, told: dict) -> None:
+    for obj_id, masks in recorded.masks.items():
         for frame, mask in masks.items():
             encoded = told["objects"][str(obj_id)]["masks"][frame]
             assert (encoded is None) == (not mask.any())
@@ -246,10 +246,10 @@ def check_masks(film: RecordedVideo, told: dict) -> None:
 
 def test_text_of_policies_cannot_break_the_page(recordings: list[RecordedVideo]) -> None:
     evil = '</script><img src=x onerror="alert(1)">'
-    film = recordings[0]
+    recorded = recordings[0]
     bad = TraceEvent(Action.EVICTED, 0, evil)
-    notes = tuple(FrameRecord(**{**n.__dict__, "events": (bad,)}) for n in film.objects[1].frames)
-    text = page([RecordedVideo(evil, film.pictures, film.masks, {1: ObjectRecord(evil, 1, notes)})], title=evil)
+    notes = tuple(FrameRecord(**{**n.__dict__, "events": (bad,)}) for n in recorded.objects[1].frames)
+    text = page([RecordedVideo(evil, recorded.pictures, recorded.masks, {1: ObjectRecord(evil, 1, notes)})], title=evil)
     parsed = Elements()
     parsed.feed(text)
     assert parsed.all("img") == [] and len(parsed.all("script")) == 2

@@ -342,9 +342,9 @@ def test_a_profile_of_half_weights() -> None:
     plain, fast = fresh().model, fresh().model
     cast_weights(fast)
     fast.runner = GraphRunner(Tape(), precision=half_autocast(torch.device("cpu")))
-    footage = BenchmarkClip(picture=pictures(25).__getitem__, num_frames=25, prompts=(Prompt(1, mask=blob(0)),))
+    clip = BenchmarkClip(picture=pictures(25).__getitem__, num_frames=25, prompts=(Prompt(1, mask=blob(0)),))
     exact, found = (
-        {p.name: p.gflop for p in profile(Setting(model=m), build_policy("fifo"), footage)} for m in (plain, fast)
+        {p.name: p.gflop for p in profile(Setting(model=m), build_policy("fifo"), clip)} for m in (plain, fast)
     )
     assert fast.runner.recordings and min(g for g in found.values() if g is not None) > 0
     assert found["encode_image"] == exact["encode_image"] and found["decode"] == exact["decode"]
