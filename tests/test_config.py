@@ -350,9 +350,10 @@ def own_configs(tmp_path: Path) -> Iterator[Path]:
     """A directory of a user's own program, and no Hydra before or after."""
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "app.yaml").write_text("learning_rate: 0.5\n")
+    earlier = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     yield tmp_path / "conf"
-    GlobalHydra.instance().clear()
+    GlobalHydra.instance().hydra = earlier
 
 
 def test_a_running_hydra_is_left_as_it_was(own_configs: Path) -> None:

@@ -27,6 +27,8 @@ def test_an_earlier_module_is_found_and_warns(old: str, monkeypatch: pytest.Monk
     with pytest.warns(FutureWarning, match=f"{old} is now {_moved.MODULES[old]};"):
         importlib.import_module(old)
     monkeypatch.delitem(sys.modules, old, raising=False)
+    package, _, leaf = old.rpartition(".")
+    vars(sys.modules[package]).pop(leaf, None)  # where a name of the package was called like the module
     importlib.import_module(_moved.MODULES[old])
 
 

@@ -657,6 +657,6 @@ def test_objects_that_want_different_usage() -> None:
             assert len(list(predictor.propagate_in_video(state))) == 4
             continue
         with pytest.raises(
-            RuntimeError, match=r"one kind of usage on frame 2, got \['items_by_query', 'tokens'\]; have wanted"
+            RuntimeError, match=r"one kind of usage on frame 2, got \['items_by_query', 'tokens'\]; have usage_at"
         ):
             list(predictor.propagate_in_video(state))

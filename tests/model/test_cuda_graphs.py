@@ -351,7 +351,7 @@ def test_a_profile_of_half_weights() -> None:
 
 
 def test_sensory_memory_on_half_weights() -> None:
-    config = micro_config()
+    config = micro_config().copy()
     config.model.sensory_channels = 8
     fast = build_sam2_video_predictor(config, None, device="cpu", memory_policy="xmem")
     with torch.no_grad():

@@ -64,6 +64,7 @@ class SmartBank(FrameBank):
             entries=tuple(replace(e, summary=None) if e.frame in leaving else e for e in joined.entries),
             kept=(*(f for f in self.kept if f not in leaving and f != entry.frame), entry.frame),
             updated=entry.frame,
+            reasons=self.reasons,
         ).with_arrival(entry.frame, leaving)
 
     def with_arrival(self, frame: int, leaving: Collection[int] = ()) -> Self:
