@@ -17,16 +17,7 @@ from sam2_mem.tracking import sensory_update
 from sam2_mem.tracking.batching import batch_reads, row_limit
 from sam2_mem.tracking.settings import TrackerSettings
 from sam2_mem.tracking.track import Track
-from sam2_mem.types import (
-    CandidateId,
-    FrameContext,
-    FrameFeatures,
-    Hypotheses,
-    MemoryRead,
-    ReadUsage,
-    RowBatch,
-    Usage,
-)
+from sam2_mem.types import CandidateId, FrameContext, FrameFeatures, Hypotheses, MemoryRead, ReadUsage, RowBatch, Usage
 
 RowIndex = tuple[int, int]
 """A batch, and a row of it."""
