@@ -71,9 +71,13 @@ SCORE_BIAS = "sam_mask_decoder.pred_obj_score_head.layers.2.bias"
 
 
 @lru_cache
-def micro_config() -> DictConfig:
-    """A composed config, as ``build_sam2_video_predictor`` takes it; copy it before changing it."""
+def _composed() -> DictConfig:
     return compose("configs/sam2.1/sam2.1_hiera_t.yaml", OVERRIDES)
+
+
+def micro_config() -> DictConfig:
+    """A composed config, as ``build_sam2_video_predictor`` takes it: a copy, to change."""
+    return copy.deepcopy(_composed())
 
 
 def new_model() -> SAM2:

@@ -347,13 +347,14 @@ def test_control_config_objects_are_found(value: Any) -> None:
 
 @pytest.fixture
 def own_configs(tmp_path: Path) -> Iterator[Path]:
-    """A directory of a user's own program, and no Hydra before or after."""
+    """A directory of a user's own program, and no Hydra but what the test starts; the one that the reference package
+    starts when it is imported comes back afterwards."""
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "app.yaml").write_text("learning_rate: 0.5\n")
-    earlier = GlobalHydra.instance().hydra
+    outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     yield tmp_path / "conf"
-    GlobalHydra.instance().hydra = earlier
+    GlobalHydra.instance().hydra = outer
 
 
 def test_a_running_hydra_is_left_as_it_was(own_configs: Path) -> None:

@@ -431,7 +431,7 @@ def test_codes_of_places(length, codes):
 
 def encoded(seed: int | None, codes: int = 4):
     """The micro network with a temporal encoding, untrained for ``seed=None``."""
-    config = micro.micro_config().copy()
+    config = micro.micro_config()
     config.model.bank_time_codes = codes
     model = build_sam2(config, None, device="cpu", apply_postprocessing=False).requires_grad_(False)
     model.load_state_dict(micro.micro_model().state_dict(), strict=False)

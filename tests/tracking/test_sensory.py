@@ -40,7 +40,7 @@ CHANNELS = 8
 
 def new_sensory_model(*, trained: bool) -> SAM2:
     """The shared micro network with a sensory memory of its own; ``trained``: one that matters."""
-    config = micro_config().copy()
+    config = micro_config()
     config.model.sensory_channels = CHANNELS
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -306,7 +306,7 @@ def test_clips_in_lockstep_are_the_clips_alone():
 
 def test_a_policy_that_leaves_it_unused_is_named(caplog):
     def build(policy: str) -> None:
-        config = micro_config().copy()
+        config = micro_config()
         config.model.sensory_channels = CHANNELS
         build_sam2_video_predictor(config, device="cpu", memory_policy=policy)
 
