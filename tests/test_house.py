@@ -250,6 +250,31 @@ def test_a_wrong_layout_is_noticed() -> None:
     assert layout_faults(page, {Path("files.py"), Path("new.py"), Path("cli/vos.py")}) == ["gone.py", "new.py"]
 
 
+# -- paths in documents -----------------------------------------------------------------------------------------------
+
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("checkpoints/*.md")]
+PATH = re.compile(r"`((?:[\w.-]+/)+[\w.+-]+\.(?:py|md|yaml|sh|txt))`")
+
+
+def missing_paths(page: str) -> list[str]:
+    """Paths in backticks that begin in this repository, or in the library, and do not exist; code blocks are left out."""
+    text = re.sub(r"^```.*?^```", "", page, flags=re.DOTALL | re.MULTILINE)
+    paths = [
+        (path, root) for path in PATH.findall(text) for root in (ROOT, LIBRARY) if (root / path.split("/")[0]).is_dir()
+    ]
+    return sorted({path for path, _ in paths} - {path for path, root in paths if (root / path).exists()})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_paths_in_documents_exist(page: Path) -> None:
+    assert missing_paths(page.read_text()) == []
+
+
+def test_a_missing_path_is_noticed() -> None:
+    page = "`model/sam2.py`, `model/gone.py`, `tests/model/`, `JPEGImages/480p/`\n```\n`model/example.py`\n```\n"
+    assert missing_paths(page) == ["model/gone.py"]
+
+
 # -- the pages of the API ---------------------------------------------------------------------------------------------
 
 
