@@ -49,7 +49,7 @@ style: $(READY_FOR_TESTS)
 	$(PY) -m mypy
 
 docs: $(READY_FOR_DOCS)
-	$(PY) -m mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build
 
 demo: $(READY)
 	$(PY) tools/vos_inference.py \

@@ -250,6 +250,31 @@ def test_a_wrong_layout_is_noticed() -> None:
     assert layout_faults(page, {Path("files.py"), Path("new.py"), Path("cli/vos.py")}) == ["gone.py", "new.py"]
 
 
+# -- paths in documents -----------------------------------------------------------------------------------------------
+
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("checkpoints/*.md")]
+PATH = re.compile(r"`((?:[\w.-]+/)+[\w.+-]+\.(?:py|md|yaml|sh|txt))`")
+
+
+def missing_paths(page: str) -> list[str]:
+    """Paths in backticks that begin in this repository, or in the library, and do not exist; code blocks are left out."""
+    text = re.sub(r"^```.*?^```", "", page, flags=re.DOTALL | re.MULTILINE)
+    paths = [
+        (path, root) for path in PATH.findall(text) for root in (ROOT, LIBRARY) if (root / path.split("/")[0]).is_dir()
+    ]
+    return sorted({path for path, _ in paths} - {path for path, root in paths if (root / path).exists()})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_paths_in_documents_exist(page: Path) -> None:
+    assert missing_paths(page.read_text()) == []
+
+
+def test_a_missing_path_is_noticed() -> None:
+    page = "`model/sam2.py`, `model/gone.py`, `tests/model/`, `JPEGImages/480p/`\n```\n`model/example.py`\n```\n"
+    assert missing_paths(page) == ["model/gone.py"]
+
+
 # -- the pages of the API ---------------------------------------------------------------------------------------------
 
 
@@ -259,13 +284,14 @@ def modules(root: Path) -> set[str]:
     return {name for name in names if not name.startswith("sam2_mem.cli.")}
 
 
-def on_pages(pages: Path) -> set[str]:
-    return set(re.findall(r"^::: (\S+)$", "\n".join(page.read_text() for page in pages.glob("*.md")), re.MULTILINE))
+def on_pages(pages: Path) -> list[str]:
+    return sorted(re.findall(r"^::: (\S+)$", "\n".join(page.read_text() for page in pages.glob("*.md")), re.MULTILINE))
 
 
 def test_every_module_has_a_place_on_the_api_pages() -> None:
-    shown = {name for name in on_pages(ROOT / "docs" / "api") if not (LIBRARY.parent / name.replace(".", "/")).is_dir()}
-    assert shown == modules(LIBRARY)
+    pages = on_pages(ROOT / "docs" / "api")
+    packages = {name for name in pages if (ROOT / name.replace(".", "/")).is_dir()}
+    assert [name for name in pages if name not in packages] == sorted(modules(LIBRARY))
 
 
 def test_every_page_is_in_the_navigation() -> None:
