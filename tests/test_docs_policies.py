@@ -141,6 +141,7 @@ def most_read(name: str) -> int:
 
 
 @pytest.mark.parametrize("name", in_tiers(NAMES, POLICIES))
+@pytest.mark.full
 def test_reads(name: str) -> None:
     assert 2 * TOKENS <= most_read(name) <= value(code(presets()[name][2]), TOKENS)
 

@@ -132,6 +132,7 @@ def test_it_is_steady_on_a_still_video() -> None:
 # -- the report -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_the_report_measures_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, out = tmp_path / "davis", tmp_path / "report.jsonl"
     for t in range(4):

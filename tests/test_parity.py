@@ -267,6 +267,7 @@ class SevenPointers(FIFO):
 # -- 2.0 and 2.1, forward and back ------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_mask_click_and_box_forward_then_back_from_the_middle(tiny_bench: Bench):
     expected = tiny_bench.expected(there_and_back)
     agree(tiny_bench.run(tiny_bench.ours(RETAIN_ALL), there_and_back), expected)

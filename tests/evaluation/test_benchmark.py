@@ -119,6 +119,7 @@ def test_tokens_are_those_of_the_object_that_holds_most(setting: Setting) -> Non
 # -- comparing --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_row_for_every_policy_and_number_of_objects(setting: Setting) -> None:
     policies = {"fifo": FIFO(), "keyframe": build_policy("keyframe")}
     costs = list(compare(setting, policies, clip_of(objects=2), objects=(1, 2)))
@@ -205,6 +206,7 @@ def tool(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 SMALL = ("--image_size", "64", "--size", "64", "--weights", "random")
 
 
+@pytest.mark.full
 def test_tool_policies(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     status = tool(
@@ -412,6 +414,7 @@ def test_tool_peer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
         assert found[side]["first_prompt"] > 0 and found[side]["first_mask"] > 0 and found[side]["frames"] == 30
 
 
+@pytest.mark.full
 def test_operations_beside_a_peer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -166,6 +166,7 @@ def blobs(count: int) -> tuple[list[np.ndarray], PromptPlan]:
     return [picture(i) for i in range(count)], PromptPlan((1, 2), {0: lambda frame: prompts})
 
 
+@pytest.mark.full
 def test_masks_are_those_of_an_unmeasured_pass() -> None:
     images, plan = blobs(24)
     for policy in ("fifo", "sam2long", "xmem"):
@@ -212,10 +213,12 @@ def timed(*, frame: float = 0.0, mask: float = 0.0, network: float = 0.0) -> Pas
     return measured_pass(predictor, Slow(images), plan, lambda shown: time.sleep(mask))
 
 
+@pytest.mark.full
 def test_the_clock_stands_while_frames_are_made_and_masks_are_judged() -> None:
     assert timed(frame=0.2, mask=0.2).seconds < 2.0, "of four seconds of sleep"
 
 
+@pytest.mark.full
 def test_control_the_clock_runs_while_the_network_works() -> None:
     assert timed(network=0.2).seconds > 2.0
 
@@ -307,6 +310,7 @@ def test_a_result_for_every_job(done: ResultFolder) -> None:
     assert {one["object"]: one["at"][0] - 1 for one in late.objects} == {str(k): t for k, t in entries.items()}
 
 
+@pytest.mark.full
 def test_scores_are_those_of_the_evaluator_on_the_masks_written(tmp_path: Path) -> None:
     root = tmp_path / "data"
     SyntheticSet("small", tuple(video.truth for video in clips("splitting_1", "late_1"))).export(root)
@@ -375,6 +379,7 @@ def test_videos_can_be_cut_short(tmp_path: Path) -> None:
 # -- failures -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_failing_policy_and_a_failing_video_are_recorded_and_tried_again(tmp_path: Path) -> None:
     def broken() -> SAM2VideoPredictor:
         raise RuntimeError("no such thing")
@@ -746,6 +751,7 @@ def test_tables_by_seed_of_the_clips(tmp_path: Path) -> None:
     assert groups_of_videos("davis2016:folder") == {} and groups_of_videos("synthetic:folder") == {}
 
 
+@pytest.mark.full
 def test_two_data_sets_also_have_rows_over_both(tmp_path: Path) -> None:
     one, other = clips("splitting_1")[0], replace(clips("late_1")[0], data="synthetic:other")
     comparison = read_comparison(compared(tmp_path, small_plan(videos=(one, other))))

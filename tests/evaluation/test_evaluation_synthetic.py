@@ -89,6 +89,7 @@ def small() -> SyntheticSet:
 
 
 @pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.full
 def test_every_bit_of_the_short_set(name: str) -> None:
     clip = open_synthetic("dev-v1")[name]
     assert fingerprint(clip, range(len(clip))) == WHOLE[name]

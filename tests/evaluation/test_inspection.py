@@ -370,6 +370,7 @@ def tool(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
 
 
+@pytest.mark.full
 def test_the_tool_shows(tmp_path: Path) -> None:
     demo = ROOT / "notebooks" / "videos"
     words = ("--video", demo / "demo", "--masks", demo / "demo_prompts" / "demo", "--policies", "fifo,dam4sam")
@@ -382,6 +383,7 @@ def test_the_tool_shows(tmp_path: Path) -> None:
     assert wrong.returncode == 2 and "expected one of masks, box and point, got none" in wrong.stderr
 
 
+@pytest.mark.full
 def test_the_tool_deciphers(tmp_path: Path) -> None:
     demo = ROOT / "notebooks" / "videos"
     words = ("--video", demo / "demo", "--truth", demo / "demo_gt" / "demo", "--stop", "10", "--sizes", "1,3")

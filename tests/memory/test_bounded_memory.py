@@ -195,6 +195,7 @@ def census() -> dict[str, int]:
     return {kind.__name__: len(alive(kind)) for kind in (Tensor, Track, Bank, InferenceState, VideoSource)}
 
 
+@pytest.mark.full
 def test_twenty_videos_leave_nothing() -> None:
     predictor = micro_predictor(FIFO())
     short_video(predictor)
@@ -204,6 +205,7 @@ def test_twenty_videos_leave_nothing() -> None:
     assert census() == before
 
 
+@pytest.mark.full
 def test_control_a_track_that_is_kept_is_found() -> None:
     predictor, kept = micro_predictor(FIFO()), []
     short_video(predictor)
@@ -214,6 +216,7 @@ def test_control_a_track_that_is_kept_is_found() -> None:
     assert after["Tensor"] > before["Tensor"] and after["Bank"] > before["Bank"]
 
 
+@pytest.mark.full
 def test_a_pass_that_is_abandoned_leaves_nothing() -> None:
     predictor = micro_predictor(FIFO())
     short_video(predictor)

@@ -409,6 +409,7 @@ def test_control_broken_policies_are_caught(check: Callable[[Any], None], broken
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.full
 def test_control_the_sound_policy_passes(check: Callable[[MemoryPolicy], None]) -> None:
     check(Sound())
 

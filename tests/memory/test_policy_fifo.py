@@ -252,6 +252,7 @@ def there_and_back(session: Session, prompts: list[int], turns: list[str]) -> No
 
 @thorough
 @given(bounded, prompt_sets, st.sampled_from([["back"], ["back from the last"], ["back", "on"]]))
+@pytest.mark.full
 def test_eviction_keeps_what_sam2_reads(fields: dict[str, Any], prompts: list[int], turns: list[str]) -> None:
     session = Session(FIFO(**fields), FIFO(**fields, retain_all=True))
     there_and_back(session, prompts, turns)

@@ -419,6 +419,7 @@ def last_values(results: Iterator[FrameResult]) -> list[tuple[int, float]]:
 
 @pytest.mark.parametrize("output", ["streaming", "coalesced"])
 @pytest.mark.parametrize("max_lag", [None, 50, 5, 1])
+@pytest.mark.full
 def test_delayed_masks_are_the_traced_back_ones(output: str, max_lag: int | None) -> None:
     """Each frame as the best pathway sees it ``max_lag`` frames later; without limit, as the last winner sees it."""
     changed = 0

@@ -653,6 +653,7 @@ def logits(policy, order: list[int], prompts: dict, reverse_from: int | None = N
     return torch.cat([r.masks.flatten() for r in results])
 
 
+@pytest.mark.full
 def test_window_is_fifo():
     prompts = {8: [mask_prompt(1, 8), click_prompt(2, 8, 1)], 20: [click_prompt(1, 20)], 25: [mask_prompt(3, 25, 2)]}
     policy = XMem(working="window", long_term=False, mem_every=1)

@@ -93,6 +93,7 @@ def differences(one: Any, other: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("name", in_tiers(policy_names(), ["fifo", "sam2long", "xmem"]))
+@pytest.mark.full
 def test_listening_changes_no_bit(name: str) -> None:
     quiet, plain = track(name, count=30)
     for read_mass in (False, True) if name in POLICIES else (True,):

@@ -534,6 +534,7 @@ QUICK = [
 @pytest.mark.parametrize("policy", in_tiers(POLICIES, ["xmem"]))
 @pytest.mark.parametrize("distiller", ["pool2", "spatial"])
 @pytest.mark.parametrize("check", QUICK, ids=lambda c: c.__name__.removeprefix("check_"))
+@pytest.mark.full
 def test_policies_keep_the_contract(
     policy: str, distiller: str, check: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,6 +64,7 @@ def together(tiny: SAM2VideoPredictor, short: Clip) -> list[PublishedMask]:
 # -- objects ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_alone_as_in_company(tiny: SAM2VideoPredictor, short: Clip, together: list[PublishedMask]):
     for obj_id in (1, 2, 3):
         session = Session(tiny, short.frames)

@@ -77,6 +77,7 @@ def refined(results: list[FrameResult]) -> int:
 
 
 @pytest.mark.parametrize("policy", ["fifo", "rmem", "hq_smem"])
+@pytest.mark.full
 def test_a_threshold_out_of_reach_is_no_refiner(policy):
     plain = masks(tracked(policy, None)[0])
     assert (plain[3:] > 0).flatten(1).any(1).float().mean() > 0.5

@@ -226,6 +226,7 @@ def test_only_the_distiller_is_trained_and_all_of_it(distiller: str, tmp_path: P
     assert not missing, sorted(missing)
 
 
+@pytest.mark.full
 def test_it_learns_from_the_teacher(tmp_path: Path) -> None:
     class Same(Blobs):
         def sample(self, rng: np.random.Generator, spec: ClipSpec) -> Clip:
@@ -237,6 +238,7 @@ def test_it_learns_from_the_teacher(tmp_path: Path) -> None:
     assert np.mean(losses[-3:]) < 0.6 * np.mean(losses[:3]), (losses[:3], losses[-3:])
 
 
+@pytest.mark.full
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     whole, first = trainer(tmp_path / "whole", plan(3)), trainer(tmp_path / "parts", plan(3))
     whole.run()
@@ -340,6 +342,7 @@ def test_training_without_labels(videos: Path, tmp_path: Path, monkeypatch: pyte
 # -- files and commands -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_the_command_distils_and_exports_a_small_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAM2_MEM_CLIPS", str(tmp_path / "clips"))
     overrides = [
@@ -367,6 +370,7 @@ def test_the_command_distils_and_exports_a_small_file(tmp_path: Path, monkeypatc
         commands.export(checkpoint=tmp_path / "run" / CHECKPOINT, weights=small, only="nothing")
 
 
+@pytest.mark.full
 def test_the_packaged_distiller_is_better_than_means() -> None:
     """What was trained for the small model, on clips that neither training nor its validation has seen."""
     clips = held_out("easy", 3, num_frames=24, first_seed=45_000_000)

@@ -455,6 +455,7 @@ def test_schedule() -> None:
         TrainingPlan(stages=[])
 
 
+@pytest.mark.full
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     whole = trainer(tmp_path / "whole", plan(steps=4))
     whole.run()
@@ -498,6 +499,7 @@ training.run()
 """
 
 
+@pytest.mark.full
 def test_two_processes_equal_one_with_twice_the_clips(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(WORKER.format(tests=str(Path(__file__).parent), out=str(tmp_path / "two")))
@@ -525,6 +527,7 @@ def checked(every: int) -> TrainingPlan:
     return TrainingPlan(stages=one.stages, optimisation=one.optimisation, save_every=2, log_every=1, validation=checks)
 
 
+@pytest.mark.full
 def test_validation_is_logged_and_the_best_weights_are_kept(tmp_path: Path) -> None:
     training = trainer(tmp_path / "a", checked(2))
     training.run()
@@ -539,6 +542,7 @@ def test_validation_is_logged_and_the_best_weights_are_kept(tmp_path: Path) -> N
     assert set(scores) == {"blobs", "still"} and largest_difference(before, training.model.state_dict()) == 0.0
 
 
+@pytest.mark.full
 def test_validation_changes_nothing_in_the_training(tmp_path: Path) -> None:
     ends = []
     for name, every in (("with", 1), ("without", 0)):
@@ -551,6 +555,7 @@ def test_validation_changes_nothing_in_the_training(tmp_path: Path) -> None:
         Validation(every=5)
 
 
+@pytest.mark.full
 def test_a_worse_score_does_not_replace_the_best_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([{"a": 0.2}, {"a": 0.6}, {"a": 0.4}])
     monkeypatch.setattr(Validation, "scores", lambda *_: next(scores))
