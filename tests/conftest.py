@@ -3,6 +3,7 @@
 Also the order of the tests (``--order``), and the peak memory of the test processes in the summary.
 """
 
+import gc
 import os
 import random
 import resource
@@ -42,6 +43,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; run `make test-gpu` where there is one"))
+
+
+def pytest_collection_finish() -> None:
+    """The garbage collector need not look at what was imported, a million objects, again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def sort_items(items: list[pytest.Item], order: str) -> None:

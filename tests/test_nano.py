@@ -56,7 +56,8 @@ def clips(level: str, count: int = 4, frames: int = 30) -> tuple[Clip, ...]:
     return tuple(held_out(level, count, num_frames=frames, first_seed=SEED))
 
 
-def scores(found: Sequence[Clip], policy: FIFO | None = None) -> Scores:
+@lru_cache
+def scores(found: tuple[Clip, ...], policy: FIFO | None = None) -> Scores:
     network = NetworkMethod(predictor().model, policy or PartialFIFO(), tracker=predictor().tracker_settings)
     return summarise(run_method(network, found))
 
@@ -116,7 +117,7 @@ def test_it_needs_its_memory() -> None:
 
 @pytest.mark.full
 def test_it_notices_a_curtain() -> None:
-    hidden = [curtained(c, 12, 8) for c in clips("easy")]
+    hidden = tuple(curtained(c, 12, 8) for c in clips("easy"))
     result = scores(hidden)
     assert result.noticed > NOTICED and result.alarms < ALARMS and result.found > FOUND
 

@@ -463,14 +463,14 @@ def still(clip: Clip) -> Clip:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("size", ["t", "l"])
-def test_full_resolution(size: str, tmp_path: Path):
-    """Prompts and one tracked frame, of the same picture, at image size 1024. The object score is raised, so that
-    nothing is absent."""
+@pytest.mark.parametrize(("size", "image_size"), [("t", 1024), ("l", 512)])
+def test_large_pictures_and_networks(size: str, image_size: int, tmp_path: Path):
+    """Prompts and one tracked frame, of the same picture. The object score is raised, so that nothing is absent."""
     config, clip = f"configs/sam2.1/sam2.1_hiera_{size}.yaml", still(make_clip(1))
     state = lively_state(config)
     state[f"{SCORE_HEAD}bias"] += 10
-    bench = Bench(config, clip, clip.save(tmp_path / "frames"), save_state(state, tmp_path / "weights.pt"), size=1024)
+    weights = save_state(state, tmp_path / "weights.pt")
+    bench = Bench(config, clip, clip.save(tmp_path / "frames"), weights, size=image_size)
     del state
     return_memory()
     expected = bench.expected(first_and_next)
