@@ -45,7 +45,7 @@ from sam2_mem.types import (
 )
 
 TOLERANCE = 1e-4
-LONG = 360
+LONG = 500
 FAR = 5040
 """Frame from which reverse passes run in the mirror test; divisible by every small stride."""
 
@@ -397,10 +397,10 @@ def check_pure(policy: MemoryPolicy) -> None:
 
 
 def check_bounded(policy: MemoryPolicy) -> None:
-    """360 frames and 45 corrections stay within the stated capacity, and what goes with the tokens does not grow."""
+    """500 frames and 45 corrections stay within the stated capacity, and what goes with the tokens does not grow."""
     capacity = policy.capacity(TOKENS)
     assert capacity is not None, "capacity is None: a policy that is offered by name must be bounded; return a number"
-    corrections = {i: [mask_prompt(1, i)] for i in range(30, 120, 2)}
+    corrections = {i: [mask_prompt(1, i)] for i in range(60, 150, 2)}
     tracker = _tracker(policy)
     sizes = []
     for i in range(LONG):
@@ -415,7 +415,7 @@ def check_bounded(policy: MemoryPolicy) -> None:
             f"state.token_count() says {stated} on frame {i}, the state holds {held}; tokens outside prompts and entries must "
             "be counted: override all_entries or token_count of the state"
         )
-        if i % 2 and (170 <= i < 250 or i >= LONG - 80):
+        if i % 2 and (280 <= i < 360 or i >= LONG - 80):
             sizes.append((held, sum(1 for _ in leaves(state)), bytes_in(state)))
     early, late = (max(column) for column in zip(*sizes[:40])), (max(column) for column in zip(*sizes[40:]))
     (tokens, values, size), (later_tokens, later_values, later_size) = early, late

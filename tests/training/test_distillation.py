@@ -198,7 +198,7 @@ def plan(steps: int = 2, clips: object = Blobs(2), spec: ClipSpec = SPEC, **sett
     stage = Stage(until=steps, clips=clips, clip_spec=spec, batch=2, rollout=MASKS)
     optimisation = Optimisation(rate=5e-3, warmup=1, rates=ONLY_DISTILLER)
     distillation = Distillation(**settings)
-    return TrainingPlan(stages=[stage], optimisation=optimisation, log_every=1, save_every=1, distillation=distillation)
+    return TrainingPlan(stages=[stage], optimisation=optimisation, log_every=1, distillation=distillation)
 
 
 def trainer(folder: Path, plan_: TrainingPlan, distiller: str = "spatial", policy=None) -> Trainer:
