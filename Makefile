@@ -1,6 +1,7 @@
 # make test    set up a virtual environment on a fresh machine, then the style checks and the quick tests, before every commit
 # make test-all  the same set-up, the style checks, then all tests; make test-rest: those that `make test` leaves out
 # make test-gpu  the same set-up, then the tests that need a CUDA device
+# make gpu-check  the same set-up, then on a CUDA device: equality, waits, speed beside `sam2`, memory; results in runs/gpu (10 minutes)
 # make style   the same set-up, then ruff and mypy; what they ask for is in pyproject.toml
 # make docs    the documentation site, in site/
 # make demo    the same set-up, then segment the demo video; the result is in outputs/demo
@@ -29,7 +30,7 @@ READY := $(VENV)/.ready
 READY_FOR_TESTS := $(VENV)/.ready-for-tests
 READY_FOR_DOCS := $(VENV)/.ready-for-docs
 
-.PHONY: test test-all test-rest test-gpu style docs demo clean
+.PHONY: test test-all test-rest test-gpu gpu-check style docs demo clean
 
 # The files are handed out in the order of tests/conftest.py, those that take longest first.
 test test-all test-rest: $(READY_FOR_TESTS)
@@ -42,6 +43,9 @@ test-rest: TIER := -m full
 test-gpu: $(READY_FOR_TESTS)
 	$(PY) -c "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 'no CUDA device is visible to torch')"
 	$(PY) -m pytest -q -rs -m gpu tests $(PYTEST_FLAGS)
+
+gpu-check: $(READY_FOR_TESTS)
+	$(PY) benchmarks/gpu_check.py --out runs/gpu $(CHECK_FLAGS)
 
 style: $(READY_FOR_TESTS)
 	$(PY) -m ruff check
