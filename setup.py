@@ -67,7 +67,7 @@ setup(
     packages=[*find_packages(include=["sam2_mem", "sam2_mem.*"]), "sam2_mem.configs", "sam2_mem.checkpoints"],
     package_dir={"sam2_mem.configs": "configs", "sam2_mem.checkpoints": "checkpoints"},
     package_data={
-        "sam2_mem": ["py.typed"],
+        "sam2_mem": ["py.typed", "moved_names.json"],
         "sam2_mem.configs": ["*.yaml", "**/*.yaml"],
         # The models of this project only: official *.pt files lie in the same folder and must never be packed.
         "sam2_mem.checkpoints": ["sam2_mem_*.safetensors", "*.md"],
