@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import operator
+import reprlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 POINT_LABELS = {0: "background", 1: "foreground"}
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """What a user says about one object on one frame: clicks, a box, both, or a mask.
+    """What a user says about one object on one frame: clicks, a box, both, or a mask. What is given is copied.
 
     Args:
         obj_id: any integer.
         points: (N, 2) x, y positions.
         labels: (N) 1 foreground, 0 background.
-        box: (4) x0, y0, x1, y1.
+        box: (4) x0, y0, x1, y1; one that reaches beyond the picture is cut to it, with a warning.
         mask: (H, W) bool or 0/1; may be empty ("the object is not here").
         size: (H, W) of the picture the coordinates are measured in; a mask brings its own. None leaves it to whoever
             knows the frame; coordinates are checked once it is known.
@@ -67,15 +72,45 @@ def _integer(value: Any) -> int:
         raise ValueError(f"expected an integer object id, got {value!r}") from error
 
 
-def _as_tensor(value: Any, name: str) -> Tensor:
+def as_tensor(value: Any, name: str) -> Tensor:
+    """A copy of ``value`` as a tensor, whatever its strides and its byte order are.
+
+    Args:
+        value: tensor, array or nested list of numbers.
+        name: what an error calls it.
+
+    Raises:
+        ValueError: ``value`` is something else, or its rows differ in length.
+    """
     try:
-        return torch.as_tensor(value)
+        if isinstance(value, Tensor):
+            return value.detach().clone()
+        return torch.from_numpy(_native(np.array(_without_tensors(value))))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"expected {name} as a tensor, array or nested list of numbers, got {value!r}") from error
+        text = f"expected {name} as a tensor, array or nested list of numbers, got {reprlib.repr(value)}"
+        raise ValueError(f"{text} ({error})") from error
+
+
+def _without_tensors(value: Any) -> Any:
+    """Lists of tensors as lists of arrays, which need not be on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().numpy()
+    return [_without_tensors(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """``array`` in a type that torch computes in; TypeError for what is no real number."""
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"its elements are of type {array.dtype}")
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        return array.astype(np.int64)
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        return array.astype(np.float64)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _mask(value: Any) -> Tensor:
-    mask = _as_tensor(value, "a mask")
+    mask = as_tensor(value, "a mask")
     if mask.ndim != 2:
         hint = "; send one prompt per object" if mask.ndim == 3 else ""
         raise ValueError(f"expected a mask of shape (H, W), got {tuple(mask.shape)}{hint}")
@@ -95,8 +130,8 @@ def _mask(value: Any) -> Tensor:
 
 
 def _points(points: Any, labels: Any, size: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-    points = _as_tensor(points, "points").float()
-    labels = _as_tensor(labels, "labels")
+    points = as_tensor(points, "points").float()
+    labels = as_tensor(labels, "labels")
     if points.ndim == 3 and points.shape[0] == 1:
         points, labels = points[0], labels.reshape(-1)
     if points.ndim != 2 or points.shape[1] != 2:
@@ -110,34 +145,61 @@ def _points(points: Any, labels: Any, size: tuple[int, int] | None) -> tuple[Ten
     wrong = sorted({v for v in labels.tolist() if v not in POINT_LABELS})
     if wrong:
         raise ValueError(f"expected point labels 1 (foreground) or 0 (background), got {wrong}; give boxes as box=")
-    _inside(points, size, "point")
+    check_points(points, size)
     return points, labels.to(torch.int32)
 
 
 def _box(box: Any, size: tuple[int, int] | None) -> Tensor:
-    box = _as_tensor(box, "a box").float()
+    box = as_tensor(box, "a box").float()
     if box.numel() != 4:
         raise ValueError(f"expected a box of four numbers x0, y0, x1, y1, got shape {tuple(box.shape)}")
-    box = box.reshape(4)
-    _inside(box.reshape(2, 2), size, "box corner")
+    return fitted_box(box.reshape(4), size)
+
+
+def fitted_box(box: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """A box (4) cut to a picture of ``size`` (H, W), with a warning where that changes it; as it is where ``size`` is None.
+
+    Raises:
+        ValueError: NaN, corners in another order, a box outside the picture or in other units.
+    """
+    _check_finite(box.reshape(2, 2), "box corner")
     x0, y0, x1, y1 = box.tolist()
     if x1 <= x0 or y1 <= y0:
         raise ValueError(
             f"expected a box with x0 < x1 and y0 < y1, got {box.tolist()}; a box is x0, y0, x1, y1, not x, y, w, h"
         )
-    return box
+    if size is None:
+        return box
+    height, width = size
+    too_large = x1 - x0 > 2 * width or y1 - y0 > 2 * height
+    if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height or too_large:
+        raise ValueError(f"expected a box inside {_picture(size)}, got {box.tolist()}; {_UNITS}")
+    high = box.new_tensor([width, height, width, height])
+    inside = torch.minimum(box.clamp(min=0), high)
+    if not torch.equal(inside, box):
+        logger.warning("a box reaches beyond %s: %s is cut to %s", _picture(size), box.tolist(), inside.tolist())
+    return inside
 
 
-def _inside(xy: Tensor, size: tuple[int, int] | None, name: str) -> None:
+_UNITS = "coordinates are x, y in pixels (in 0..1 when normalize_coords=False)"
+
+
+def _picture(size: tuple[int, int]) -> str:
+    return f"the picture of width {size[1]} and height {size[0]}"
+
+
+def _check_finite(xy: Tensor, name: str) -> None:
     if not torch.isfinite(xy).all():
         raise ValueError(f"expected finite coordinates, got a {name} at {xy.tolist()}")
+
+
+def check_points(xy: Tensor, size: tuple[int, int] | None) -> None:
+    """ValueError unless all points (N, 2) are in a picture of ``size`` (H, W), or finite where ``size`` is None."""
+    _check_finite(xy, "point")
     if size is None:
         return
     height, width = size
     outside = (xy < 0).any(1) | (xy[:, 0] > width) | (xy[:, 1] > height)
     if outside.any():
         x, y = xy[outside][0].tolist()
-        raise ValueError(
-            f"expected every {name} inside the picture of width {width} and height {height}, got ({x:g}, {y:g}); "
-            "coordinates are x, y in pixels (in 0..1 when normalize_coords=False)"
-        )
+        raise ValueError(f"expected every point inside {_picture(size)}, got ({x:g}, {y:g}); {_UNITS}")

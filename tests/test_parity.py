@@ -493,7 +493,10 @@ def image_prompts(clip: Clip) -> list[dict[str, Any]]:
     box = {"box": np.array(clip.box(3))}
     boxes = {"box": np.array([clip.box(1), clip.box(2), clip.box(3)])}
     shares = {"point_coords": np.array([[0.3, 0.6]]), "point_labels": np.array([1]), "normalize_coords": False}
-    return [click, clicks, box, boxes, clicks | box, shares]
+    points = np.array([[clip.centre(i), [4.0, 5.0 + i]] for i in (1, 2, 3)])
+    batch = {"point_coords": points, "point_labels": np.array([[1, 0]] * 3)}
+    hint = {"mask_input": np.random.default_rng(0).normal(0, 4, (3, 1, SIZE // 4, SIZE // 4)).astype(np.float32)}
+    return [click, clicks, box, boxes, clicks | box, shares, batch, batch | boxes, batch | boxes | hint]
 
 
 @pytest.fixture(scope="module")
@@ -519,7 +522,7 @@ def furthest(a: tuple, b: tuple) -> float:
 
 
 @pytest.mark.parametrize("several", [True, False])
-@pytest.mark.parametrize("index", range(6))
+@pytest.mark.parametrize("index", range(9))
 def test_image_predictor(image_predictors, tiny_2_1: Bench, index: int, several: bool):
     ours, reference = image_predictors
     prompt = image_prompts(tiny_2_1.clip)[index] | {"multimask_output": several, "return_logits": True}

@@ -219,8 +219,18 @@ POINTS = [
     ),
     Mistake(
         "box outside",
-        lambda d: d.points(box=[1, 2, 3, 100]),
-        r"expected every box corner inside the picture .* got \(3, 100\)",
+        lambda d: d.points(box=[70, 2, 90, 40]),
+        r"expected a box inside the picture of width 64 and height 48, got \[70.0, 2.0, 90.0, 40.0\]; coordinates are",
+    ),
+    Mistake(
+        "box in the pixels of a larger picture",
+        lambda d: d.points(box=[30, 20, 900, 700]),
+        r"expected a box inside the picture of width 64 and height 48, got \[30",
+    ),
+    Mistake(
+        "box in pixels declared as shares",
+        lambda d: d.points(box=[0, 0, 30, 40], normalize_coords=False),
+        r"expected a box inside the picture of width 1 and height 1.*normalize_coords=False",
     ),
     Mistake(
         "box added to points",
@@ -608,6 +618,7 @@ def test_frames_before_a_corrupt_picture_are_delivered(desk: Desk) -> None:
         lambda d: d.points([[0.5, 0.5]], [1], normalize_coords=False),
         lambda d: d.points(box=np.array([[1, 2, 30, 40]])),
         lambda d: d.points([[5, 5]], [1], box=[1, 2, 30, 40]),
+        lambda d: d.points(box=[-0.4, -3, 64.4, 50]),
         lambda d: d.predictor.add_new_mask(d.video, 0, np.int32(-7), mask()),
     ],
     ids=[
@@ -623,6 +634,7 @@ def test_frames_before_a_corrupt_picture_are_delivered(desk: Desk) -> None:
         "shares",
         "box with an axis",
         "box and point",
+        "box that reaches beyond the picture",
         "negative object",
     ],
 )

@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import count
 from numbers import Integral
 from typing import Any
 
@@ -77,10 +76,8 @@ class InferenceState:
         return self.size
 
     def frame(self, index: int) -> Frame:
-        try:
-            return self.video[index]
-        except IndexError as error:
-            raise ValueError(str(error)) from error
+        """ValueError where the video has no frame ``index``, or no longer has it."""
+        return self.video[index]
 
     def features(self, frame: Frame, encode: Callable[[Frame], FrameFeatures]) -> FrameFeatures:
         """Features of ``frame``, from a cache of the last few."""
@@ -95,20 +92,9 @@ class InferenceState:
         return self._features[index] if index in self._features else self.features(self.frame(index), encode)
 
     def iterate(self, start: int, stop: int | None, step: int) -> Iterator[Frame]:
-        """Frames of a pass; streams are read as far as they go."""
-        video = self.video
-        if video.seekable:
-            with closing(video.frames(start, stop, step)) as frames:
-                yield from frames
-            return
-        for index in count(start) if stop is None else range(start, stop):
-            try:
-                frame = video[index]
-            except IndexError:
-                if index == start:
-                    raise
-                return
-            yield frame
+        """Frames of a pass; streams are read as far as they go, and not in reverse."""
+        with closing(self.video.frames(start, stop, step)) as frames:
+            yield from frames
 
     def note_scores(self, frame: int, scores: tuple[ObjectScore, ...]) -> None:
         self.recent_scores.pop(frame, None)

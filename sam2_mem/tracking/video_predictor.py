@@ -25,7 +25,7 @@ from sam2_mem.tracking.mask_postprocessing import resize_logits, suppress_overla
 from sam2_mem.tracking.refine import Refiner
 from sam2_mem.tracking.tracker import Tracker, TrackerSettings
 from sam2_mem.types import ABSENT_LOGIT, FrameContext, FrameFeatures, FrameResult, ObjectScore, Revision
-from sam2_mem.video import Frame, normalize, open_video, to_model_input, to_rgb
+from sam2_mem.video import Frame, FrameRangeError, normalize, open_video, to_model_input, to_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -479,7 +479,7 @@ def _frames_of_pass(state: InferenceState, start: int, max_frames: int | None, r
         raise ValueError(f"expected max_frame_num_to_track >= 0, got {max_frames}")
     if not reverse:
         return state.iterate(start, None if max_frames is None else start + max_frames + 1, 1)
-    if start == 0:
+    if start == 0 and state.video.seekable:
         return ()
     last = 0 if max_frames is None else max(start - max_frames, 0)
     return state.iterate(start, last - 1 if last > 0 else None, -1)
@@ -503,7 +503,7 @@ def _length_if_cheap(source: Any) -> int | None:
         return source.num_frames
     try:
         source[SHORT_VIDEO - 1]
-    except IndexError:
+    except FrameRangeError:
         return source.count_frames()
     return None
 

@@ -13,7 +13,7 @@ from .reading import (
 )
 from .resize import normalize, to_model_input
 from .rle import RLEFrame, RLEObject, RLEVideo, RLEWriter, read_rle
-from .source import VideoSource
+from .source import FrameRangeError, VideoSource
 from .sources import open_video
 from .writers import MaskWriter, MultiWriter, PaletteWriter, PerObjectWriter
 
@@ -21,6 +21,7 @@ __all__ = [
     "ContactSheetWriter",
     "Frame",
     "FrameLike",
+    "FrameRangeError",
     "MaskPNG",
     "MaskWriter",
     "MultiWriter",

@@ -23,6 +23,11 @@ from .prefetch import FrameCounter, prefetched
 Frames: TypeAlias = Generator[Frame, None, None]
 
 
+class FrameRangeError(IndexError, ValueError):
+    """A frame that the video does not have, or has no longer. A class of its own, so that an IndexError of the user's own
+    frames is never taken for it."""
+
+
 class FrameCache:
     """The `size` frames used last, by index."""
 
@@ -165,9 +170,9 @@ class VideoSource(ABC):
             )
         return Frame(index, self.name(index), image)
 
-    def _out_of_range(self, index: int) -> IndexError:
+    def _out_of_range(self, index: int) -> FrameRangeError:
         valid = f"0 to {self._length - 1}" if self._length is not None else "0 upwards"
-        return IndexError(f"frame {index} is out of range; valid frames are {valid}")
+        return FrameRangeError(f"frame {index} is out of range; valid frames are {valid}")
 
 
 class SeekableSource(VideoSource):
@@ -218,7 +223,7 @@ class SeekableSource(VideoSource):
         if start < 0 or (self._length is not None and start >= self._length):
             raise self._out_of_range(start)
         if stop is not None and stop < 0:
-            raise IndexError(f"expected stop >= 0 or None for the end of the video, got {stop}")
+            raise FrameRangeError(f"expected stop >= 0 or None for the end of the video, got {stop}")
         if step < 0:
             return range(start, -1 if stop is None else stop, step)
         ends = [end for end in (stop, self._length) if end is not None]

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from .frame import Frame, to_rgb
-from .source import Frames, VideoSource
+from .source import FrameRangeError, Frames, VideoSource
 
 logger = logging.getLogger(__name__)
 
@@ -35,35 +35,34 @@ class _StreamSource(VideoSource):
         """The next image, or None at the end."""
 
     def frames(self, start: int | None = None, stop: int | None = None, step: int = 1) -> Frames:
-        """Iterate from the current position of the stream, or from a later `start`; a stream cannot go back."""
+        """Iterate from the current position of the stream, from a later `start`, or from one that is still cached.
+
+        Raises:
+            ValueError: in reverse.
+            IndexError: `start` has passed, or, while iterating, the stream ends before a `start` that was given.
+        """
         self._check_open()
-        start = self._position if start is None else start
+        required, start = start, self._position if start is None else start
         if step < 1:
             raise ValueError(
                 f"expected step >= 1 for a stream, got {step}; a stream cannot be read in reverse: "
                 "use a file, a folder or an array"
             )
-        if start < self._position:
-            raise IndexError(f"frame {start} has passed; the stream is at frame {self._position} and cannot go back")
-        running = self._deliver(range(start, sys.maxsize if stop is None else stop, step))
+        if start < self._position and self._cache.get(start) is None:
+            raise FrameRangeError(
+                f"frame {start} has passed; the stream is at frame {self._position} and cannot go back"
+            )
+        running = self._deliver(range(start, sys.maxsize if stop is None else stop, step), required)
         self._passes.add(running)
         return running
 
     def __getitem__(self, index: int) -> Frame:
         """A recent frame that is still cached, or a coming one: the stream is then read up to it."""
         self._check_open()
-        with self._lock:
-            frame = self._cache.get(index)
-            if frame is None and index < self._position:
-                cached = ", ".join(map(str, self._cache)) or "none"
-                raise IndexError(
-                    f"frame {index} has passed; valid frames are {self._position} upwards and, kept in "
-                    f"the cache: {cached}"
-                )
-            frame = frame or self._read_up_to(index)
-            if frame is None:
-                raise self._out_of_range(index)
-            return frame
+        frame = self._find(index)
+        if frame is None:
+            raise self._out_of_range(index)
+        return frame
 
     def close(self) -> None:
         super().close()
@@ -81,12 +80,26 @@ class _StreamSource(VideoSource):
             raise ValueError("the stream ended before its first frame; the size of the video is not known")
         return self._size
 
-    def _deliver(self, indices: range) -> Frames:
+    def _deliver(self, indices: range, required: int | None) -> Frames:
         for index in indices:
-            frame = self._read_up_to(index)
+            frame = self._find(index)
             if frame is None:
+                if index == required:
+                    raise self._out_of_range(index)
                 return
             yield frame
+
+    def _find(self, index: int) -> Frame | None:
+        """A cached or a coming frame, None past the end. What the user's own iterator raises is not caught."""
+        with self._lock:
+            frame = self._cache.get(index)
+            if frame is None and index < self._position:
+                cached = ", ".join(map(str, self._cache)) or "none"
+                raise FrameRangeError(
+                    f"frame {index} has passed; valid frames are {self._position} upwards and, kept in "
+                    f"the cache: {cached}"
+                )
+            return frame or self._read_up_to(index)
 
     def _read_up_to(self, index: int) -> Frame | None:
         frame = None

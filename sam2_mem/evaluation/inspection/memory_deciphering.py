@@ -29,7 +29,7 @@ from sam2_mem.evaluation.metrics import jaccard
 from sam2_mem.evaluation.tables import text_table
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.reading import rank_slots, time_span
-from sam2_mem.prompts import Prompt
+from sam2_mem.prompts import Prompt, as_tensor
 from sam2_mem.tracking import batching
 from sam2_mem.tracking.tracker import Tracker
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
@@ -170,7 +170,7 @@ class _Decoder:
         return [self._j(masks[row[0]][row[1]], truth) for row in assembled.row_of_read if row is not None]
 
     def _j(self, logits: torch.Tensor, truth: Any) -> float:
-        truth = torch.as_tensor(truth)
+        truth = as_tensor(truth, "the truth")
         mask = self.predictor.at_size(logits[None], tuple(truth.shape))[0] > 0
         return jaccard(mask.cpu().numpy(), truth.bool().cpu().numpy())
 
