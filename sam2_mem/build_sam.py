@@ -36,6 +36,7 @@ from sam2_mem.config import (
 )
 from sam2_mem.memory.policy import MemoryPolicy, Merging
 from sam2_mem.model.acceleration.cuda_graphs import optimize
+from sam2_mem.model.acceleration.half_weights import HalfWeights
 from sam2_mem.model.distiller import TokenDistiller
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.tracking.refine import Refiner
@@ -196,7 +197,10 @@ def _build_model(config: DictConfig, ckpt_path: Any, device: str, mode: str) -> 
     distilled = _distiller_weights(config, model.memory_encoder.distiller, ckpt_path)
     if distilled is not None:
         load_part(model.memory_encoder.distiller, DISTILLER, distilled)
-    return model.to(target).train(mode == "train")
+    model = model.to(target).train(mode == "train")
+    if target.type == "cuda" and mode == "eval":
+        model.runner = HalfWeights(model)
+    return model
 
 
 def _distiller_weights(config: DictConfig, distiller: TokenDistiller, weights: Any) -> Any:

@@ -19,7 +19,8 @@ POINT_LABELS = {0: "background", 1: "foreground"}
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """What a user says about one object on one frame: clicks, a box, both, or a mask. What is given is copied.
+    """What a user says about one object on one frame: clicks, a box, both, or a mask. What is given is copied; points, labels
+    and boxes are held on the CPU.
 
     Args:
         obj_id: any integer.
@@ -130,8 +131,8 @@ def _mask(value: Any) -> Tensor:
 
 
 def _points(points: Any, labels: Any, size: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-    points = as_tensor(points, "points").float()
-    labels = as_tensor(labels, "labels")
+    points = as_tensor(points, "points").float().cpu()
+    labels = as_tensor(labels, "labels").cpu()
     if points.ndim == 3 and points.shape[0] == 1:
         points, labels = points[0], labels.reshape(-1)
     if points.ndim != 2 or points.shape[1] != 2:
@@ -150,7 +151,7 @@ def _points(points: Any, labels: Any, size: tuple[int, int] | None) -> tuple[Ten
 
 
 def _box(box: Any, size: tuple[int, int] | None) -> Tensor:
-    box = as_tensor(box, "a box").float()
+    box = as_tensor(box, "a box").float().cpu()
     if box.numel() != 4:
         raise ValueError(f"expected a box of four numbers x0, y0, x1, y1, got shape {tuple(box.shape)}")
     return fitted_box(box.reshape(4), size)

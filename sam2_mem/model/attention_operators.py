@@ -298,7 +298,7 @@ def _end_to_end(
         torch.cat([x[r, :, :length].transpose(0, 1) for r, length in enumerate(lengths)]).contiguous() for x in (k, v)
     )
     packed_q = q.transpose(1, 2).flatten(0, 1).contiguous()
-    read = varlen_attn(packed_q, packed_k, packed_v, ends_q, ends_k, queries, max(lengths), scale=attention.scale)
+    read = varlen_attn(packed_q, packed_k, packed_v, ends_q, ends_k, queries, max(lengths))
     return cast("Tensor", read).unflatten(0, (rows, queries)).transpose(1, 2)
 
 
@@ -481,9 +481,9 @@ class BlockTopK(ReadOperator):
         means = []
         for queries, index in zip(blocks.split(self.chunk), chosen.split(self.chunk)):
             mask = bias[index].unsqueeze(1).to(queries.dtype)
-            means.append(
-                F.scaled_dot_product_attention(queries, keys[index], value[index].to(queries.dtype), mask, dropout)
-            )
+            values = value[index].to(queries.dtype)
+            q, k, v, bias_of_blocks = (x.unsqueeze(0) for x in (queries, keys[index], values, mask))  # blocks as heads
+            means.append(F.scaled_dot_product_attention(q, k, v, bias_of_blocks, dropout)[0])
         return torch.cat(means)
 
     def flops(self, size: ReadSize) -> int:

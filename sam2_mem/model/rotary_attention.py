@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam2_mem.model.acceleration.attention_kernels import attend_without_cudnn
 from sam2_mem.model.acceleration.onednn_linear import Linear, linear
 from sam2_mem.model.rope import Rotation, rotate
 
@@ -35,11 +36,12 @@ class RotaryAttention(nn.Module):
         super().__init__()
         if width % num_heads:
             raise ValueError(f"expected a width that divides into {num_heads} heads, got {width}")
-        kind = Linear if key_width is None else nn.Linear  # there may be any number of keys that are not the queries
+        own = key_width is None  # else there may be any number of keys
+        self.kernel: Callable[..., Tensor] = F.scaled_dot_product_attention if own else attend_without_cudnn
+        kind = Linear if own else nn.Linear
         key_width = width if key_width is None else key_width
         self.num_heads = num_heads
         self.dropout = dropout
-        self.kernel: Callable[..., Tensor] = F.scaled_dot_product_attention
         self.q_proj = Linear(width, width)
         self.k_proj = kind(key_width, width)
         self.v_proj = kind(key_width, width)

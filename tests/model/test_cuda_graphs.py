@@ -33,6 +33,7 @@ from sam2_mem.model.acceleration.cuda_graphs import (
     optimize,
     signature,
 )
+from sam2_mem.model.acceleration.half_weights import HalfWeights
 from sam2_mem.model.acceleration.transfer import to_device_async
 from sam2_mem.model.tensor_tree import map_tensors, tensors_in
 from sam2_mem.prompts import Prompt
@@ -362,6 +363,33 @@ def test_sensory_memory_on_half_weights() -> None:
     assert torch.stack([m[0] for m in masks(fast, 10)]).isfinite().all()
 
 
+def test_weights_are_cast_once_under_autocast() -> None:
+    """Outside of autocast nothing changes; under it masks are those of autocast, also after weights have changed."""
+    plain, once, exact = fresh(), fresh(), fresh()
+    once.model.runner = HalfWeights(once.model)
+    assert all(torch.equal(a, b) for a, b in zip(masks(once, 4), masks(exact, 4), strict=True))
+    for changes in range(2):
+        with autocast():
+            a, b = (torch.stack(masks(p, 8, late=99)) for p in (plain, once))
+        assert torch.equal(a, b)
+        assert not torch.equal(a, torch.stack(masks(exact, 8, late=99))), "half precision is not at work"
+        copies = dict(once.model.runner._copies)
+        with autocast():
+            masks(once, 2)
+        assert copies and copies == once.model.runner._copies
+        for predictor in (plain, once, exact):
+            predictor.model.get_parameter("memory_attention.layers.0.linear1.weight").detach().mul_(1 + changes)
+    assert {p.dtype for p in once.model.state_dict().values()} == {torch.float32}
+
+
+def test_a_copy_casts_its_own_weights() -> None:
+    model = copy.deepcopy(micro_model())
+    model.runner = HalfWeights(model)
+    other = copy.deepcopy(model)
+    [attend, *_] = other.runner.modules["attend"]
+    assert any(attend is module for module in other.modules()) and other.runner is not model.runner
+
+
 def test_what_is_cast() -> None:
     model = fresh().model
     cast_weights(model)
@@ -410,7 +438,7 @@ SPEED = {SDPBackend.FLASH_ATTENTION: 2.0, SDPBackend.MATH: 1.0}
 def kernel(calls: list) -> tuple[FastestKernel, list]:
     timed = []
 
-    def timer(function: Callable) -> float:
+    def timer(device: torch.device, function: Callable) -> float:
         function()
         timed.append(calls[-1])
         return SPEED[calls[-1]]
@@ -439,9 +467,33 @@ def test_the_fastest_backend_is_found_once(calls: list) -> None:
 
 @torch.inference_mode()
 def test_torch_chooses_where_no_backend_does(calls: list) -> None:
-    run = FastestKernel((SDPBackend.EFFICIENT_ATTENTION,), lambda function: 1.0)
+    run = FastestKernel((SDPBackend.EFFICIENT_ATTENTION,), lambda device, function: 1.0)
     attend(run, 10)
     assert calls == [] and list(run.choices.values()) == [None]
+
+
+@torch.inference_mode()
+def test_a_length_that_the_kernel_does_not_take_is_left_to_torch(calls: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, timed = kernel(calls)
+    attend(run, 128)
+    by = attention_kernels._attend_by
+
+    def even_only(backend, q, k, *more):
+        if k.shape[-2] % 2:
+            raise RuntimeError(f"{attention_kernels.NO_KERNEL}. Aborting execution.")
+        return by(backend, q, k, *more)
+
+    monkeypatch.setattr(attention_kernels, "_attend_by", even_only)
+    attend(run, 121)
+    assert len(timed) == 2 and calls[-1] is SDPBackend.MATH, "121 keys came by another way"
+    attend(run, 122)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        monkeypatch.setattr(attention_kernels, "_attend_by", lambda *_: _raise("out of memory"))
+        attend(run, 122)
+
+
+def _raise(message: str) -> None:
+    raise RuntimeError(message)
 
 
 def test_nothing_is_measured_with_gradient(calls: list) -> None:

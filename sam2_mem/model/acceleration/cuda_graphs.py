@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sam2_mem.model.acceleration.attention_kernels import FastestKernel
-from sam2_mem.model.rotary_attention import RotaryAttention
 from sam2_mem.model.tensor_tree import map_tensors, tensors_in
 
 if TYPE_CHECKING:
@@ -192,23 +191,38 @@ def signature(x: Any) -> Any:
 # -- on a CUDA device -------------------------------------------------------------------------------------------------
 
 
-def cuda_graphs() -> Recorder:
-    """Records CUDA graphs, which share one pool of memory: outputs are copied before the next one runs."""
-    pool = torch.cuda.graph_pool_handle()
+def cuda_graphs(device: torch.device) -> Recorder:
+    """Records CUDA graphs of one device, on a stream of their own. They share one pool of memory: outputs are copied before
+    the next one runs."""
+    with torch.cuda.device(device):
+        pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
     def record(call: Call) -> tuple[Call, Any]:
-        warmup = torch.cuda.Stream()
-        warmup.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(warmup):
-            for _ in range(2):
-                call()
-        torch.cuda.current_stream().wait_stream(warmup)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            outputs = call()
+        with torch.cuda.device(device), _stream_restored():
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(2):
+                    call()
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                outputs = call()
         return graph.replay, outputs
 
     return record
+
+
+@contextmanager
+def _stream_restored() -> Iterator[None]:
+    """After an error the current stream is the one before: ``torch.cuda.graph`` leaves its own, where all later work would
+    go, when a recording is refused."""
+    before = torch.cuda.current_stream()
+    try:
+        yield
+    except BaseException:
+        torch.cuda.set_stream(before)
+        torch.cuda.synchronize()
+        raise
 
 
 def half_autocast(device: torch.device) -> Callable[[], AbstractContextManager]:
@@ -221,11 +235,19 @@ def cast_weights(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
     """Linear maps and convolutions of ``CAST`` to ``dtype``, in place. What autocast would do to them on every call,
     so that its results stay the same; norms, codes and embeddings stay as they are, and with them the sums that run along
     the image encoder and memory attention."""
+    for modules in castable(model).values():
+        for module in modules:
+            module.to(dtype)
+
+
+def castable(model: nn.Module) -> dict[str, list[nn.Module]]:
+    """Linear maps and convolutions of every part in ``CAST``."""
     not_cast = {id(m) for name in NOT_CAST for m in _submodule(model, name).modules()}
-    for name in CAST:
-        for module in _submodule(model, name).modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)) and id(module) not in not_cast:
-                module.to(dtype)
+    kinds = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+    return {
+        name: [m for m in _submodule(model, name).modules() if isinstance(m, kinds) and id(m) not in not_cast]
+        for name in CAST
+    }
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module:
@@ -244,9 +266,8 @@ def optimize(model: SAM2, settings: GraphSettings | None = None) -> None:
     half = torch.cuda.get_device_capability(device) >= (8, 0)
     if half:
         cast_weights(model)
-    kernel = FastestKernel.on_cuda()
-    for module in model.memory_attention.modules():
-        if isinstance(module, RotaryAttention):
-            module.kernel = kernel
+    for layer in model.memory_attention.layers:
+        layer.self_attn.kernel = FastestKernel.on_cuda(any_length=False)
+        layer.cross_attn_image.kernel = FastestKernel.on_cuda(any_length=True)
     precision: Callable[[], AbstractContextManager] = half_autocast(device) if half else nullcontext
-    model.runner = GraphRunner(cuda_graphs(), precision=precision, settings=settings)
+    model.runner = GraphRunner(cuda_graphs(device), precision=precision, settings=settings)
