@@ -366,7 +366,7 @@ class TrainingJob(NamedTuple):
 
 def build_training(config: DictConfig, *, init: str | PathLike[str] | None = None, device: str = "cpu") -> TrainingJob:
     """What a composed training config describes. A distiller starts untrained unless ``model_overrides`` name its
-    ``distiller_checkpoint``.
+    ``distiller_checkpoint``. Its ``parts`` name files of weights for parts of the network, a trained trunk for example.
 
     Args:
         config: see ``sam2_mem.config.compose_training``.
@@ -381,6 +381,8 @@ def build_training(config: DictConfig, *, init: str | PathLike[str] | None = Non
     torch.manual_seed(plan.seed)
     weights = _initial_weights(network, init, config.get("init"))
     model = _build_model(network, weights, device, "train")
+    for prefix, file in (config.get("parts") or {}).items():
+        load_part(model.get_submodule(prefix), f"{prefix}.", file)
     policy = build_policy(config.memory_policy)
     _check_slots(policy, model)
     return TrainingJob(model, policy, plan, weights is None, _teacher(config.get("teacher"), init, device))

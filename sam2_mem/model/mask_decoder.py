@@ -86,18 +86,23 @@ class MaskDecoder(nn.Module):
         `image` (B or 1, C, h, w), `image_pe` (1, C, h, w), `sparse` (B, N, C), `dense` (B, C, h, w), `high_res` as
         `high_res_heads` make it, with batch B or 1. `multimask` returns the alternatives, otherwise M = 1.
         """
+        return self._select(self.propose(image, image_pe, sparse, dense, high_res), multimask)
+
+    def propose(
+        self, image: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor, high_res: tuple[Tensor, Tensor]
+    ) -> DecodedMasks:
+        """The same for all mask tokens: the single answer, then the alternatives."""
         self._check_inputs(image, sparse, dense)
         tokens, cells = self._run_transformer(image + dense, image_pe, sparse)
         mask_tokens = tokens[:, 2 : 2 + self.mask_tokens.num_embeddings]
         maps = self._upscale(cells, high_res)
-        candidates = DecodedMasks(
+        return DecodedMasks(
             masks=self._draw_masks(mask_tokens, maps.fine),
             iou=self.iou_prediction_head(tokens[:, 1]),
             tokens=mask_tokens,
             object_logit=self.pred_obj_score_head(tokens[:, 0]),
             maps=maps,
         )
-        return self._select(candidates, multimask)
 
     def _check_inputs(self, image: Tensor, sparse: Tensor, dense: Tensor) -> None:
         if len(sparse) != len(dense) or len(image) not in (1, len(sparse)):

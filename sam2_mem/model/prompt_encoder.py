@@ -10,21 +10,32 @@ from sam2_mem.model.layers import LayerNorm2d
 from sam2_mem.model.position_encoding import RandomFourierPosition
 
 POINT_LABELS = 4  # 0 background, 1 foreground, 2 top-left and 3 bottom-right corner of a box; -1 is padding
+BOX_LABELS = (2, 3)
+POINT_LOGIT, BOX_LOGITS, DRAWN_LIMIT = 10.0, (3.0, -8.0), 12.0
 
 
 class PromptEncoder(nn.Module):
     """Points and box corners become tokens; a mask becomes a map that is added to the image.
 
-    `image_embedding_size` is the side h of the image map, `image_size` the side of the image in pixels.
+    `image_embedding_size` is the side h of the image map, `image_size` the side of the image in pixels. `dense_points`:
+    points and boxes are also drawn as mask logits, see `draw_prompts`; a point is a Gaussian of this deviation, in parts of
+    `image_size`. 0 is SAM 2.
     """
 
     def __init__(
-        self, *, embed_dim: int = 256, image_embedding_size: int, image_size: int, mask_in_chans: int = 16
+        self,
+        *,
+        embed_dim: int = 256,
+        image_embedding_size: int,
+        image_size: int,
+        mask_in_chans: int = 16,
+        dense_points: float = 0.0,
     ) -> None:
         super().__init__()
-        self.image_embedding_size = image_embedding_size
-        self.image_size = image_size
-        self.mask_input_size = 4 * image_embedding_size
+        if dense_points < 0:
+            raise ValueError(f"expected dense_points >= 0, got {dense_points}; 0 for tokens only, as in SAM 2")
+        self.resize(image_size, image_embedding_size)
+        self.dense_points = dense_points
         self.pe_layer = RandomFourierPosition(channels=embed_dim)
         embeddings = nn.ModuleList(nn.Embedding(1, embed_dim) for _ in range(POINT_LABELS))
         self.point_embeddings = cast("Sequence[nn.Embedding]", embeddings)
@@ -39,6 +50,11 @@ class PromptEncoder(nn.Module):
             nn.GELU(),
             nn.Conv2d(mask_in_chans, embed_dim, kernel_size=1),
         )
+
+    def resize(self, image_size: int, image_embedding_size: int) -> None:
+        """Take prompts on images of another size."""
+        self.image_size, self.image_embedding_size = image_size, image_embedding_size
+        self.mask_input_size = 4 * image_embedding_size
 
     def dense_position(self) -> Tensor:
         """Position code of the image map, (1, C, h, h)."""
@@ -58,6 +74,9 @@ class PromptEncoder(nn.Module):
             The sparse embedding (B, N+1, C), whose last token is padding, and the dense one (B, C, h, h), which may be an
             expanded view. Without points the sparse embedding is two padding tokens, which is how SAM 2 tracks.
         """
+        if self.dense_points and points is not None and labels is not None:
+            drawn = self.draw_prompts(points, labels)
+            mask_logits = drawn if mask_logits is None else mask_logits + drawn
         batches = {len(x) for x in (points, mask_logits) if x is not None}
         if len(batches) > 1:
             raise ValueError(
@@ -71,6 +90,22 @@ class PromptEncoder(nn.Module):
             got = tuple(None if x is None else tuple(x.shape) for x in (points, labels))
             raise ValueError(f"expected points (B, N, 2) and labels (B, N), got {got}; give both, one label per point")
         return self._embed_points(points, labels), self._embed_mask(mask_logits, batch)
+
+    def draw_prompts(self, points: Tensor, labels: Tensor) -> Tensor:
+        """Points (B, N, 2) and labels (B, N) as mask logits (B, 1, 4h, 4h): Gaussians of height +-`POINT_LOGIT`, and a box of
+        `BOX_LOGITS` inside and outside."""
+        side = self.mask_input_size
+        centres = (torch.arange(side, device=points.device) + 0.5) * (self.image_size / side)
+        offsets = centres - points.float().unsqueeze(-1)  # (B, N, 2, side), x before y
+        falloff = torch.exp(-(offsets**2) / (2 * (self.dense_points * self.image_size) ** 2))
+        sign = POINT_LOGIT * ((labels == 1).float() - (labels == 0).float())
+        drawn = torch.einsum("bn,bny,bnx->byx", sign, falloff[:, :, 1], falloff[:, :, 0])
+        first, second = ((labels == corner).float().unsqueeze(-1).unsqueeze(-1) for corner in BOX_LABELS)
+        within = ((first * (offsets >= 0)).sum(1) * (second * (offsets <= 0)).sum(1)) > 0  # (B, 2, side)
+        inside = (within[:, 1, :, None] & within[:, 0, None, :]).float()
+        has_box = first.amax(1)  # (B, 1, 1)
+        high, low = BOX_LOGITS
+        return (drawn + has_box * (low + (high - low) * inside)).clamp(-DRAWN_LIMIT, DRAWN_LIMIT).unsqueeze(1)
 
     def _embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
         """(B, N, 2), (B, N) -> (B, N+1, C), one padding token appended."""

@@ -20,6 +20,7 @@ from sam2_mem.model.layers import MLP
 from sam2_mem.model.mask_decoder import DecoderMaps, MaskDecoder
 from sam2_mem.model.memory_attention import Attended, MemoryAttention
 from sam2_mem.model.memory_encoder import MemoryEncoder
+from sam2_mem.model.occupancy import OccupancyHead
 from sam2_mem.model.prompt_encoder import PromptEncoder
 from sam2_mem.model.sensory import SensoryMemory
 from sam2_mem.model.temporal_encoding import BankTime, NoPointerTime, SinePointerTime, slot_rows
@@ -82,6 +83,9 @@ class SAM2(nn.Module):
         num_maskmem: rows of the learned temporal code (7).
         bank_time_codes: learned codes for places in a bank (4 in RMem), 0 for none; official checkpoints lack them.
         sensory_channels: of a learned sensory memory (64 in XMem), 0 for none; official checkpoints lack it.
+        dense_points: points and boxes are also drawn as a mask prompt, see ``PromptEncoder``; 0: never, as in official models.
+        occupancy_hint: whether masks of tracked frames start from the cells that the object is expected to cover, see
+            ``OccupancyHead``; official checkpoints lack it.
         no_obj_embed_spatial: whether a learned vector marks the memory of frames without the object (2.1 only).
         mem_enc_scale: factor on mask probabilities before memory encoding.
         mem_enc_bias: added to them after that.
@@ -113,6 +117,8 @@ class SAM2(nn.Module):
         num_maskmem: int = 7,
         bank_time_codes: int = 0,
         sensory_channels: int = 0,
+        dense_points: float = 0.0,
+        occupancy_hint: bool = False,
         no_obj_embed_spatial: bool = True,
         mem_enc_scale: float = 20.0,
         mem_enc_bias: float = -10.0,
@@ -128,13 +134,11 @@ class SAM2(nn.Module):
         dynamic_multimask_stability_thresh: float = 0.98,
     ) -> None:
         super().__init__()
-        check_image_size(image_size)
-        _check_num_maskmem(num_maskmem)
-        self.image_size = image_size
+        _check_sizes(image_size, num_maskmem)
+        self.image_size, self.binarize_prompted_masks = image_size, binarize_prompted_masks
         self.width, self.memory_width = width, memory_width = image_encoder.neck.d_model, memory_encoder.memory_width
         widths = {"width": width, "memory_width": memory_width}
         self.mem_enc_scale, self.mem_enc_bias = mem_enc_scale, mem_enc_bias
-        self.binarize_prompted_masks = binarize_prompted_masks
         self.candidates = CandidateRule(
             multimask_output, multimask_output_for_tracking, multimask_min_pt_num, multimask_max_pt_num
         )
@@ -147,9 +151,8 @@ class SAM2(nn.Module):
         self.no_mem_pos_enc = nn.Parameter(_small_noise(1, 1, width))
         self.no_obj_ptr = nn.Parameter(_small_noise(1, width))
         self._register_absent_memory(no_obj_embed_spatial)
-        self.sam_prompt_encoder = PromptEncoder(
-            embed_dim=width, image_embedding_size=image_size // STRIDE, image_size=image_size, mask_in_chans=16
-        )
+        size = {"image_embedding_size": image_size // STRIDE, "image_size": image_size}
+        self.sam_prompt_encoder = PromptEncoder(embed_dim=width, **size, dense_points=dense_points)
         self.sam_mask_decoder = MaskDecoder(
             transformer_dim=width,
             transformer_mlp_dim=decoder_mlp_width,
@@ -162,6 +165,7 @@ class SAM2(nn.Module):
         self.obj_ptr_tpos_proj = pointer_time
         self.bank_time = BankTime(**widths, num_codes=bank_time_codes) if bank_time_codes else None
         self.sensory = SensoryMemory(**widths, channels=sensory_channels) if sensory_channels else None
+        self.occupancy_head = OccupancyHead(width) if occupancy_hint else None
 
     def _register_absent_memory(self, learned: bool) -> None:
         """2.1 learns the vector; 2.0 has none, which is the same as a vector of zeros that is not in the checkpoint."""
@@ -259,6 +263,8 @@ class SAM2(nn.Module):
     ) -> Decoded:
         rows = conditioned.shape[0]
         image = conditioned.transpose(1, 2).unflatten(-1, grid)
+        if self.occupancy_head is not None and points is None and mask_logits is None:
+            mask_logits = self.occupancy_head.mask_prompt(conditioned, grid)
         sparse, dense = self.sam_prompt_encoder(points, labels, mask_logits)
         out = self.sam_mask_decoder(
             image=image,
@@ -341,6 +347,13 @@ class SAM2(nn.Module):
         return self.obj_ptr_tpos_proj(offsets)
 
 
+def set_image_size(model: SAM2, image_size: int) -> None:
+    """Have a network take images of another side from here on."""
+    check_image_size(image_size)
+    model.image_size = image_size
+    model.sam_prompt_encoder.resize(image_size, image_size // STRIDE)
+
+
 def check_image_size(image_size: int) -> None:
     """Raises ValueError unless the network can take a square picture of this side."""
     if image_size < SIZE_MULTIPLE or image_size % SIZE_MULTIPLE:
@@ -351,7 +364,8 @@ def check_image_size(image_size: int) -> None:
         )
 
 
-def _check_num_maskmem(num_maskmem: int) -> None:
+def _check_sizes(image_size: int, num_maskmem: int) -> None:
+    check_image_size(image_size)
     if num_maskmem < 1:
         raise ValueError(f"expected num_maskmem >= 1, got {num_maskmem}")
 

@@ -1,4 +1,4 @@
-"""Initial weights from which a small network learns to track in minutes rather than days, and the training-only head.
+"""Initial weights from which a small network learns to track in minutes rather than days.
 
 Random cross-attention has to discover that memory and image share a space. Here it starts as appearance matching: keys
 and queries are projected alike, memory starts as the image features themselves plus a code of the mask, and a constant
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from sam2_mem._moved import renamed
 from sam2_mem.model.sam2 import SAM2
 
 
@@ -61,13 +62,4 @@ def initialize_weights(model: SAM2, settings: Initialization, generator: torch.G
         head.layers[-1].weight.mul_(settings.mask_gain)
 
 
-class OccupancyHead(nn.Module):
-    """Training only: says from the memory-conditioned features alone which stride-16 cells the object covers."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, 1)
-
-    def forward(self, conditioned: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(R, Q, C) -> logits (R, H, W)."""
-        return self.linear(conditioned)[..., 0].unflatten(-1, grid)
+__getattr__ = renamed(__name__)

@@ -7,9 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sam2_mem._moved import renamed_fields
+from sam2_mem.training.clip_pool import PoolSettings
 from sam2_mem.training.clips import ClipSource, ClipSpec
 from sam2_mem.training.distillation import Distillation
+from sam2_mem.training.drawn_prompts import DrawnPrompts
 from sam2_mem.training.initialization import Initialization
+from sam2_mem.training.joint_rollout import JointRollout
+from sam2_mem.training.propagation_start import PropagationStart
 from sam2_mem.training.rollout import RolloutSettings
 from sam2_mem.training.validation_sets import Validation
 
@@ -21,17 +25,25 @@ class Stage:
 
     Attributes:
         until: the step at which it ends.
-        clips: where clips come from.
-        clip_spec: what is asked of them.
+        clip_spec: what is asked of clips.
+        clips: where they come from; None: from the plan's pool.
         batch: clips per step and process.
-        rollout: prompts, memory noise, losses.
+        rollout: prompts, memory noise, losses; a ``JointRollout`` tracks with FIFO memory from true masks, whatever the policy.
+        prompts: on single frames, beside a ``JointRollout``.
     """
 
     until: int
-    clips: ClipSource
     clip_spec: ClipSpec
+    clips: ClipSource | None = None
     batch: int = 4
-    rollout: RolloutSettings = RolloutSettings()
+    rollout: RolloutSettings | JointRollout = RolloutSettings()
+    prompts: DrawnPrompts = DrawnPrompts(weight=0.0)
+
+    def __post_init__(self) -> None:
+        if self.prompts.weight and not isinstance(self.rollout, JointRollout):
+            raise ValueError(
+                "expected prompts on single frames beside a JointRollout only; set rollout.prompts instead"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +91,11 @@ class TrainingPlan:
         stages: in order; the last ``until`` is the length of the run.
         optimisation: of all stages.
         start: how random weights are changed before the first step.
+        pool: of clips, for stages without a source of their own.
+        seconds: of training, start and clips before the first step not counted; the numbers of steps then say which share
+            of the time a stage takes, and a run that is resumed has what is left of it. 0: no limit.
         seed: of everything.
-        save_every: steps.
+        save_every: steps, or seconds where these are limited.
         log_every: steps.
         amp: bfloat16 autocast on CUDA.
         validation: what to choose weights by.
@@ -89,7 +104,9 @@ class TrainingPlan:
 
     stages: Sequence[Stage]
     optimisation: Optimisation = Optimisation()
-    start: Initialization = Initialization()
+    start: Initialization | PropagationStart = Initialization()
+    pool: PoolSettings | None = None
+    seconds: float = 0.0
     seed: int = 0
     save_every: int = 250
     log_every: int = 25
@@ -101,6 +118,10 @@ class TrainingPlan:
         ends = [s.until for s in self.stages]
         if not ends or ends != sorted(set(ends)) or ends[0] < 1:
             raise ValueError(f"expected stages with increasing ends of at least 1, got {ends}")
+        if self.pool is None and any(s.clips is None for s in self.stages):
+            raise ValueError(
+                "expected a source of clips in every stage of a plan without a pool, got a stage without one"
+            )
 
     @property
     def steps(self) -> int:

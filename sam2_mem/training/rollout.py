@@ -223,7 +223,7 @@ def segment_loss(
         groups.setdefault((prediction.decoded.iou.shape[1], prediction.prompted), []).append(prediction)
     terms, weights = [], []
     for members in groups.values():
-        real = torch.cat([truth[list(p.obj_ids), p.frame] for p in members])
+        real = torch.cat([_truth_of(p, truth) for p in members])
         masks, iou, objectness, conditioned = PredictionRows.of(members)
         side = masks.shape[-1] // 4
         occupancy = head(conditioned, (side, side)) if head is not None and not members[0].prompted else None
@@ -231,6 +231,12 @@ def segment_loss(
         weights.append(real.shape[0] / sum(len(p.obj_ids) for p in predictions))
     mean = LossTerms(*(sum(w * v for w, v in zip(weights, values)) for values in zip(*terms)))
     return SegmentLoss(mean, mean.weighted(settings), share)
+
+
+def _truth_of(prediction: ObjectPrediction, truth: Tensor) -> Tensor:
+    """(R, S, S) of the objects of a prediction; a list of all objects in order needs no indices on the device."""
+    frame, obj_ids = prediction.frame, prediction.obj_ids
+    return truth[:, frame] if obj_ids == tuple(range(len(truth))) else truth[list(obj_ids), frame]
 
 
 __getattr__ = renamed(__name__)

@@ -9,25 +9,30 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from sam2_mem.files import atomic_path
 from sam2_mem.memory.policy import MemoryPolicy
-from sam2_mem.model.sam2 import SAM2
+from sam2_mem.model.occupancy import OccupancyHead
+from sam2_mem.model.sam2 import SAM2, set_image_size
+from sam2_mem.training.clip_pool import ClipFeed, ClipPool, SampledFeed
 from sam2_mem.training.clips import Clip, ClipBatch, collate
 from sam2_mem.training.curves import append_row, cut_rows, draw_curves, read_rows
 from sam2_mem.training.distillation import DistillationTerms, Teacher, distillation_loss
-from sam2_mem.training.initialization import OccupancyHead, initialize_weights
+from sam2_mem.training.initialization import Initialization, initialize_weights
+from sam2_mem.training.joint_rollout import JointRollout, JointTerms, joint_loss
 from sam2_mem.training.losses import LossTerms
 from sam2_mem.training.parallel import Team, average_gradients
 from sam2_mem.training.plan import Optimisation, Stage, TrainingPlan
+from sam2_mem.training.propagation_start import PropagationStart, fit_occupancy, start_as_propagation
 from sam2_mem.training.rollout import Rollout, SegmentLoss, segment_loss
 
 logger = logging.getLogger(__name__)
@@ -35,17 +40,25 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 ATTEMPTS = 20
 CHECKPOINT, BEST, CURVES, CHECKS = "last.pt", "best.pt", "curves", "validation"
+WEIGHTS = "weights.safetensors"
 
 
 class StepReport(NamedTuple):
     """One step: the unweighted losses, their weighted sum, the gradient norm before clipping, the learning rate."""
 
     step: int
-    terms: LossTerms | DistillationTerms
+    terms: LossTerms | JointTerms | DistillationTerms
     total: float
     norm: float
     rate: float
     seconds: float
+
+
+class StepLosses(NamedTuple):
+    """``values`` of the fields of ``kind``, and in the end their weighted sum."""
+
+    kind: Any
+    values: Tensor
 
 
 class Trainer:
@@ -59,6 +72,7 @@ class Trainer:
         team: the processes that train together; by default this one.
         fresh: the model has random weights.
         teacher: of a plan with a distillation.
+        feed: of new clips for the plan's pool; None: ``SampledFeed``.
     """
 
     def __init__(
@@ -71,6 +85,7 @@ class Trainer:
         team: Team | None = None,
         fresh: bool = True,
         teacher: Teacher | None = None,
+        feed: ClipFeed | None = None,
     ) -> None:
         if (plan.distillation is None) != (teacher is None):
             raise ValueError("expected a teacher with plan.distillation, and none without, got one of the two")
@@ -79,13 +94,14 @@ class Trainer:
         self.plan = plan
         self.folder = folder
         self.team = team or Team()
-        self.step = 0
-        generator = torch.Generator().manual_seed(plan.seed)
-        if fresh:
-            initialize_weights(model, plan.start, generator)
+        self.step, self.elapsed = 0, 0.0
+        self.pool = None if plan.pool is None else _filled_pool(plan, model.device, feed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(plan.seed)
-            self.head = OccupancyHead(model.width).to(model.device)
+            head = OccupancyHead(model.width).to(model.device)
+        self.head = head if model.occupancy_head is None else model.occupancy_head
+        if fresh and not (folder / CHECKPOINT).is_file():
+            self._start(plan.start, torch.Generator().manual_seed(plan.seed))
         self.parameters = _trainable(model, self.head, plan.optimisation)
         if teacher is not None:
             teacher.check(model)
@@ -96,36 +112,86 @@ class Trainer:
         self.ema = {n: p.detach().clone() for n, p in model.state_dict().items()}
         folder.mkdir(parents=True, exist_ok=True)
 
+    def _start(self, start: Initialization | PropagationStart, generator: torch.Generator) -> None:
+        """Change random weights before the first step."""
+        if isinstance(start, Initialization):
+            initialize_weights(self.model, start, generator)
+            return
+        stage = self.plan.stages[0]
+        torch.manual_seed(self.plan.seed)
+        batches = []
+        for number in range(start.batches):
+            rngs = [np.random.default_rng([self.plan.seed, number, clip, 1]) for clip in range(stage.batch)]
+            batches.append(self._batch(stage, rngs))
+        set_image_size(self.model, stage.clip_spec.size)
+        start_as_propagation(self.model, torch.cat([b.images[:, 0] for b in batches]), start, generator)
+        fit_occupancy(self.model, self.head, batches, start)
+
     # -- steps --------------------------------------------------------------------------------------------------
+
+    @property
+    def position(self) -> int:
+        """The step of the plan that comes next: of a plan with limited seconds, by the share of them that has passed."""
+        if not self.plan.seconds:
+            return self.step
+        return min(self.plan.steps, int(self.plan.steps * self.elapsed / self.plan.seconds))
 
     def run(self, *, until: int | None = None, after_step: Callable[[StepReport], None] | None = None) -> None:
         """Train up to step ``until`` (default: the end of the plan), saving on the way and at the end."""
         last = self.plan.steps if until is None else min(until, self.plan.steps)
-        while self.step < last:
+        saved = self.elapsed
+        while self.position < last:
             report = self.advance()
             if after_step is not None:
                 after_step(report)
             if self.team.leads and self.step % self.plan.log_every == 0:
                 self._log(report)
-            every = self.plan.validation.every
-            if self.team.leads and every and (self.step % every == 0 or self.step == self.plan.steps):
+            every, finished = self.plan.validation.every, self.position >= last
+            if self.team.leads and every and (self.step % every == 0 or self.position == self.plan.steps):
                 self.validate()
-            if self.step % self.plan.save_every == 0 or self.step == last:
-                self.save()
+            due = (
+                self.elapsed - saved >= self.plan.save_every
+                if self.plan.seconds
+                else self.step % self.plan.save_every == 0
+            )
+            if due or finished:
+                saved = self.elapsed
+                self.save(pictures=finished or not self.plan.seconds)
 
     def advance(self) -> StepReport:
         """One step: a batch of clips, tracked, and gradients of its losses applied."""
         began = time.perf_counter()
-        stage = self.plan.stage_at(self.step)
+        stage = self.plan.stage_at(self.position)
         torch.manual_seed(int(np.random.SeedSequence([self.plan.seed, self.step]).generate_state(1)[0]))
         rngs = [np.random.default_rng([self.plan.seed, self.step, number]) for number in self._clip_numbers(stage)]
-        clips = [self._clip(stage, rng) for rng in rngs]
-        batch = collate(rngs, clips, stage.clip_spec).to(self.model.device)
-        terms, total = self._backward(stage, batch, rngs)
-        rate = self.plan.optimisation.rate_at(self.step, self.plan.steps)
+        batch = self._batch(stage, rngs)
+        losses = self._backward(stage, batch, rngs)
+        rate = self._rate()
         norm = self._apply(rate)
+        *terms, total = losses.values.tolist()
         self.step += 1
-        return StepReport(self.step, terms, total, norm, rate, time.perf_counter() - began)
+        if self.pool is not None:
+            self.pool.refresh()
+        seconds = time.perf_counter() - began
+        self.elapsed += seconds
+        return StepReport(self.step, losses.kind(*terms), total, norm, rate, seconds)
+
+    def _rate(self) -> float:
+        """Learning rate of the next step. Where seconds are limited, the warm-up still takes its number of real steps."""
+        settings, steps = self.plan.optimisation, self.plan.steps
+        if not self.plan.seconds:
+            return settings.rate_at(self.step, steps)
+        return settings.rate_at(max(self.position, settings.warmup), steps) * min(
+            1.0, (self.step + 1) / settings.warmup
+        )
+
+    def _batch(self, stage: Stage, rngs: list[np.random.Generator]) -> ClipBatch:
+        """Clips of the stage's source, or of the pool; the network then takes images of their size."""
+        if stage.clips is None:
+            assert self.pool is not None, "a plan without a pool has sources in all stages"
+            return self.pool.draw(rngs[0], stage.batch, stage.clip_spec)
+        clips = [self._clip(stage, rng) for rng in rngs]
+        return collate(rngs, clips, stage.clip_spec).to(self.model.device)
 
     def _clip_numbers(self, stage: Stage) -> range:
         """Numbers of this process's clips among those of all processes."""
@@ -133,6 +199,7 @@ class Trainer:
 
     def _clip(self, stage: Stage, rng: np.random.Generator) -> Clip:
         """A clip with objects in its first frame; of clips without labels those in which the teacher finds some."""
+        assert stage.clips is not None, "clips of the pool are not asked for one by one"
         for _ in range(ATTEMPTS):
             clip = stage.clips.sample(rng, stage.clip_spec)
             if clip.labelled:
@@ -147,25 +214,32 @@ class Trainer:
             f"expected the teacher to find an object in one of {ATTEMPTS} clips, got none; use labelled ones"
         )
 
-    def _backward(
-        self, stage: Stage, batch: ClipBatch, rngs: list[np.random.Generator]
-    ) -> tuple[LossTerms | DistillationTerms, float]:
-        """Gradients of a batch, segment by segment; the losses as numbers."""
+    def _backward(self, stage: Stage, batch: ClipBatch, rngs: list[np.random.Generator]) -> StepLosses:
+        """Gradients of a batch, segment by segment; the losses still on the device."""
         self.optimizer.zero_grad(set_to_none=True)
-        losses, kind, sums = self._segment_losses(stage, batch, rngs), LossTerms, torch.zeros(())
+        losses, kind, sums = (
+            self._segment_losses(stage, batch, rngs),
+            LossTerms,
+            torch.zeros((), device=self.model.device),
+        )
         while True:
-            with self._autocast():
+            with nullcontext() if isinstance(stage.rollout, JointRollout) else self._autocast():
                 loss = next(losses, None)
             if loss is None:
                 break
             (loss.share * loss.total).backward()
             kind = type(loss.terms)
-            sums = sums + loss.share * torch.stack([*loss.terms, loss.total]).detach().cpu()
-        *terms, total = sums.expand(len(kind._fields) + 1).tolist()
-        return kind(*terms), total
+            sums = sums + loss.share * torch.stack([*loss.terms, loss.total]).detach()
+        return StepLosses(kind, sums.expand(len(kind._fields) + 1))
 
     def _segment_losses(self, stage: Stage, batch: ClipBatch, rngs: list[np.random.Generator]) -> Iterator[SegmentLoss]:
         model, policy, settings, distillation = self.model, self.policy, stage.rollout, self.plan.distillation
+        if isinstance(settings, JointRollout):
+            if stage.clip_spec.size != model.image_size:
+                set_image_size(model, stage.clip_spec.size)
+            half = self.plan.amp and model.device.type == "cuda"
+            yield joint_loss(model, batch, settings, stage.prompts, head=self.head, rng=rngs[0], half_trunk=half)
+            return
         if self.teacher is not None and distillation is not None:
             shared = self._shared_encoder
             yield from distillation_loss(
@@ -226,20 +300,23 @@ class Trainer:
         row |= {"norm": report.norm, "rate": report.rate, "seconds": report.seconds}
         append_row(self.folder / f"{CURVES}.csv", row)
 
-    def save(self) -> None:
-        """Write everything that resuming needs, and the curves as a picture."""
+    def save(self, *, pictures: bool = True) -> None:
+        """Write everything that resuming needs, and the curves as a picture, which takes a second."""
         if not self.team.leads:
             return
         content = {
             "format": FORMAT,
             "step": self.step,
+            "elapsed": self.elapsed,
             "model": self.model.state_dict(),
             "ema": self.ema,
             "head": self.head.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
         _write(content, self.folder / CHECKPOINT)
-        if (self.folder / f"{CURVES}.csv").is_file():
+        if self.plan.seconds:
+            write_weights(self.ema, self.folder / WEIGHTS)
+        if pictures and (self.folder / f"{CURVES}.csv").is_file():
             draw_curves(self.folder / f"{CURVES}.csv", self.folder / f"{CURVES}.png")
 
     def resume(self) -> bool:
@@ -254,12 +331,26 @@ class Trainer:
         self.head.load_state_dict(content["head"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.ema = {n: t.to(self.model.device) for n, t in content["ema"].items()}
-        self.step = content["step"]
+        self.step, self.elapsed = content["step"], content.get("elapsed", 0.0)
         if self.team.leads:
             for name in (CURVES, CHECKS):
                 cut_rows(self.folder / f"{name}.csv", self.step + 1)
         logger.info("resumed %s at step %d", path, self.step)
         return True
+
+
+def write_weights(state: Mapping[str, Tensor], path: Path, *, float32: bool = False) -> None:
+    """Weights as safetensors, in float16 unless ``float32``."""
+    rounded = {k: v.half() if v.is_floating_point() and not float32 else v for k, v in state.items()}
+    with atomic_path(path) as part:
+        part.write_bytes(save({k: v.contiguous().cpu() for k, v in rounded.items()}))
+
+
+def _filled_pool(plan: TrainingPlan, device: torch.device, feed: ClipFeed | None) -> ClipPool:
+    assert plan.pool is not None, "asked for with a pool only"
+    pool = ClipPool(plan.pool, device, feed or SampledFeed(plan.pool.source, plan.pool.clip_spec, plan.seed))
+    pool.fill()
+    return pool
 
 
 def _write(content: dict[str, Any], path: Path) -> None:
@@ -268,7 +359,8 @@ def _write(content: dict[str, Any], path: Path) -> None:
 
 
 def _named(model: SAM2, head: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*model.named_parameters(), *((f"head.{n}", p) for n, p in head.named_parameters())]
+    own = [] if model.occupancy_head is head else [(f"head.{n}", p) for n, p in head.named_parameters()]
+    return [*model.named_parameters(), *own]
 
 
 def _trainable(model: SAM2, head: nn.Module, settings: Optimisation) -> list[Tensor]:
