@@ -72,6 +72,8 @@ class PoolSettings:
         initial: clips before the first step.
         refresh: new clips after each step, at most.
         workers: processes that render clips; 0: this one, ``refresh`` clips a step, which can be repeated.
+        objects_per_clip: objects of a batch per clip, so that all batches have one shape, for which a GPU plans its kernels
+            once: objects beyond it are left out at random, missing ones are repeated. 0: as many as there are.
     """
 
     source: ClipSource
@@ -80,6 +82,7 @@ class PoolSettings:
     initial: int = 100
     refresh: int = 8
     workers: int = 0
+    objects_per_clip: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.initial <= self.capacity:
@@ -147,6 +150,9 @@ class ClipPool:
             chosen = rng.permutation(visible)[: spec.max_objects]
             objects += [int(obj_id) for obj_id in chosen]
             clip_of += [number] * len(chosen)
+        if self.settings.objects_per_clip:
+            chosen = np.sort(_exactly(rng, len(objects), round(count * self.settings.objects_per_clip)))
+            objects, clip_of = [objects[k] for k in chosen], [clip_of[k] for k in chosen]
         index = to_device_async(np.array(clips), self.device)[:, None]
         moments = to_device_async(np.stack(times), self.device)
         owners = to_device_async(np.array(clip_of), self.device)
@@ -184,6 +190,12 @@ class ClipPool:
         table = to_device_async(colours.astype(np.float32), self.device)[:, :, None, :, None, None]
         images = (images.gather(2, order_index) * table[0] + table[1]).clamp(0, 255)
         return (images - table[2]) / table[3]
+
+
+def _exactly(rng: np.random.Generator, count: int, target: int) -> np.ndarray:
+    """``target`` numbers below ``count``, each at most once more often than another."""
+    orders = [rng.permutation(count) for _ in range(-(-target // count))]
+    return np.concatenate(orders)[:target]
 
 
 def _resized(maps: Tensor, size: int, *, binary: bool = False) -> Tensor:

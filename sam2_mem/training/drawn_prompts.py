@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2_mem.model.acceleration.transfer import to_device_async
 from sam2_mem.model.mask_decoder import DecodedMasks
 from sam2_mem.model.sam2 import MASK_STRIDE, SAM2
 from sam2_mem.training.losses import LossSettings, LossTerms, Prediction, frame_loss
@@ -109,7 +110,7 @@ def boxes(truth: Tensor, noise: float) -> tuple[Tensor, Tensor]:
     points = torch.stack(corners, 2).nan_to_num(0.0, 0.0, 0.0)
     sides = points[:, 1:] - points[:, :1]
     points = (points + noise * sides * (2 * torch.rand_like(points) - 1)).clamp(0, truth.shape[-1])
-    labels = torch.tensor(BOX_CORNERS).to(truth.device, non_blocking=True)
+    labels = to_device_async(list(BOX_CORNERS), truth.device, torch.long)
     return points, labels.expand(len(points), -1)
 
 

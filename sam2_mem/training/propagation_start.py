@@ -103,7 +103,8 @@ def _project_components(conv: nn.Conv2d, coarse: Tensor, settings: PropagationSt
     if start != len(mean):
         raise ValueError(f"expected group_sizes that add up to the {len(mean)} channels of the trunk, got {start}")
     centred = (cells - mean) * weight
-    components = torch.linalg.eigh(centred.T @ centred).eigenvectors.T.flip(0)[: settings.features]
+    spread = (centred.T @ centred).cpu()
+    components = torch.linalg.eigh(spread).eigenvectors.T.flip(0)[: settings.features].to(centred.device)
     scale = settings.deviation / (centred @ components.T).pow(2).mean().sqrt()
     projection = components * weight * scale
     conv.weight.zero_()
@@ -195,7 +196,8 @@ def fit_occupancy(model: SAM2, head: OccupancyHead, batches: Iterable[ClipBatch]
     balance = 1 + covered * ((1 / covered.mean()).clamp(max=MAX_BALANCE) - 1)
     weighted = (x * balance[:, None]).T
     penalty = settings.ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    solution = torch.linalg.solve(weighted @ x + penalty, weighted @ ((2 * y - 1) * TARGET))
+    target = weighted @ ((2 * y - 1) * TARGET)
+    solution = torch.linalg.solve((weighted @ x + penalty).cpu(), target.cpu()).to(x.device)
     head.linear.weight.copy_(solution[None, :-1])
     head.linear.bias.copy_(solution[-1:])
     predicted, real = x @ solution > 0, y > 0.5

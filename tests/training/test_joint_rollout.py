@@ -328,6 +328,19 @@ def test_masks_fit_the_images_that_are_drawn() -> None:
     assert any(a < b for a, b in zip(outside, real))
 
 
+def test_batches_of_one_shape() -> None:
+    """Objects are left out or repeated; without the setting there are as many as the clips have."""
+    spec = ClipSpec(num_frames=2, max_gap=1, size=SIDE)
+    for share in (0.5, 1.5, 3.0):
+        drawn = filled_pool(objects_per_clip=share).draw(np.random.default_rng(0), 4, spec)
+        assert len(drawn.truth) == len(drawn.clip_of) == round(4 * share) and max(drawn.clip_of) < 4
+        if share <= 1.5:
+            assert len({(owner, *truth.flatten().tolist()) for owner, truth in zip(drawn.clip_of, drawn.truth)}) == len(
+                drawn.truth
+            )
+    assert 4 < len(filled_pool().draw(np.random.default_rng(0), 4, spec).truth) <= 8
+
+
 # -- the start --------------------------------------------------------------------------------------------------------
 
 
