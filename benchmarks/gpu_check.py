@@ -501,7 +501,7 @@ def attention_cost(device: str, rows: int, side: int, lengths: list[int], backen
 def bench(results: Results, config: str, arms: tuple[str, ...], policies: tuple[str, ...] = ("fifo",)) -> None:
     """Milliseconds a frame once memory is full, and device memory, under bfloat16 autocast, with 1, 5 and 10 objects."""
     checkpoint = random_checkpoint(config, 128 if results.quick else 1024)
-    arms = arms if results.cuda else ("ours, eager", "reference, eager")
+    arms = arms if results.cuda else tuple(arm for arm in arms if arm.endswith("eager"))
     predictors: dict[tuple[str, str], Any] = {}
     for objects in (1,) if results.quick else (1, 5, 10):
         video, masks = stored_clip(4 if results.quick else 46, objects)
@@ -522,8 +522,9 @@ def frame_cost(predictor: Any, device: str, video: str, masks: list) -> dict[str
     with device_memory(device) as memory, half(device):
         logits, seconds, first = tracked(predictor, video, masks)
     steady = sorted(seconds[-(len(seconds) // 2) :])
+    late = hasattr(predictor, "policy") and predictor.policy.needs.revise > 0  # its last masks come all at once
     return memory | {
-        "ms": round(1000 * median(steady), 2),
+        "ms": round(1000 * ((first + sum(seconds)) / len(logits) if late else median(steady)), 2),
         "range": [round(1000 * s, 2) for s in (steady[0], steady[-1])],
         "first_s": round(first, 2),
         "total_s": round(first + sum(seconds), 2),
