@@ -23,6 +23,7 @@ from sam2_mem.types import (
     MemoryEntry,
     MemoryRead,
     MemoryTokens,
+    ReadUsage,
 )
 
 TOKENS = 4
@@ -39,6 +40,45 @@ def entry(frame: int, *, mark: float = 0.0, prompt: bool = False, **scores: floa
         is_prompt=prompt,
         **{"area": 0.1, **scores},
     )
+
+
+def random_entry(
+    frame: int, rng: np.random.Generator, *, prompt: bool = False, side: int = 3, width: int = 6, **fields: Any
+) -> MemoryEntry:
+    """An entry of random features: a map of ``side`` x ``side`` tokens, a pointer, a summary, scores unless they are given."""
+    x, y = np.meshgrid(np.arange(side), np.arange(side))
+    vector = lambda: torch.tensor(rng.normal(size=width) + 0.5, dtype=torch.float32)  # noqa: E731
+    tokens = MemoryTokens(
+        feat=torch.tensor(rng.normal(size=(side * side, width)) + 0.5, dtype=torch.float32),
+        pos=torch.tensor(rng.normal(size=(side * side, width)), dtype=torch.float32),
+        xy=torch.tensor(np.stack([x, y], -1).reshape(-1, 2), dtype=torch.float32),
+    )
+    scores = {"iou": float(rng.uniform(0, 1)), "objectness": float(rng.normal(1, 2)), "area": 0.1}
+    fields = {"summary": vector(), **scores, **fields}
+    return MemoryEntry(frame=frame, tokens=tokens, pointer=vector(), is_prompt=prompt, **fields)
+
+
+def scored(entry: MemoryEntry, usage: tuple[ReadUsage, ...] | None = None) -> Hypotheses:
+    """What a network says that gives the scores of ``entry``: one candidate, an empty mask."""
+    mask, pointer = torch.full((1, 1, 4, 4), -1.0), entry.pointer[None, None]
+    return Hypotheses(mask, pointer, ((entry.iou,),), (entry.objectness,), usage, ((entry.area,),))
+
+
+def write(policy: MemoryPolicy, state: Any, frame: FrameContext, entry: MemoryEntry) -> Any:
+    """One tracked frame whose memory is ``entry``, whatever the mask."""
+    seen = scored(entry)
+    return policy.write(state, frame, seen, policy.choose(state, frame, seen), [entry])
+
+
+def read_by_frame(policy: MemoryPolicy, state: Any, frame: FrameContext) -> tuple[dict[int, Any], dict[int, float]]:
+    """Of the only pathway: slots by frame, of maps; offsets by frame, of pointers. Entries are known by their tensors."""
+    (read,) = policy.read(state, frame)
+    maps = {id(e.tokens): e.frame for e in state.all_entries() if e.tokens is not None}
+    pointers = {id(e.pointer): e.frame for e in state.all_entries()}
+    slots = {maps[id(i.tokens)]: i.slot for i in read.items}
+    offsets = {pointers[id(p.pointer)]: round(p.offset, 6) for p in read.pointers}
+    assert len(slots) == len(read.items) and len(offsets) == len(read.pointers), "something is read twice"
+    return slots, offsets
 
 
 def at(index: int, *, reverse: bool = False, num_frames: int | None = None) -> FrameContext:

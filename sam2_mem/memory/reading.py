@@ -6,9 +6,12 @@ Everything follows the direction of time in ``FrameContext``.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from sam2_mem.memory.bank import Bank, E
-from sam2_mem.types import Entry, FrameContext, ReadPointer
+from sam2_mem.types import PROMPT_SLOT, Entry, FrameContext, MemoryEntry, MemoryRead, ReadItem, ReadPointer
+
+B = TypeVar("B", bound=Bank)
 
 LAST_SLOT = 5
 """The oldest slot of SAM 2's temporal code that is not the prompts' own."""
@@ -81,6 +84,54 @@ def pointer_window(
         previous = tracked.get(frame.index + direction * age)
         if previous is not None:
             yield ReadPointer(previous.pointer, age / span)
+
+
+def window_read(
+    state: Bank,
+    frame: FrameContext,
+    *,
+    num_maskmem: int = 7,
+    max_obj_ptrs: int = 16,
+    stride: int = 1,
+    max_cond_frames: int = -1,
+    past_only: bool = True,
+    without: Collection[int] = (),
+) -> MemoryRead:
+    """SAM 2's read: prompts in their own slot, the maps of ``map_frames``, the pointers of ``pointer_window``.
+
+    Args:
+        state: its prompts, entries and pointers.
+        frame: the frame that reads.
+        num_maskmem: maps read, one of them for the prompts.
+        max_obj_ptrs: see ``pointer_window``.
+        stride: frames between maps behind the previous frame.
+        max_cond_frames: most prompts read, see ``closest_prompts``.
+        past_only: leave out pointers of prompts that lie ahead.
+        without: tracked frames whose maps are not read; their pointers are.
+    """
+    prompts, other_prompts = closest_prompts(state.prompts, frame.index, max_cond_frames)
+    entries: tuple[Entry, ...] = (*other_prompts, *state.pointers, *state.entries)
+    tracked = {e.frame: e for e in entries}
+    items = [ReadItem(e.tokens, PROMPT_SLOT) for e in prompts]
+    for slot, index in map_frames(frame, num_maskmem=num_maskmem, stride=stride):
+        entry = tracked.get(index)
+        if isinstance(entry, MemoryEntry) and index not in without:
+            items.append(ReadItem(entry.tokens, slot))
+    pointers = pointer_window(prompts, tracked, frame, max_obj_ptrs=max_obj_ptrs, past_only=past_only)
+    return MemoryRead(items=tuple(items), pointers=tuple(pointers))
+
+
+def keep_window(state: B, index: int, *, num_maskmem: int = 7, max_obj_ptrs: int = 16, stride: int = 1) -> B:
+    """``state`` without the entries that no ``window_read`` can reach from frame ``index``, nor from the earliest and the
+    last prompt in either direction: maps leave first, then pointers."""
+    reach = map_reach(num_maskmem=num_maskmem, stride=stride)
+    return state.keep_near(anchors_of(state, index), token_reach=reach, pointer_reach=max(max_obj_ptrs - 1, reach))
+
+
+def window_capacity(tokens_per_map: int, max_prompts: int, *, num_maskmem: int = 7, stride: int = 1) -> int:
+    """Tokens that ``keep_window`` leaves at most: prompts, and the maps within reach on both sides of the current frame,
+    the earliest and the last prompt."""
+    return tokens_per_map * (max_prompts + 3 * (2 * map_reach(num_maskmem=num_maskmem, stride=stride) + 1))
 
 
 def rank_slots(count: int) -> list[int]:

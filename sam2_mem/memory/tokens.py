@@ -34,6 +34,14 @@ def map_tokens(tokens: MemoryTokens, change: Callable[[Tensor], Tensor]) -> Memo
     return MemoryTokens(feat=change(tokens.feat), pos=tokens.pos, xy=tokens.xy, log_count=tokens.log_count)
 
 
+def gather_tokens(tokens: MemoryTokens, index: Tensor) -> MemoryTokens:
+    """The tokens at ``index`` (K) integers, in that order and in storage of their own."""
+    parts = (tokens.feat, tokens.pos, tokens.xy, tokens.log_count)
+    feat, pos, xy, log_count = (None if part is None else part[index] for part in parts)
+    assert feat is not None and pos is not None, "tokens have features and positions"
+    return MemoryTokens(feat=feat, pos=pos, xy=xy, log_count=log_count)
+
+
 def pool_grid(tokens: MemoryTokens, grid: tuple[int, int], factor: int) -> MemoryTokens:
     """Mean of every ``factor`` x ``factor`` block of a whole map: fewer tokens that say how many they stand for.
 

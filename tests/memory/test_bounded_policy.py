@@ -59,6 +59,14 @@ def test_a_long_video_stays_within_a_budget(name: str) -> None:
     check_bounded(bounded(build_policy(name), 6.5))
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["diverse", "efp", "sam3_select", "sparse", "sparse_counts"])
+def test_a_thousand_frames_stay_within_capacity(name: str) -> None:
+    policy = build_policy(name)
+    half, whole = most_held(policy, 500), most_held(policy, 1000)
+    assert half == whole <= policy.capacity(TOKENS), "full long before the end"
+
+
 def test_control_a_bound_that_is_not_kept_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounded_module, "fit", lambda policy, state, frame, max_tokens: state)
     with pytest.raises(AssertionError, match="capacity is"):

@@ -59,12 +59,16 @@ BASICS = (
     check_needs,
     check_byte_budget,
 )
-"""What the quick tier checks of every policy; of FIFO and XMem it checks all."""
+"""What the quick tier checks of most policies; of FIFO and XMem it checks all."""
+
+BRIEF = ("diverse", "efp", "sam3_select", "sparse")
+"""Of these the quick tier checks here what passes between policy and tracker; their own files hold them to their rules."""
 
 
 def cases() -> Iterator[Any]:
     for check, name in product(CHECKS, NAMES):
-        quick = name in ("fifo", "xmem") or (name in POLICIES and check in BASICS)
+        checks = (check_needs,) if name in BRIEF else BASICS
+        quick = name in ("fifo", "xmem") or (name in POLICIES and check in checks)
         marks = () if quick else pytest.mark.full
         yield pytest.param(check, name, id=f"{check.__name__.removeprefix('check_')}-{name}", marks=marks)
 

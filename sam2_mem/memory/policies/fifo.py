@@ -7,17 +7,8 @@ from dataclasses import dataclass
 
 from sam2_mem.memory.bank import Bank
 from sam2_mem.memory.policy import MemoryPolicy, setting
-from sam2_mem.memory.reading import anchors_of, closest_prompts, map_frames, map_reach, pointer_window
-from sam2_mem.types import (
-    PROMPT_SLOT,
-    Entry,
-    FrameContext,
-    Hypotheses,
-    MaskSelection,
-    MemoryEntry,
-    MemoryRead,
-    ReadItem,
-)
+from sam2_mem.memory.reading import keep_window, window_capacity, window_read
+from sam2_mem.types import FrameContext, Hypotheses, MaskSelection, MemoryEntry, MemoryRead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,39 +34,28 @@ class FIFO(MemoryPolicy[Bank]):
     only_obj_ptrs_in_the_past_for_eval: bool = True
     retain_all: bool = False
 
-    @property
-    def _token_reach(self) -> int:
-        """Largest age, in frames, at which a memory map is read."""
-        return map_reach(num_maskmem=self.num_maskmem, stride=self.memory_temporal_stride_for_eval)
-
     def capacity(self, tokens_per_map: int) -> int | None:
         """Prompts, and the maps within reach on both sides of the current frame, the earliest and the last prompt."""
         if self.retain_all:
             return None
-        return tokens_per_map * (self.max_prompts + 3 * (2 * self._token_reach + 1))
+        stride = self.memory_temporal_stride_for_eval
+        return window_capacity(tokens_per_map, self.max_prompts, num_maskmem=self.num_maskmem, stride=stride)
 
     def prompt(self, state: Bank | None, frame: FrameContext, entry: MemoryEntry) -> Bank:
         state = self.new_state(frame) if state is None else state
         return state.add_prompt(entry, None if self.retain_all else self.max_prompts)
 
     def read(self, state: Bank, frame: FrameContext) -> Sequence[MemoryRead]:
-        prompts, other_prompts = closest_prompts(state.prompts, frame.index, self.max_cond_frames_in_attn)
-        entries: tuple[Entry, ...] = (*other_prompts, *state.pointers, *state.entries)
-        tracked = {e.frame: e for e in entries}
-        items = [ReadItem(e.tokens, PROMPT_SLOT) for e in prompts]
-        stride = self.memory_temporal_stride_for_eval
-        for slot, index in map_frames(frame, num_maskmem=self.num_maskmem, stride=stride):
-            entry = tracked.get(index)
-            if isinstance(entry, MemoryEntry):
-                items.append(ReadItem(entry.tokens, slot))
-        pointers = pointer_window(
-            prompts,
-            tracked,
+        read = window_read(
+            state,
             frame,
+            num_maskmem=self.num_maskmem,
             max_obj_ptrs=self.max_obj_ptrs_in_encoder,
+            stride=self.memory_temporal_stride_for_eval,
+            max_cond_frames=self.max_cond_frames_in_attn,
             past_only=self.only_obj_ptrs_in_the_past_for_eval,
         )
-        return (MemoryRead(items=tuple(items), pointers=tuple(pointers)),)
+        return (read,)
 
     def write(
         self,
@@ -88,6 +68,10 @@ class FIFO(MemoryPolicy[Bank]):
         state = state.add(*entries)
         if self.retain_all:
             return state
-        reach = self._token_reach
-        pointer_reach = max(self.max_obj_ptrs_in_encoder - 1, reach)
-        return state.keep_near(anchors_of(state, frame.index), token_reach=reach, pointer_reach=pointer_reach)
+        return keep_window(
+            state,
+            frame.index,
+            num_maskmem=self.num_maskmem,
+            max_obj_ptrs=self.max_obj_ptrs_in_encoder,
+            stride=self.memory_temporal_stride_for_eval,
+        )

@@ -1,0 +1,66 @@
+"""EFP: SAM 2's memory, of which the maps that resemble the newest are not read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sam2_mem.memory.bank import Bank
+from sam2_mem.memory.likeness import likenesses
+from sam2_mem.memory.policy import MemoryPolicy, setting
+from sam2_mem.memory.reading import keep_window, map_frames, window_capacity, window_read
+from sam2_mem.types import FrameContext, Hypotheses, MaskSelection, MemoryEntry, MemoryRead
+
+
+@dataclass(frozen=True, kw_only=True)
+class EFP(MemoryPolicy[Bank]):
+    """Efficient frame pruning (SurgSAM2, Liu et al. 2024, arXiv 2408.07931) at SAM 2's image size, without fine-tuning.
+
+    Memory is that of FIFO. Of the maps between the prompts and the previous frame at most ``num_maskmem`` - 2 - ``remove``
+    are read, those least like the map of the previous frame: the mean over tokens of the cosine of their features. Slots
+    are by age, pointers those of SAM 2. With ``remove`` 0 this is FIFO.
+
+    Attributes:
+        num_maskmem: maps within reach, as in FIFO; one for the prompts, one for the previous frame.
+        remove: maps fewer that are read.
+    """
+
+    num_maskmem: int = setting(7, at_least=1)
+    remove: int = setting(2, at_least=0)
+
+    def capacity(self, tokens_per_map: int) -> int:
+        """That of FIFO."""
+        return window_capacity(tokens_per_map, self.max_prompts, num_maskmem=self.num_maskmem)
+
+    def read(self, state: Bank, frame: FrameContext) -> Sequence[MemoryRead]:
+        read = window_read(
+            state,
+            frame,
+            num_maskmem=self.num_maskmem,
+            max_obj_ptrs=self.max_obj_ptrs_in_encoder,
+            without=self._redundant(state, frame),
+        )
+        return (read,)
+
+    def _redundant(self, state: Bank, frame: FrameContext) -> set[int]:
+        """Frames whose maps are most like that of the previous frame, of equals the older; none without that map."""
+        by_frame = {e.frame: e for e in state.entries}
+        slots = dict(map_frames(frame, num_maskmem=self.num_maskmem))
+        newest = by_frame.get(slots.pop(0, frame.index))
+        candidates = [by_frame[f] for f in slots.values() if f in by_frame]
+        excess = len(candidates) - max(0, self.num_maskmem - 2 - self.remove)
+        if newest is None or excess <= 0:
+            return set()
+        ranked = sorted(zip(likenesses(candidates, newest), candidates), key=lambda x: -x[0])
+        return {e.frame for _, e in ranked[:excess]}
+
+    def write(
+        self,
+        state: Bank,
+        frame: FrameContext,
+        hypotheses: Hypotheses,
+        selection: MaskSelection,
+        entries: Sequence[MemoryEntry],
+    ) -> Bank:
+        size, pointers = self.num_maskmem, self.max_obj_ptrs_in_encoder
+        return keep_window(state.add(*entries), frame.index, num_maskmem=size, max_obj_ptrs=pointers)

@@ -1,0 +1,162 @@
+"""Sparse memory retrieval: a map is read whole once; then only the tokens that were attended to stay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from sam2_mem.memory.bank import Bank
+from sam2_mem.memory.policy import MemoryPolicy, Needs, setting
+from sam2_mem.memory.reading import anchors_of, newest_first, pointer_window
+from sam2_mem.memory.tokens import gather_tokens
+from sam2_mem.memory.trace import Action, EntryInfo, Reason, entry_infos
+from sam2_mem.types import (
+    PROMPT_SLOT,
+    Entry,
+    FrameContext,
+    Hypotheses,
+    MaskSelection,
+    MemoryEntry,
+    MemoryRead,
+    ReadItem,
+    Usage,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class SparseBank(Bank):
+    """A state whose tracked ``entries`` are thin but for the newest.
+
+    Attributes:
+        thinned: tracked frames that hold a part of their tokens.
+    """
+
+    thinned: tuple[int, ...] = ()
+
+    def shift_frames(self, by: int) -> Self:
+        return replace(super().shift_frames(by), thinned=tuple(f + by for f in self.thinned))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sparse(MemoryPolicy[SparseBank]):
+    """Sparse memory retrieval (Efficient-SAM2, ICLR 2026, arXiv 2602.08224), without its sparse image encoder.
+
+    Prompts are read whole, in their slot; the newest tracked frame whole, in slot 0; the ``num_maskmem`` - 2 before it thin, by
+    rank. After its first read a map keeps the tokens that received most attention, the others are dropped. Of older frames
+    only those with a predicted IoU above ``min_iou`` and an object score above ``min_object_score`` are read. Pointers are
+    those of SAM 2.
+
+    With ``keep`` 1, ``min_iou`` -1 and ``min_object_score`` -inf this is FIFO, as long as time does not turn round.
+
+    Departures from the code: tokens are chosen by the attention of one layer (``model.memory_attention.usage_layer``) for all
+    layers, where the code has a choice for each; a map that was never read keeps its pointer only, once it is no longer the newest.
+
+    Attributes:
+        keep: share of a map's tokens that stay, 0.05.
+        mode: "topk" keeps that share; "mass" the fewest tokens that received the share ``mass`` of the map's attention.
+        mass: for mode "mass", 0..1.
+        count: tokens that stay stand for those that went: they gain the logarithm of all over kept. Ours; false in the code.
+        min_iou: predicted IoU, 0.3.
+        min_object_score: object-score logit, 0.
+        num_maskmem: as in FIFO.
+    """
+
+    keep: float = setting(0.05, above=0.0, at_most=1.0)
+    mode: str = setting("topk", choices=("topk", "mass"))
+    mass: float = setting(0.9, above=0.0, at_most=1.0)
+    count: bool = False
+    min_iou: float = 0.3
+    min_object_score: float = 0.0
+    num_maskmem: int = setting(7, at_least=2)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(usage=Usage.TOKENS)
+
+    def capacity(self, tokens_per_map: int) -> int:
+        """Prompts, the newest map, thin ones."""
+        thin = tokens_per_map if self.mode == "mass" else math.ceil(self.keep * tokens_per_map)
+        return tokens_per_map * (self.max_prompts + 1) + (self.num_maskmem - 2) * thin
+
+    def new_state(self, frame: FrameContext) -> SparseBank:
+        return SparseBank()
+
+    def read(self, state: SparseBank, frame: FrameContext) -> Sequence[MemoryRead]:
+        items = [ReadItem(e.tokens, PROMPT_SLOT) for e in state.prompts]
+        items += [ReadItem(e.tokens, slot) for slot, e in self._selected(state, frame)]
+        pointers = pointer_window(state.prompts, state.tracked(), frame, max_obj_ptrs=self.max_obj_ptrs_in_encoder)
+        return (MemoryRead(items=tuple(items), pointers=tuple(pointers)),)
+
+    def _selected(self, state: SparseBank, frame: FrameContext) -> list[tuple[int, MemoryEntry]]:
+        """(slot, entry) of tracked frames that are read, newest first."""
+        selected = newest_first(
+            state.tracked().values(),
+            {p.frame for p in state.prompts},
+            frame,
+            accept=self._is_good,
+            max_accepted=self.num_maskmem - 1,
+        )[: self.num_maskmem - 1]
+        return [(slot, e) for slot, e in enumerate(selected) if isinstance(e, MemoryEntry)]
+
+    def _is_good(self, entry: Entry) -> bool:
+        return entry.iou > self.min_iou and entry.objectness > self.min_object_score
+
+    def write(
+        self,
+        state: SparseBank,
+        frame: FrameContext,
+        hypotheses: Hypotheses,
+        selection: MaskSelection,
+        entries: Sequence[MemoryEntry],
+    ) -> SparseBank:
+        assert hypotheses.usage is not None and hypotheses.usage[0].tokens is not None, "usage was asked for"
+        attention = hypotheses.usage[0].tokens[len(state.prompts) :]
+        received = {e.frame: x for (_, e), x in zip(self._selected(state, frame), attention)}
+        thin: list[MemoryEntry] = []
+        reasons = []
+        for entry in state.entries:
+            if entry.frame == frame.index or not self._is_good(entry):
+                continue
+            if entry.frame in state.thinned:
+                thin.append(entry)
+            elif entry.frame in received:
+                thin.append(self._thinned(entry, received[entry.frame]))
+                share = len(thin[-1].tokens) / len(entry.tokens)
+                reasons.append(
+                    Reason(entry.frame, "thinned: share of its tokens that stays", share, action=Action.KEPT)
+                )
+        nearest = sorted(thin, key=lambda e: abs(frame.age(e.frame)))[: self.num_maskmem - 2]
+        grown = state.add(*nearest, *entries)
+        reach = self.max_obj_ptrs_in_encoder - 1
+        near = {f for f in grown.tracked() if min(abs(f - a) for a in anchors_of(grown, frame.index)) <= reach}
+        tokens = {e.frame for e in nearest}
+        bank = grown.keep(tokens=tokens | {frame.index}, pointers=near)
+        return replace(bank, thinned=tuple(sorted(tokens)), reasons=tuple(reasons))
+
+    def _thinned(self, entry: MemoryEntry, attention: Tensor) -> MemoryEntry:
+        """``entry`` with the tokens that received most of ``attention`` (L), in their order."""
+        total = len(entry.tokens)
+        count = _fewest(attention, self.mass) if self.mode == "mass" else math.ceil(self.keep * total)
+        if count == total:
+            return entry
+        index = attention.topk(count).indices.sort().values
+        tokens = gather_tokens(entry.tokens, index)
+        if self.count:
+            before = torch.zeros(count, device=tokens.feat.device) if tokens.log_count is None else tokens.log_count
+            tokens = replace(tokens, log_count=before + math.log(total / count))
+        return replace(entry, tokens=tokens)
+
+    def entry_infos(self, state: SparseBank, frame: FrameContext) -> Sequence[EntryInfo]:
+        kind = lambda e: "thin" if e.frame in state.thinned else "newest"  # noqa: E731
+        return entry_infos(state.all_entries(), kind, {e.frame: e.iou for e in state.entries}, "predicted IoU")
+
+
+def _fewest(attention: Tensor, mass: float) -> int:
+    """The fewest tokens that received the share ``mass`` of ``attention`` (L); at least 1."""
+    share = attention.float().sort(descending=True).values.cumsum(0)
+    return min(int((share < mass * share[-1]).sum().item()) + 1, len(attention))
