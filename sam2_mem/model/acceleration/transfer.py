@@ -16,4 +16,4 @@ def to_device_async(values: Any, device: torch.device | str, dtype: torch.dtype 
     tensor = torch.as_tensor(values, dtype=dtype)
     if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)
