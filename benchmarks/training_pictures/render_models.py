@@ -2,7 +2,8 @@
 
 Usage: render_models.py MODELS OUT [--first N] [--step N]
 
-MODELS is searched for .obj files with their .mtl; OUT gets one animated WebP per model. Needs VTK (pip install vtk).
+MODELS is searched for .obj files with their .mtl; OUT gets one animated WebP per model, those that are not there yet.
+Needs VTK (pip install vtk).
 """
 
 from __future__ import annotations
@@ -121,17 +122,14 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     for model in sorted(arguments.models.rglob("*.obj"))[arguments.first :: arguments.step]:
         name = "_".join(model.relative_to(arguments.models).with_suffix("").parts)
+        target = arguments.out / f"{name}.webp"
+        if target.exists():
+            continue
         rng = np.random.default_rng(zlib.crc32(name.encode()))
         views = draw_views(model, rng)
         if views and min(views[0].size) >= 40 and (np.asarray(views[0])[..., 3] > 127).mean() > 0.12:
-            views[0].save(
-                arguments.out / f"{name}.webp",
-                save_all=True,
-                append_images=views[1:],
-                quality=78,
-                method=4,
-                minimize_size=True,
-            )
+            options = {"quality": 78, "method": 4, "minimize_size": True}
+            views[0].save(target, save_all=True, append_images=views[1:], **options)
 
 
 if __name__ == "__main__":

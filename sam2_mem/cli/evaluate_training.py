@@ -6,14 +6,16 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 
 from sam2_mem.build_sam import build_sam2_video_predictor
-from sam2_mem.evaluation.metrics import boundary_f
+from sam2_mem.evaluation.metrics import boundary_f, jaccard
 from sam2_mem.prompts import Prompt
+from sam2_mem.tracking.image_predictor import SAM2ImagePredictor
 from sam2_mem.training import validation
 from sam2_mem.training.clips import Clip
 from sam2_mem.training.folders import AnnotatedFrames, open_videos
@@ -34,6 +36,8 @@ from sam2_mem.training.validation import (
 VALIDATION_SEED, REPORT_SEED = 20_000_000, validation.SEED
 MEMORY_LEVELS = ("occlusion", "appearance")
 CURTAIN = (20, 10)  # start, length
+PROMPTED_EVERY, LEAST_PIXELS = 12, 200  # frames between those that are prompted; smaller objects are not
+CLICKS = 3
 
 Row = dict[str, Any]
 """A line of the report, ready for JSON; it leaves this file only as text."""
@@ -48,10 +52,20 @@ class Bench:
         count: clips per level.
         frames: of a clip.
         validation: measure on the clips for choosing among runs, not on those for reporting.
+        overrides: of the config, e.g. ``model.image_size=384``.
     """
 
-    def __init__(self, config: str, weights: str | None, *, count: int, frames: int, validation: bool) -> None:
-        predictor = build_sam2_video_predictor(config, weights, device="cpu")
+    def __init__(
+        self,
+        config: str,
+        weights: str | None,
+        *,
+        count: int = 8,
+        frames: int = 60,
+        validation: bool = False,
+        overrides: Sequence[str] = (),
+    ) -> None:
+        predictor = build_sam2_video_predictor(config, weights, device="cpu", hydra_overrides_extra=overrides)
         self._model, self._tracker = predictor.model, predictor.tracker_settings
         self._count, self._frames = count, frames
         self._seed = VALIDATION_SEED if validation else REPORT_SEED
@@ -123,6 +137,64 @@ class Bench:
         for label, values in scores.items():
             j, f = np.mean(values, axis=0)
             yield {"what": f"{layout}, mean of {len(values)}", "method": label, "j": float(j), "f": float(f)}
+
+    def prompts(self, layout: str, root: str) -> Iterator[Row]:
+        """IoU on single frames of the videos: a box; one click in the middle of the object, the best of three masks by their
+        predicted IoU; and three clicks, the second and third in the middle of the largest error."""
+        predictor = SAM2ImagePredictor(self._model)
+        scores: list[PromptScores] = []
+        for video in open_videos(layout, root):
+            for stem in video.frames[::PROMPTED_EVERY]:
+                image, ids = video.image(stem), video.ids(stem)
+                masks = [ids == n for n in np.unique(ids[ids > 0])]
+                scores += prompt_scores(predictor, image, [m for m in masks if m.sum() >= LEAST_PIXELS])
+        means = PromptScores(*np.mean(scores, axis=0).tolist())
+        yield {"what": f"prompts, {layout}", "method": "network", "count": len(scores)} | means._asdict()
+
+
+class PromptScores(NamedTuple):
+    """IoU of a box, one click, three clicks."""
+
+    box: float
+    click: float
+    clicks: float
+
+
+def prompt_scores(predictor: SAM2ImagePredictor, image: np.ndarray, truth: Sequence[np.ndarray]) -> list[PromptScores]:
+    """Of every object (H, W) bool of an image (H, W, 3) uint8."""
+    predictor.set_image(image)
+    return [PromptScores(box_score(predictor, mask), *click_scores(predictor, mask)) for mask in truth]
+
+
+def box_score(predictor: SAM2ImagePredictor, truth: np.ndarray) -> float:
+    x, y, width, height = cv2.boundingRect(truth.astype(np.uint8))
+    masks, _, _ = predictor.predict(box=np.array([x, y, x + width, y + height], float), multimask_output=False)
+    return jaccard(masks[0] > 0, truth)
+
+
+def click_scores(predictor: SAM2ImagePredictor, truth: np.ndarray) -> tuple[float, float]:
+    """Of one click and of ``CLICKS``."""
+    points, labels = [middle(truth)], [1]
+    masks, iou, logits = predictor.predict(np.array(points, float), np.array(labels), multimask_output=True)
+    best = int(np.argmax(iou))
+    first, mask, hint = jaccard(masks[best] > 0, truth), masks[best] > 0, logits[best : best + 1]
+    for _ in range(CLICKS - 1):
+        if np.array_equal(mask, truth):
+            break
+        x, y = middle(mask != truth)
+        points, labels = [*points, (x, y)], [*labels, int(truth[y, x])]
+        masks, _, hint = predictor.predict(
+            np.array(points, float), np.array(labels), mask_input=hint, multimask_output=False
+        )
+        mask = masks[0] > 0
+    return first, jaccard(mask, truth)
+
+
+def middle(mask: np.ndarray) -> tuple[int, int]:
+    """The pixel x, y of a mask (H, W) bool that is furthest from its edge."""
+    distance = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    y, x = np.unravel_index(int(distance.argmax()), distance.shape)
+    return int(x), int(y)
 
 
 def full_clip(video: AnnotatedFrames) -> Clip:

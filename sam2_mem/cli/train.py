@@ -6,7 +6,8 @@
     tools/train.py clips nano
     tools/train.py eval nano --weights outputs/nano/weights.safetensors --root DAVIS --out report.jsonl
 
-Further arguments of `run` and `clips` are Hydra overrides of the config: plan.optimisation.rate=3e-4
+Further arguments of `run` and `clips` are Hydra overrides of the training config: plan.optimisation.rate=3e-4. Those of
+`eval` are overrides of the model config: model.image_size=384
 """
 
 from __future__ import annotations
@@ -135,11 +136,12 @@ def evaluate(
     root: str | None = None,
     threads: int = 0,
     out: Path | None = None,
+    overrides: Sequence[str] = (),
 ) -> int:
-    """Measure a network; ``parts`` levels, still, curtain, memory, speed, folder; all by default."""
+    """Measure a network; ``parts`` levels, still, curtain, memory, speed, folder, prompts; all by default."""
     if threads:
         torch.set_num_threads(threads)
-    bench = Bench(config, weights, count=count, frames=frames, validation=validation)
+    bench = Bench(config, weights, count=count, frames=frames, validation=validation, overrides=overrides)
     sections = {
         "levels": lambda: bench.levels(sorted(LEVELS)),
         "still": bench.steady,
@@ -149,9 +151,10 @@ def evaluate(
     }
     if root is not None:
         sections["folder"] = lambda: bench.folder(layout, root)
+        sections["prompts"] = lambda: bench.prompts(layout, root)
     unknown = sorted(set(parts) - set(sections))
     if unknown:
-        raise ValueError(f"expected parts out of {', '.join(sections)}, got {unknown}; folder needs --root")
+        raise ValueError(f"expected parts out of {', '.join(sections)}, got {unknown}; folder and prompts need --root")
     report([sections[p] for p in (parts or sections)], out)
     return 0
 
@@ -173,7 +176,7 @@ FUNCTIONS: dict[str, Callable[..., int]] = {
     "clips": clips,
     "eval": evaluate,
 }
-TAKE_OVERRIDES = ("run", "clips")
+TAKE_OVERRIDES = ("run", "clips", "eval")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -211,12 +214,14 @@ def _parser() -> argparse.ArgumentParser:
     measure = verbs.add_parser("eval", help="measure a network beside copying the first mask and optical flow")
     measure.add_argument("config", help="a model config, e.g. nano")
     measure.add_argument("--weights", help="default: those of the config")
-    measure.add_argument("--parts", nargs="*", default=(), help="levels still curtain memory speed folder; default all")
+    measure.add_argument(
+        "--parts", nargs="*", default=(), help="levels still curtain memory speed folder prompts; default all"
+    )
     measure.add_argument("--count", type=int, default=8, help="clips per level")
     measure.add_argument("--frames", type=int, default=60, help="frames per clip")
     measure.add_argument("--validation", action="store_true", help="other clips than those reported, to choose by")
     measure.add_argument("--layout", default="davis2016", help="of --root, see sam2_mem/training/folders.py")
-    measure.add_argument("--root", help="a data set for the part `folder`")
+    measure.add_argument("--root", help="a data set for the parts `folder` and `prompts`")
     measure.add_argument("--threads", type=int, default=0)
     measure.add_argument("--out", type=Path, help="also append the lines to this file as JSON")
     render = verbs.add_parser("clips", help="render the procedural clips of a config ahead of the training")
