@@ -266,7 +266,7 @@ class SceneDraw:
     def layer(self, obj_id: int, views: np.ndarray) -> Layer:
         """Views in motion."""
         rng, quick = self.rng, self.quick
-        size = self.sway(float(rng.uniform(np.log(0.14), np.log(0.85))), 0.025 * quick, 0.12 * quick)
+        size = self.sway(float(rng.uniform(np.log(0.17), np.log(1.0))), 0.025 * quick, 0.12 * quick)
         views = views[:, :, ::-1] if self.chance(0.5) else views
         darkness = float(rng.uniform(0.2, 0.7)) if self.chance(0.35) else 0.0
         return Layer(
