@@ -96,7 +96,15 @@ def lively_network() -> SAM2:
         for name, value in model.named_parameters():
             if "cross_attn_image.out_proj" in name or "maskmem_tpos_enc" in name or "no_obj" in name:
                 value.mul_(20)
-        model.sam_mask_decoder.pred_obj_score_head.layers[-1].weight.mul_(200)
+        last = model.sam_mask_decoder.pred_obj_score_head.layers[-1]
+        last.weight.mul_(200)
+        clips = batch(frames=7)
+        frames = encode_clips(model, clips.images)
+        scores = [
+            p.decoded.objectness
+            for p in track(model, frames, clips.truth, clips.clip_of, JointRollout(), np.random.default_rng(0))
+        ]
+        last.bias.sub_(torch.cat(scores).median())
     return model
 
 
@@ -125,7 +133,7 @@ def test_selective_memory_leaves_out_frames_without_the_object() -> None:
     """As if those frames had never been written, with ranks as slots; other objects read all frames."""
     model = network()
     torch.manual_seed(3)
-    frames = [(torch.randn(2, 16, 64), torch.randn(2, 64)) for _ in range(4)]
+    frames = [(torch.randn(2, 16, 96), torch.randn(2, 96)) for _ in range(4)]
     visible = torch.tensor([[True, True], [False, True], [True, False], [True, True]])
 
     def memory(selective: Tensor | None, numbers: range | list[int]) -> JointMemory:
@@ -137,7 +145,7 @@ def test_selective_memory_leaves_out_frames_without_the_object() -> None:
     with torch.no_grad():
         rows = memory(torch.tensor([True, False]), range(4)).read()
         short, full = memory(None, [0, 2, 3]).read(), memory(None, range(4)).read()
-        image, position = torch.randn(2, 16, 64), torch.zeros(16, 64)
+        image, position = torch.randn(2, 16, 96), torch.zeros(16, 96)
         read = [model.memory_attention(image, position, (4, 4), r).features for r in (rows, short, full)]
     # maps agree; the pointers of the shorter memory differ in age, so they are compared by the keys alone
     spatial = rows.bias[0, : 4 * 16].isfinite()
@@ -366,7 +374,7 @@ def test_the_start_says_what_it_needs() -> None:
             network(), batch().images[:, 0], PropagationStart(group_sizes=(1,), group_weights=(1,)), torch.Generator()
         )
     with pytest.raises(ValueError, match="fewer features"):
-        start_as_propagation(network(), batch().images[:, 0], PropagationStart(features=64), torch.Generator())
+        start_as_propagation(network(), batch().images[:, 0], PropagationStart(features=96), torch.Generator())
     with pytest.raises(ValueError, match="one weight per group"):
         PropagationStart(group_weights=(1,))
 
