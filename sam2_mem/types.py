@@ -238,7 +238,8 @@ class RowBatch:
     ``feat`` (R, L, Cm) values; ``pos`` (R, L, Cm) spatial + temporal part of the keys; ``xy`` (R, L, 2); ``gain`` (R, L)
     factor on the keys or None; ``bias`` (R, L) added to the attention logits (log-counts, -inf for padding) or None;
     ``item`` (R, L) index of the read item each token belongs to, ``num_items`` for pointers and padding; ``lengths`` (R)
-    tokens before padding; ``sensory`` (R, Ch, H, W) or None; ``counted``: ``bias`` may hold more than padding.
+    tokens before padding; ``sensory`` (R, Ch, H, W) or None; ``counted``: ``bias`` may hold more than padding; ``item_lengths``
+    (R) tokens of every item of a row.
     """
 
     feat: Tensor
@@ -251,6 +252,7 @@ class RowBatch:
     lengths: tuple[int, ...]
     sensory: Tensor | None = None
     counted: bool = True
+    item_lengths: tuple[tuple[int, ...], ...] = ()
 
     @property
     def rows(self) -> int:
@@ -272,7 +274,7 @@ class Hypotheses:
 
     ``masks`` (P, M, h, w) logits; ``pointers`` (P, M, C); ``iou`` (P, M) and ``objectness`` (P) as nested tuples of
     Python floats; ``usage`` one per pathway, or None; ``areas`` (P, M) foreground shares of ``masks``, on the CPU like the
-    scores, None where nobody measured them.
+    scores, None where nobody measured them; ``measured`` what the policy's ``measure`` gave, on the CPU.
     """
 
     masks: Tensor
@@ -281,6 +283,7 @@ class Hypotheses:
     objectness: tuple[float, ...]
     usage: tuple[ReadUsage, ...] | None = None
     areas: tuple[tuple[float, ...], ...] | None = None
+    measured: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,11 @@ def track(predictor: SAM2VideoPredictor, clip: Clip, *, repeat: int = 1, within=
     return torch.stack(shown)
 
 
+def import_path() -> str:
+    """PYTHONPATH of a command: this checkout, then what the tests themselves import from."""
+    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def nano(device: str, policy: str = "fifo", *overrides: str) -> SAM2VideoPredictor:
     return build_sam2_video_predictor(
         "nano", device=device, memory_policy=policy, hydra_overrides_extra=list(overrides)
@@ -127,8 +132,10 @@ def test_memory_that_waits_on_the_host(clip: Clip) -> None:
 def test_device_memory_is_flat(policy: str, clip: Clip) -> None:
     if DEVICE == "cpu":
         pytest.skip("only CUDA counts what it has given out")
-    full_early = ["memory_policy.max_long_term=512"] if policy == "xmem" else []  # else prototypes grow for 480 frames
-    predictor, sizes = nano(DEVICE, policy, *full_early), []
+    overrides = [f"memory_policy={policy}"]
+    if policy == "xmem":  # prototypes would grow for 480 frames
+        overrides.append("memory_policy.max_long_term=512")
+    predictor, sizes = build_sam2_video_predictor("nano", device=DEVICE, hydra_overrides_extra=overrides), []
     _, first = first_masks(clip)
     state = predictor.init_state()
     for t in range(400):
@@ -206,8 +213,7 @@ def test_optimized_memory_is_flat(clip: Clip) -> None:
 @pytest.mark.parametrize("fast", [False, True], ids=["as is", "optimized"])
 def test_one_wait_a_frame(fast: bool, clip: Clip) -> None:
     """The host waits for the device once a frame, for the scores; and where masks are fetched."""
-    no_holes = "tracker.fill_hole_area=0"  # they are filled on the host
-    predictor = optimized("fifo", no_holes) if fast else nano(DEVICE, "fifo", no_holes)
+    predictor = optimized() if fast else nano(DEVICE)
     if DEVICE == "cpu":
         pytest.skip("nothing to wait for")
     _, first = first_masks(clip)
@@ -296,7 +302,7 @@ def test_two_gpus_train_together(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [str(ROOT / "tools" / "train.py"), "run", "nano", "--out", str(tmp_path), "--until", "2"]
     command += ["sources.easy.count=2", "plan.log_every=1", "plan.validation.every=0"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "SAM2_MEM_CLIPS": str(tmp_path / "clips")}
+    environment = os.environ | {"PYTHONPATH": import_path(), "SAM2_MEM_CLIPS": str(tmp_path / "clips")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -310,9 +316,8 @@ def test_the_command_line(tmp_path: Path) -> None:
     command += ["--base_video_dir", str(demo), "--video_list_file", str(demo / "demo.txt"), "--device", DEVICE]
     command += ["--input_mask_dir", str(demo / "demo_prompts"), "--output_mask_dir", str(tmp_path / "out")]
     command += ["--track_object_appearing_later_in_video"]
-    done = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=600
-    )
+    environment = os.environ | {"PYTHONPATH": import_path()}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["device"]["type"] == torch.device(DEVICE).type

@@ -19,6 +19,7 @@ from sam2_mem.types import (
     MemoryRead,
     MemoryTokens,
     MergeRequest,
+    ReadUsage,
     Revision,
     Usage,
 )
@@ -63,6 +64,11 @@ class PolicyWrapper(MemoryPolicy[Bank]):
 
     def usage_at(self, state: Any, frame: FrameContext) -> Usage:
         return self.policy.usage_at(state, frame)
+
+    def measure(
+        self, state: Any, frame: FrameContext, masks: Tensor, usage: Sequence[ReadUsage] | None
+    ) -> Tensor | None:
+        return self.policy.measure(state, frame, masks, usage)
 
     def new_state(self, frame: FrameContext) -> Any:
         return self.policy.new_state(frame)

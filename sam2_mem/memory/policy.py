@@ -40,6 +40,7 @@ from sam2_mem.types import (
     MemoryRead,
     MemoryTokens,
     MergeRequest,
+    ReadUsage,
     Revision,
     Usage,
 )
@@ -148,6 +149,21 @@ class MemoryPolicy(ABC, Generic[State]):
     def usage_at(self, state: State, frame: FrameContext) -> Usage:
         """Statistics needed on this frame: ``needs.usage``, or ``Usage.NONE`` on frames that can do without. Pure."""
         return self.needs.usage
+
+    def measure(
+        self, state: State, frame: FrameContext, masks: Tensor, usage: Sequence[ReadUsage] | None
+    ) -> Tensor | None:
+        """Numbers (n) float32 that ``choose`` and ``write`` go by and that only the device knows. They come to the CPU with
+        the scores, as ``Hypotheses.measured``, so that the host waits once a frame. Pure. Asked on other devices than a CPU;
+        where ``measured`` is None, a policy asks the device itself.
+
+        Args:
+            state: of the object.
+            frame: the frame.
+            masks: (P, M, h, w) logits of all candidates.
+            usage: of its reads, if it was asked for.
+        """
+        return None
 
     # -- to be written ------------------------------------------------------------------------------------------
 

@@ -125,10 +125,11 @@ def foreground_weights(logits: Tensor, grid: tuple[int, int]) -> Tensor:
     return probability.flatten()
 
 
-def masked_mean(features: Tensor, weights: Tensor) -> Tensor | None:
-    """Mean of ``features`` (Q, C) under ``weights`` (Q); None where the weights are empty."""
+def masked_mean(features: Tensor, weights: Tensor, is_empty: bool | None = None) -> Tensor | None:
+    """Mean of ``features`` (Q, C) under ``weights`` (Q); None where the weights are empty, which is asked of the device
+    unless ``is_empty`` says it."""
     total = weights.sum()
-    if not total > 1e-6:
+    if is_empty or (is_empty is None and not total > 1e-6):
         return None
     return (weights.to(features.dtype) @ features) / total.to(features.dtype)
 

@@ -178,13 +178,10 @@ def measure_usage(q: Tensor, k: Tensor, rows: RowBatch, usage: Usage, *, chunk: 
             by_query.append(weight @ member)
     if usage is Usage.ITEMS_BY_QUERY:
         table = torch.cat(by_query, dim=1)
-        counts = [int(ids[ids < rows.num_items].max()) + 1 if (ids < rows.num_items).any() else 0 for ids in rows.item]
-        return tuple(ReadUsage(items=table[r, :, :n]) for r, n in enumerate(counts))
-    return tuple(ReadUsage(tokens=_per_item(mass[r], rows.item[r], rows.num_items)) for r in range(rows.rows))
+        return tuple(ReadUsage(items=table[r, :, : len(sizes)]) for r, sizes in enumerate(rows.item_lengths))
+    return tuple(ReadUsage(tokens=_per_item(x, sizes)) for x, sizes in zip(mass, rows.item_lengths))
 
 
-def _per_item(mass: Tensor, item: Tensor, num_items: int) -> tuple[Tensor, ...]:
+def _per_item(mass: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
     """Split (L) into one tensor per item; items are contiguous and in order, the rest is pointers and padding."""
-    sizes = torch.bincount(item, minlength=num_items + 1)[:num_items].tolist()
-    spatial = mass[: sum(sizes)]
-    return tuple(tokens for tokens in spatial.split(sizes) if tokens.numel())
+    return mass[: sum(sizes)].split(list(sizes))

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_mem.model.acceleration.cuda_graphs import direct
+from sam2_mem.model.acceleration.transfer import constant
 from sam2_mem.model.cached_positions import sine_tokens
 from sam2_mem.model.fpn import ImageEncoder
 from sam2_mem.model.layers import MLP
@@ -336,7 +337,7 @@ class SAM2(nn.Module):
         code = slot_rows(rows, [max(len(rows) - 2, 0) if m else s for s, m in zip(slots, merged)])
         if merged_time is None or not any(merged):
             return code
-        return code + merged_time * code.new_tensor(merged).unsqueeze(1)
+        return code + merged_time * constant(tuple(merged), code.device, code.dtype).unsqueeze(1)
 
     def order_code(self, orders: Sequence[int | None]) -> Tensor | None:
         """Codes of places in a bank, (len(orders), Cm), None where the model has none; ``orders`` of all items of a read."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sam2_mem.model.acceleration.transfer import to_device_async
+from sam2_mem.model.acceleration.transfer import constant, to_device_async
 from sam2_mem.model.position_encoding import sine_1d
 
 
@@ -83,11 +83,11 @@ def slot_rows(code: Tensor, slots: Sequence[float | None]) -> Tensor:
     if any(isinstance(s, float) and not s.is_integer() for s in slots):
         below = slot_rows(code, [s if s is None else math.floor(s) for s in slots])
         above = slot_rows(code, [s if s is None else math.ceil(s) for s in slots])
-        fraction = code.new_tensor([0.0 if s is None else s % 1 for s in slots])
+        fraction = to_device_async([0.0 if s is None else s % 1 for s in slots], code.device, code.dtype)
         return torch.lerp(below, above, fraction.unsqueeze(1))
     invalid = sorted({s for s in slots if s is not None and not -1 <= s < rows})
     if invalid:
         raise ValueError(f"expected temporal slots in 0..{rows - 1}, -1 (prompt) or None, got {invalid}")
     table = torch.cat([code, code.new_zeros(1, code.shape[1])])
-    index = [rows if s is None else int(s) % rows for s in slots]
-    return table[to_device_async(index, code.device, torch.long)]
+    index = tuple([rows if s is None else int(s) % rows for s in slots])
+    return table[constant(index, code.device, torch.long)]

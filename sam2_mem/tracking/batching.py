@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -59,12 +60,15 @@ def batch_reads(
     for read in distinct:
         num_tokens = sum([len(item.tokens) for item in read.items])
         lengths.append(num_tokens + sum([len(p.pointer) // model.memory_width for p in read.pointers]))
+    like = model.slot_code([None])
+    numbers = _PointerNumbers.of(distinct, like.device)
     batches: list[RowBatch] = []
     row_of_key: dict[tuple | None, tuple[int, int]] = {}
     for group in bucket(lengths, max_padding=max_padding, max_rows=max_rows):
         for row, index in enumerate(group):
             row_of_key[distinct_keys[index]] = (len(batches), row)
-        batches.append(_batch([distinct[index] for index in group], [lengths[index] for index in group], model))
+        of_group = [numbers[index] for index in group]
+        batches.append(_batch([distinct[i] for i in group], [lengths[i] for i in group], of_group, model, like))
     return BatchedReads(tuple(batches), tuple([row_of_key.get(key) for key in keys]))
 
 
@@ -90,21 +94,45 @@ def row_limit(model: SAM2, max_rows: int | None) -> int:
     return max(1, CPU_BATCH // (height * width)) if model.device.type == "cpu" else 0
 
 
-def _batch(reads: Sequence[MemoryRead], lengths: Sequence[int], model: SAM2) -> RowBatch:
-    """One row per read, padded to the longest of ``lengths``."""
-    like = model.slot_code([None])
+class _PointerNumbers(NamedTuple):
+    """Ages over the time span and gains of the pointers of a read, (N) each on the device; no gains where all are one."""
+
+    offsets: Tensor
+    gains: Tensor | None
+
+    @classmethod
+    def of(cls, reads: Sequence[MemoryRead], device: torch.device) -> list[_PointerNumbers]:
+        """Of all reads of a frame, in one transfer."""
+        columns = []
+        for read in reads:
+            gains = [p.gain for p in read.pointers]
+            columns += [[p.offset for p in read.pointers], [] if set(gains) == {1.0} else gains]
+        flat = [number for column in columns for number in column]
+        sent = to_device_async(flat, device, torch.get_default_dtype()) if flat else torch.empty(0)
+        parts = iter(sent.split([len(column) for column in columns]))
+        return [cls(offsets, gains if len(gains) else None) for offsets, gains in zip(parts, parts)]
+
+
+def _batch(
+    reads: Sequence[MemoryRead],
+    lengths: Sequence[int],
+    numbers: Sequence[_PointerNumbers],
+    model: SAM2,
+    like: Tensor,
+) -> RowBatch:
+    """One row per read, padded to the longest of ``lengths``, of the dtype and on the device of ``like``."""
     longest, num_items = max(lengths), max([len(read.items) for read in reads])
     runs: list[_Run] = []
-    for read, length in zip(reads, lengths):
+    for read, length, of_pointers in zip(reads, lengths, numbers):
         runs += _item_runs(read.items, model, like)
         if read.pointers:
-            runs.append(_pointer_run(read.pointers, num_items, model, like))
+            runs.append(_pointer_run(read.pointers, of_pointers, num_items, model, like))
         if length < longest:
             blank = like.new_zeros(longest - length, model.memory_width)
             runs.append(_Run(num_items, blank, blank, bias=-math.inf))
     shape = (len(reads), longest)
     sizes = [len(run.feat) for run in runs]
-    item = torch.repeat_interleave(torch.tensor([run.item for run in runs]), torch.tensor(sizes))
+    items = tuple((run.item, size) for run, size in zip(runs, sizes))
     shares_xy = len(reads) == 1 or _same_coordinates(reads, lengths)
     xy_runs = runs[: len(runs) // len(reads)] if shares_xy else runs
     xy = [torch.zeros(len(r.feat), 2, device=like.device) if r.xy is None else r.xy.to(like.device) for r in xy_runs]
@@ -115,12 +143,20 @@ def _batch(reads: Sequence[MemoryRead], lengths: Sequence[int], model: SAM2) -> 
         xy=torch.cat(xy).view(-1, longest, 2),
         gain=_column([run.gain for run in runs], sizes, like, default=1.0).view(shape) if weighted else None,
         bias=_column([run.bias for run in runs], sizes, like, default=0.0).view(shape) if biased else None,
-        item=to_device_async(item.view(shape), like.device),
+        item=_item_of_token(items, like.device).view(shape),
         num_items=num_items,
         lengths=tuple(lengths),
         sensory=_sensory_states(reads) if any(read.sensory is not None for read in reads) else None,
         counted=any(isinstance(run.bias, Tensor) for run in runs),
+        item_lengths=tuple([tuple([len(item.tokens) for item in read.items]) for read in reads]),
     )
+
+
+@lru_cache(maxsize=8)
+def _item_of_token(runs: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    """Items of neighbouring tokens, from (item, number of tokens); the same from frame to frame once memory is full."""
+    with torch.inference_mode(False):
+        return to_device_async(torch.repeat_interleave(*torch.tensor(runs).unbind(1)), device)
 
 
 def _item_runs(items: Sequence[ReadItem], model: SAM2, like: Tensor) -> list[_Run]:
@@ -139,14 +175,14 @@ def _item_runs(items: Sequence[ReadItem], model: SAM2, like: Tensor) -> list[_Ru
     return runs
 
 
-def _pointer_run(pointers: Sequence[ReadPointer], item: int, model: SAM2, like: Tensor) -> _Run:
+def _pointer_run(
+    pointers: Sequence[ReadPointer], numbers: _PointerNumbers, item: int, model: SAM2, like: Tensor
+) -> _Run:
     """Each pointer (C) is C / Cm tokens; all of them carry the same code of time."""
     stacked = torch.stack([p.pointer.to(like) for p in pointers])
-    offsets = to_device_async([p.offset for p in pointers], like.device, torch.get_default_dtype())
     split = stacked.shape[1] // model.memory_width
-    code = model.pointer_code(offsets).to(like.dtype).repeat_interleave(split, dim=0)
-    gains = [p.gain for p in pointers]
-    gain = None if set(gains) == {1.0} else like.new_tensor(gains).repeat_interleave(split)
+    code = model.pointer_code(numbers.offsets).to(like.dtype).repeat_interleave(split, dim=0)
+    gain = None if numbers.gains is None else numbers.gains.to(like.dtype).repeat_interleave(split)
     return _Run(item, stacked.reshape(-1, model.memory_width), code, gain=gain)
 
 

@@ -1,4 +1,7 @@
-"""Mask logits after the network: size, holes, small regions, overlap. The same on every device, no compiled extension."""
+"""Mask logits after the network: size, holes, small regions, overlap. The same on every device, no compiled extension.
+
+Small regions are OpenCV's on a CPU. On another device they are found there, without a wait of the host.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from torch import Tensor
 
 HOLE_LOGIT = 0.1
 OVERLAP_LOGIT = -10.0
+DEVICE_AREA = 64
+"""Regions of more pixels than this are found on the host: on the device every pixel is a step."""
 
 
 def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -50,7 +55,11 @@ def remove_regions(logits: Tensor, max_area: int) -> Tensor:
 def _repaint_small(logits: Tensor, max_area: int, *, background: bool) -> Tensor:
     if max_area <= 0 or logits.shape[0] == 0:
         return logits
-    masks = ((logits <= 0) if background else (logits > 0)).cpu().numpy()
+    value = HOLE_LOGIT if background else -HOLE_LOGIT
+    region = (logits <= 0) if background else (logits > 0)
+    if logits.device.type != "cpu" and max_area <= DEVICE_AREA:
+        return logits.masked_fill(small_regions(region, max_area), value)
+    masks = region.cpu().numpy()
     small = np.zeros_like(masks)
     for number, mask in enumerate(masks):
         _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
@@ -59,5 +68,27 @@ def _repaint_small(logits: Tensor, max_area: int, *, background: bool) -> Tensor
         small[number] = is_small[labels]
     if not small.any():
         return logits
-    value = HOLE_LOGIT if background else -HOLE_LOGIT
     return logits.masked_fill(torch.from_numpy(small).to(logits.device), value)
+
+
+def small_regions(region: Tensor, max_area: int) -> Tensor:
+    """Pixels of (N, h, w) bool in 8-connected regions of at most ``max_area`` pixels, bool of that shape.
+
+    Every pixel takes the lowest number among its neighbours ``max_area`` - 1 times. A region that small then has one
+    number throughout; a larger one either has parts of different numbers that touch, or is counted whole.
+    """
+    count, height, width = region.shape
+    outside = float(height * width)
+    number = torch.arange(height * width, device=region.device, dtype=torch.float32).view(1, height, width)
+    label = torch.where(region, number, outside)
+    for _ in range(max_area - 1):
+        label = torch.where(region, -F.max_pool2d(-label, 3, 1, 1), outside)
+    lowest = -F.max_pool2d(-label, 3, 1, 1)
+    highest = F.max_pool2d(torch.where(region, label, -1.0), 3, 1, 1)
+    touches = region & ((lowest != label) | (highest != label))
+    index = label.long().flatten(1)
+    zeros = torch.zeros(count, height * width + 1, device=region.device)
+    pixels = zeros.scatter_add(1, index, region.flatten(1).float())
+    touching = zeros.scatter_add(1, index, touches.flatten(1).float())
+    small = (pixels <= max_area) & (touching == 0)
+    return small.gather(1, index).view_as(region) & region

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -21,6 +22,9 @@ from sam2_mem.types import CandidateId, FrameContext, FrameFeatures, Hypotheses,
 
 RowIndex = tuple[int, int]
 """A batch, and a row of it."""
+
+Measure = Callable[[int, Tensor, "tuple[ReadUsage, ...] | None"], "Tensor | None"]
+"""Number of a track, its candidates (P, M, h, w) and its usage -> further numbers (n) float32 to bring to the CPU."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +109,8 @@ class MemoryReader:
         usage = Usage.TOKENS if report_usage and requested is Usage.NONE else requested
         batches, rows_of_track = self._run_network(tracks, reads_of_track, features, usage)
         usages = None if usage is Usage.NONE else [batch.usage or () for batch in batches]
-        split = split_by_track([batch.decoded for batch in batches], rows_of_track, usages)
+        measure = None if features.low.device.type == "cpu" else partial(self._measure, tracks, frames, requested)
+        split = split_by_track([batch.decoded for batch in batches], rows_of_track, usages, measure)
         predictions = []
         for track, frame, rows, hypotheses in zip(tracks, frames, rows_of_track, split):
             prediction = TrackPrediction(
@@ -167,6 +172,19 @@ class MemoryReader:
             batches.append(self.attend_and_decode([owner_of_row[None]], features, None, usage))
         return batches, [list(islice(row_of_read, len(pathways))) for pathways in reads_of_track]
 
+    def _measure(
+        self,
+        tracks: Sequence[Track],
+        frames: Sequence[FrameContext],
+        requested: Usage,
+        number: int,
+        masks: Tensor,
+        usage: tuple[ReadUsage, ...] | None,
+    ) -> Tensor | None:
+        """What the policy wants to know of the candidates of track ``number``."""
+        asked = None if requested is Usage.NONE else usage
+        return self.policy.measure(tracks[number].state, frames[number], masks, asked)
+
     def _requested_usage(self, tracks: Sequence[Track], frames: Sequence[FrameContext]) -> Usage:
         """What any object needs; the network measures a batch as a whole. RuntimeError where two need different things."""
         requested = Usage.NONE
@@ -186,31 +204,48 @@ def split_by_track(
     batches: Sequence[Decoded],
     rows_of_track: Sequence[Sequence[RowIndex]],
     usages: Sequence[Sequence[ReadUsage]] | None = None,
+    measure: Measure | None = None,
 ) -> list[Hypotheses]:
-    """Sort rows back to their tracks. All scores of the frame come to the CPU in one transfer.
+    """Sort rows back to their tracks. All scores of the frame come to the CPU in one transfer, with what is measured.
 
     Args:
         batches: with equally many candidates M in all rows.
         rows_of_track: the row of each pathway of each track.
         usages: attention of each row of each batch, if it was measured.
+        measure: see ``Measure``; None for nothing.
     """
+    masks = [torch.stack([batches[b].masks[r] for b, r in rows]) for rows in rows_of_track]
+    usage = [None if usages is None else tuple([usages[b][r] for b, r in rows]) for rows in rows_of_track]
+    wanted = [] if measure is None else [measure(n, *candidates) for n, candidates in enumerate(zip(masks, usage))]
     tables = []
     for decoded in batches:
         areas = (decoded.masks > 0).flatten(2).float().mean(2)
         tables.append(torch.cat([decoded.objectness[:, None], decoded.iou, areas], dim=1).detach())
     rows_in_order = [(b, r) for b, decoded in enumerate(batches) for r in range(len(decoded.iou))]
-    scores = dict(zip(rows_in_order, torch.cat(tables).tolist()))
+    table, measured = _to_cpu(torch.cat(tables), wanted or [None] * len(masks))
+    scores = dict(zip(rows_in_order, table.tolist()))
     end = 1 + batches[0].iou.shape[1]
     result = []
-    for rows in rows_of_track:
+    for number, rows in enumerate(rows_of_track):
         lines = [scores[row] for row in rows]
         hypotheses = Hypotheses(
-            masks=torch.stack([batches[b].masks[r] for b, r in rows]),
+            masks=masks[number],
             pointers=torch.stack([batches[b].pointers[r] for b, r in rows]),
             iou=tuple([tuple(line[1:end]) for line in lines]),
             objectness=tuple([line[0] for line in lines]),
-            usage=None if usages is None else tuple([usages[b][r] for b, r in rows]),
+            usage=usage[number],
             areas=tuple([tuple(line[end:]) for line in lines]),
+            measured=measured[number],
         )
         result.append(hypotheses)
     return result
+
+
+def _to_cpu(table: Tensor, vectors: Sequence[Tensor | None]) -> tuple[Tensor, list[Tensor | None]]:
+    """All of them on the CPU, in one transfer."""
+    if all(vector is None for vector in vectors):
+        return table.cpu(), list(vectors)
+    joined = torch.cat([table.flatten(), *(v.flatten() for v in vectors if v is not None)]).cpu()
+    first, rest = joined[: table.numel()].view(table.shape), joined[table.numel() :]
+    parts = iter(rest.split([v.numel() for v in vectors if v is not None]))
+    return first, [None if v is None else next(parts) for v in vectors]

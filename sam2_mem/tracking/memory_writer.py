@@ -126,7 +126,7 @@ class MemoryWriter:
                 objectness=output.objectness,
                 area=output.area,
                 is_prompt=output.prompted,
-                summary=self._summary(features, output.logits) if self._needs.summary else None,
+                summary=self._summary(features, output) if self._needs.summary else None,
                 sensory=state,
             )
             entries.append(entry)
@@ -161,12 +161,8 @@ class MemoryWriter:
         binarize_prompted = self.model.binarize_prompted_masks and not self.model.training
         binarize = [output.binarize or (output.prompted and binarize_prompted) for output in outputs]
         present = [output.objectness > 0 for output in outputs]
-        return self.model.memory_maps(
-            features,
-            logits,
-            binarize=to_device_async(binarize, logits.device),
-            present=to_device_async(present, logits.device),
-        )
+        flags = to_device_async([binarize, present], logits.device)
+        return self.model.memory_maps(features, logits, binarize=flags[0], present=flags[1])
 
     def _stored(self, tokens: MemoryTokens) -> MemoryTokens:
         """Tokens with features of the dtype and on the device that memory is kept in, in storage of their own."""
@@ -174,14 +170,23 @@ class MemoryWriter:
         feat = tokens.feat.to(self.settings.storage_device or tokens.feat.device, dtype)
         return replace(tokens, feat=feat.clone(memory_format=torch.contiguous_format))
 
-    def _summary(self, features: FrameFeatures, logits: Tensor) -> Tensor | None:
-        """Features averaged over a mask (h, w), None where it is empty: the image encoder's, or an embedder's."""
+    def _summary(self, features: FrameFeatures, output: MaskOutput) -> Tensor | None:
+        """Features averaged over a mask, None where it is empty: the image encoder's, or an embedder's."""
+        logits, is_empty = output.logits, self._is_empty(output)
         if not self._needs.appearance:
-            return masked_mean(features.low, foreground_weights(logits, features.grid))
+            return masked_mean(features.low, foreground_weights(logits, features.grid), is_empty)
         appearance = features.appearance
         if appearance is None:
             raise ValueError(
                 f"expected features with an appearance map, which {type(self.policy).__name__} asks for here, got none; "
                 "give the predictor an embedder and encode frames with it"
             )
-        return masked_mean(appearance.feat, foreground_weights(logits, appearance.grid))
+        return masked_mean(appearance.feat, foreground_weights(logits, appearance.grid), is_empty)
+
+    def _is_empty(self, output: MaskOutput) -> bool | None:
+        """Whether no pixel has any weight, as far as the scores tell: none has where the object is absent, and one above 0
+        has enough."""
+        if output.area > 0:
+            return False
+        limit = min(0.0, self._gate) if output.prompted else self._gate
+        return True if output.objectness <= limit else None

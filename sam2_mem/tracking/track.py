@@ -44,16 +44,22 @@ def gated_output(
     objectness, areas = hypotheses.objectness[pathway], hypotheses.areas
     assert areas is not None, "the network's candidates come with their areas"
     present = objectness > threshold
-    flag = to_device_async([present], pointer.device)
     return MaskOutput(
         frame=frame,
         logits=logits.clone() if present else torch.full_like(logits, ABSENT_LOGIT),
-        pointer=model.gate_pointers(pointer[None], flag)[0],
+        pointer=_gated_pointer(model, pointer, present),
         iou=hypotheses.iou[pathway][number],
         objectness=objectness,
         area=areas[pathway][number] if present else 0.0,
         prompted=prompted,
     )
+
+
+def _gated_pointer(model: SAM2, pointer: Tensor, present: bool) -> Tensor:
+    """A pointer (C) of its own, the learned "no object" pointer for an absent object; in training both have a gradient."""
+    if torch.is_grad_enabled():
+        return model.gate_pointers(pointer[None], to_device_async([present], pointer.device))[0]
+    return (pointer if present else model.no_obj_ptr[0].to(pointer.dtype)).clone()
 
 
 class ReferenceAppearance(NamedTuple):

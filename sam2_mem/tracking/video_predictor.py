@@ -25,7 +25,7 @@ from sam2_mem.tracking.mask_postprocessing import resize_logits, suppress_overla
 from sam2_mem.tracking.refine import Refiner
 from sam2_mem.tracking.tracker import Tracker, TrackerSettings
 from sam2_mem.types import ABSENT_LOGIT, FrameContext, FrameFeatures, FrameResult, ObjectScore, Revision
-from sam2_mem.video import Frame, FrameRangeError, normalize, open_video, to_model_input, to_rgb
+from sam2_mem.video import Frame, FrameRangeError, normalize, open_video, to_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class PredictorBase:
 
     def encode(self, frame: Frame) -> FrameFeatures:
         """Features of a frame, as ``Tracker.step`` takes them."""
-        pixels = normalize(to_model_input(frame.image, self.model.image_size)[None], self.model.device)
+        pixels = normalize(frame.model_input(self.model.image_size)[None], self.model.device)
         features = self.model.encode_image(pixels, [frame.index])[0]
         return features if self.embedder is None else replace(features, appearance=self.embedder(pixels[0]))
 
@@ -148,6 +148,8 @@ class SAM2VideoPredictor(PredictorBase):
             raise ValueError(
                 f"expected num_frames only for a stream (video_path=None), got {num_frames} beside a video"
             )
+        if source is not None:
+            source.image_size = self.image_size
         settings = self.tracker_settings
         if offload_state_to_cpu:
             settings = replace(settings, storage_device="cpu")

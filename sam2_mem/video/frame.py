@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 
+from .resize import to_model_input
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """A decoded frame: its position in the video, the stem for output files, and an (H, W, 3) uint8 RGB image."""
+    """A decoded frame: its position in the video, the stem for output files, and an (H, W, 3) uint8 RGB image.
+    ``resized``: inputs of the network (3, S, S) that were made ahead, by their side; each is given out once."""
 
     index: int
     name: str
     image: np.ndarray
+    resized: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)
+
+    def resize(self, image_size: int) -> None:
+        """Make the input of the network ahead, as ``to_model_input`` does."""
+        self.resized[image_size] = to_model_input(self.image, image_size)
+
+    def model_input(self, image_size: int) -> torch.Tensor:
+        """The input of the network, (3, S, S) uint8."""
+        ready = self.resized.pop(image_size, None)
+        return to_model_input(self.image, image_size) if ready is None else ready
 
 
 class FrameLike(Protocol):

@@ -67,6 +67,10 @@ class VideoSource(ABC):
     Args:
         prefetch: frames decoded ahead of the consumer.
         cache: recent frames held for access by index.
+
+    Attributes:
+        image_size: frames that are decoded ahead are also resized ahead to the input of a network of this size; None for
+            none.
     """
 
     _length_advice = "it is known only when the stream has ended"
@@ -83,6 +87,7 @@ class VideoSource(ABC):
         self._length: int | None = None
         self._closed = False
         self._passes: weakref.WeakSet[Frames] = weakref.WeakSet()
+        self.image_size: int | None = None
 
     @property
     @abstractmethod
@@ -210,10 +215,17 @@ class SeekableSource(VideoSource):
     def _deliver(self, indices: range) -> Frames:
         decoded = self._decode(indices)
         if self._prefetch:
-            decoded = prefetched(decoded, self._prefetch, self._waiting)
+            decoded = prefetched(self._resized(decoded), self._prefetch, self._waiting)
         with closing(decoded):
             for frame in decoded:
                 yield self._cache.add(frame)
+
+    def _resized(self, decoded: Frames) -> Frames:
+        with closing(decoded):
+            for frame in decoded:
+                if self.image_size is not None:
+                    frame.resize(self.image_size)
+                yield frame
 
     def _resolve(self, start: int | None, stop: int | None, step: int) -> range:
         if step == 0:

@@ -608,3 +608,19 @@ def test_model_input_shape_and_errors():
             to_model_input(image, size)
     with pytest.raises(ValueError, match="expected uint8"):
         normalize(torch.zeros(3, 4, 4), "cpu")
+
+
+def test_frames_are_resized_ahead_where_they_are_decoded(tmp_path, monkeypatch):
+    folder, threads = write_folder(tmp_path / "frames", [f"{i}.png" for i in range(5)]), set()
+
+    def noted(image, size):
+        threads.add(threading.current_thread().name)
+        return to_model_input(image, size)
+
+    monkeypatch.setattr("sam2_mem.video.frame.to_model_input", noted)
+    with open_video(folder) as source:
+        source.image_size = 20
+        for frame in source.frames():
+            assert torch.equal(frame.model_input(20), to_model_input(frame.image, 20)) and not frame.resized
+        assert frame.index == 4 and threads == {"sam2_mem-prefetch"}
+        assert torch.equal(frame.model_input(24), to_model_input(frame.image, 24)), "another size is made on demand"

@@ -9,6 +9,8 @@ from statistics import median
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 from typing_extensions import Self
 
 from sam2_mem.memory.bank import Bank, drop, put, shifted
@@ -25,6 +27,7 @@ from sam2_mem.types import (
     MemoryEntry,
     MemoryRead,
     ReadItem,
+    ReadUsage,
 )
 
 
@@ -200,6 +203,13 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
 
     # -- choosing -----------------------------------------------------------------------------------------------
 
+    def measure(
+        self, state: DistractorBank, frame: FrameContext, masks: Tensor, usage: Sequence[ReadUsage] | None
+    ) -> Tensor | None:
+        """Pixels of all candidates where the frame may be promoted, four to a number."""
+        is_soon = state.promoted_at is not None and state.steps + 1 - state.promoted_at <= self.min_gap
+        return None if state.steps == 0 or is_soon else (masks > 0).flatten().view(torch.uint8).view(torch.float32)
+
     def choose(self, state: DistractorBank, frame: FrameContext, hypotheses: Hypotheses) -> PromotionSelection:
         best = best_candidate(hypotheses)
         area = self._area(hypotheses, best)
@@ -297,7 +307,11 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
 
 def least_box_overlap(hypotheses: Hypotheses, candidate: CandidateId) -> float:
     """``box_overlap`` of a candidate's mask with the alternative that shows most beside it; 1 without alternatives."""
-    masks = (hypotheses.masks[candidate.pathway] > 0).cpu().numpy()
+    if hypotheses.measured is None:
+        masks = (hypotheses.masks[candidate.pathway] > 0).cpu().numpy()
+    else:
+        pixels = hypotheses.measured.view(torch.uint8).view(torch.bool)
+        masks = pixels.view(hypotheses.masks.shape)[candidate.pathway].numpy()
     chosen, alternatives = masks[candidate.candidate], np.delete(masks, candidate.candidate, axis=0)
     return min((box_overlap(chosen, mask) for mask in alternatives), default=1.0)
 

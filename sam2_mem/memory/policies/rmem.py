@@ -15,7 +15,7 @@ from sam2_mem.memory.frame_bank import SLOT_RULES, FrameBank, bank_columns, is_d
 from sam2_mem.memory.policy import MemoryPolicy, Needs, setting
 from sam2_mem.memory.tokens import foreground_weights
 from sam2_mem.memory.trace import Action, EntryInfo, Reason, entry_infos
-from sam2_mem.types import FrameContext, Hypotheses, MaskSelection, MemoryEntry, MemoryRead, Usage
+from sam2_mem.types import FrameContext, Hypotheses, MaskSelection, MemoryEntry, MemoryRead, ReadUsage, Usage
 
 EMPTY = 1e-6
 
@@ -144,16 +144,35 @@ class RMem(MemoryPolicy[RMemBank]):
         self, state: RMemBank, frame: FrameContext, hypotheses: Hypotheses, selection: MaskSelection
     ) -> dict[int, float]:
         """Share of foreground attention of every bank frame; the shares add up to 1."""
-        assert hypotheses.usage is not None and hypotheses.usage[0].items is not None, "attention was not measured"
-        columns = bank_columns(state, frame)
-        attention = hypotheses.usage[0].items[:, : len(columns)]
-        output = selection.output
+        columns, output = bank_columns(state, frame), selection.output
         is_present = hypotheses.objectness[output.pathway] > self.min_obj_score_logits
+        seen = is_present and frame.features is not None
+        if hypotheses.measured is not None:
+            of_candidate = hypotheses.measured.view(hypotheses.masks.shape[1] + 1, len(columns))
+            return dict(zip(columns, of_candidate[output.candidate if seen else -1].tolist()))
+        mask = hypotheses.masks[output.pathway, output.candidate] if seen else None
+        shares = self._shares(frame, hypotheses.usage, len(columns), mask)
+        return dict(zip(columns, shares.tolist()))
+
+    def _shares(
+        self, frame: FrameContext, usage: Sequence[ReadUsage] | None, columns: int, mask: Tensor | None
+    ) -> Tensor:
+        """Shares (columns) of the attention under ``mask`` (h, w); None for an absent object."""
+        assert usage is not None and usage[0].items is not None, "attention was not measured"
+        attention = usage[0].items[:, :columns]
         foreground = attention.new_zeros(attention.shape[0])
-        if is_present and frame.features is not None:
-            mask = hypotheses.masks[output.pathway, output.candidate]
+        if mask is not None and frame.features is not None:
             foreground = foreground_weights(mask, frame.features.grid).to(attention)
-        return dict(zip(columns, attention_shares(attention, foreground)))
+        return shares_on_device(attention, foreground)
+
+    def measure(
+        self, state: RMemBank, frame: FrameContext, masks: Tensor, usage: Sequence[ReadUsage] | None
+    ) -> Tensor | None:
+        """Shares of bank frames under every candidate, and without a mask, where attention is due."""
+        columns = len(bank_columns(state, frame))
+        if usage is None or columns == 0:
+            return None
+        return torch.cat([self._shares(frame, usage, columns, mask) for mask in (*masks[0], None)])
 
     def _restrict(self, state: RMemBank, index: int, shares: Mapping[int, float]) -> RMemBank:
         """Add frame ``index`` to the bank, update the statistics, and evict down to the bank's size."""
@@ -223,6 +242,11 @@ class RMem(MemoryPolicy[RMemBank]):
 
 
 def attention_shares(attention: Tensor, foreground: Tensor) -> list[float]:
+    """``shares_on_device`` on the CPU."""
+    return shares_on_device(attention, foreground).tolist()
+
+
+def shares_on_device(attention: Tensor, foreground: Tensor) -> Tensor:
     """Attention mass of bank frames as shares that add up to 1.
 
     Never NaN: an empty foreground counts all queries alike, and frames that nobody attends to share equally.
@@ -232,16 +256,16 @@ def attention_shares(attention: Tensor, foreground: Tensor) -> list[float]:
         foreground: (Q) weights of the queries.
 
     Returns:
-        T numbers.
+        (T) shares.
     """
     if attention.shape[1] == 0:
-        return []
+        return attention.new_zeros(0)
     total = attention.sum(1, keepdim=True)
     tiny = torch.finfo(total.dtype).tiny
     shares = torch.where(total > 0, attention / total.clamp(min=tiny), 1.0 / attention.shape[1])
     weights = torch.where(foreground.sum() > EMPTY, foreground, torch.ones_like(foreground))
     mass = weights @ shares
-    return (mass / mass.sum()).tolist()
+    return mass / mass.sum()
 
 
 __getattr__ = renamed(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,3 +18,10 @@ def to_device_async(values: Any, device: torch.device | str, dtype: torch.dtype 
     if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.contiguous().pin_memory().to(device, non_blocking=True)
+
+
+@lru_cache(maxsize=1024)
+def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A short tensor that is sent once for the same ``values``; never written to."""
+    with torch.inference_mode(False):
+        return to_device_async(values, device, dtype)

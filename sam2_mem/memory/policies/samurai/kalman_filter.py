@@ -56,15 +56,24 @@ def box_iou(a: MaskBox | None, b: MaskBox | None) -> float:
     return width * height / (a.area + b.area - width * height)
 
 
-def mask_boxes(logits: Tensor) -> list[MaskBox | None]:
-    """Boxes of masks (N, h, w), where logits are above 0; None for an empty mask. One transfer from the device.
+def occupied_lines(logits: Tensor) -> Tensor:
+    """Which columns, then which rows of masks (N, h, w) have a pixel above 0, (N, w + h) bool."""
+    inside = logits > 0
+    return torch.cat([inside.any(dim=1), inside.any(dim=2)], dim=1)
+
+
+def mask_boxes(logits: Tensor, occupied: Tensor | None = None) -> list[MaskBox | None]:
+    """Boxes of masks, where logits are above 0; None for an empty mask. One transfer from the device.
 
     A pixel of a coarser mask stands for a block of the 1024 grid: a mask from column i to column j of w runs from i k
     to (j + 1) k - 1 with k = 1024 / w.
+
+    Args:
+        logits: (N, h, w).
+        occupied: ``occupied_lines`` of them, where they are known.
     """
-    inside = logits > 0
     width = logits.shape[-1]
-    table = torch.cat([inside.any(dim=1), inside.any(dim=2)], dim=1).tolist()
+    table = (occupied_lines(logits) if occupied is None else occupied).tolist()
     return [_box(line[:width], line[width:]) for line in table]
 
 

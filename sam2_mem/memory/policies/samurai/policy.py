@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from torch import Tensor
 from typing_extensions import Self
 
 from sam2_mem.memory.bank import Bank
-from sam2_mem.memory.policies.samurai.kalman_filter import BoxFilter, MaskBox, box_iou, mask_boxes
+from sam2_mem.memory.policies.samurai.kalman_filter import (
+    BoxFilter,
+    MaskBox,
+    box_iou,
+    mask_boxes,
+    occupied_lines,
+)
 from sam2_mem.memory.policy import MemoryPolicy, best_candidate, setting
 from sam2_mem.memory.reading import (
     anchors_of,
@@ -29,6 +36,7 @@ from sam2_mem.types import (
     MemoryEntry,
     MemoryRead,
     ReadItem,
+    ReadUsage,
 )
 
 
@@ -174,6 +182,12 @@ class Samurai(MemoryPolicy[SamuraiBank]):
 
     # -- choosing -----------------------------------------------------------------------------------------------
 
+    def measure(
+        self, state: SamuraiBank, frame: FrameContext, masks: Tensor, usage: Sequence[ReadUsage] | None
+    ) -> Tensor:
+        """Lines that masks occupy, which boxes follow from."""
+        return occupied_lines(masks[0]).float()
+
     def choose(self, state: SamuraiBank, frame: FrameContext, hypotheses: Hypotheses) -> MotionSelection:
         boxes = self._boxes(hypotheses)
         best, score, predicted = best_candidate(hypotheses), None, None
@@ -191,7 +205,8 @@ class Samurai(MemoryPolicy[SamuraiBank]):
     def _boxes(self, hypotheses: Hypotheses) -> Sequence[MaskBox | None]:
         if hypotheses.objectness[0] <= self.min_obj_score_logits:
             return [None] * len(hypotheses.iou[0])
-        return mask_boxes(hypotheses.masks[0])
+        masks, measured = hypotheses.masks[0], hypotheses.measured
+        return mask_boxes(masks, None if measured is None else measured.view(len(masks), -1) > 0)
 
     # -- writing ------------------------------------------------------------------------------------------------
 
