@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 ATTEMPTS = 20
+MAX_SKIPPED = 5
+"""Steps in a row whose gradients are not finite that end a run; fewer are left out."""
 CHECKPOINT, BEST, CURVES, CHECKS = "last.pt", "best.pt", "curves", "validation"
 WEIGHTS = "weights.safetensors"
 
@@ -94,7 +96,7 @@ class Trainer:
         self.plan = plan
         self.folder = folder
         self.team = team or Team()
-        self.step, self.elapsed = 0, 0.0
+        self.step, self.elapsed, self._skipped = 0, 0.0, 0
         self.pool = None if plan.pool is None else _filled_pool(plan, model.device, feed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(plan.seed)
@@ -259,8 +261,14 @@ class Trainer:
         """Average over processes, clip, step, update the moving average; returns the norm before clipping."""
         average_gradients(self.parameters, self.team)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.plan.optimisation.clip))
-        if not np.isfinite(norm):
-            raise FloatingPointError(f"expected finite gradients, got {norm} in step {self.step}; lower the rate")
+        self._skipped = 0 if np.isfinite(norm) else self._skipped + 1
+        if self._skipped >= MAX_SKIPPED:
+            raise FloatingPointError(
+                f"expected finite gradients, got {norm} in {MAX_SKIPPED} steps up to {self.step}; lower the rate"
+            )
+        if self._skipped:
+            logger.warning("step %d is left out: the norm of its gradients is %s", self.step, norm)
+            return norm
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         self.optimizer.step()

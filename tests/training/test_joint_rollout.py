@@ -436,6 +436,23 @@ def test_seconds_limit_a_run(tmp_path: Path) -> None:
     assert (tmp_path / CHECKPOINT).is_file()
 
 
+def test_steps_without_finite_gradients_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They change nothing, and five in a row end the run."""
+    training = trainer(tmp_path, plan(steps=20))
+    before = {k: v.clone() for k, v in training.model.state_dict().items()}
+    hook = training.model.no_mem_embed.register_hook(lambda gradient: gradient * torch.nan)
+    training.run(until=2)
+    assert "step 0 is left out" in caplog.text
+    assert all(torch.equal(v, before[k]) for k, v in training.model.state_dict().items())
+    hook.remove()
+    training.run(until=3)
+    assert not torch.equal(training.model.no_mem_embed, before["no_mem_embed"])
+    training.model.no_mem_embed.register_hook(lambda gradient: gradient * torch.nan)
+    with pytest.raises(FloatingPointError, match="expected finite gradients"):
+        training.run()
+    assert training.step == 7
+
+
 def test_a_plan_without_pool_or_sources_is_refused() -> None:
     with pytest.raises(ValueError, match="a source of clips in every stage"):
         plan(pool=None)
