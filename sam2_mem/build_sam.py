@@ -228,7 +228,7 @@ def _available(device: str | torch.device) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         target = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ConfigError(f"expected a device such as auto, cpu, cuda, cuda:1 or mps, got {device!r}") from error
     if target.type == "cuda" and not torch.cuda.is_available():
         logger.warning("device %s asked for, but CUDA is not available; using the CPU", target)

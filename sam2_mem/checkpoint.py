@@ -100,7 +100,7 @@ def load_checkpoint(
     Raises:
         CheckpointError: with every key that does not fit; the module is then as it was.
     """
-    state = read_state_dict(local_path(path_or_url))
+    state = _under_own_names(read_state_dict(local_path(path_or_url)), module.state_dict(), path_or_url)
     absent = _absent(module, state, path_or_url, allow_missing)
     if any(value.is_meta for value in module.state_dict().values()):
         raise CheckpointError("expected a module with storage, got one on the meta device; call .to_empty(device=...)")
@@ -118,6 +118,7 @@ def build_with_weights(
     state = read_state_dict(local_path(path_or_url))
     with torch.device("cpu"), _WithoutRandomness():
         module = build()
+    state = _under_own_names(state, module.state_dict(), path_or_url)
     if _absent(module, state, path_or_url, allow_missing):
         with torch.device("cpu"):
             module = build()
@@ -161,7 +162,8 @@ def _absent(
 
 def part_fits(part: nn.Module, name: str, path: str | PathLike[str]) -> bool:
     """Whether ``load_part`` would find all keys of ``part`` in a file, in their shapes, and no others."""
-    return not _compare(_state_of_part(part, name), read_state_dict(path), ())
+    expected = _state_of_part(part, name)
+    return not _compare(expected, _under_own_names(read_state_dict(path), expected, path), ())
 
 
 def load_part(part: nn.Module, name: str, path_or_url: str | PathLike[str]) -> None:
@@ -181,7 +183,7 @@ def load_part(part: nn.Module, name: str, path_or_url: str | PathLike[str]) -> N
             f"expected a part {name}* that learns, to load '{path_or_url}' into, got {type(part).__name__}, which has no "
             "weights; choose another, for example distiller=spatial, or leave the file out"
         )
-    state = read_state_dict(local_path(path_or_url))
+    state = _under_own_names(read_state_dict(local_path(path_or_url)), expected, path_or_url)
     mismatch = _compare(expected, state, ())
     if mismatch:
         raise CheckpointError(mismatch.report(path_or_url, expected, state))
@@ -276,9 +278,15 @@ def _starts_as_archive(path: Path) -> bool:
 
 
 def _damaged(path: Path, reason: object) -> CheckpointError:
+    with path.open("rb") as file:
+        start = file.read(16)
+    is_checkpoint = path.suffix == ".safetensors" or start.startswith(
+        (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")
+    )
+    advice = f"delete it and {HOW_TO_DOWNLOAD}" if is_checkpoint else f"name another file, or {HOW_TO_DOWNLOAD}"
     return CheckpointError(
         f"expected a checkpoint in '{path}', got a damaged, incomplete or foreign file ({path.stat().st_size} bytes: "
-        f"{str(reason) or 'nothing in it'}); delete it and {HOW_TO_DOWNLOAD}"
+        f"{str(reason) or 'nothing in it'}); {advice}"
     )
 
 
@@ -324,6 +332,48 @@ def _finite(value: Tensor) -> bool:
 # -- comparing ----------------------------------------------------------------------------------------------------------
 
 
+COMPILED = "_orig_mod."
+"""What ``torch.compile`` puts before the names of a module's parts."""
+
+
+def _under_own_names(state: dict[str, Tensor], expected: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
+    """The entries of a file without what wrappers put before their names: ``module.`` of DataParallel, ``model.`` of a trainer,
+    ``_orig_mod.`` of torch.compile, or any other prefix that all have."""
+    plain = {key.replace(COMPILED, ""): value for key, value in state.items()}
+    *parts, _ = next(iter(plain), "").split(".")
+    prefixes = ["", *("".join(f"{part}." for part in parts[:count]) for count in range(1, len(parts) + 1))]
+    for prefix in prefixes:
+        stripped = {key.removeprefix(prefix): value for key, value in plain.items() if key.startswith(prefix)}
+        if len(stripped) == len(state) and any(key in expected for key in stripped):
+            if list(stripped) != list(state):
+                names = next(pair for pair in zip(state, stripped) if pair[0] != pair[1])
+                logger.info("%s: the entry %s is read as %s, and others likewise", source, *names)
+            return stripped
+    return state
+
+
+class _Family(NamedTuple):
+    """Weights of another kind: how one of their keys begins, and what to say."""
+
+    prefix: str
+    advice: str
+
+
+_FAMILIES = (
+    _Family(
+        "vision_encoder.",
+        "these are weights in the layout of the transformers library; take the official .pt file of the same model",
+    ),
+    _Family("image_encoder.patch_embed.", "these are weights of the first Segment Anything, which has no memory"),
+    _Family("image_encoder.blocks.", "these are weights of the first Segment Anything, which has no memory"),
+    _Family("detector.", "these are weights of SAM 3, another network"),
+    _Family("detector_model.", "these are weights of SAM 3, another network"),
+    _Family("spatial_perceiver.", "these are weights of EdgeTAM, another network"),
+)
+FEW = 12
+"""Keys that a report names of each kind where almost none fits."""
+
+
 @dataclass(frozen=True)
 class _Mismatch:
     """The keys of a model and a file that do not match."""
@@ -337,8 +387,11 @@ class _Mismatch:
 
     def report(self, source: object, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
         lines = [f"'{source}' does not fit the model; nothing was loaded."]
-        lines += _section("missing in the file", [f"{key} {tuple(expected[key].shape)}" for key in self.missing])
-        lines += _section("unknown to the model", [f"{key} {tuple(state[key].shape)}" for key in self.unexpected])
+        limit = FEW if _is_foreign(expected, state) else None
+        missing = [f"{key} {tuple(expected[key].shape)}" for key in self.missing]
+        lines += _section("missing in the file", missing, limit)
+        unexpected = [f"{key} {tuple(state[key].shape)}" for key in self.unexpected]
+        lines += _section("unknown to the model", unexpected, limit)
         shapes = [
             f"{key}: model {tuple(expected[key].shape)}, file {tuple(state[key].shape)}" for key in self.misshaped
         ]
@@ -355,13 +408,25 @@ def _compare(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], allow_
     )
 
 
-def _section(title: str, entries: list[str]) -> list[str]:
-    return [f"{len(entries)} {title}:", *(f"  {entry}" for entry in entries)] if entries else []
+def _is_foreign(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
+    """Whether almost no entry of a file is one of the model: a file of another kind, not of another size."""
+    return len(expected.keys() & state.keys()) < 0.1 * len(expected)
+
+
+def _section(title: str, entries: list[str], limit: int | None = None) -> list[str]:
+    if not entries:
+        return []
+    ending = [f"  and {len(entries) - limit} more"] if limit is not None and len(entries) > limit else []
+    return [f"{len(entries)} {title}:", *(f"  {entry}" for entry in entries[:limit]), *ending]
 
 
 def _hints(mismatch: _Mismatch, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """Guess what the user mixed up: the family, the size."""
-    hints = []
+    """Guess what the user mixed up: the kind of network, the family, the size."""
+    hints = list(
+        dict.fromkeys(f.advice for f in _FAMILIES if any(key.startswith(f.prefix) for key in mismatch.unexpected))
+    )
+    if hints or _is_foreign(expected, state):
+        return [f"Hint: {hint}." for hint in hints]
     if _has_2_1_entries(mismatch.missing):
         hints.append("this is a SAM 2.0 checkpoint and the model is SAM 2.1; use configs/sam2/... or a sam2.1 file")
     if _has_2_1_entries(mismatch.unexpected):

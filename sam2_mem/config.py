@@ -6,6 +6,8 @@ reaches a constructor.
 
 from __future__ import annotations
 
+import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +23,8 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
+
+logger = logging.getLogger(__name__)
 
 CHOICES = {
     "memory_policy": "a memory policy",
@@ -111,32 +115,62 @@ def _choice_names(group: str) -> list[str]:
 
 
 def _locate(config: str) -> tuple[Path, str]:
-    """Directory and name of a model config given by short name or by path."""
+    """Directory and name of a model config given by short name or by path: a path of a file that exists is that file, a
+    bare name is one of ours."""
     root = config_dir()
+    path = _users_file(config)
+    is_ours = path is not None and path.resolve().is_relative_to(root.resolve())
+    if path is not None and is_ours:
+        config = f"configs/{path.resolve().relative_to(root.resolve()).as_posix()}"
+    elif path is not None:
+        _refuse_reference_config(path)
+        return path.parent, path.name
     file_name = _with_suffix(config)
     short = file_name.removeprefix("configs/")
-    if not Path(short).is_absolute() and (root / short).is_file() and Path(short).parts[0] not in _GROUPS:
-        return root, short
-    path = Path(file_name).expanduser()
-    if path.is_file():
-        return path.parent, path.name
     same_stem = [n.removeprefix("configs/") for n in config_names() if Path(n).name == file_name]
-    if len(same_stem) == 1:
-        return root, same_stem[0]
-    valid = "\n  ".join(config_names())
-    raise ConfigError(f"expected the name or the path of a model config, got {config!r}; names are:\n  {valid}")
+    name = short if f"configs/{short}" in config_names() else same_stem[0] if len(same_stem) == 1 else None
+    if name is None:
+        valid = "\n  ".join(config_names())
+        raise ConfigError(f"expected the name or the path of a model config, got {config!r}; names are:\n  {valid}")
+    _note_hidden(config, root / name)
+    return root, name
+
+
+def _users_file(config: str) -> Path | None:
+    """The file that a config's name is the path of; None where it is a bare name, or names no file."""
+    path = Path(config).expanduser()
+    if path.suffix == ".yml":
+        raise ConfigError(f"expected a config called .yaml, got '{config}', which Hydra does not read; rename it")
+    if path.name == config:
+        has_suffix = path.suffix == ".yaml" and path.is_file()
+        return path if has_suffix and not _is_ours(path.name) else None
+    candidates = (path, path.with_name(_with_suffix(path.name)))
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def _is_ours(file_name: str) -> bool:
+    return any(Path(name).name == file_name for name in config_names())
+
+
+def _note_hidden(config: str, ours: Path) -> None:
+    """Say so where a file in this folder has the name of one of ours, and is another."""
+    path = Path(_with_suffix(config))
+    if path.is_file() and not path.samefile(ours):
+        logger.warning("%s is read, not the '%s' in this folder; for that one, say ./%s", ours, path, path)
 
 
 def _locate_training(config: str) -> tuple[Path, str]:
     """Directory and name of a training config given by the name of one of ours or by path."""
     root = config_dir() / "training"
-    path = root / Path(_with_suffix(config)).name
-    if not path.is_file():
-        path = Path(_with_suffix(config)).expanduser()
-    if not path.is_file():
+    ours = root / _with_suffix(config).removeprefix("configs/training/")
+    path = _users_file(config) if Path(config).name != config or not ours.is_file() else None
+    if path is not None:
+        return path.parent, path.name
+    if not ours.is_file():
         valid = ", ".join(sorted(p.stem for p in root.glob("*.yaml")))
         raise ConfigError(f"expected the path of a training config or a name out of {valid}, got {config!r}")
-    return path.parent, path.name
+    _note_hidden(config, ours)
+    return root, ours.name
 
 
 def _with_suffix(name: str) -> str:
@@ -158,10 +192,12 @@ def compose(config: str | PathLike[str] | DictConfig, overrides: Sequence[str] =
     Raises:
         ConfigError: names what is valid.
     """
-    translated = [ours for ours in map(_translate, overrides) if ours is not None]
+    translated = [ours for ours in map(_translate, _listed(overrides)) if ours is not None]
     if isinstance(config, DictConfig):
         return _overridden(config, translated)
-    return _compose_file(*_locate(str(config)), translated)
+    directory, name = _locate(str(config))
+    logger.info("config: %s", directory / name)
+    return _compose_file(directory, name, translated)
 
 
 def compose_video(
@@ -179,6 +215,7 @@ def compose_training(config: str | PathLike[str], overrides: Sequence[str] = ())
     """A training config by the name of a file in ``configs/training`` or by path, with Hydra overrides such as
     ``plan.optimisation.rate=1e-4``."""
     directory, name = _locate_training(str(config))
+    logger.info("training config: %s", directory / name)
     try:
         return _compose_file(directory, name, overrides)
     except ConfigError:
@@ -207,12 +244,18 @@ def _compose_choice(directory: Path, group: str, name: str) -> DictConfig:
 def _compose_file(directory: Path, name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """A file of ``directory``, which may build on its neighbours and on ours."""
     ours = config_dir().resolve()
-    search = [] if directory.resolve() == ours else [f"hydra.searchpath=[file://{ours}]"]
+    search = [] if directory.resolve() == ours else [f"hydra.searchpath=[{_quoted(f'file://{ours}')}]"]
     try:
         with _private_hydra(directory):
             return hydra_compose(name, overrides=[*overrides, *search])
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise _explained(error, name) from error
+
+
+def _quoted(text: str) -> str:
+    """A string in Hydra's grammar, whatever characters it has."""
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
 
 
 @contextmanager
@@ -231,6 +274,12 @@ def _private_hydra(directory: Path) -> Iterator[None]:
 
 
 # -- overrides ----------------------------------------------------------------------------------------------------------
+
+
+def _listed(overrides: Sequence[str]) -> Sequence[str]:
+    if isinstance(overrides, str):
+        raise ConfigError(f"expected a list of overrides, got one string: {overrides!r}; put it into brackets")
+    return overrides
 
 
 def _translate(override: str) -> str | None:
@@ -275,6 +324,42 @@ def missing_model(name: str) -> ConfigError:
     return ConfigError(
         f"expected a section 'model' in {name}, got none; build on ours with defaults: [/base/sam2.1, _self_]"
     )
+
+
+_REFERENCE_SIZES = {(96, 7): "t", (96, 11): "s", (112, 16): "b+", (144, 36): "l"}
+"""(width of the first stage, blocks of the third stage) of SAM 2's trunk -> the letter of the size."""
+
+
+def _refuse_reference_config(path: Path) -> None:
+    """ConfigError for a config of SAM 2's own, which names classes of the package ``sam2``; says which of ours, with which
+    overrides, is the same."""
+    try:
+        config = OmegaConf.load(path)
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError):
+        return  # Hydra tells what is wrong
+    if not isinstance(config, DictConfig) or "model" not in config:
+        return
+    if str(OmegaConf.select(config, "model._target_", default="")).startswith("sam2."):
+        raise ConfigError(_advice_for_reference_config(config, path))
+
+
+def _advice_for_reference_config(config: DictConfig, path: Path) -> str:
+    trunk = "model.image_encoder.trunk."
+    stages = OmegaConf.select(config, f"{trunk}stages", default=(2, 3, 16, 3))
+    size = _REFERENCE_SIZES.get((OmegaConf.select(config, f"{trunk}embed_dim", default=112), stages[2]), "b+")
+    family = "sam2.1" if OmegaConf.select(config, "model.no_obj_embed_spatial", default=False) else "sam2"
+    name = f"configs/{family}/{family}_hiera_{size}.yaml"
+    ours = compose(name)
+    changes = []
+    for key, value in config.model.items():
+        is_plain = not OmegaConf.is_config(value) and f"model.{key}" not in _FIXED and key != "_target_"
+        translated = _translate(f"model.{key}={value}") if is_plain else None
+        place, _, text = (translated or "").partition("=")
+        current = OmegaConf.select(ours, place, default=_MISSING) if place else _MISSING
+        if current is not _MISSING and str(current).lower() != text.lower():
+            changes.append(f"++model.{key}={text}")
+    overrides = f" with the overrides {' '.join(changes)}" if changes else ""
+    return f"'{path}' is a config of SAM 2's own, of classes in 'sam2'; take {name}{overrides} in its place"
 
 
 def _unknown_choice(group: str, name: str) -> ConfigError:

@@ -44,7 +44,7 @@ class Prompt:
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
-        set_(self, "obj_id", _integer(self.obj_id))
+        set_(self, "obj_id", as_integer(self.obj_id, "an integer object id"))
         if self.mask is not None:
             if self.points is not None or self.box is not None or self.labels is not None:
                 raise ValueError("expected either a mask or points/box, got both; send them as two prompts")
@@ -66,11 +66,14 @@ class Prompt:
             set_(self, "box", _box(self.box, self.size))
 
 
-def _integer(value: Any) -> int:
+def as_integer(value: Any, name: str) -> int:
+    """An integer of any kind, a NumPy scalar or a tensor of one among them; ValueError, saying what was expected, for others."""
     try:
+        if isinstance(value, bool):
+            raise TypeError("a truth value")
         return operator.index(value)
     except TypeError as error:
-        raise ValueError(f"expected an integer object id, got {value!r}") from error
+        raise ValueError(f"expected {name}, got {value!r}") from error
 
 
 def as_tensor(value: Any, name: str) -> Tensor:

@@ -345,6 +345,73 @@ def test_hints_name_the_wrong_family_or_size(tmp_path: Path, model: str, file: s
     assert all(hint in report for hint in hints)
 
 
+WRAPPERS = {
+    "DataParallel": lambda key: f"module.{key}",
+    "torch.compile": lambda key: f"_orig_mod.{key}",
+    "a compiled part": lambda key: key.replace("0.", "0._orig_mod.", 1),
+    "a trainer": lambda key: f"model.{key}",
+    "all of them": lambda key: f"module._orig_mod.model.{key}",
+    "some other name": lambda key: f"student.net.{key}",
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS.values(), ids=WRAPPERS)
+def test_a_wrapper_of_the_names_is_taken_off(wrapper, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    expected = weights(small_module())
+    torch.save({"model": {wrapper(key): value for key, value in expected.items()}}, tmp_path / "w.pt")
+    for load in (load_checkpoint, lambda module, path: build_with_weights(lambda: module, path)):
+        module = small_module()
+        load(module, tmp_path / "w.pt")
+        assert same(weights(module), expected)
+    assert f"the entry {wrapper('0.weight')} is read as 0.weight" in caplog.text
+
+
+def test_a_wrapper_around_some_names_only_is_an_error(tmp_path: Path) -> None:
+    state = {f"model.{key}": value for key, value in weights(small_module()).items()}
+    torch.save(state | {"criterion.weight": torch.zeros(1)}, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match="unknown to the model"):
+        load_checkpoint(small_module(), tmp_path / "w.pt")
+
+
+FAMILIES = {
+    "vision_encoder.backbone.blocks.{}.attn.qkv.weight": "in the layout of the transformers library; take the official .pt",
+    "image_encoder.blocks.{}.attn.qkv.weight": "of the first Segment Anything, which has no memory",
+    "detector.backbone.blocks.{}.weight": "of SAM 3, another network",
+    "spatial_perceiver.layers.{}.weight": "of EdgeTAM, another network",
+    "encoder.layer.{}.weight": None,
+}
+
+
+@pytest.mark.parametrize("key", FAMILIES)
+def test_weights_of_another_kind_are_told_in_few_lines(key: str, tmp_path: Path) -> None:
+    """No family and no size of SAM 2 is guessed where almost nothing fits."""
+    torch.save(
+        {"model": {key.format(i): torch.zeros(1) for i in range(50)} | {"pos": torch.zeros(1)}}, tmp_path / "w.pt"
+    )
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(Shaped(golden(T)), tmp_path / "w.pt")
+    lines = str(caught.value).splitlines()
+    assert len(lines) <= 3 + 2 * 13 + 1 and "  and 39 more" in lines
+    hints = [line for line in lines if line.startswith("Hint")]
+    assert hints == [] if FAMILIES[key] is None else len(hints) == 1 and FAMILIES[key] in hints[0]
+    assert "SAM 2.0" not in str(caught.value) and "delete" not in str(caught.value)
+
+
+def test_a_file_of_another_size_is_reported_in_full(tmp_path: Path) -> None:
+    """The control of the above: another size of the same network."""
+    report = mismatch_report(tmp_path, model=T, file=B)
+    assert len(report.splitlines()) > 200 and "more" not in report
+
+
+@pytest.mark.parametrize("content", [b"<html>404</html>", b"\x89PNG\r\n\x1a\n" + bytes(50), b"# a text\n" * 9])
+def test_a_file_of_another_kind_is_not_to_be_deleted(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"foreign file .*; name another file, or run checkpoints") as caught:
+        read_state_dict(tmp_path / "w.pt")
+    assert "delete" not in str(caught.value)
+
+
 # Addresses
 
 

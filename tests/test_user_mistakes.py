@@ -503,6 +503,7 @@ CONFIGS = [
         lambda d: d.build(device="gpu"),
         r"expected a device such as auto, cpu, cuda, cuda:1 or mps, got 'gpu'",
     ),
+    Mistake("no device", lambda d: d.build(device=None), r"expected a device such as auto, cpu, .*, got None"),
     Mistake("unknown mode", lambda d: d.build(mode="test"), r"expected mode 'eval' or 'train', got 'test'"),
     Mistake(
         "unknown tracker setting",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,9 +50,17 @@ def set_threads(count: int) -> None:
         torch.set_num_threads(count)
 
 
+class _Parser(ArgumentParser):
+    """A parser, and parsers of sub-commands, that take -1,5,30,30 and -1e-3 for values, as Python 3.14 does, not for flags."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._negative_number_matcher = re.compile(r"-\.?\d")
+
+
 def command_parser(usage: str) -> ArgumentParser:
     """A parser whose help begins with ``usage``, and that knows ``--version``."""
-    parser = ArgumentParser(description=usage, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = _Parser(description=usage, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=__version__)
     return parser
 
@@ -75,6 +86,11 @@ def take_network(arguments: dict[str, Any]) -> Network:
     """The network that parsed arguments ask for; its arguments are removed from them."""
     taken = {field.name: arguments.pop(field.name) for field in fields(Network) if field.name in arguments}
     return Network(**taken | {"overrides": tuple(taken.get("overrides", ()))})
+
+
+def user_path(text: str) -> Path:
+    """A path, with ``~`` for the home folder also where the shell has not replaced it, as in ``--output=~/masks``."""
+    return Path(text).expanduser()
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -108,6 +124,9 @@ def picture_size(text: str) -> int | tuple[int, int]:
 
 def exit_status(command: Callable[[], int]) -> int:
     """What a command returns; 2, with the reason, where its arguments cannot be used."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name need not be printable in the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
     try:
         return command()
     except (ValueError, OSError) as error:

@@ -31,6 +31,7 @@ from sam2_mem.cli.arguments import (
     picture_size,
     set_threads,
     take_network,
+    user_path,
 )
 from sam2_mem.cli.compare import overrides_of
 from sam2_mem.config import compose, config_names, policy_names
@@ -92,7 +93,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--override", action="append", default=[], dest="overrides", help="of our config, e.g. attention=pooled"
     )
     common.add_argument("--vos_optimized", action="store_true", help="build ours with vos_optimized=True")
-    common.add_argument("--json", type=Path, help="write everything here")
+    common.add_argument("--json", type=user_path, help="write everything here")
     common.add_argument("--markdown", action="store_true", help="print a table for docs/policies.md")
     _add_policies(
         verbs.add_parser("policies", parents=[common], help="time and memory beside fifo", allow_abbrev=False)
@@ -117,8 +118,8 @@ def _add_policies(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--objects", type=integers, default=(1, 5), help="numbers with commas between (default: 1,5)")
     parser.add_argument("--rounds", type=int, default=1, help="how often the four blocks are run")
     _add_size(parser)
-    parser.add_argument("--video", type=Path, help="a video in place of the synthetic clip, with --masks")
-    parser.add_argument("--masks", type=Path, help="PNG of object ids of its first frame")
+    parser.add_argument("--video", type=user_path, help="a video in place of the synthetic clip, with --masks")
+    parser.add_argument("--masks", type=user_path, help="PNG of object ids of its first frame")
 
 
 def _add_memory(parser: argparse.ArgumentParser) -> None:
@@ -159,13 +160,13 @@ def _add_profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=int, default=40, help="the first 17 are left out of times")
     parser.add_argument("--objects", type=int, default=1)
     _add_size(parser)
-    parser.add_argument("--trace", type=Path, help="the last frame for Chrome's or Perfetto's viewer")
+    parser.add_argument("--trace", type=user_path, help="the last frame for Chrome's or Perfetto's viewer")
 
 
 def _add_suite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peer", required=True, help="module:function that builds it as SAM 2's does")
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder of results; cases that are there are not run again"
+        "--out", type=user_path, required=True, help="folder of results; cases that are there are not run again"
     )
     parser.add_argument("--weights", default="random", help="a checkpoint, or random (default)")
     add_machine_arguments(parser)

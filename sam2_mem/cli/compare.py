@@ -12,13 +12,19 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
 from sam2_mem import __version__
 from sam2_mem._moved import renamed
 from sam2_mem.build_sam import build_sam2_video_predictor
 from sam2_mem.checkpoint import local_path, sha256_of
-from sam2_mem.cli.arguments import add_machine_arguments, command_parser, exit_status, set_threads
+from sam2_mem.cli.arguments import (
+    add_machine_arguments,
+    command_parser,
+    exit_status,
+    set_threads,
+    user_path,
+)
+from sam2_mem.cli.progress import progress
 from sam2_mem.config import checkpoint_dir, compose_video, policy_names
 from sam2_mem.evaluation.comparison.jobs import Job, Plan, PolicyEntry, Result, ResultFolder
 from sam2_mem.evaluation.comparison.report import write_report
@@ -87,7 +93,7 @@ class Options:
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = command_parser(USAGE)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--out", type=user_path, required=True, help="folder of the run")
     parser.add_argument(
         "--policies",
         nargs="+",
@@ -279,11 +285,7 @@ def run_shard(options: Options) -> int:
 
 
 def _bar(jobs: Sequence[Job]) -> Iterable[Job]:
-    """On a terminal only."""
-    bar = tqdm(jobs, unit="run", disable=None, leave=False, dynamic_ncols=True)
-    for job in bar:
-        bar.set_description(f"{job.video} {job.policy}")
-        yield job
+    return progress(jobs, "comparison", total=len(jobs), unit="run")
 
 
 def _report_status(results: Sequence[Result], out: Path) -> int:
@@ -308,7 +310,7 @@ def launch(options: Options, *, cluster: str, shards: int, parameters: Sequence[
     try:
         import submitit
     except ModuleNotFoundError as error:
-        raise ValueError("expected the package submitit, got none; install sam2_mem[submitit]") from error
+        raise ValueError("expected the package submitit, got none; pip install submitit") from error
     settings = dict(part.split("=", 1) for part in parameters)
     executor = submitit.AutoExecutor(folder=options.out.resolve() / "submitit", cluster=cluster)
     executor.update_parameters(
@@ -318,18 +320,19 @@ def launch(options: Options, *, cluster: str, shards: int, parameters: Sequence[
     ResultFolder(options.out).claim(make_plan(options))
     jobs = executor.map_array(run_shard, tasks)
     statuses = [job.result() for job in jobs]
-    write_report(ResultFolder(options.out))
-    return max(statuses)
+    complete = write_report(ResultFolder(options.out))
+    print(f"the report is {options.out / 'report' / 'index.html'}")
+    return max(*statuses, 0 if complete else 1)
 
 
 def report_only(out: Path) -> int:
-    """Write the report of what there is."""
+    """Write the report of what there is. Status 1 where runs are missing or have failed."""
     folder = ResultFolder(out)
     if not (out / "run.json").is_file():
         raise ValueError(f"expected the folder of a comparison with a run.json, got '{out}'")
-    write_report(folder)
-    print(f"the report is {out / 'report' / 'index.html'}")
-    return 0
+    complete = write_report(folder)
+    print(f"the report is {out / 'report' / 'index.html'}{'' if complete else '; it is not complete'}")
+    return 0 if complete else 1
 
 
 __getattr__ = renamed(__name__)

@@ -19,7 +19,14 @@ from tqdm import tqdm
 
 from sam2_mem._moved import renamed
 from sam2_mem.build_sam import build_policy, build_sam2
-from sam2_mem.cli.arguments import add_network_arguments, command_parser, exit_status, integers, set_threads
+from sam2_mem.cli.arguments import (
+    add_network_arguments,
+    command_parser,
+    exit_status,
+    integers,
+    set_threads,
+    user_path,
+)
 from sam2_mem.evaluation.tables import text_table
 from sam2_mem.memory.tokens import map_tokens, tensor_bytes
 from sam2_mem.model.attention_operators import ReadSize
@@ -53,7 +60,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--setups", type=_setups, default=DEFAULT, help=f"(default: {DEFAULT})")
     parser.add_argument("--frames", type=int, default=6, help="frames timed per setup (default: 6)")
     parser.add_argument("--fill", type=int, default=40, help="frames remembered before (default: 40)")
-    parser.add_argument("--json", dest="json_path", type=Path, help="write everything here")
+    parser.add_argument("--json", dest="json_path", type=user_path, help="write everything here")
     parser.add_argument("--markdown", action="store_true", help="print a table for docs/distiller.md")
     return parser.parse_args(argv)
 

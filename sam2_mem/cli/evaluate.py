@@ -7,11 +7,14 @@ import os
 import time
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from tqdm import tqdm
 
-from sam2_mem.cli.arguments import command_parser, exit_status
+from sam2_mem.cli.arguments import (
+    command_parser,
+    exit_status,
+    user_path,
+)
 from sam2_mem.evaluation.datasets import PROTOCOLS, Selection, open_dataset
 from sam2_mem.evaluation.reports import table, write_csv, write_json
 from sam2_mem.evaluation.scoring import Progress, evaluate
@@ -29,16 +32,22 @@ tools/vos_inference.py writes them. The exit status is 1 if a video has no score
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = command_parser(USAGE)
     parser.add_argument("--dataset", required=True, choices=sorted(PROTOCOLS), help="whose rules and folders")
-    parser.add_argument("--gt", required=True, type=Path, help="root of the data set, or its folder of annotations")
-    parser.add_argument("--pred", required=True, type=Path, help="predictions, one folder for each video")
+    parser.add_argument(
+        "--gt", required=True, type=user_path, help="root of the data set, or its folder of annotations"
+    )
+    parser.add_argument("--pred", required=True, type=user_path, help="predictions, one folder for each video")
     parser.add_argument("--split", help="whose list and meta file to look for in the root (default: val or valid)")
-    parser.add_argument("--list", type=Path, help="the videos to score, one a line (default: those of the split)")
-    parser.add_argument("--meta", type=Path, help="the meta file, where the data set has one (default: found by name)")
-    parser.add_argument("--unseen", type=Path, help="list of videos (LVOS) or categories (YouTube-VOS) not in training")
+    parser.add_argument("--list", type=user_path, help="the videos to score, one a line (default: those of the split)")
+    parser.add_argument(
+        "--meta", type=user_path, help="the meta file, where the data set has one (default: found by name)"
+    )
+    parser.add_argument(
+        "--unseen", type=user_path, help="list of videos (LVOS) or categories (YouTube-VOS) not in training"
+    )
     parser.add_argument("--only_predicted", action="store_true", help="leave out videos without predictions")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: one for each processor")
-    parser.add_argument("--csv", type=Path, help="write one row for each object here, the summary beside it")
-    parser.add_argument("--json", type=Path, help="write everything here")
+    parser.add_argument("--csv", type=user_path, help="write one row for each object here, the summary beside it")
+    parser.add_argument("--json", type=user_path, help="write everything here")
     parser.add_argument("--per_frame", action="store_true", help="put the numbers of every frame into --json")
     args = parser.parse_args(argv)
     if args.per_frame and args.json is None:

@@ -22,6 +22,7 @@ from sam2_mem.cli.arguments import (
     integers,
     names,
     take_network,
+    user_path,
 )
 from sam2_mem.evaluation.charts import Axes, Series, line_chart
 from sam2_mem.evaluation.inspection.memory_deciphering import Deciphered, Study, decipher, means, table
@@ -49,11 +50,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     verbs = parser.add_subparsers(dest="verb", required=True)
     common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     add_network_arguments(common)
-    common.add_argument("--out", type=Path, required=True, help="folder for the results")
+    common.add_argument("--out", type=user_path, required=True, help="folder for the results")
     common.add_argument("--stop", type=int, help="first frame left out (default: the whole video)")
     show = verbs.add_parser("show", parents=[common], help="timeline, pictures and page", allow_abbrev=False)
-    show.add_argument("--video", type=Path, required=True, help="a video file or a folder of images")
-    show.add_argument("--masks", type=Path, help="PNG of object ids of the first frame, or a folder of them")
+    show.add_argument("--video", type=user_path, required=True, help="a video file or a folder of images")
+    show.add_argument("--masks", type=user_path, help="PNG of object ids of the first frame, or a folder of them")
     show.add_argument("--box", type=floats, help="x0,y0,x1,y1 on the first frame")
     show.add_argument("--point", type=floats, help="x,y on the first frame")
     show.add_argument("--policies", type=names, default=("fifo",), help="names with commas between (default: fifo)")
@@ -62,8 +63,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     show.add_argument("--width", type=int, default=256, help="width of the pictures kept")
     show.add_argument("--no_read_mass", dest="read_mass", action="store_false", help="do not measure attention")
     study = verbs.add_parser("decipher", parents=[common], help="J against bank size and contents", allow_abbrev=False)
-    study.add_argument("--video", type=Path, nargs="+", required=True, help="videos with ground truth")
-    study.add_argument("--truth", type=Path, nargs="+", required=True, help="for each, its folder of PNGs of ids")
+    study.add_argument("--video", type=user_path, nargs="+", required=True, help="videos with ground truth")
+    study.add_argument("--truth", type=user_path, nargs="+", required=True, help="for each, its folder of PNGs of ids")
     study.add_argument("--sizes", type=integers, help="frames in the bank, with commas between")
     study.add_argument("--contents", type=names, help="recent, spread, random, best, worst (default: all)")
     study.add_argument("--targets", type=int, help="most frames decoded per object")

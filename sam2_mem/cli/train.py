@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from sam2_mem.build_sam import build_training
+from sam2_mem.cli.arguments import user_path
 from sam2_mem.cli.evaluate_training import Bench, report
 from sam2_mem.config import compose_training
 from sam2_mem.model.trunks.efficientnet_lite import convert_weights
@@ -196,14 +197,14 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True)
     train = verbs.add_parser("run", help="train, or go on with an interrupted run")
     train.add_argument("config", help="a name in configs/training, or the path of a YAML file")
-    train.add_argument("--out", type=Path, required=True, help="folder of checkpoints and curves")
+    train.add_argument("--out", type=user_path, required=True, help="folder of checkpoints and curves")
     train.add_argument("--init", help="weights to start from, e.g. an official checkpoint")
     train.add_argument("--device", default="auto")
     train.add_argument("--threads", type=int, default=0, help="CPU threads per process; 0 leaves it to torch")
     train.add_argument("--until", type=int, help="stop at this step")
     weights = verbs.add_parser("export", help="write the averaged weights of a training checkpoint as safetensors")
-    weights.add_argument("checkpoint", type=Path)
-    weights.add_argument("weights", type=Path)
+    weights.add_argument("checkpoint", type=user_path)
+    weights.add_argument("weights", type=user_path)
     weights.add_argument("--only", default="", help="weights whose names begin so, e.g. memory_encoder.distiller.")
     weights.add_argument("--float32", action="store_true", help="do not round to float16")
     convert = verbs.add_parser(
@@ -223,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--layout", default="davis2016", help="of --root, see sam2_mem/training/folders.py")
     measure.add_argument("--root", help="a data set for the parts `folder` and `prompts`")
     measure.add_argument("--threads", type=int, default=0)
-    measure.add_argument("--out", type=Path, help="also append the lines to this file as JSON")
+    measure.add_argument("--out", type=user_path, help="also append the lines to this file as JSON")
     render = verbs.add_parser("clips", help="render the procedural clips of a config ahead of the training")
     render.add_argument("config")
     return parser

@@ -9,16 +9,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
 from sam2_mem import __version__
 from sam2_mem._moved import renamed
 from sam2_mem.build_sam import RANDOM, build_sam2_video_predictor
 from sam2_mem.checkpoint import HOW_TO_DOWNLOAD, OFFICIAL_MODELS, local_path, sha256_of
 from sam2_mem.cli.arguments import exit_status
+from sam2_mem.cli.progress import progress
 from sam2_mem.cli.vos_arguments import DEFAULT_CHECKPOINT, DEFAULT_CONFIG, parse_arguments
 from sam2_mem.cli.vos_datasets import apply_dataset_defaults, dataset_video_tasks, find_dataset, write_submission
 from sam2_mem.config import checkpoint_dir, compose_video, config_names
@@ -31,7 +32,9 @@ from sam2_mem.tracking.vos_run import (
     dataset_tasks,
     list_videos,
     run,
+    video_name,
 )
+from sam2_mem.video.sources import ADDRESS
 
 logger = logging.getLogger("vos_inference")
 
@@ -99,8 +102,10 @@ def _official_file(config_name: str) -> str:
 
 
 def _find(path: Path) -> Path | None:
-    """A checkpoint by its path, or by its name among those of this package or checkout."""
-    candidates = path.expanduser(), checkpoint_dir() / path.name
+    """A checkpoint by its path; a bare name, or one in ``checkpoints``, may be that of one of this package or checkout."""
+    ours, path = checkpoint_dir() / path.name, path.expanduser()
+    is_bare, may_be_ours = path.name == str(path), path.parent == Path("checkpoints")
+    candidates = (ours, path) if is_bare else (path, ours) if may_be_ours else (path,)
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
@@ -119,15 +124,24 @@ def make_tasks(args: argparse.Namespace) -> list[VideoTask]:
         )
         names = list_videos(args.base_video_dir, args.video_list_file)
         return dataset_tasks(names, args.base_video_dir, args.input_mask_dir, rules)
+    return [_single_task(args)]
+
+
+def _single_task(args: argparse.Namespace) -> VideoTask:
     start, ignore = args.start_frame, frozenset(args.ignore_ids)
     if args.mask is not None:
         plan = plan_from_mask(args.mask, start, ignore=ignore)
     else:
         plan = plan_from_clicks(make_clicks(args), start)
-    camera = args.video.isdecimal() and not Path(args.video).exists()
-    name = f"camera{args.video}" if camera else Path(args.video).resolve().stem
-    video = int(args.video) if camera else Path(args.video)
-    return [VideoTask(name=name, video=video, plan=lambda source: plan, start=start)]
+    if ADDRESS.match(args.video):
+        name = video_name(Path(urlsplit(args.video).path).name) or urlsplit(args.video).hostname or "stream"
+        return VideoTask(name=name, video=args.video, plan=lambda source: plan, start=start)
+    path = Path(args.video).expanduser()
+    if args.video.isdecimal() and not path.exists():
+        return VideoTask(name=f"camera{args.video}", video=int(args.video), plan=lambda source: plan, start=start)
+    name = path.resolve().name if path.is_dir() else video_name(path.resolve().name)
+    inputs = (path,) if path.is_dir() else ()
+    return VideoTask(name=name, video=path, plan=lambda source: plan, start=start, inputs=inputs)
 
 
 def make_clicks(args: argparse.Namespace) -> list[Clicks]:
@@ -160,7 +174,7 @@ def _as_text(value: object) -> object:
 
 
 def show_progress(frames: Iterator[FrameMasks], name: str, total: int | None) -> Iterator[FrameMasks]:
-    return iter(tqdm(frames, desc=name, total=total, unit="frame", dynamic_ncols=True))
+    return progress(frames, name, total=total, unit="frame")
 
 
 def make_options(
@@ -177,6 +191,7 @@ def make_options(
             contact_sheet=single if args.contact_sheet is None else args.contact_sheet,
         ),
         score_thresh=args.score_thresh,
+        allow_empty=args.allow_empty_prompts,
         max_frames=args.max_frames,
         shard=args.shard,
         resume=args.resume,
@@ -215,6 +230,9 @@ def print_summary(reports: Sequence[VideoReport], folder: Path) -> int:
     """Print how many videos are complete, and what failed; the exit code."""
     failed = [report for report in reports if report.error is not None]
     print(f"{len(reports) - len(failed)} of {len(reports)} videos are complete in {folder}")
+    for report in reports:
+        if report.stated_frames is not None:
+            print(f"cut off: {report.name}: {report.frames} of {report.stated_frames} frames", file=sys.stderr)
     for report in failed:
         print(f"failed: {report.name}: {report.error}", file=sys.stderr)
     return 1 if failed else 0

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from sam2_mem.cli.arguments import command_parser
+from sam2_mem.cli.arguments import (
+    command_parser,
+    user_path,
+)
 from sam2_mem.evaluation.datasets import LAYOUTS
 from sam2_mem.tracking.vos_run import Shard
 
@@ -75,7 +77,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
 
 def _add_dataset_name(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--dataset", choices=sorted(LAYOUTS), help="where its videos and prompts are is known")
-    group.add_argument("--root", type=Path, help="of the data set, as it comes")
+    group.add_argument("--root", type=user_path, help="of the data set, as it comes")
     group.add_argument("--split", help="whose list of videos and meta file to use (default: val or valid)")
     group.add_argument(
         "--zip",
@@ -86,9 +88,13 @@ def _add_dataset_name(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_folders(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--base_video_dir", type=Path, help="holds <video>/<frame>.jpg (or .png), or <video>.mp4")
-    group.add_argument("--input_mask_dir", type=Path, help="holds <video>/<frame>.png; pixel values are object ids")
-    group.add_argument("--video_list_file", type=Path, help="one video per line (default: all in --base_video_dir)")
+    group.add_argument("--base_video_dir", type=user_path, help="holds <video>/<frame>.jpg (or .png), or <video>.mp4")
+    group.add_argument(
+        "--input_mask_dir", type=user_path, help="holds <video>/<frame>.png; pixel values are object ids"
+    )
+    group.add_argument(
+        "--video_list_file", type=user_path, help="one video per line (default: all in --base_video_dir)"
+    )
     group.add_argument("--use_all_masks", action="store_true", help="prompt with every PNG, each on its own frame")
     group.add_argument(
         "--track_object_appearing_later_in_video",
@@ -112,7 +118,7 @@ def _add_single(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--points", type=_points, default=(), metavar="X,Y[,X,Y...]", help="on the object")
     group.add_argument("--negative_points", type=_points, default=(), metavar="X,Y[,X,Y...]", help="beside the object")
-    group.add_argument("--mask", type=Path, help="PNG of object ids; every id is tracked")
+    group.add_argument("--mask", type=user_path, help="PNG of object ids; every id is tracked")
     group.add_argument(
         "--start_frame", type=int, default=0, help="frame that the prompts are for; earlier ones are left out"
     )
@@ -122,7 +128,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--output_mask_dir",
         "--output",
-        type=Path,
+        type=user_path,
         help="masks go to <video>/<frame>.png in it, as palette PNGs of object ids; run.json says how they were made",
     )
     choice = argparse.BooleanOptionalAction
@@ -143,6 +149,11 @@ def _add_tracking(group: argparse._ArgumentGroup) -> None:
         "--apply_postprocessing",
         action="store_true",
         help="fill small holes and choose single masks by stability; benchmark numbers are without",
+    )
+    group.add_argument(
+        "--allow_empty_prompts",
+        action="store_true",
+        help="go on where an object is empty on the frame of its box or points (default: that video fails)",
     )
     group.add_argument("--max_frames", type=int, help="of each video (default: all)")
 

@@ -19,6 +19,7 @@ from sam2_mem.evaluation.protocols import MASK_PROTOCOLS, Protocol
 from sam2_mem.evaluation.scoring import ScoredVideo
 from sam2_mem.evaluation.videos import AnnotatedVideo, ListedObject, VideoPart
 from sam2_mem.evaluation.vots import VOTS, VOTSSequence
+from sam2_mem.files import read_lines
 from sam2_mem.tracking.vos import MaskRules
 from sam2_mem.video.reading import read_mask_png
 
@@ -321,7 +322,7 @@ class DatasetOnDisk:
         """The same, and [] if there is none."""
         path = self._list_file()
         if path is not None:
-            return list(dict.fromkeys(_lines(path)))
+            return list(dict.fromkeys(read_lines(path)))
         return sorted(entry.name for entry in _visible_entries(self.annotations) if entry.is_dir())
 
     @cached_property
@@ -338,7 +339,7 @@ class DatasetOnDisk:
             raise ValueError(f"expected the meta file {expected} in '{self.root}', got none; name it with --meta")
         unseen = self._unseen_file()
         read = META_READERS[self.layout.meta_format]
-        return read(path, set(_lines(unseen)) if unseen else None) if path else {}
+        return read(path, set(read_lines(unseen)) if unseen else None) if path else {}
 
     def submitted(self, video: str) -> Callable[[str], bool]:
         """Which frames of a video are submitted, by their names."""
@@ -396,10 +397,6 @@ class DatasetOnDisk:
                 f"got no such folder in '{self.root}'"
             )
         return folder
-
-
-def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 @dataclass(frozen=True)

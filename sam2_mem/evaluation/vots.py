@@ -19,6 +19,7 @@ from sam2_mem._moved import renamed
 from sam2_mem.evaluation.metrics import mean
 from sam2_mem.evaluation.protocols import Protocol
 from sam2_mem.evaluation.results import Figure, ObjectScores, VideoScores
+from sam2_mem.files import read_lines
 
 _Parsed = TypeVar("_Parsed")
 UNKNOWN = 0
@@ -235,7 +236,7 @@ class VOTSSequence:
     def size(self) -> tuple[int, int]:
         """(width, height) of the images, from the file ``sequence`` or from the first image."""
         about = self.folder / "sequence"
-        lines = about.read_text(encoding="utf-8").splitlines() if about.is_file() else []
+        lines = read_lines(about) if about.is_file() else []
         pairs = {key.strip(): value.strip() for key, mark, value in (line.partition("=") for line in lines) if mark}
         if "width" in pairs and "height" in pairs:
             return int(pairs["width"]), int(pairs["height"])
@@ -249,7 +250,7 @@ class VOTSSequence:
         """Which frames count, from ``evaluation.tag``; None if there is no such file, and all do."""
         for path in (self.folder / "evaluation.tag", self.folder / "evaluation.label"):
             if path.is_file():
-                return [float(line) > 0 for line in path.read_text(encoding="utf-8").split()]
+                return [float(word) > 0 for line in read_lines(path) for word in line.split()]
         return None
 
 

@@ -14,7 +14,7 @@ from sam2_mem.model.sam2 import SAM2
 from sam2_mem.prompts import as_tensor, check_points, fitted_box
 from sam2_mem.tracking.mask_postprocessing import clean_masks
 from sam2_mem.types import FrameFeatures
-from sam2_mem.video.frame import to_rgb
+from sam2_mem.video.frame import PictureReader
 from sam2_mem.video.resize import MEAN, STD
 
 LOGIT_LIMIT = 32.0
@@ -56,7 +56,7 @@ class SAM2ImagePredictor:
     @torch.inference_mode()
     def set_image(self, image: Any) -> None:
         """Encode an image: (H, W, 3) uint8 RGB array or tensor, or a PIL image."""
-        pixels = to_rgb(image, "the image")
+        pixels = PictureReader()(image, "the image")
         side = self.model.image_size
         x = torch.from_numpy(pixels.copy()).permute(2, 0, 1).to(self.device).float() / 255.0
         x = F.interpolate(x[None], size=(side, side), mode="bilinear", antialias=True)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
-from numbers import Integral
+from copy import copy
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from sam2_mem.memory.tokens import tensor_bytes
-from sam2_mem.prompts import Prompt
+from sam2_mem.prompts import Prompt, as_integer
+from sam2_mem.tracking.track import Track, TrackedRanges
 from sam2_mem.tracking.tracker import Tracker
 from sam2_mem.types import FrameFeatures, ObjectScore, Revision
 from sam2_mem.video import Frame, VideoSource
+from sam2_mem.video.frame import PictureReader
 
 FEATURE_CACHE = 2
 SCORE_HISTORY = 64
@@ -24,7 +26,7 @@ class InferenceState:
     """State of one session; all of it is dropped with this object, nothing stays on the predictor.
 
     ``source`` is None for a stream fed frame by frame. ``prompts`` are the accumulated prompts by object and frame.
-    ``revisions``: masks of earlier frames that the latest one has changed.
+    ``revisions``: masks of earlier frames that the latest one has changed. ``to_rgb`` reads the frames of a stream.
     """
 
     tracker: Tracker
@@ -36,6 +38,7 @@ class InferenceState:
     size: tuple[int, int] | None = None
     recent_scores: OrderedDict[int, tuple[ObjectScore, ...]] = field(default_factory=OrderedDict)
     revisions: tuple[Revision, ...] = ()
+    to_rgb: PictureReader = field(default_factory=PictureReader)
     _features: OrderedDict[int, FrameFeatures] = field(default_factory=OrderedDict)
 
     @property
@@ -49,10 +52,25 @@ class InferenceState:
             return self.frames_seen
         return self.source.num_frames if self.source.num_frames is not None else self.source.count_frames()
 
-    def check_frame(self, index: int) -> None:
-        """ValueError unless the video has a frame ``index``."""
-        if isinstance(index, bool) or not isinstance(index, Integral):
-            raise ValueError(f"expected a frame index as an integer, got {index!r}")
+    def __deepcopy__(self, memo: Any) -> InferenceState:
+        """A session that goes on from here by itself; network, policy and video are shared."""
+        tracker = copy(self.tracker)
+        tracker.tracks = {obj_id: _copied(track) for obj_id, track in self.tracker.tracks.items()}
+        state = replace(self, tracker=tracker)
+        for item in fields(state):
+            if item.name not in ("tracker", "source", "to_rgb"):
+                setattr(state, item.name, _copied(getattr(self, item.name)))
+        return state
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "an InferenceState cannot be pickled: it holds a network and an open video; write the memory of each object with "
+            "predictor.save_memory, or make a copy for this process with copy.deepcopy"
+        )
+
+    def check_frame(self, index: Any) -> int:
+        """``index`` as an int; ValueError unless the video has a frame of that number."""
+        index = as_integer(index, "a frame index as an integer")
         if self.source is None:
             raise ValueError(
                 "this state has no video; give prompts together with the frame: track_frame(state, frame, prompts)"
@@ -61,6 +79,7 @@ class InferenceState:
         if index < 0 or (last is not None and index > last):
             valid = "0 upwards" if last is None else f"0 to {last}"
             raise ValueError(f"expected a frame of the video ({valid}), got {index}")
+        return index
 
     @property
     def video(self) -> VideoSource:
@@ -140,6 +159,19 @@ class InferenceState:
 
     def _size(self, axis: int) -> int | None:
         return None if self.frame_size is None else self.frame_size[axis]
+
+
+def _copied(value: Any) -> Any:
+    """Containers and the book-keeping of an object anew; what is in them, tensors and states of policies, never changes."""
+    if isinstance(value, dict):
+        return type(value)((key, _copied(item)) for key, item in value.items())
+    if isinstance(value, list | set):
+        return copy(value)
+    if isinstance(value, Track | TrackedRanges):
+        result = copy(value)
+        vars(result).update({name: _copied(item) for name, item in vars(value).items()})
+        return result
+    return value
 
 
 _KEYS: dict[str, Callable[[InferenceState], Any]] = {

@@ -27,7 +27,8 @@ class VideoReport:
     """How one video went.
 
     ``objects``: their ids. ``state_bytes``: the most that was held for all objects together. ``outputs``: what was
-    written beside the masks. ``error``: None if all went well. ``resumed``: done by an earlier run.
+    written beside the masks. ``error``: None if all went well. ``resumed``: done by an earlier run. ``stated_frames``: what
+    the file claims to have, where fewer could be read.
     """
 
     name: str
@@ -40,6 +41,7 @@ class VideoReport:
     outputs: tuple[str, ...] = ()
     error: str | None = None
     resumed: bool = False
+    stated_frames: int | None = None
 
 
 class RunFolder:
@@ -54,6 +56,11 @@ class RunFolder:
         self.settings = json.loads(json.dumps(settings))
         self.hash = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
         self._notes = folder / ".vos"
+
+    @staticmethod
+    def is_one(folder: Path) -> bool:
+        """Whether a run has written there."""
+        return (folder / ".vos").is_dir()
 
     def claim(self) -> None:
         """Make the folder, or take it over; ValueError if it holds masks that other settings have made."""

@@ -17,7 +17,7 @@ from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.memory.serialization import load_memory, save_memory
 from sam2_mem.memory.trace import Cause, Listener
 from sam2_mem.model.sam2 import SAM2
-from sam2_mem.prompts import Prompt
+from sam2_mem.prompts import Prompt, as_integer
 from sam2_mem.tracking.embedders import Embedder
 from sam2_mem.tracking.frame_loop import run
 from sam2_mem.tracking.inference_state import InferenceState
@@ -25,7 +25,7 @@ from sam2_mem.tracking.mask_postprocessing import resize_logits, suppress_overla
 from sam2_mem.tracking.refine import Refiner
 from sam2_mem.tracking.tracker import Tracker, TrackerSettings
 from sam2_mem.types import ABSENT_LOGIT, FrameContext, FrameFeatures, FrameResult, ObjectScore, Revision
-from sam2_mem.video import Frame, FrameRangeError, normalize, open_video, to_rgb
+from sam2_mem.video import Frame, FrameRangeError, normalize, open_video
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ class SAM2VideoPredictor(PredictorBase):
         )
 
     def reset_state(self, inference_state: InferenceState) -> None:
-        """Forget all objects and prompts; the video stays open."""
+        """Forget all objects and prompts; the video stays open. A stream goes on where it is, with frames of the same size."""
         inference_state.clear()
 
     def listen(self, inference_state: InferenceState, listener: Listener | None) -> None:
@@ -203,7 +203,7 @@ class SAM2VideoPredictor(PredictorBase):
             the masks of all objects on this frame.
         """
         state = inference_state
-        state.check_frame(frame_idx)
+        frame_idx = state.check_frame(frame_idx)
         if box is not None and not clear_old_points:
             raise ValueError(
                 "expected a box before any points, got a box with clear_old_points=False; use clear_old_points=True"
@@ -223,7 +223,7 @@ class SAM2VideoPredictor(PredictorBase):
     @torch.inference_mode()
     def add_new_mask(self, inference_state: InferenceState, frame_idx: int, obj_id: int, mask: Any) -> Masks:
         """Give the mask of an object on a frame, (H, W) of bool or 0/1; it is taken as it is."""
-        inference_state.check_frame(frame_idx)
+        frame_idx = inference_state.check_frame(frame_idx)
         frame = inference_state.frame(frame_idx)
         prompt = Prompt(obj_id=obj_id, mask=mask)
         check_mask_shape(prompt, frame)
@@ -241,7 +241,7 @@ class SAM2VideoPredictor(PredictorBase):
     ) -> Masks | None:
         """Take back what was said about an object on a frame; a mask already in memory stays as a tracked one."""
         state = inference_state
-        state.check_frame(frame_idx)
+        frame_idx = state.check_frame(frame_idx)
         track = state.tracker.tracks.get(obj_id)
         if track is None:
             raise _unknown_object(obj_id, state.obj_ids)
@@ -352,7 +352,9 @@ class SAM2VideoPredictor(PredictorBase):
     # -- streams -------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def track_frame(self, inference_state: InferenceState, frame: Any, prompts: Iterable[Prompt] = ()) -> Masks:
+    def track_frame(
+        self, inference_state: InferenceState, frame: Any, prompts: Prompt | Iterable[Prompt] = ()
+    ) -> Masks:
         """Track the next frame of a live stream; equal to offline tracking of the same frames.
 
         Args:
@@ -368,15 +370,16 @@ class SAM2VideoPredictor(PredictorBase):
             raise ValueError(
                 "this state has a video; use propagate_in_video, or init_state() without a video for a stream"
             )
-        image = to_rgb(frame, f"frame {state.frames_seen}")
+        image = state.to_rgb(frame, f"frame {state.frames_seen}")
         size = image.shape[0], image.shape[1]
         if state.size is not None and size != state.size:
             raise ValueError(
-                f"expected frames of {state.size[0]} x {state.size[1]} (height x width), got {size[0]} x {size[1]}"
+                f"expected frames of {state.size[0]} x {state.size[1]} (height x width), got {size[0]} x {size[1]}; "
+                "for a stream of another size make a new state: init_state()"
             )
         index = state.frames_seen
         streamed = Frame(index, f"{index:05d}", image)
-        fitted = [_fitted(prompt, streamed) for prompt in prompts]
+        fitted = [_fitted(prompt, streamed) for prompt in ([prompts] if isinstance(prompts, Prompt) else prompts)]
         [result] = run(state, [streamed], lambda _: fitted, encode=self.encode)
         state.size, state.frames_seen = size, index + 1
         return index, list(result.obj_ids), self._at_video_size(state, result.masks)
@@ -458,7 +461,7 @@ def _first_frame(state: InferenceState, start: int | None, reverse: bool) -> int
     prompted = sorted({frame for track in tracks for frame in track.prompted_frames()})
     if start is None:
         return max(0, prompted[0])
-    state.check_frame(start)
+    start = state.check_frame(start)
     before = start + 1 if reverse else start - 1
     context = FrameContext(index=start, reverse=reverse, num_frames=tracker.num_frames)
     ids = [t.obj_id for t in tracks if before in t.tracked and not (t.state and t.state.can_resume(context))]
@@ -477,6 +480,8 @@ def _first_frame(state: InferenceState, start: int | None, reverse: bool) -> int
 def _frames_of_pass(state: InferenceState, start: int, max_frames: int | None, reverse: bool) -> Iterable[Frame]:
     """The frames of one pass. As in SAM 2, a reverse pass from frame 0 is empty and ``max_frames`` counts frames after the
     first."""
+    if max_frames is not None:
+        max_frames = as_integer(max_frames, "max_frame_num_to_track as an integer")
     if max_frames is not None and max_frames < 0:
         raise ValueError(f"expected max_frame_num_to_track >= 0, got {max_frames}")
     if not reverse:
@@ -507,6 +512,8 @@ def _length_if_cheap(source: Any) -> int | None:
         source[SHORT_VIDEO - 1]
     except FrameRangeError:
         return source.count_frames()
+    except ValueError:
+        return None  # a frame that cannot be read is an error when its turn comes
     return None
 
 

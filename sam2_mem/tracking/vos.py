@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from glob import escape
 from pathlib import Path
 
 import numpy as np
@@ -129,7 +130,11 @@ class _MaskFolder:
 
     def by_frame(self, source: VideoSource) -> dict[int, str]:
         """Frame index -> stem, in order of the frames, for all PNGs whose stem is the name of a frame."""
-        stems = {p.stem for p in self.folder.glob("*/*.png" if self.rules.per_object else "*.png")}
+        pattern = "*/*.png" if self.rules.per_object else "*.png"
+        stems = {p.stem for p in self.folder.glob(pattern)}
+        capitals = [p for p in self.folder.glob(pattern.removesuffix("png") + "[pP][nN][gG]") if p.suffix != ".png"]
+        if capitals:
+            raise ValueError(f"expected masks called .png, got '{capitals[0]}' ({len(capitals)} in all); rename them")
         index_of = _frame_finder(source)
         by_frame = {index: stem for stem in stems if (index := index_of(stem)) is not None}
         if not by_frame:
@@ -157,7 +162,7 @@ class _MaskFolder:
     def ids(self, stem: str) -> set[int]:
         """The objects that ``read`` would give."""
         if self.rules.per_object and not self.rules.late:
-            folders = (p.parent.name for p in self.folder.glob(f"*/{stem}.png"))
+            folders = (p.parent.name for p in self.folder.glob(f"*/{escape(stem)}.png"))
             return {int(name) for name in folders if name.isdecimal()} - self.rules.ignore
         if self.rules.per_object:
             return {obj_id for obj_id, mask in self.read(stem).items() if mask.any()}
@@ -230,6 +235,7 @@ def segment(
     start: int = 0,
     stop: int | None = None,
     score_thresh: float = 0.0,
+    allow_empty: bool = False,
 ) -> Generator[FrameMasks, None, None]:
     """Masks of every frame from ``start`` to before ``stop`` (None: the end), in order.
 
@@ -243,7 +249,20 @@ def segment(
         start: the first frame.
         stop: the frame after the last.
         score_thresh: a pixel belongs to an object where its logit is above this.
+        allow_empty: an object that is clicked on or boxed may be empty on that frame; otherwise it is an error. (A mask that
+            becomes empty, being too small for the network, is a warning.)
+
+    Raises:
+        ValueError: see ``allow_empty``.
     """
+    asked: dict[int, Sequence[Prompt]] = {}
+
+    def prompts_at(frame: Frame) -> list[Prompt]:
+        prompts = plan.prompts_at(frame)
+        if prompts:
+            asked[frame.index] = prompts
+        return prompts
+
     waiting: deque[Frame] = deque()
 
     def frames() -> Iterator[Frame]:
@@ -253,12 +272,33 @@ def segment(
 
     autocast = partial(_autocast, predictor.device)
     last = -1
-    for result in run(state, frames(), plan.prompts_at, encode=predictor.encode, final=True, autocast=autocast):
+    for result in run(state, frames(), prompts_at, encode=predictor.encode, final=True, autocast=autocast):
         last = result.frame
-        yield _frame_masks(predictor, plan, waiting.popleft(), result, score_thresh)
+        shown = _frame_masks(predictor, plan, waiting.popleft(), result, score_thresh)
+        _check_prompted(shown, asked.pop(result.frame, ()), allow_empty=allow_empty)
+        yield shown
     unused = [index for index in plan.at if not start <= index <= last]
     if unused:
         logger.warning("prompts on frames %s were not used: the pass covered frames %d to %d", unused, start, last)
+
+
+def _check_prompted(shown: FrameMasks, prompts: Sequence[Prompt], *, allow_empty: bool) -> None:
+    """Objects are to be seen where they were prompted."""
+    empty = [prompt for prompt in prompts if not shown.masks[prompt.obj_id].any()]
+    pointed = sorted(prompt.obj_id for prompt in empty if prompt.mask is None)
+    if pointed and not allow_empty:
+        raise ValueError(
+            f"expected a mask where objects {pointed} are pointed at, got empty ones on frame {shown.frame.name}: this network "
+            "sees nothing there; check the coordinates, take other weights or more points, or allow it with "
+            "--allow_empty_prompts (allow_empty=True)"
+        )
+    lost = sorted(prompt.obj_id for prompt in empty if prompt.mask is not None and prompt.mask.any())
+    if lost or pointed:
+        logger.warning(
+            "objects %s are empty on frame %s, where they are prompted: too small, or behind others",
+            lost + pointed,
+            shown.frame.name,
+        )
 
 
 def precision(device: torch.device) -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sam2_mem.files import find_name, read_lines
 from sam2_mem.tracking import run_manifest
 from sam2_mem.tracking.run_manifest import Json, RunFolder, VideoReport, write_json
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
@@ -40,13 +43,21 @@ Progress = Callable[[Iterator[FrameMasks], str, int | None], Iterator[FrameMasks
 
 @dataclass(frozen=True, kw_only=True)
 class VideoTask:
-    """One video. ``video``: what ``sam2_mem.video.open_video`` takes, or a function that finds it when its turn
-    comes. ``plan`` makes its prompts once it is open. ``start``: the first frame."""
+    """One video.
+
+    Attributes:
+        name: of its results.
+        video: what ``sam2_mem.video.open_video`` takes, or a function that finds it when its turn comes.
+        plan: makes its prompts once it is open.
+        start: the first frame.
+        inputs: folders that are read, and where nothing may be written.
+    """
 
     name: str
     video: Any
     plan: Callable[[VideoSource], PromptPlan]
     start: int = 0
+    inputs: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +115,7 @@ class RunOptions:
     Attributes:
         outputs: what to write.
         score_thresh: see ``sam2_mem.tracking.vos.segment``.
+        allow_empty: see there.
         max_frames: of each video.
         shard: which of the videos.
         resume: skip those that are complete.
@@ -113,6 +125,7 @@ class RunOptions:
 
     outputs: Outputs
     score_thresh: float = 0.0
+    allow_empty: bool = False
     max_frames: int | None = None
     shard: Shard = Shard()
     resume: bool = False
@@ -124,37 +137,79 @@ class RunOptions:
 
 
 def list_videos(base: Path, list_file: Path | None = None) -> list[str]:
-    """Names of videos: the non-empty lines of ``list_file``, or all folders and video files in ``base``."""
+    """Names of videos: the non-empty lines of ``list_file``, or all folders and video files in ``base``.
+
+    Raises:
+        FileNotFoundError: there is no such folder or list.
+        ValueError: no video, names that lead out of ``base``, or several files that would have one result.
+    """
     if not base.is_dir():
         raise FileNotFoundError(f"expected a folder of videos, got '{base}', which is not one")
     if list_file is not None:
         if not list_file.exists() or list_file.is_dir():
             raise FileNotFoundError(f"expected a list of video names, got '{list_file}', which is not a file")
-        names = [_stem(line.strip()) for line in list_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        entries = read_lines(list_file)
     else:
-        entries = sorted(p for p in base.iterdir() if not p.name.startswith("."))
-        names = [_stem(p.name) for p in entries if p.is_dir() or p.suffix.lower() in VIDEO_EXTENSIONS]
-    if not names:
+        entries = _entries(base)
+    if not entries:
         raise ValueError(f"expected at least one video, got none in '{list_file or base}'")
-    return list(dict.fromkeys(names))
+    by_name: dict[str, str] = {}
+    for entry in entries:
+        first = by_name.setdefault(video_name(entry), entry)
+        if first != entry and video_name(first) != first and video_name(entry) != entry:
+            raise ValueError(
+                f"expected one video for each result, got '{first}' and '{entry}', whose masks would both go to "
+                f"'{video_name(entry)}'; rename one of them"
+            )
+    for name in by_name:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"expected names of videos in '{base}', got '{name}', which leads out of it")
+    return list(by_name)
 
 
-def _stem(name: str) -> str:
+def _entries(base: Path) -> list[str]:
+    """Names of the entries of a folder that are videos, a link to nothing included; a warning for others."""
+    result, others = [], []
+    for path in sorted(path for path in base.iterdir() if not path.name.startswith(".")):
+        if path.is_dir() and RunFolder.is_one(path):
+            logger.warning("'%s' holds results of an earlier run and is not taken for a video", path)
+        elif path.is_dir() or path.suffix.lower() in VIDEO_EXTENSIONS or not path.exists():
+            result.append(path.name)
+        else:
+            others.append(path.name)
+    if others:
+        kinds = ", ".join(VIDEO_EXTENSIONS)
+        logger.warning(
+            "%d files in '%s' are not read, e.g. '%s'; videos are folders or %s", len(others), base, others[0], kinds
+        )
+    return result
+
+
+def video_name(name: str) -> str:
     """A video's name without the ending of a video file; other dots are part of it."""
     ending = Path(name).suffix.lower()
     return name[: -len(ending)] if ending in VIDEO_EXTENSIONS else name
 
 
 def find_video(base: Path, name: str) -> Path:
-    """The folder of frames or the video file called ``name``; the folder if there are both."""
-    folder = base / name
-    if folder.is_dir():
-        return folder
+    """The folder of frames or the video file called ``name``; the folder, with a warning, if there are both."""
+    folder = find_name(base / name)
     siblings = folder.parent.iterdir() if folder.parent.is_dir() else ()
-    files = sorted(p for p in siblings if p.stem == folder.name and p.suffix.lower() in VIDEO_EXTENSIONS)
+    stem = unicodedata.normalize("NFC", folder.name)
+    files = sorted(p for p in siblings if _is_video_file(p) and unicodedata.normalize("NFC", p.stem) == stem)
+    if folder.is_dir():
+        if files:
+            logger.warning("'%s' is read, not '%s' of the same name", folder, files[0].name)
+        return folder
     if not files:
         raise FileNotFoundError(f"no video '{name}' in '{base}': expected a folder of frames or {name}.mp4")
+    if len(files) > 1:
+        raise ValueError(f"expected one video '{name}' in '{base}', got {', '.join(p.name for p in files)}; rename one")
     return files[0]
+
+
+def _is_video_file(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_EXTENSIONS and not path.name.startswith(".")
 
 
 def dataset_tasks(names: Sequence[str], base: Path, masks: Path, rules: MaskRules) -> list[VideoTask]:
@@ -164,7 +219,8 @@ def dataset_tasks(names: Sequence[str], base: Path, masks: Path, rules: MaskRule
         return VideoTask(
             name=name,
             video=lambda: find_video(base, name),
-            plan=lambda source: plan_from_folder(masks / name, source, rules),
+            plan=lambda source: plan_from_folder(find_name(masks / name), source, rules),
+            inputs=(base, masks, base / name, masks / name),
         )
 
     return [task(name) for name in names]
@@ -189,9 +245,11 @@ def run(
     A video that fails is reported with its error; the others go on. Masks written before an error stay.
 
     Raises:
-        ValueError: the folder holds results of other settings.
+        ValueError: the folder holds results of other settings, or what is read; results would overwrite each other.
+        OSError: the folder or its ``run.json`` cannot be written.
     """
     folder = RunFolder(options.outputs.folder, options.settings)
+    _check_places(options.outputs.folder, tasks)
     folder.claim()
     if predictor.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(predictor.device)
@@ -201,14 +259,39 @@ def run(
     for number, task in enumerate(tasks_of_shard, start=1):
         report = _done_before(folder, task, options)
         if report is None:
-            folder.begin(task.name)
             title = f"{number}/{len(tasks_of_shard)} {task.name}"
-            report = _run_video(predictor, task, options, progress, title)
-            if report.error is None:
-                folder.finish(report)
+            report = _run_video(predictor, task, options, folder, partial(_titled, progress, title))
         log.add(report)
-    log.write(complete=True)
+    log.finish()
     return log.reports
+
+
+def _titled(progress: Progress, title: str, frames: Iterator[FrameMasks], total: int | None) -> Iterator[FrameMasks]:
+    return progress(frames, title, total)
+
+
+def _check_places(root: Path, tasks: Sequence[VideoTask]) -> None:
+    """ValueError where masks would be written over what is read, or over each other."""
+    owners: dict[str, str] = {}
+    spelled = str.casefold if _ignores_case(root) else str
+    for task in tasks:
+        result = (root / task.name).resolve()
+        for path in task.inputs:
+            if path.resolve() in (result, root.resolve()):
+                raise ValueError(
+                    f"expected an output folder apart from what is read, got '{root}': masks of '{task.name}' would be "
+                    f"written into '{path}'; choose another output folder"
+                )
+        other = owners.setdefault(spelled(str(result)), task.name)
+        if other != task.name or result == root.resolve():
+            raise ValueError(f"expected a result of its own for each video, got one for '{other}' and '{task.name}'")
+
+
+def _ignores_case(folder: Path) -> bool:
+    """Whether the file system takes small and capital letters for the same."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists()).resolve()
+    flipped = Path(str(existing).swapcase())
+    return flipped != existing and flipped.exists() and flipped.samefile(existing)
 
 
 def _done_before(folder: RunFolder, task: VideoTask, options: RunOptions) -> VideoReport | None:
@@ -236,19 +319,34 @@ class _Tally:
     objects: tuple[int, ...] = ()
     size: tuple[int, int] | None = None
     state_bytes: int = 0
+    stated_frames: int | None = None
 
 
 def _run_video(
-    predictor: SAM2VideoPredictor, task: VideoTask, options: RunOptions, progress: Progress, title: str
+    predictor: SAM2VideoPredictor,
+    task: VideoTask,
+    options: RunOptions,
+    folder: RunFolder,
+    progress: Callable[[Iterator[FrameMasks], int | None], Iterator[FrameMasks]],
 ) -> VideoReport:
-    tally, begin, error = _Tally(), time.perf_counter(), None
+    """Segment a video; its failure, or that of the disk, is in the report."""
+    tally, begin, report = _Tally(), time.perf_counter(), VideoReport(name=task.name)
     try:
-        _segment_to_disk(predictor, task, options, tally, lambda frames, total: progress(frames, title, total))
+        folder.begin(task.name)
+        _segment_to_disk(predictor, task, options, tally, progress)
+        report = _report(task, options, tally, time.perf_counter() - begin)
+        folder.finish(report)
     except Exception as failure:
         error = f"{type(failure).__name__}: {failure}"
         expected = isinstance(failure, (ValueError, OSError))
         logger.error("%s failed after %d frames: %s", task.name, tally.frames, error, exc_info=not expected)
-    seconds = time.perf_counter() - begin
+        report = _report(task, options, tally, time.perf_counter() - begin, error)
+    return report
+
+
+def _report(
+    task: VideoTask, options: RunOptions, tally: _Tally, seconds: float, error: str | None = None
+) -> VideoReport:
     return VideoReport(
         name=task.name,
         **asdict(tally),
@@ -273,12 +371,22 @@ def _segment_to_disk(
         state = predictor.init_state(source)
         tally.size = source.height, source.width
         stop = None if options.max_frames is None else task.start + options.max_frames
-        frames = segment(predictor, state, plan, start=task.start, stop=stop, score_thresh=options.score_thresh)
+        frames = segment(
+            predictor,
+            state,
+            plan,
+            start=task.start,
+            stop=stop,
+            score_thresh=options.score_thresh,
+            allow_empty=options.allow_empty,
+        )
         with options.outputs.writer(task.name, plan, source.fps) as writer:
             for result in progress(frames, _length(source, task.start, stop)):
                 writer.write(result.frame, result.masks)
                 tally.frames += 1
                 tally.state_bytes = max(tally.state_bytes, state.memory_bytes())
+        if source.num_frames is not None and source.num_frames < (source.stated_length or 0):
+            tally.stated_frames = source.stated_length
 
 
 def _length(source: VideoSource, start: int, stop: int | None) -> int | None:
@@ -310,7 +418,20 @@ class _RunLog:
 
     def add(self, report: VideoReport) -> None:
         self.reports.append(report)
-        self.write()
+        self._write_if_possible()
+
+    def finish(self) -> None:
+        """The last time. That it cannot be written is an error of its own only where no video has failed."""
+        if any(report.error for report in self.reports):
+            self._write_if_possible(complete=True)
+        else:
+            self.write(complete=True)
+
+    def _write_if_possible(self, *, complete: bool = False) -> None:
+        try:
+            self.write(complete=complete)
+        except OSError as error:
+            logger.error("cannot write '%s': %s", self._path, error)
 
     def write(self, *, complete: bool = False) -> None:
         reports = self.reports

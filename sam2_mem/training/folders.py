@@ -132,7 +132,7 @@ class MaskletFrames(AnnotatedFrames):
         return read_image(path) if path.is_file() else self._decode(int(stem))
 
     def _decode(self, index: int) -> np.ndarray:
-        capture = cv2.VideoCapture(str(self._video))
+        capture = cv2.VideoCapture(str(self._video.absolute()))
         capture.set(cv2.CAP_PROP_POS_FRAMES, index)
         decoded, image = capture.read()
         capture.release()
@@ -237,11 +237,19 @@ class UnlabelledClips:
             raise ValueError(f"expected video files or folders of images in {root}, got none; give another folder")
         return sorted(files | folders)
 
+    @cached_property
+    def _lengths(self) -> dict[Path, int]:
+        """Numbers of frames, as far as they have been counted: a video file is decoded for it."""
+        return {}
+
     def sample(self, rng: np.random.Generator, spec: ClipSpec) -> Clip:
         """Frames of a random video, forwards or backwards; ids are empty."""
         for _ in range(ATTEMPTS):
-            with open_video(self.videos[int(rng.integers(len(self.videos)))], prefetch=0) as video:
-                length = video.count_frames()
+            path = self.videos[int(rng.integers(len(self.videos)))]
+            with open_video(path, prefetch=0) as video:
+                if path not in self._lengths:
+                    self._lengths[path] = video.count_frames()
+                length = self._lengths[path]
                 if length < spec.num_frames:
                     continue
                 times = choose_times(rng, length, spec)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from .resize import to_model_input
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +45,32 @@ class FrameLike(Protocol):
     def name(self) -> str: ...
 
 
+class PictureReader:
+    """`to_rgb` for the pictures of one video, with one warning if EXIF data say that they are to be shown turned."""
+
+    def __init__(self) -> None:
+        self._warned = False
+
+    def __call__(self, item: object, label: str) -> np.ndarray:
+        if not self._warned and isinstance(item, Image.Image) and _is_turned(item):
+            self._warned = True
+            logger.warning(
+                "%s has an EXIF orientation, which is not applied, as in SAM 2: the picture is read as it is stored, and may "
+                "lie on its side; turn it with PIL's ImageOps.exif_transpose where that is not wanted",
+                label,
+            )
+        return to_rgb(item, label)
+
+
+def _is_turned(image: Image.Image) -> bool:
+    return image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
+
+
 def to_rgb(item: object, label: str) -> np.ndarray:
     """Return `item` as an (H, W, 3) uint8 RGB array; `label` names the frame in error messages.
 
-    Takes a PIL image of any 8-bit mode, or an array or tensor (H, W, 3) or (3, H, W) that is uint8, or float in [0, 1].
+    Takes a PIL image of any 8-bit mode, or an array or tensor (H, W, 3) or (3, H, W) that is uint8, or float in [0, 1];
+    arrays of other libraries as well, if they can be made NumPy's.
     Arrays must be in RGB order: OpenCV's BGR cannot be told apart and has to be flipped by the caller.
     """
     if isinstance(item, Image.Image):
@@ -53,6 +78,10 @@ def to_rgb(item: object, label: str) -> np.ndarray:
     if isinstance(item, torch.Tensor):
         item = item.detach().cpu()
         item = (item.float() if item.dtype == torch.bfloat16 else item).numpy()
+    if hasattr(item, "asnumpy"):  # decord, MXNet
+        item = item.asnumpy()
+    elif hasattr(item, "__array__"):
+        item = np.asarray(item)
     if not isinstance(item, np.ndarray):
         raise ValueError(f"{label}: expected an (H, W, 3) array, a tensor or a PIL image, got {type(item).__name__}")
     return np.ascontiguousarray(_to_bytes(_channels_last(item, label), label))

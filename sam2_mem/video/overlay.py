@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from sam2_mem.files import atomic_path
+from sam2_mem.files import atomic_path, part_path
 
 from .frame import FrameLike
 from .palette import object_color
@@ -65,10 +65,11 @@ class OverlayWriter(MaskWriter):
             raise ValueError(f"expected a path ending in .mp4, got '{path}'")
         if not fps > 0 or not 0 <= alpha <= 1:
             raise ValueError(f"expected fps > 0 and alpha from 0 to 1, got fps={fps} and alpha={alpha}")
-        self._part = self._path.with_name(f".{self._path.stem}.part.mp4")
+        self._part = part_path(self._path, ".part.mp4")
         self._fps, self._alpha, self._contour, self._labels = fps, alpha, contour, labels
         self._codecs = tuple(codecs)
         self._video: cv2.VideoWriter | None = None
+        self._num_frames = 0
 
     def _write(self, frame: FrameLike, masks: dict[int, np.ndarray], image: np.ndarray | None) -> None:
         picture = draw_overlay(
@@ -79,11 +80,15 @@ class OverlayWriter(MaskWriter):
         if self._video is None:
             self._video = self._open_video(picture.shape[1], picture.shape[0])
         self._video.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        self._num_frames += 1
 
     def _open_video(self, width: int, height: int) -> cv2.VideoWriter:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         for codec in self._codecs:
-            video = cv2.VideoWriter(str(self._part), cv2.VideoWriter.fourcc(*codec), self._fps, (width, height))
+            # An absolute path: a colon in a relative one would make it an address.
+            video = cv2.VideoWriter(
+                str(self._part.absolute()), cv2.VideoWriter.fourcc(*codec), self._fps, (width, height)
+            )
             if video.isOpened():
                 return video
             video.release()
@@ -98,12 +103,25 @@ class OverlayWriter(MaskWriter):
             logger.warning("no frame was written; '%s' is not made", self._path)
             return
         self._video.release()
+        if (count := _stated_length(self._part)) != self._num_frames:
+            self._part.unlink(missing_ok=True)
+            raise OSError(
+                f"cannot write '{self._path}': the file has {count} of {self._num_frames} frames; is the disk full?"
+            )
         os.replace(self._part, self._path)
 
     def _discard(self) -> None:
         if self._video is not None:
             self._video.release()
         self._part.unlink(missing_ok=True)
+
+
+def _stated_length(path: Path) -> int:
+    """Frames of a video file, 0 if it cannot be read: OpenCV does not tell when writing fails."""
+    video = cv2.VideoCapture(str(path.absolute()))
+    count = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) if video.isOpened() and video.grab() else 0
+    video.release()
+    return count
 
 
 class ContactSheetWriter(MaskWriter):

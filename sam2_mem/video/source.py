@@ -73,6 +73,9 @@ class VideoSource(ABC):
             none.
     """
 
+    stated_length: int | None = None
+    """Number of frames that a file claims to have, which is not trusted."""
+
     _length_advice = "it is known only when the stream has ended"
 
     def __init__(self, *, prefetch: int = 2, cache: int = 4) -> None:

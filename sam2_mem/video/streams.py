@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from abc import abstractmethod
 from collections.abc import Iterable
@@ -11,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .frame import Frame, to_rgb
+from .frame import Frame, PictureReader
 from .source import FrameRangeError, Frames, VideoSource
 
 logger = logging.getLogger(__name__)
@@ -128,24 +129,29 @@ class IteratorSource(_StreamSource):
     def __init__(self, images: Iterable[Any], *, cache: int = 4) -> None:
         super().__init__(cache=cache)
         self._images = iter(images)
+        self._to_rgb = PictureReader()
 
     def _pull(self) -> np.ndarray | None:
         for item in self._images:
-            return np.array(to_rgb(item, f"frame {self._position}"))
+            return np.array(self._to_rgb(item, f"frame {self._position}"))
         return None
 
 
 class CameraSource(_StreamSource):
-    """A camera, by its OpenCV index."""
+    """A camera by its OpenCV index, or a stream by its address."""
 
-    def __init__(self, index: int, *, cache: int = 4) -> None:
+    def __init__(self, index: int | str, *, cache: int = 4) -> None:
         super().__init__(cache=cache)
-        capture = cv2.VideoCapture(index) if index >= 0 else None
+        self._label = f"'{_without_password(index)}'" if isinstance(index, str) else f"camera {index}"
+        capture = cv2.VideoCapture(index) if isinstance(index, str) or index >= 0 else None
         if capture is None or not capture.isOpened():
-            raise ValueError(
-                f"cannot open camera {index}: expected the index of a connected camera (0 is the first); "
-                "check that it is plugged in, permitted, and not in use by another program"
+            advice = (
+                "expected the address of a stream that OpenCV can read; check it in a player, and that the host can be reached"
+                if isinstance(index, str)
+                else "expected the index of a connected camera (0 is the first); check that it is plugged in, permitted, and "
+                "not in use by another program"
             )
+            raise ValueError(f"cannot open {self._label}: {advice}")
         self._capture = capture
 
     @property
@@ -159,6 +165,10 @@ class CameraSource(_StreamSource):
     def _pull(self) -> np.ndarray | None:
         ok, bgr = self._capture.read()
         if not ok:
-            logger.warning("the camera stopped after %d frames", self._position)
+            logger.warning("%s stopped after %d frames", self._label, self._position)
             return None
         return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def _without_password(address: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", address)

@@ -794,6 +794,7 @@ FLAGS = [
     "--max_frames",
     "--output",
     "--ignore_ids",
+    "--allow_empty_prompts",
     "--dataset",
     "--root",
     "--split",

@@ -10,6 +10,7 @@ import os
 import random
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,10 +36,10 @@ from sam2_mem.config import compose
 from sam2_mem.evaluation import charts
 from sam2_mem.evaluation.benchmark.measured_pass import MemoryCounter, PassCost, Stopwatch, measured_pass
 from sam2_mem.evaluation.benchmark.policy_costs import BenchmarkClip, Setting, count_memory
-from sam2_mem.evaluation.comparison.jobs import Plan, PolicyEntry, Result, ResultFolder
+from sam2_mem.evaluation.comparison.jobs import Job, Plan, PolicyEntry, Result, ResultFolder
 from sam2_mem.evaluation.comparison.report import BINS, breakdowns, over_time, write_report
 from sam2_mem.evaluation.comparison.runner import run_plan
-from sam2_mem.evaluation.comparison.statistics import bootstrap, object_values, policy_row, read_comparison
+from sam2_mem.evaluation.comparison.statistics import bootstrap, object_values, policy_row, policy_rows, read_comparison
 from sam2_mem.evaluation.comparison.videos import ComparisonVideo, comparison_videos, groups_of_videos
 from sam2_mem.evaluation.datasets import open_dataset
 from sam2_mem.evaluation.packed_masks import PackedMasks
@@ -379,6 +380,41 @@ def test_videos_can_be_cut_short(tmp_path: Path) -> None:
 # -- failures -------------------------------------------------------------------------------------------------------
 
 
+def test_an_incomplete_comparison_says_so_first_and_mixes_no_means(
+    done: ResultFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(done.root, tmp_path / "run")
+    folder = ResultFolder(tmp_path / "run")
+    assert main(["--out", str(folder.root), "--report"]) == 0 and "INCOMPLETE" not in report_of(folder)
+    whole = read_comparison(folder)
+    gone = next(r for r in whole.results if r.policy == "keyframe" and len(r.objects) > 1)
+    folder.path(Job(policy=gone.policy, data=gone.data, video=gone.video, seed=gone.seed)).unlink()
+    assert main(["--out", str(folder.root), "--report"]) == 1
+    assert "it is not complete" in capsys.readouterr().out
+    rest = [r for r in whole.results if r.video != gone.video]
+    total = sum(len(r.objects) for r in whole.results if r.policy == "fifo")
+    common = total - len(gone.objects)
+    report = report_of(folder)
+    assert (
+        report.index("INCOMPLETE: 0 runs failed, 1 are missing")
+        < report.index("Scores over the")
+        < report.index("MISSING")
+    )
+    assert f"Scores over the {common} objects that every policy has:" in report
+    assert f"| keyframe (!) | {common} of {total} |" in report and f"| fifo | {total} |" in report
+    rows = {row.policy: row for row in policy_rows(read_comparison(folder))}
+    for policy in ("fifo", "keyframe"):
+        column = next(iter(rows[policy].figures))
+        values = object_values([r for r in rest if r.policy == policy], column).values()
+        assert rows[policy].figures[column] == pytest.approx(np.mean(list(values))) and rows[policy].compared == common
+    of_all = np.mean(list(object_values([r for r in whole.results if r.policy == "fifo"], column).values()))
+    assert rows["fifo"].figures[column] != pytest.approx(of_all), "the control: the mean over all objects is another"
+
+
+def report_of(folder: ResultFolder) -> str:
+    return (folder.root / "report" / "report.md").read_text()
+
+
 @pytest.mark.full
 def test_a_failing_policy_and_a_failing_video_are_recorded_and_tried_again(tmp_path: Path) -> None:
     def broken() -> SAM2VideoPredictor:
@@ -400,7 +436,7 @@ def test_a_failing_policy_and_a_failing_video_are_recorded_and_tried_again(tmp_p
     assert errors["splitting_1", "fifo"] == "FileNotFoundError: where is it?"
     report = (tmp_path / "report" / "report.md").read_text()
     assert "FAILED: bad on synthetic:dev-v1 late_1, seed 0: RuntimeError: no such thing" in report
-    assert "| fifo (!) | 5 |" in report and "| bad (!) | 0 | - |" in report
+    assert "| fifo (!) | 5 |" in report and "| bad (!) | 0 of 5 | - |" in report
     mended = small_plan(entries=(entry("fifo"), entry("bad", "fifo"), entry("keyframe")), videos=videos)
     assert all(r.error is None for r in run_plan(mended, folder))
 

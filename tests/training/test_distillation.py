@@ -33,6 +33,7 @@ from sam2_mem.training.prompts import PromptMix
 from sam2_mem.training.rollout import Rollout, RolloutSettings
 from sam2_mem.training.trainer import BEST, CHECKPOINT, Trainer
 from sam2_mem.training.validation import NetworkMethod, held_out, run_method, summarise
+from sam2_mem.video.stored import FileSource
 
 DISTILLER = "memory_encoder.distiller."
 MEASURED = 0.04  # of J; .779 and .859 were measured
@@ -294,6 +295,15 @@ def test_unlabelled_videos_are_found_and_sampled(videos: Path, tmp_path: Path) -
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="expected video files or folders of images"):
         UnlabelledClips(root=str(tmp_path / "empty")).videos  # noqa: B018
+
+
+def test_a_video_file_is_counted_once(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, counted, real = UnlabelledClips(root=str(videos)), [], FileSource.count_frames
+    monkeypatch.setattr(FileSource, "count_frames", lambda self: counted.append(self) or real(self))
+    clips = [source.sample(np.random.default_rng(seed), SPEC).frames for seed in range(8)]
+    assert len(counted) == 1
+    fresh = [UnlabelledClips(root=str(videos)).sample(np.random.default_rng(seed), SPEC).frames for seed in range(8)]
+    assert len(counted) > 2 and all(np.array_equal(a, b) for a, b in zip(clips, fresh))
 
 
 def test_the_teacher_finds_something_to_follow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -346,7 +346,9 @@ def test_arrays_and_tensors_give_the_same_frames():
         (np.zeros((2, 0, 64, 3), np.uint8), "at least one pixel"),
         (np.zeros((0, 48, 64, 3), np.uint8), "at least one frame"),
         ([], "at least one frame"),
-        (["a.jpg", "b.jpg"], "got str"),
+        (["a.jpg", "b.jpg"], r"cannot read 'a\.jpg': expected a picture, got no such file"),
+        ([Path("a.jpg"), make_image(0)], "a list of picture files only, got ndarray among them"),
+        ({1, 2}, "got set"),
         ({"a": 1}, "got dict"),
         (None, "got NoneType"),
         (True, "got bool"),
@@ -549,8 +551,8 @@ def test_prefetch_thread_ends(clip, end):
 def test_prefetch_overlaps_and_stops_at_its_depth(tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "video", [f"{i}.png" for i in range(12)])
     decoded = []
-    real = stored._read_image
-    monkeypatch.setattr(stored, "_read_image", lambda path, index: decoded.append(index) or real(path, index))
+    real = stored.FolderSource._fetch
+    monkeypatch.setattr(stored.FolderSource, "_fetch", lambda self, index: decoded.append(index) or real(self, index))
     for depth in (0, 3):
         decoded.clear()
         frames = iter(open_video(folder, prefetch=depth))

@@ -175,7 +175,7 @@ def warm_up(predictor: SAM2VideoPredictor, source: VideoSource, plan: PromptPlan
     """Track the first frames for nothing."""
     first = min(plan.at, default=0)
     state = predictor.init_state(PausingSource(source, Stopwatch(), lambda index: None))
-    with closing(segment(predictor, state, plan, start=first)) as frames:
+    with closing(segment(predictor, state, plan, start=first, allow_empty=True)) as frames:
         for _ in islice(frames, WARM_UP):
             pass
 
@@ -197,7 +197,7 @@ def measured_pass(
     predictor.policy = counter.counting_policy()
     try:
         state = predictor.init_state(source)
-        count = _drive(segment(predictor, state, plan, stop=max_frames), stopwatch, store)
+        count = _drive(segment(predictor, state, plan, stop=max_frames, allow_empty=True), stopwatch, store)
     finally:
         predictor.policy = policy
     return PassCost(

@@ -73,15 +73,19 @@ def score_table(comparison: PairedComparison, rows: Sequence[PolicyRow]) -> Tabl
     """Means in percent, and the difference to the baseline in points. Recall has room in the CSV only."""
     names = [name for name in rows[0].figures if not name.endswith("-recall")]
     head = ["policy", "objects", *names, f"{names[0]} - {comparison.baseline}", "95 %"]
-    lines = []
+    most, compared = max(row.objects for row in rows), max(row.compared for row in rows)
+    title = "Scores" if compared == most else f"Scores over the {compared} objects that every policy has"
+    lines: list[list[str]] = []
     for row in rows:
         figures, difference = [_percent(row.figures[name]) for name in names], row.difference
         paired = "" if difference.num_values == row.objects else f" ({difference.num_values})"
         cells = [f"{_signed(difference.mean)}{paired}", f"{_signed(difference.low)} to {_signed(difference.high)}"]
         if row.policy == comparison.baseline or not difference.num_values:
             cells = ["", ""]
-        lines.append([row.policy + (" (!)" if row.failed else ""), str(row.objects), *figures, *cells])
-    return Table("Scores", head, lines)
+        incomplete = row.objects < most or row.failed
+        objects = f"{row.objects} of {most}" if row.objects < most else str(row.objects)
+        lines.append([row.policy + (" (!)" if incomplete else ""), objects, *figures, *cells])
+    return Table(title, head, lines)
 
 
 def object_table(comparison: PairedComparison, data: str) -> Table:
@@ -127,10 +131,10 @@ def _plain(value: float, digits: int = 0) -> str:
 def summary_csv(rows: Sequence[PolicyRow]) -> str:
     """One line for each policy and group, in [0, 1], bytes and counts; empty for what is not defined."""
     names = list(dict.fromkeys(name for row in rows for name in row.figures))
-    head = ["data", "policy", "objects", "failed", *names, "difference", "low", "high", "paired_objects"]
+    head = ["data", "policy", "objects", "compared", "failed", *names, "difference", "low", "high", "paired_objects"]
     lines = [
         [
-            *(row.group, row.policy, row.objects, row.failed),
+            *(row.group, row.policy, row.objects, row.compared, row.failed),
             *(_cell(row.figures.get(name, math.nan)) for name in names),
             *map(_cell, row.difference),
             *(_cell(getattr(row, name)) for name in (*COSTS, *MACHINE_COSTS)),
@@ -236,8 +240,9 @@ def _charts(comparison: PairedComparison, rows: Sequence[PolicyRow], data: str) 
 # -- the report -----------------------------------------------------------------------------------------------------
 
 
-def write_report(folder: ResultFolder) -> None:
-    """``results.jsonl``; in ``report/``: ``index.html``, ``report.md``, ``summary.csv``, ``objects.csv``, charts."""
+def write_report(folder: ResultFolder) -> bool:
+    """``results.jsonl``; in ``report/``: ``index.html``, ``report.md``, ``summary.csv``, ``objects.csv``, charts. Whether the
+    comparison is complete."""
     comparison = read_comparison(folder)
     write_line(folder.root / "results.jsonl", "\n".join(result.line() for result in comparison.results))
     rows, report = policy_rows(comparison), folder.root / "report"
@@ -260,6 +265,7 @@ def write_report(folder: ResultFolder) -> None:
     parts += [f"![{title}]({file})" for title, file in drawn]
     parts += ["## Remarks", _bullets(remarks)] if remarks else []
     write_line(report / "report.md", "\n\n".join(parts))
+    return comparison.complete
 
 
 def _bullets(lines: Sequence[str]) -> str:
@@ -268,7 +274,7 @@ def _bullets(lines: Sequence[str]) -> str:
 
 def _about(comparison: PairedComparison) -> list[str]:
     run = comparison.run
-    lines = [f"Network: {run['common'].get('config')}, weights {run['common'].get('weights')}"]
+    lines = [*_gaps(comparison), f"Network: {run['common'].get('config')}, weights {run['common'].get('weights')}"]
     lines.append(f"Data: {', '.join(comparison.data)}; {len(run['videos'])} videos; seeds {_listed(run['seeds'])}")
     machines = [result.machine for result in comparison.results if result.machine]
     lines.append(f"Machines: {_listed(sorted({machine['device'] for machine in machines})) or 'none'}")
@@ -287,8 +293,16 @@ def _listed(values: Sequence[object]) -> str:
     return "; ".join(map(str, values))
 
 
+def _gaps(comparison: PairedComparison) -> list[str]:
+    """That a comparison is not complete, which is to be read before its numbers."""
+    if comparison.complete:
+        return []
+    counts = f"{len(comparison.failed)} runs failed, {len(comparison.missing)} are missing"
+    return [f"INCOMPLETE: {counts}; means are over the objects that every policy has. The remarks at the end name them"]
+
+
 def _remarks(comparison: PairedComparison) -> list[str]:
-    """What keeps the report from being complete, and the notes of the protocols."""
+    """What keeps the report from being complete, one by one, and the notes of the protocols."""
     lines = [f"FAILED: {r.policy} on {r.data} {r.video}, seed {r.seed}: {r.error}" for r in comparison.failed]
     lines += [f"MISSING: {job.policy} on {job.data} {job.video}, seed {job.seed}" for job in comparison.missing]
     notes = {(r.data, r.video, note) for r in comparison.results for note in r.notes}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -95,6 +95,17 @@ class PairedComparison:
     def failed(self) -> list[Result]:
         return [result for result in self.results if result.error is not None]
 
+    @property
+    def complete(self) -> bool:
+        """Whether every policy has a result of every video and seed."""
+        return not self.missing and not self.failed
+
+    def compared_objects(self, group: str) -> set[ObjectKey]:
+        """The objects over which means are taken: those that every policy has, policies without any left out."""
+        headline = self.headline(group)
+        keys = [set(object_values(self.of(policy, group), headline)) for policy in self.policies]
+        return set.intersection(*filter(None, keys)) if any(keys) else set()
+
 
 def read_comparison(folder: ResultFolder) -> PairedComparison:
     run = json.loads((folder.root / "run.json").read_text(encoding="utf-8"))
@@ -132,6 +143,7 @@ def group_means(results: Iterable[Result], column: str, group_of: Mapping[str, s
 class PolicyRow:
     """One policy on one group of videos.
 
+    ``objects`` it has; ``compared``: over how many of them its means are taken, those that every policy has.
     ``figures``: means over objects by the protocol's columns. ``difference``: of the headline to the baseline, over the
     objects that both have. ``state_bytes``: the most of any frame; ``tokens_held``, ``tokens_read``, ``pointers_read``:
     per object, means over frames. ``frames_per_second``, ``peak_bytes``, ``growth_bytes``: of this machine.
@@ -140,6 +152,7 @@ class PolicyRow:
     group: str
     policy: str
     objects: int
+    compared: int
     failed: int
     figures: Mapping[str, float]
     difference: Interval
@@ -157,14 +170,16 @@ def policy_row(comparison: PairedComparison, group: str, policy: str) -> PolicyR
     columns = (headline,) if group == EVERYTHING else comparison.columns(group)
     values = object_values(results, headline)
     baseline = object_values(comparison.of(comparison.baseline, group), headline)
+    compared = values.keys() if comparison.complete else comparison.compared_objects(group)
     machines = [result.machine for result in results if result.machine]
     seconds = sum(machine["seconds"] for machine in machines)
     return PolicyRow(
         group=group,
         policy=policy,
         objects=len(values),
+        compared=len(values.keys() & compared),
         failed=len(comparison.of(policy, group, failed=True)),
-        figures={name: _mean(object_values(results, name).values()) for name in columns},
+        figures={name: _mean(_figures(results, name, None if comparison.complete else compared)) for name in columns},
         difference=bootstrap([values[key] - baseline[key] for key in values if key in baseline]),
         state_bytes=max((max(result.state_bytes, default=0) for result in results), default=0),
         tokens_held=_mean(v for result in results for v in result.tokens_held),
@@ -174,6 +189,11 @@ def policy_row(comparison: PairedComparison, group: str, policy: str) -> PolicyR
         peak_bytes=max((m["peak_bytes"] for m in machines if m["peak_bytes"] is not None), default=math.nan),
         growth_bytes=max((m["growth_bytes"] for m in machines if m["growth_bytes"] is not None), default=math.nan),
     )
+
+
+def _figures(results: Sequence[Result], name: str, compared: Collection[ObjectKey] | None) -> list[float]:
+    """Of every object, or of those that are compared."""
+    return [value for key, value in object_values(results, name).items() if compared is None or key in compared]
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -103,7 +103,7 @@ def record_video(
     pictures: dict[int, np.ndarray] = {}
     masks: dict[int, dict[int, np.ndarray]] = {i: {} for i in plan.obj_ids}
     scores: dict[tuple[int, int], ObjectScore] = {}
-    for output in segment(predictor, state, plan, stop=stop):
+    for output in segment(predictor, state, plan, stop=stop, allow_empty=True):
         index = output.frame.index
         pictures[index] = small_picture(output.frame.image, width)
         for obj_id, mask in output.masks.items():
