@@ -73,10 +73,16 @@ def inner_weight(region: Tensor) -> Tensor:
     area = region.flatten(1).sum(1)
     depth, grown = region.clone(), region
     for kernel in (3, 5, 9, 17, 33):
-        grown = F.avg_pool2d(grown.unsqueeze(1), kernel, 1, kernel // 2)[:, 0]
+        grown = _box_mean(grown, kernel)
         reach = (area > kernel * kernel).float()[:, None, None]
         depth = depth * (reach * grown + (1 - reach))
     return depth * region
+
+
+def _box_mean(maps: Tensor, kernel: int) -> Tensor:
+    """Mean over a square, with zeros beyond the border: over columns, then over rows."""
+    columns = F.avg_pool2d(maps.unsqueeze(1), (kernel, 1), 1, (kernel // 2, 0))
+    return F.avg_pool2d(columns, (1, kernel), 1, (0, kernel // 2))[:, 0]
 
 
 def first_points(truth: Tensor) -> tuple[Tensor, Tensor]:

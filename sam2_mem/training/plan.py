@@ -97,7 +97,8 @@ class TrainingPlan:
         seed: of everything.
         save_every: steps, or seconds where these are limited.
         log_every: steps.
-        amp: bfloat16 autocast on CUDA.
+        amp: bfloat16 autocast on CUDA; of a ``JointRollout`` for the trunk alone.
+        half_trunk: the same for the trunk on a processor, which pays where it multiplies in bfloat16.
         validation: what to choose weights by.
         distillation: learn from a teacher, in place of from labels alone.
     """
@@ -111,6 +112,7 @@ class TrainingPlan:
     save_every: int = 250
     log_every: int = 25
     amp: bool = True
+    half_trunk: bool = False
     validation: Validation = Validation()
     distillation: Distillation | None = None
 

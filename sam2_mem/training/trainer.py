@@ -239,7 +239,7 @@ class Trainer:
         if isinstance(settings, JointRollout):
             if stage.clip_spec.size != model.image_size:
                 set_image_size(model, stage.clip_spec.size)
-            half = self.plan.amp and model.device.type == "cuda"
+            half = self.plan.amp if model.device.type == "cuda" else self.plan.half_trunk
             yield joint_loss(model, batch, settings, stage.prompts, head=self.head, rng=rngs[0], half_trunk=half)
             return
         if self.teacher is not None and distillation is not None:

@@ -56,7 +56,7 @@ class PaddedConv(nn.Conv2d):
         else:
             padding = (down // 2, across // 2)
         x = F.conv2d(x, self.weight, self.bias, self.stride, padding, 1, self.groups)
-        return F.relu6(x) if self.active else x
+        return F.relu6(x, inplace=True) if self.active else x
 
 
 class InvertedResidual(nn.Module):
@@ -112,7 +112,7 @@ class EfficientNetLite0(nn.Module):
                 f"expected an image whose height and width are multiples of 16, got {tuple(images.shape[-2:])}; "
                 "resize or pad it"
             )
-        _, fine, middle, *coarse = self.stages(images * self._scale + self._shift)
+        _, fine, middle, *coarse = self.stages(torch.addcmul(self._shift, images, self._scale))
         cells = F.pixel_unshuffle(middle.contiguous(), 2)
         return [fine.contiguous(), middle.contiguous(), torch.cat([*coarse, cells], 1).contiguous()]
 
