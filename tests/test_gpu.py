@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend
 
 from sam2_mem.build_sam import build_policy, build_sam2, build_sam2_video_predictor
 from sam2_mem.config import policy_names
+from sam2_mem.model.acceleration.cuda_graphs import cuda_graphs
 from sam2_mem.model.attention_operators import Exact, Memory, Packed
 from sam2_mem.model.rope import rotation_at
 from sam2_mem.model.rotary_attention import RotaryAttention
@@ -210,10 +211,17 @@ def test_optimized_memory_is_flat(clip: Clip) -> None:
     assert sizes[-1] <= sizes[-2] + 2**16, sizes
 
 
-@pytest.mark.parametrize("fast", [False, True], ids=["as is", "optimized"])
-def test_one_wait_a_frame(fast: bool, clip: Clip) -> None:
+WAITING_ONCE = ["fifo", "sam2long", "samurai", "dam4sam", "rmem", "xmem"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "fast"),
+    [*((policy, False) for policy in WAITING_ONCE), ("fifo", True)],
+    ids=[*WAITING_ONCE, "optimized"],
+)
+def test_one_wait_a_frame(policy: str, fast: bool, clip: Clip) -> None:
     """The host waits for the device once a frame, for the scores; and where masks are fetched."""
-    predictor = optimized() if fast else nano(DEVICE)
+    predictor = optimized(policy) if fast else nano(DEVICE, policy)
     if DEVICE == "cpu":
         pytest.skip("nothing to wait for")
     _, first = first_masks(clip)
@@ -231,6 +239,30 @@ def test_one_wait_a_frame(fast: bool, clip: Clip) -> None:
             torch.cuda.set_sync_debug_mode("default")
     said = [str(w.message) for w in waits if "synchroniz" in str(w.message)]
     assert len(said) == 1, said
+
+
+@torch.inference_mode()
+def test_after_a_refused_recording_work_goes_on() -> None:
+    """On the stream of before, and what is refused does not spoil the next recording."""
+    if DEVICE == "cpu":
+        pytest.skip("tests/test_simulated_cuda.py does this without a device")
+    x = torch.ones(3, device=DEVICE)
+    before, record = torch.cuda.current_stream(x.device), cuda_graphs(x.device)
+    with pytest.raises(RuntimeError):
+        record(lambda: x if x.sum().item() else -x)
+    assert torch.cuda.current_stream(x.device) == before
+    assert (x + 1).tolist() == [2, 2, 2]
+    replay, out = record(lambda: 2 * x)
+    x.fill_(5)
+    replay()
+    assert out.tolist() == [10, 10, 10]
+
+
+def test_optimized_on_a_device_that_is_not_the_current_one(clip: Clip) -> None:
+    if DEVICE == "cpu" or torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices; tests/test_simulated_cuda.py does this without one")
+    other = build_sam2_video_predictor("nano", device="cuda:1", vos_optimized=True)
+    assert iou(track(other, clip), track(optimized(), clip)) > SAME
 
 
 def test_the_kernel_is_chosen_by_measurement(clip: Clip) -> None:

@@ -1,0 +1,594 @@
+"""A CUDA device made of the CPU: real numbers in tensors that say they live on "cuda:0".
+
+    with SimulatedCuda() as cuda:
+        model.to("cuda")(x.to("cuda")).sum().item()
+    print(cuda.report())
+
+As a CUDA device does, it refuses operators whose tensors are on different devices (but for one number of the CPU in a
+pointwise operator) and products of integers, and runs what torch has for CUDA above its kernels: composite operators and the
+lists of autocast. It counts kernels, transfers and waits of the host for the device, with the Python stack of each;
+``torch.cuda.set_sync_debug_mode`` is obeyed. Recorded graphs run no Python when replayed, write where the recording wrote,
+leave NaN in memory that no tensor holds, and lack what ran on another device than the current one; a wait while
+recording is refused. Of attention it notes which fused kernels of compute capability 9.0 take the arguments.
+
+Not simulated: the order of streams, so races go unseen; rounding, speed and limits of kernels. Tensors of the device can be
+made on the thread that entered only.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from types import SimpleNamespace
+from typing import Any, ClassVar, NamedTuple
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+WAITING = {
+    "_local_scalar_dense",
+    "bincount",
+    "equal",
+    "masked_select",
+    "nonzero",
+    "_unique2",
+    "unique_consecutive",
+    "unique_dim",
+}
+"""Operators whose result depends on values in a way that the host has to wait for."""
+PRODUCTS = {"addbmm", "addmm", "addmv", "baddbmm", "bmm", "dot", "mm", "mv"}
+INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
+TAKES_NUMBER = {"fill", "fill_", "masked_fill", "masked_fill_", "where"} | INDEXING
+"""Operators that take one number of the CPU beside tensors of the device, as pointwise ones do."""
+OUTSIDE = ("/simulated_cuda", "/torch/", "contextlib", "<string>")
+
+
+class Event(NamedTuple):
+    """What crossed between host and device, or held up the host.
+
+    Attributes:
+        kind: "sync", "h2d", "d2h", "pin", "math" (attention without a fused kernel) or "hazard".
+        op: the operator.
+        waits: whether the host waited.
+        bytes: moved.
+        stack: where from, innermost first, without torch.
+    """
+
+    kind: str
+    op: str
+    waits: bool
+    bytes: int
+    stack: tuple[str, ...]
+
+
+class CudaTensor(torch.Tensor):
+    """A tensor of the simulated device; ``host`` holds its numbers."""
+
+    host: Tensor
+
+    @staticmethod
+    def __new__(cls, host: Tensor, device: torch.device) -> CudaTensor:
+        layout = {"strides": host.stride(), "storage_offset": host.storage_offset(), "dtype": host.dtype}
+        with torch.inference_mode(host.is_inference()):
+            wrapper = Tensor._make_wrapper_subclass(cls, host.shape, device=device, **layout)
+        wrapper.host = host
+        alive, key = SimulatedCuda.alive, id(wrapper)
+        alive[key] = weakref.ref(wrapper, lambda _: alive.pop(key, None))
+        return wrapper
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            return REPLACED.get(func, func)(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return SimulatedCuda.active[-1].run(func, args, kwargs or {})
+
+    def __deepcopy__(self, memo: dict) -> CudaTensor:
+        copied = CudaTensor(self.host.detach().clone(), self.device).requires_grad_(self.requires_grad)
+        copied._is_param = getattr(self, "_is_param", False)
+        return memo.setdefault(id(self), copied)
+
+
+class SimulatedCuda:
+    """While entered, there are ``devices`` CUDA devices.
+
+    Attributes:
+        events: what crossed or waited, in order.
+        launches: kernels by operator; views are none, a replayed graph is one.
+        attention: calls by dtype, widths, dtype of the mask and usable kernels.
+        stream: the current stream.
+    """
+
+    active: ClassVar[list[SimulatedCuda]] = []
+    alive: ClassVar[dict[int, Any]] = {}
+
+    def __init__(self, devices: int = 1) -> None:
+        self.devices, self.device, self.debug = devices, 0, 0
+        self.tape: list[tuple] | None = None
+        self.events: list[Event] = []
+        self.launches: Counter[str] = Counter()
+        self.attention: Counter[tuple] = Counter()
+
+    def __enter__(self) -> SimulatedCuda:
+        getattr(torch._C, "_ensureCUDADeviceGuardSet", int)()
+        self.active.append(self)
+        self.stream = self.default_stream = Handle()
+        self._undo = ExitStack()
+        self._undo.callback(self.active.pop)
+        for owner, names in replacements(self).items():
+            self._undo.enter_context(mock.patch.multiple(owner, **names))
+        self._undo.enter_context(_Calls())
+        self._undo.enter_context(_Operators())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._undo.close()
+
+    @property
+    def waits(self) -> list[Event]:
+        return [event for event in self.events if event.waits]
+
+    @property
+    def transfers(self) -> list[Event]:
+        """From the host to the device."""
+        return [event for event in self.events if event.kind == "h2d"]
+
+    def clear(self) -> None:
+        """Forget what was counted."""
+        self.events.clear()
+        self.launches.clear()
+        self.attention.clear()
+
+    def report(self, depth: int = 3) -> str:
+        """Events by place, the most frequent first."""
+        places = Counter(f"{e.kind} {e.op}{', waits' * e.waits}: {' < '.join(e.stack[:depth])}" for e in self.events)
+        return "\n".join(f"{n:5d} x {place}" for place, n in places.most_common())
+
+    def note(self, kind: str, op: str, waits: bool = False, size: int = 0) -> None:
+        stack = _stack()
+        self.events.append(Event(kind, op, waits, size, stack))
+        if waits and self.tape is not None:
+            raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({op} at {stack[:1]})")
+        if waits and self.debug and op != "synchronize":
+            if self.debug > 1:
+                raise RuntimeError(f"called a synchronizing CUDA operation: {op}")
+            warnings.warn(f"called a synchronizing CUDA operation: {op} at {stack[:2]}", stacklevel=2)
+
+    def run(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        """One operator of torch."""
+        mine = list(parts_of(CudaTensor, (args, kwargs)))
+        asked = [x for x in parts_of(torch.device, (args, kwargs)) if x.type == "cuda"]
+        if not mine and not asked:
+            return func(*args, **kwargs)
+        if _is_composite(func):
+            with _Operators():
+                return func.decompose(*args, **kwargs)
+        name, places = func._schema.name.removeprefix("aten::"), asked or [x.device for x in mine]
+        device = torch.device(kwargs.get("device") or places[0])
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", self.device)
+        if name in ("copy_", "_to_copy"):
+            source, device = (args[1], args[0].device) if name == "copy_" else (args[0], device)
+            self._cross(name, source, device, kwargs.get("non_blocking", args[2] if len(args) > 2 else False))
+        else:
+            self._check(func, name, args, list(parts_of(Tensor, (args, kwargs))), mine)
+        if name in WAITING or (name == "repeat_interleave" and kwargs.get("output_size") is None):
+            self.note("sync", name, True)
+        here = {"device": torch.device("cpu"), "pin_memory": False, "generator": None}
+        kwargs = {key: here.get(key, value) if value is not None else None for key, value in kwargs.items()}
+        return self.kernel(func, name, args, kwargs, device, is_view=func.is_view)
+
+    def kernel(
+        self, func: Callable, name: str, args: tuple, kwargs: dict, device: torch.device, *, is_view: bool = False
+    ) -> Any:
+        """``func`` of the numbers; its results are on ``device``."""
+        own = {id(x.host): x for x in parts_of(CudaTensor, (args, kwargs))}
+        func = ONLY_CUDA.get(name, func)
+        args, kwargs = changed(CudaTensor, lambda x: x.host, (args, kwargs))
+        out = func(*args, **kwargs)
+        if device.type != "cuda":
+            return out
+        if not is_view:
+            self.launches[name] += 1
+            if self.tape is not None and device.index == self.device:
+                self.tape.append((func, args, kwargs, out))
+        return changed(Tensor, lambda x: own[id(x)] if id(x) in own else CudaTensor(x, device), out)
+
+    def _cross(self, op: str, source: Tensor, target: torch.device, non_blocking: bool) -> None:
+        size, is_there = source.numel() * source.element_size(), isinstance(source, CudaTensor)
+        if not is_there and target.type == "cuda":
+            pageable = "" if getattr(source, "pinned", False) else ", pageable"
+            self.note("h2d", op + pageable, not non_blocking, size)
+            if self.tape is not None:
+                self.note("hazard", "copy from the host while recording: replays read that memory again")
+        if is_there and target.type == "cpu":
+            self.note("d2h", op, not non_blocking, size)
+            if non_blocking:
+                self.note("hazard", "copy to the host without waiting: may be read before it arrives")
+
+    def _check(self, func: Any, name: str, args: tuple, tensors: list[Tensor], mine: list[CudaTensor]) -> None:
+        """RuntimeError where devices are mixed; notes waits that depend on the arguments."""
+        hosts = [x for x in tensors if not isinstance(x, CudaTensor)]
+        if name in INDEXING and isinstance(args[0], CudaTensor):
+            for index in parts_of(Tensor, args[1]):
+                if not isinstance(index, CudaTensor):
+                    size = index.numel() * index.element_size()
+                    self.note("h2d", f"{name} by numbers of the host", True, size)
+                    hosts = [x for x in hosts if x is not index]
+                elif index.dtype in (torch.bool, torch.uint8):
+                    self.note("sync", f"{name} by a mask", True)
+        if name in ("masked_fill", "masked_fill_") and isinstance(args[2], CudaTensor):
+            self.note("sync", "masked_fill by a value on the device", True)
+        if name in PRODUCTS and mine and not (mine[0].is_floating_point() or mine[0].is_complex()):
+            raise NotImplementedError(f'"{name}_cuda" not implemented for {mine[0].dtype}')
+        takes_none = name.startswith(("_fused_", "_foreach_"))
+        if len({x.device for x in mine}) < 2 and (not hosts or not mine or takes_none):
+            return
+        takes_number = torch.Tag.pointwise in func.tags or name in TAKES_NUMBER
+        is_number = len(hosts) == 1 and hosts[0].ndim == 0 and takes_number
+        if not is_number or (args[0] is hosts[0] and func._schema.is_mutable):
+            places = [(tuple(x.shape), str(x.device)) for x in tensors]
+            raise RuntimeError(f"Expected all tensors to be on the same device, but got {places} in {func}")
+        if name == "where":
+            self.note("h2d", "where with a number of the host", True, 8)
+
+
+class _Operators(TorchDispatchMode):
+    """Shows operators that have no tensor of the device among their arguments yet."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return SimulatedCuda.active[-1].run(func, args, kwargs or {})
+
+
+class _Calls(TorchFunctionMode):
+    """Calls that would ask for a driver on their way to operators."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func is Tensor.pin_memory and not isinstance(args[0], CudaTensor):
+            pinned = args[0].clone()
+            pinned.pinned = True
+            SimulatedCuda.active[-1].note("pin", "pin_memory", size=pinned.numel() * pinned.element_size())
+            return pinned
+        if func is torch.empty and kwargs.get("pin_memory"):
+            return torch.empty(*args, **kwargs | {"pin_memory": False}).pin_memory()
+        if func is Tensor.new_tensor and isinstance(args[0], CudaTensor):
+            func, args, kwargs = torch.tensor, args[1:], {"dtype": args[0].dtype, "device": args[0].device} | kwargs
+        device = kwargs.get("device")
+        if func in (torch.tensor, torch.as_tensor) and device is not None and torch.device(device).type == "cuda":
+            return func(*args, **kwargs | {"device": None}).to(device)
+        return func(*args, **kwargs)
+
+
+# -- nested arguments -------------------------------------------------------------------------------------------------
+
+
+def parts_of(kind: type, x: Any) -> Iterator[Any]:
+    """Every ``kind`` in nested tuples, lists and dicts."""
+    if isinstance(x, kind):
+        yield x
+    elif isinstance(x, (dict, tuple, list)):
+        for part in x.values() if isinstance(x, dict) else x:
+            yield from parts_of(kind, part)
+
+
+def changed(kind: type, change: Callable, x: Any) -> Any:
+    """``x`` with ``change`` of every ``kind`` in it."""
+    if isinstance(x, kind):
+        return change(x)
+    if isinstance(x, dict):
+        return type(x)((key, changed(kind, change, part)) for key, part in x.items())
+    return type(x)([changed(kind, change, part) for part in x]) if isinstance(x, (tuple, list)) else x
+
+
+@cache
+def _is_composite(func: Any) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
+
+def _stack() -> tuple[str, ...]:
+    frame, stack = sys._getframe(2), []
+    while frame is not None and len(stack) < 12:
+        file = frame.f_code.co_filename
+        if not any(part in file for part in OUTSIDE):
+            stack.append(f"{'/'.join(file.split('/')[-2:])}:{frame.f_lineno} {frame.f_code.co_name}")
+        frame = frame.f_back
+    return tuple(stack)
+
+
+# -- what torch.cuda says meanwhile -----------------------------------------------------------------------------------
+
+
+class Handle:
+    """A stream, an event or a graph: all work is done at once, so most calls do nothing."""
+
+    cuda_stream = 0
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.sim, self.at = SimulatedCuda.active[-1], 0.0
+
+    def record(self, *_: Any) -> None:
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, other: Handle) -> float:
+        return 1000 * (other.at - self.at)
+
+    def synchronize(self) -> None:
+        self.sim.note("sync", "synchronize", True)
+
+    def wait_stream(self, *_: Any) -> None: ...
+
+    wait_event = record_event = wait = reset = wait_stream
+
+
+class Graph(Handle):
+    """A recording.
+
+    Attributes:
+        tape: operators on the numbers, in order.
+        loose: memory of the graph that no tensor holds.
+    """
+
+    tape: list[tuple] | tuple = ()
+    loose: list[Tensor] | tuple = ()
+
+    @torch.inference_mode()
+    def replay(self) -> None:
+        self.sim.launches["replay"] += 1
+        for func, args, kwargs, out in self.tape:
+            for old, new in zip(parts_of(Tensor, out), parts_of(Tensor, func(*args, **kwargs))):
+                if old is not new:
+                    old.copy_(new)
+        _spoil(self.loose)  # others may have it now
+
+
+class Recording:
+    """``torch.cuda.graph``; as it does, it leaves its own stream current where the recording is refused."""
+
+    def __init__(self, graph: Graph, *_: Any, stream: Handle | None = None, **__: Any) -> None:
+        self.graph, self.sim = graph, graph.sim
+        self.stream, self.before = Handle() if stream is None else stream, self.sim.stream
+
+    def __enter__(self) -> None:
+        self.sim.stream, self.sim.tape = self.stream, []
+
+    def __exit__(self, kind: type | None, *error: object) -> None:
+        self.graph.tape, self.sim.tape = self.sim.tape or (), None
+        if kind is not None:
+            return
+        self.sim.stream = self.before
+        if not self.graph.tape:
+            warnings.warn("The CUDA Graph is empty: recorded on the wrong device or stream", stacklevel=2)
+        seen: set[int] = set()
+        fresh: list[Tensor] = []  # memory of the graph is what is first met as a result
+        for _, *arguments, out in self.graph.tape:
+            seen |= {_memory(x) for x in parts_of(Tensor, arguments)}
+            fresh += [x for x in parts_of(Tensor, out) if _memory(x) not in seen]
+        held = {_memory(x.host) for x in _living()}
+        self.graph.loose = [x for x in fresh if _memory(x) not in held]
+        _spoil(fresh)  # nothing has run yet
+
+
+def _living() -> list[CudaTensor]:
+    return [x for x in (reference() for reference in list(SimulatedCuda.alive.values())) if x is not None]
+
+
+def _memory(x: Tensor) -> int:
+    return x.untyped_storage()._cdata
+
+
+@torch.inference_mode()
+def _spoil(tensors: Any) -> None:
+    for x in tensors:
+        if x.is_floating_point():
+            x.fill_(float("nan"))
+
+
+def replacements(sim: SimulatedCuda) -> dict[Any, dict[str, Any]]:
+    """By owner and name."""
+
+    def number(device: Any = None) -> int:
+        index = device if device is None or isinstance(device, int) else torch.device(device).index
+        return sim.device if index is None else index
+
+    @contextmanager
+    def on_stream(stream: Handle) -> Iterator[None]:
+        before, sim.stream = sim.stream, stream
+        yield
+        sim.stream = before
+
+    def allocated(device: Any = None) -> int:
+        storages = (x.host.untyped_storage() for x in _living() if x.device.index == number(device))
+        return sum({s._cdata: s.nbytes() for s in storages}.values())
+
+    def yes(*_: Any, **__: Any) -> bool:
+        return True
+
+    def nothing(*_: Any, **__: Any) -> None: ...
+
+    modes = {"default": 0, "warn": 1, "error": 2}
+    ignored = ["_lazy_init", "empty_cache", "manual_seed", "manual_seed_all", "reset_peak_memory_stats"]
+    properties = SimpleNamespace(name="simulated", major=9, minor=0, total_memory=80 << 30)
+    cuda = {
+        **dict.fromkeys(["is_available", "is_initialized", "is_bf16_supported"], yes),
+        **dict.fromkeys(ignored, nothing),
+        **dict.fromkeys(["memory_allocated", "max_memory_allocated", "memory_reserved"], allocated),
+        "mem_get_info": lambda *_: (70 << 30, 80 << 30),
+        "device_count": lambda: sim.devices,
+        "current_device": lambda: sim.device,
+        "device": lambda device: mock.patch.object(sim, "device", number(device)),
+        "set_device": lambda device: setattr(sim, "device", number(device)),
+        "get_device_name": lambda *_: properties.name,
+        "get_device_properties": lambda *_: properties,
+        "get_device_capability": lambda *_: (9, 0),
+        "Stream": Handle,
+        "Event": Handle,
+        "current_stream": lambda *_: sim.stream,
+        "default_stream": lambda *_: sim.default_stream,
+        "set_stream": lambda stream: setattr(sim, "stream", stream),
+        "stream": on_stream,
+        "graph_pool_handle": lambda: (0, 0),
+        "is_current_stream_capturing": lambda: sim.tape is not None,
+        "get_sync_debug_mode": lambda: sim.debug,
+        "set_sync_debug_mode": lambda mode: setattr(sim, "debug", modes.get(mode, mode)),
+        "synchronize": lambda *_: sim.note("sync", "synchronize", True),
+        "CUDAGraph": Graph,
+        "graph": Recording,
+    }
+    return {
+        torch.cuda: cuda,
+        torch.__future__: {"_overwrite_module_params_on_conversion": True},
+    } | _files_and_backward()
+
+
+def _files_and_backward() -> dict[Any, dict[str, Any]]:
+    load, save, ordinary = torch.load, torch.save, torch.autograd.backward
+
+    def backward(roots: Any, grads: Any = None, *args: Any, **kwargs: Any) -> None:
+        if isinstance(roots, CudaTensor) and grads is None:
+            _backward(roots)
+        else:
+            ordinary(roots, grads, *args, **kwargs)
+
+    def loaded(file: Any, map_location: Any = None, **kwargs: Any) -> Any:
+        if not isinstance(map_location, (str, torch.device)) or torch.device(map_location).type != "cuda":
+            return load(file, map_location, **kwargs)
+        return changed(Tensor, lambda x: x.to(map_location), load(file, "cpu", **kwargs))
+
+    def saved(x: Any, *args: Any, **kwargs: Any) -> None:
+        save(changed(CudaTensor, Tensor.cpu, x), *args, **kwargs)
+
+    return {torch: {"load": loaded, "save": saved}, torch.autograd: {"backward": backward}}
+
+
+@torch.no_grad()
+def _backward(root: CudaTensor) -> None:
+    """In Python, since autograd's engine asks for a driver: every node of the graph, once all that lead to it are done."""
+    uses: Counter[Any] = Counter()
+    stack, known, inputs = [root.grad_fn], {root.grad_fn}, {root.grad_fn: [torch.ones_like(root)]}
+    while stack:
+        for node, _ in stack.pop().next_functions:
+            uses[node] += 1
+            if node is not None and node not in known:
+                known.add(node)
+                stack.append(node)
+    ready = [root.grad_fn]
+    while ready:
+        node = ready.pop()
+        received = inputs.pop(node, [None])
+        out = [None] * len(node.next_functions)
+        if any(gradient is not None for gradient in received):
+            out = node(*received)
+        for (after, slot), gradient in zip(node.next_functions, out if isinstance(out, (tuple, list)) else [out]):
+            if after is None:
+                continue
+            _accumulate(inputs, after, slot, gradient)
+            uses[after] -= 1
+            if not uses[after]:
+                ready.append(after)
+
+
+def _accumulate(inputs: dict, node: Any, slot: int, gradient: Tensor | None) -> None:
+    slots = inputs.setdefault(node, [None] * len(node._input_metadata))
+    if gradient is not None:
+        expected = node._input_metadata[slot]
+        gradient = gradient.sum_to_size(expected.shape).to(expected.dtype)
+        slots[slot] = gradient if slots[slot] is None else slots[slot] + gradient
+
+
+# -- attention --------------------------------------------------------------------------------------------------------
+
+
+def _note_kernels(sim: SimulatedCuda, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
+    """After ``can_use_*_attention`` in sdp_utils.cpp of torch 2.11."""
+    half, widths = q.dtype in (torch.float16, torch.bfloat16), (q.shape[-1], v.shape[-1])
+    widest = 128 if torch.is_grad_enabled() else 256  # of cuDNN
+    plain = all(x.ndim == 4 and x.stride(-1) == 1 and x.numel() for x in (q, k, v))
+    fits = {
+        "cudnn": plain and half and max(widths) <= widest and not any(n % 8 for n in widths) and k.shape[-2] > 1,
+        "flash": plain and half and mask is None and widths[0] == widths[1] <= 256,
+        "mem_efficient": plain and not any(n % (8 if half else 4) for n in widths),
+    }
+    able = [n for n, fit in fits.items() if fit and getattr(torch.backends.cuda, f"{n}_sdp_enabled")()]
+    if not able and not torch.backends.cuda.math_sdp_enabled():
+        raise RuntimeError("No available kernel. Aborting execution.")
+    masked = None if mask is None else str(mask.dtype)[6:]
+    sim.attention[str(q.dtype)[6:], widths, masked, "/".join(able) or "math"] += 1
+    if not able:
+        sim.note("math", f"attention without a fused kernel: {tuple(q.shape)}, {tuple(v.shape)}, {q.dtype}, {masked}")
+
+
+def _attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, **rest):
+    """``scaled_dot_product_attention`` as one kernel; as mathematics where gradients are wanted."""
+    sim, low = SimulatedCuda.active[-1], torch.get_autocast_dtype("cuda")
+    if torch.is_autocast_enabled("cuda"):
+        q, k, v, attn_mask = (x.to(low) if x is not None and x.is_floating_point() else x for x in (q, k, v, attn_mask))
+    if not q.dtype == k.dtype == v.dtype or (attn_mask is not None and attn_mask.dtype not in (torch.bool, q.dtype)):
+        dtypes = [None if x is None else x.dtype for x in (q, k, v, attn_mask)]
+        raise RuntimeError(f"Expected query, key, value and mask to have the same dtype, but got {dtypes}")
+    _note_kernels(sim, q, k, v, attn_mask)
+    if torch.is_grad_enabled():
+        with torch.autocast("cuda", enabled=False):
+            math = torch.ops.aten._scaled_dot_product_attention_math
+            return math(q, k, v, attn_mask, dropout_p, is_causal, None, **rest)[0]
+    arguments, name = (q, k, v, attn_mask, dropout_p, is_causal), "scaled_dot_product_attention"
+    mine = list(parts_of(CudaTensor, arguments))
+    sim._check(torch.ops.aten.bmm.default, name, arguments, list(parts_of(Tensor, arguments)), mine)
+    return sim.kernel(_attention_of_the_host, name, arguments, rest, q.device)
+
+
+def _attention_of_the_host(*args: Any, **kwargs: Any) -> Tensor:
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
+        return F.scaled_dot_product_attention(*args, **kwargs)
+
+
+def _varlen(q, k, v, ends_q, ends_k, max_q, max_k, is_causal=False, scale=None, window_size=None):
+    """What ``torch.nn.attention.varlen`` calls: rows of unequal length, end to end (T, heads, d)."""
+    if q.dtype not in (torch.float16, torch.bfloat16) or q.shape[-1] > 256 or ends_q.dtype is not torch.int32:
+        raise RuntimeError(
+            f"FlashAttention takes half precision, heads up to 256, int32 ends; got {q.dtype}, {q.shape}"
+        )
+    rows, sizes = [], [ends.diff().tolist() for ends in (ends_q, ends_k)]
+    for a, b, c in zip(q.split(sizes[0]), k.split(sizes[1]), v.split(sizes[1])):
+        a, b, c = (x.transpose(0, 1)[None] for x in (a, b, c))
+        rows.append(F.scaled_dot_product_attention(a, b, c, is_causal=is_causal, scale=scale)[0].transpose(0, 1))
+    return torch.cat(rows), q.new_zeros(q.shape[1], len(q), dtype=torch.float32), torch.zeros(2, dtype=torch.uint64)
+
+
+def _refused(x: CudaTensor, *_: Any, **__: Any) -> None:
+    raise TypeError(f"can't convert {x.device} device type tensor to numpy. Use Tensor.cpu() first.")
+
+
+def _on_host(index: Any) -> Any:
+    if isinstance(index, tuple):
+        return tuple(_on_host(part) for part in index)
+    is_numbers = isinstance(index, list) and index and all(type(i) in (int, bool) for i in index)
+    return torch.tensor(index) if is_numbers else index
+
+
+ONLY_CUDA = {"torch_attn::_varlen_attn": _varlen}
+REPLACED = {
+    F.scaled_dot_product_attention: _attention,
+    Tensor.numpy: _refused,
+    Tensor.__array__: _refused,
+    Tensor.__getitem__: lambda x, index: Tensor.__getitem__(x, _on_host(index)),
+    Tensor.__setitem__: lambda x, index, value: Tensor.__setitem__(x, _on_host(index), value),
+    Tensor.data_ptr: lambda x: x.host.data_ptr(),
+    Tensor.untyped_storage: lambda x: x.host.untyped_storage(),
+    Tensor.tolist: lambda x: x.cpu().tolist(),
+    Tensor.is_pinned: lambda x, *_: False,
+    Tensor.record_stream: lambda x, stream: None,
+}

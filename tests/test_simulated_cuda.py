@@ -1,0 +1,314 @@
+"""On a simulated CUDA device (``simulated_cuda``): nothing mixes devices, the host waits once a frame, graphs are recorded on
+their own device, and masks are those of the CPU. First the device itself: what is planted is noticed, what is fine passes."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from micro import (
+    blob,
+    in_tiers,
+    micro_model,
+    one_thread,  # noqa: F401
+    picture,
+)
+from simulated_cuda import CudaTensor, SimulatedCuda
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sam2_mem import SAM2VideoPredictor
+from sam2_mem.build_sam import build_policy
+from sam2_mem.model.acceleration.cuda_graphs import cuda_graphs
+from sam2_mem.model.acceleration.half_weights import HalfWeights
+from sam2_mem.prompts import Prompt
+from sam2_mem.tracking.mask_postprocessing import fill_holes
+from sam2_mem.tracking.settings import TrackerSettings
+
+WARM_UP = 3
+"""Tracked frames after which the temporal codes of any policy have been met."""
+
+
+@pytest.fixture
+def cuda() -> Iterator[SimulatedCuda]:
+    micro_model()  # made on the CPU, shared with other tests
+    with SimulatedCuda() as sim:
+        yield sim
+
+
+def there(*shape: int) -> Tensor:
+    return torch.randn(*shape).to("cuda")
+
+
+# -- the device -------------------------------------------------------------------------------------------------------
+
+
+class Planted(nn.Module):
+    """A network with one fault of the kind that a CPU never shows."""
+
+    def __init__(self, fault: str = "") -> None:
+        super().__init__()
+        self.linear, self.fault = nn.Linear(4, 4), fault
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        if self.fault == "mixed devices":
+            y = y + torch.arange(4.0)
+        if self.fault == "item" and y.max().item() > 1e9:
+            return y
+        if self.fault == "mask":
+            y = y[y > 0]
+        if self.fault == "list":
+            y = y[[0, 1]]
+        if self.fault == "tensor":
+            y = y * torch.tensor([1.0, 2.0, 3.0, 4.0], device=y.device)
+        if self.fault == "numpy":
+            y.detach().numpy()
+        return y
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_control_mixed_devices_raise(cuda: SimulatedCuda, mode: Callable) -> None:
+    with mode(), pytest.raises(RuntimeError, match="same device"):
+        Planted("mixed devices").to("cuda")(there(3, 4))
+    with pytest.raises(TypeError, match="numpy"):
+        Planted("numpy").to("cuda")(there(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "op"),
+    [
+        ("item", "sync", "_local_scalar_dense"),
+        ("mask", "sync", "index by a mask"),
+        ("list", "h2d", "index by numbers"),
+        ("tensor", "h2d", "_to_copy"),
+    ],
+)
+@torch.inference_mode()
+def test_control_a_wait_is_noted_with_its_place(cuda: SimulatedCuda, fault: str, kind: str, op: str) -> None:
+    model, x = Planted(fault).to("cuda"), there(3, 4)
+    cuda.clear()
+    model(x)
+    assert [(e.kind, e.waits) for e in cuda.events] == [(kind, True)] and cuda.events[0].op.startswith(op)
+    assert "test_simulated_cuda.py" in cuda.events[0].stack[0] and cuda.events[0].stack[0].endswith("forward")
+    cuda.clear()
+    model.fault = ""
+    model(x)
+    assert not cuda.events and cuda.launches == {"addmm": 1}
+
+
+def test_numbers_are_those_of_the_cpu(cuda: SimulatedCuda) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 2)), torch.randn(3, 4)
+    model(x).square().mean().backward()
+    expected, gradients = model(x), [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    y = model.to("cuda")(x.to("cuda"))
+    assert isinstance(y, CudaTensor) and str(y.device) == "cuda:0"
+    torch.testing.assert_close(y.cpu(), expected)
+    y.square().mean().backward()
+    for p, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(p.grad.cpu(), gradient)
+    torch.optim.AdamW(model.parameters(), fused=True).step()
+
+
+def test_transfers_and_debug_mode(cuda: SimulatedCuda) -> None:
+    host = torch.zeros(4)
+    x = host.to("cuda")
+    x.copy_(host.pin_memory(), non_blocking=True)
+    x.cpu(), x.tolist(), bool(x.any())
+    assert [(e.kind, e.waits) for e in cuda.events] == [
+        ("h2d", True),
+        ("pin", False),
+        ("h2d", False),
+        ("d2h", True),
+        ("d2h", True),
+        ("sync", True),
+    ]
+    assert (x * torch.tensor(2.0)).device == x.device, "one number of the CPU is fine"
+    torch.cuda.set_sync_debug_mode("warn")
+    with pytest.warns(UserWarning, match="synchronizing"):
+        x.nonzero()
+
+
+def test_two_devices_do_not_mix() -> None:
+    with SimulatedCuda(devices=2), pytest.raises(RuntimeError, match="same device"):
+        torch.zeros(2, device="cuda:0") + torch.zeros(2, device="cuda:1")
+
+
+@torch.inference_mode()
+def test_attention_kernels(cuda: SimulatedCuda) -> None:
+    q, mask = there(1, 2, 8, 16), there(8, 8)
+    F.scaled_dot_product_attention(q, q, q)
+    F.scaled_dot_product_attention(q.half(), q.half(), q.half())
+    F.scaled_dot_product_attention(q[0], q[0], q[0], mask)
+    assert [key[-1] for key in cuda.attention] == ["mem_efficient", "cudnn/flash/mem_efficient", "math"]
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), pytest.raises(RuntimeError, match="No available kernel"):
+        F.scaled_dot_product_attention(q, q, q)
+
+
+def recorded(function: Callable) -> tuple[Any, Any]:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = function()
+    return graph, out
+
+
+@torch.inference_mode()
+def test_a_graph_repeats_in_the_same_places(cuda: SimulatedCuda) -> None:
+    x, calls = there(3), []
+    graph, out = recorded(lambda: calls.append(1) or 2 * x + 1)
+    assert out.isnan().all(), "recording runs nothing"
+    for value in (1.0, 5.0):
+        x.fill_(value)
+        graph.replay()
+        assert (out == 2 * value + 1).all() and len(calls) == 1
+    inner: list[Tensor] = []
+    graph, out = recorded(lambda: inner.append((x * 2).host) or x.sum())
+    graph.replay()
+    assert inner[0].isnan().all(), "memory that no tensor holds is given to others"
+
+
+@torch.inference_mode()
+def test_control_faults_of_recordings(cuda: SimulatedCuda) -> None:
+    x, before = there(3), torch.cuda.current_stream()
+    with pytest.raises(RuntimeError, match="capturing"):
+        recorded(lambda: x if x.sum().item() else -x)
+    assert torch.cuda.current_stream() is not before, "torch leaves the stream of a refused recording current"
+    cuda.stream = before
+    with pytest.raises(RuntimeError, match="capturing"):
+        cuda_graphs(torch.device("cuda:0"))(lambda: x if x.sum().item() else -x)
+    assert torch.cuda.current_stream() is before and cuda.events[-1].op == "synchronize"
+
+
+@torch.inference_mode()
+def test_control_a_graph_of_another_device_is_empty() -> None:
+    with SimulatedCuda(devices=2):
+        x = torch.zeros(2, device="cuda:1")
+        with pytest.warns(UserWarning, match="empty"):
+            recorded(lambda: x + 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            cuda_graphs(x.device)(lambda: x + 1)
+
+
+# -- tracking ---------------------------------------------------------------------------------------------------------
+
+
+def predictor(policy: str = "fifo", device: str = "cuda", **parts: Any) -> SAM2VideoPredictor:
+    """The micro network, with holes filled; ``parts`` of the predictor, of ``TrackerSettings`` under ``tracker``."""
+    settings = TrackerSettings(fill_hole_area=8, remove_region_area=4, **parts.pop("tracker", {}))
+    model = copy.deepcopy(micro_model()).to(device)
+    return SAM2VideoPredictor(model, build_policy(policy), tracker=settings, **parts)
+
+
+def objects(count: int) -> list[Prompt]:
+    """Masks of ``count`` objects in the first picture: the three blobs, then shifted ones."""
+    masks = [np.roll(blob(i % 3), (i // 3, 2 * (i // 3)), (0, 1)) for i in range(count)]
+    return [Prompt(i, mask=mask) for i, mask in enumerate(masks)]
+
+
+def stream(
+    predictor: SAM2VideoPredictor,
+    count: int,
+    frames: int,
+    within: Callable[[], AbstractContextManager] = nullcontext,
+    before: Callable[[], object] = list,
+) -> Tensor:
+    """(T, N, H, W) logits on the CPU; ``before`` is called before every frame."""
+    state, shown = predictor.init_state(), []
+    for t in range(frames):
+        before()
+        with within():
+            masks = predictor.track_frame(state, picture(t), objects(count) if t == 0 else ())[2]
+        shown.append(masks[:, 0].float())
+    return torch.stack([masks.cpu() for masks in shown])
+
+
+def half() -> AbstractContextManager:
+    return torch.autocast("cuda", dtype=torch.bfloat16)
+
+
+def test_masks_are_those_of_the_cpu(cuda: SimulatedCuda) -> None:
+    here, cpu = stream(predictor(), 2, 5), stream(predictor(device="cpu"), 2, 5)
+    assert torch.allclose(here, cpu, atol=1e-2) and here.std() > 1
+    assert not torch.allclose(here[1:], cpu[:-1], atol=1e-2), "control: frames differ"
+
+
+def test_control_a_wait_planted_in_a_policy_is_counted(cuda: SimulatedCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    curious = predictor()
+    read = type(curious.policy).read
+    monkeypatch.setattr(
+        type(curious.policy), "read", lambda self, s, f: (s.prompts[0].pointer.sum().item(), read(self, s, f))[1]
+    )
+    assert max(counts(cuda, curious, 1, 5).waits) == 2
+
+
+class Counts:
+    """Waits, transfers and kernels of every tracked frame after ``WARM_UP``."""
+
+    def __init__(self) -> None:
+        self.waits: list[int] = []
+        self.transfers: list[int] = []
+        self.launches: list[int] = []
+
+
+def counts(cuda: SimulatedCuda, predictor: SAM2VideoPredictor, count: int, frames: int) -> Counts:
+    totals: list[tuple[int, int, int]] = []
+
+    def take() -> None:
+        totals.append((len(cuda.waits), len(cuda.transfers), sum(cuda.launches.values())))
+        cuda.clear()
+
+    stream(predictor, count, frames, before=take)
+    result = Counts()
+    result.waits, result.transfers, result.launches = map(list, zip(*totals[1 + WARM_UP :]))
+    return result
+
+
+@pytest.mark.parametrize("policy", in_tiers(["fifo", "samurai", "sam2long", "dam4sam", "rmem", "xmem"], ["fifo"]))
+def test_the_host_waits_once_a_frame(cuda: SimulatedCuda, policy: str) -> None:
+    """For the scores. While memory fills up, layouts of reads and codes of time are sent when they are new."""
+    found = counts(cuda, predictor(policy), 1, 9)
+    assert set(found.waits) == {1}, cuda.report()
+    assert max(found.transfers) <= 5, cuda.report()
+
+
+def test_weights_are_cast_once(cuda: SimulatedCuda) -> None:
+    plain, once = predictor(), predictor()
+    once.model.runner = HalfWeights(once.model)
+    expected, before = stream(plain, 1, 4, half), sum(cuda.launches.values())
+    cuda.clear()
+    assert torch.equal(stream(once, 1, 4, half), expected)
+    assert sum(cuda.launches.values()) < 0.9 * before
+
+
+def test_memory_attention_leaves_cudnn_out(cuda: SimulatedCuda) -> None:
+    attention = micro_model().memory_attention.layers[0].cross_attn_image
+    q, k = (there(1, 1, n, 32).bfloat16() for n in (16, 24))
+    with torch.inference_mode():
+        attention.kernel(q, k, k)
+        F.scaled_dot_product_attention(q, k, k)
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            attention.kernel(q, k, k)
+    assert [key[-1] for key in cuda.attention] == ["flash/mem_efficient", "cudnn/flash/mem_efficient", "cudnn"]
+
+
+def test_holes_are_filled_without_a_wait(cuda: SimulatedCuda) -> None:
+    torch.manual_seed(0)
+    logits = F.avg_pool2d(torch.randn(3, 1, 64, 64), 3, 1, 1).squeeze(1)
+    x = logits.to("cuda")
+    cuda.clear()
+    filled = fill_holes(x, 8)
+    assert not cuda.waits
+    expected = fill_holes(logits, 8)
+    assert torch.equal(filled.cpu(), expected) and not torch.equal(expected, logits)
+    fill_holes(x, 100)
+    assert cuda.waits, "control: larger ones are looked for on the host"
