@@ -155,6 +155,8 @@ class MemoryEntry:
         is_prompt: whether the mask came from a prompt.
         summary: (C) image features pooled over the mask, if the policy asked for it (an embedder's: of another width).
         sensory: (Ch, H, W) the new state of sensory memory, on the entry of the output mask.
+        click_mask: (h, w) logits of the mask, on the entry of a prompt that was answered with the best of several candidates,
+            as one click is, if the policy asked for it; it takes it off again.
     """
 
     frame: int
@@ -166,6 +168,7 @@ class MemoryEntry:
     is_prompt: bool = False
     summary: Tensor | None = None
     sensory: Tensor | None = None
+    click_mask: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.tokens is None:
@@ -185,6 +188,21 @@ class MemoryEntry:
 
 
 Entry = MemoryEntry | PointerEntry
+
+
+@dataclass(frozen=True, eq=False)
+class ArchivedEntry:
+    """A tracked frame that has left memory (``sam2_mem.tracking.archive``).
+
+    Attributes:
+        entry: its entry, with the features of the tokens on the host.
+        mark: what its policy has to know of it beside the entry; see ``Bank.archivable``.
+        device: where the features were.
+    """
+
+    entry: MemoryEntry
+    mark: str
+    device: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,8 +306,8 @@ class Hypotheses:
 
 @dataclass(frozen=True)
 class CandidateId:
-    """One candidate: which pathway, which of its masks. ``binarize`` asks for memory of the hard mask, as SAM 2 makes it
-    for frames that a user has touched."""
+    """One candidate: which pathway, which of its masks. ``binarize`` asks for memory as SAM 2 makes it for frames that a user
+    has touched: of the hard mask, where ``model.binarize_prompted_masks`` says so."""
 
     pathway: int
     candidate: int

@@ -251,12 +251,6 @@ FRAMES = [
     ),
     Mistake("start beyond the end", lambda d: d.started().track(9), r"expected a frame of the video \(0 to 5\), got 9"),
     Mistake("negative length", lambda d: d.started().track(0, -2), r"expected max_frame_num_to_track >= 0, got -2"),
-    Mistake(
-        "start at a forgotten frame",
-        lambda d: d.long_video().track(30),
-        r"cannot start at frame 30: the memory of frame 29 is no longer held for objects \[1\]. "
-        r"Start at a prompted frame \(\[0\]\), .*retain_all=true",
-    ),
     Mistake("scores of a forgotten frame", lambda d: d.predictor.scores(d.video), r"no frame has been tracked yet"),
 ]
 

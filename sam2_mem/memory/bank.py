@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 from torch import Tensor
 from typing_extensions import Self
 
-from sam2_mem.memory.tokens import token_count
+from sam2_mem.memory.tokens import restored, token_count
 from sam2_mem.memory.trace import Reason
 from sam2_mem.model.tensor_tree import tensors_in
-from sam2_mem.types import Entry, FrameContext, MemoryEntry, PointerEntry
+from sam2_mem.types import ArchivedEntry, Entry, FrameContext, MemoryEntry, PointerEntry
 
 E = TypeVar("E", bound=Entry)
 
@@ -77,6 +77,11 @@ class Bank:
         """Every tensor that the bank keeps alive, for byte counts; a tensor may come several times."""
         return tuple(tensors_in(self))
 
+    def archivable(self) -> dict[int, tuple[MemoryEntry, str]]:
+        """Tracked frames with their spatial memory that a later read may ask for when they have left, by frame; with each a
+        mark of what ``MemoryPolicy.recall`` has to know of it beside its entry. Override where there is such a thing."""
+        return {e.frame: (e, "") for e in self.entries}
+
     def can_resume(self, frame: FrameContext) -> bool:
         """Whether tracking may start at ``frame`` without a prompt there: the frame before it is held with its tokens."""
         before = frame.index + 1 if frame.reverse else frame.index - 1
@@ -90,6 +95,18 @@ class Bank:
         for entry in entries:
             tracked, pointers = put(tracked, entry), drop(pointers, entry.frame)
         return replace(self, entries=tracked, pointers=pointers, reasons=())
+
+    def recall(self, whole: Iterable[ArchivedEntry], bare: Iterable[ArchivedEntry]) -> Self:
+        """With frames that had left: ``whole`` ones, and the pointers of ``bare`` ones, where nothing newer is held of them;
+        the bank itself where there are none such."""
+        prompted, entry_frames = set(self.prompted_frames()), {e.frame for e in self.entries}
+        entries = [restored(a) for a in whole if a.entry.frame not in prompted | entry_frames]
+        grown = self.add(*entries) if entries else self
+        known = prompted | grown.tracked().keys()
+        pointers = [a.entry.without_tokens() for a in bare if a.entry.frame not in known]
+        if not pointers:
+            return grown
+        return replace(grown, pointers=tuple(sorted((*grown.pointers, *pointers), key=lambda e: e.frame)))
 
     def add_prompt(self, entry: MemoryEntry, max_prompts: int | None) -> Self:
         """With a prompted ``entry`` in place of what was remembered of its frame; beyond ``max_prompts`` (None: no limit)

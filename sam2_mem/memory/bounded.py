@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from sam2_mem.memory.bank import Bank
 from sam2_mem.memory.policy import HasSensory, MemoryPolicy, Merging, Needs, Revising, setting
 from sam2_mem.memory.trace import EntryInfo, Reason, infos_of
 from sam2_mem.types import (
+    ArchivedEntry,
     FrameContext,
     Hypotheses,
     MaskSelection,
@@ -78,6 +79,12 @@ class PolicyWrapper(MemoryPolicy[Bank]):
 
     def choose(self, state: Any, frame: FrameContext, hypotheses: Hypotheses) -> MaskSelection:
         return self.policy.choose(state, frame, hypotheses)
+
+    def frames_behind(self, frame: FrameContext) -> tuple[Sequence[int], Sequence[int]]:
+        return self.policy.frames_behind(frame)
+
+    def recall(self, state: Any, frame: FrameContext, archived: Mapping[int, ArchivedEntry]) -> Any:
+        return self.policy.recall(state, frame, archived)
 
     def forget(self, state: Any, frame: int, radius: int) -> Any:
         return self.policy.forget(state, frame, radius)
@@ -146,6 +153,9 @@ class Bounded(PolicyWrapper):
         entries: Sequence[MemoryEntry],
     ) -> Any:
         return self._fit(self.policy.write(state, frame, hypotheses, selection, entries), frame)
+
+    def recall(self, state: Any, frame: FrameContext, archived: Mapping[int, ArchivedEntry]) -> Any:
+        return self._fit(self.policy.recall(state, frame, archived), frame)
 
     def take_merged(self, state: Any, frame: FrameContext, request: MergeRequest, tokens: MemoryTokens) -> Any:
         assert isinstance(self.policy, Merging), "only a policy that merges makes requests"

@@ -30,8 +30,10 @@ from torch import Tensor
 
 from sam2_mem._moved import renamed
 from sam2_mem.memory.bank import Bank
+from sam2_mem.memory.reading import most_pointers
 from sam2_mem.memory.trace import Explains
 from sam2_mem.types import (
+    ArchivedEntry,
     CandidateId,
     FrameContext,
     Hypotheses,
@@ -61,6 +63,7 @@ class Needs:
         appearance: those of an embedder (``sam2_mem.tracking.embedders``) and not SAM 2's.
         revise: how many past frames it may still rewrite (0: output is final at once); it is ``Revising``.
         sensory: it keeps the state of sensory memory, where the model has one; it is ``HasSensory``.
+        click_mask: ``MemoryEntry.click_mask`` of prompts.
     """
 
     usage: Usage = Usage.NONE
@@ -68,6 +71,7 @@ class Needs:
     appearance: bool = False
     revise: int = 0
     sensory: bool = False
+    click_mask: bool = False
 
 
 def setting(
@@ -165,6 +169,18 @@ class MemoryPolicy(ABC, Generic[State]):
         """
         return None
 
+    def frames_behind(self, frame: FrameContext) -> tuple[Sequence[int], Sequence[int]]:
+        """The tracked frames just behind ``frame`` that a read on it takes if they are remembered at all. After a jump they are
+        brought back by ``recall``, and missed in a warning. Override where more than the previous frame is read whole. Pure.
+
+        Returns:
+            those read with their spatial memory.
+            those of which the pointer is read.
+        """
+        step = 1 if frame.reverse else -1
+        ages = range(1, most_pointers(frame, self.max_obj_ptrs_in_encoder))
+        return (frame.index + step,), [frame.index + step * age for age in ages]
+
     # -- to be written ------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -203,6 +219,18 @@ class MemoryPolicy(ABC, Generic[State]):
         """Which candidate to give out and which to remember. Default: the best predicted IoU, for both. Pure."""
         best = best_candidate(hypotheses)
         return MaskSelection(output=best, remember=(best,))
+
+    def recall(self, state: State, frame: FrameContext, archived: Mapping[int, ArchivedEntry]) -> State:
+        """Tracking, or a correction, goes on at ``frame`` after a jump: ``state`` with what a read on it takes of the frames
+        that have left memory since they were tracked. Default: ``frames_behind``. Pure.
+
+        Args:
+            state: memory as it is.
+            frame: the frame that will be read.
+            archived: everything of this object that has left and can come back, by frame.
+        """
+        whole, bare = ([archived[f] for f in frames if f in archived] for frames in self.frames_behind(frame))
+        return state.recall(whole, bare)
 
     def forget(self, state: State, frame: int, radius: int) -> State:
         """Drop tracked entries within ``radius`` frames of a correction at ``frame``; prompts stay."""

@@ -9,7 +9,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import TypeVar
 
 from sam2_mem.memory.bank import Bank, E
-from sam2_mem.types import PROMPT_SLOT, Entry, FrameContext, MemoryEntry, MemoryRead, ReadItem, ReadPointer
+from sam2_mem.types import (
+    PROMPT_SLOT,
+    ArchivedEntry,
+    Entry,
+    FrameContext,
+    MemoryEntry,
+    MemoryRead,
+    ReadItem,
+    ReadPointer,
+)
 
 B = TypeVar("B", bound=Bank)
 
@@ -174,6 +183,31 @@ def newest_first(
             selection.append(entry)
             accepted += is_accepted
     return selection
+
+
+def recall_accepted(
+    state: B,
+    frame: FrameContext,
+    archived: Mapping[int, ArchivedEntry],
+    *,
+    accept: Callable[[Entry], bool],
+    max_maps: int,
+    bare: Iterable[int],
+) -> B:
+    """``state`` with what ``newest_first`` would choose if nothing had left it.
+
+    Args:
+        state: memory as it is.
+        frame: the frame that reads.
+        archived: what has left and can come back, by frame.
+        accept: whether an entry is worth reading.
+        max_maps: most accepted entries that come back whole.
+        bare: frames of which the pointer is read.
+    """
+    entries: dict[int, Entry] = {**{f: a.entry for f, a in archived.items()}, **state.tracked()}
+    selected = newest_first(entries.values(), state.prompted_frames(), frame, accept=accept, max_accepted=max_maps)
+    chosen = [archived[e.frame] for e in selected if e is not None and e.frame in archived]
+    return state.recall(chosen, [archived[f] for f in bare if f in archived])
 
 
 def nearest_accepted(

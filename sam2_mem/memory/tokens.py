@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from sam2_mem._moved import renamed
 from sam2_mem.model.distiller.windows import join_entries, mean_tokens
-from sam2_mem.types import Entry, MemoryTokens
+from sam2_mem.types import ArchivedEntry, Entry, MemoryEntry, MemoryTokens
 
 
 def token_count(entries: Iterable[Entry]) -> int:
@@ -40,6 +41,12 @@ def gather_tokens(tokens: MemoryTokens, index: Tensor) -> MemoryTokens:
     feat, pos, xy, log_count = (None if part is None else part[index] for part in parts)
     assert feat is not None and pos is not None, "tokens have features and positions"
     return MemoryTokens(feat=feat, pos=pos, xy=xy, log_count=log_count)
+
+
+def restored(archived: ArchivedEntry) -> MemoryEntry:
+    """An archived entry as it was in memory."""
+    move = lambda feat: feat.to(archived.device, non_blocking=True)  # noqa: E731
+    return replace(archived.entry, tokens=map_tokens(archived.entry.tokens, move))
 
 
 def pool_grid(tokens: MemoryTokens, grid: tuple[int, int], factor: int) -> MemoryTokens:

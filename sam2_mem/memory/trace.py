@@ -35,6 +35,8 @@ class Cause(Enum):
     FORGET = "forget"
     UNPROMPT = "unprompt"
     LOAD = "load"
+    RECALL = "recall"
+    """After a jump, frames that had left and are read there came back."""
     READ = "read"
     """Nothing changed: frozen memory was read."""
 
@@ -368,6 +370,7 @@ _EVICTION_REASONS = {
     Cause.FORGET: "near a correction",
     Cause.UNPROMPT: "its prompt was taken back",
     Cause.LOAD: "replaced by a loaded memory",
+    Cause.RECALL: "made room for frames that came back",
     Cause.READ: "left",
 }
 
@@ -385,6 +388,8 @@ def _by_identity(entries: Sequence[Entry]) -> dict[tuple[int, int], Entry]:
 def _arrival(change: Change, entry: Entry, replaces: bool) -> TraceEvent:
     if change.cause is Cause.LOAD:
         return TraceEvent(Action.WRITTEN, entry.frame, "loaded from a file")
+    if change.cause is Cause.RECALL:
+        return TraceEvent(Action.WRITTEN, entry.frame, "came back after a jump")
     action = Action.REPLACED if replaces else Action.WRITTEN
     return TraceEvent(action, entry.frame, "prompted" if entry.is_prompt else "tracked")
 

@@ -27,6 +27,7 @@ def run(
     reverse: bool = False,
     final: bool = False,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
+    before_frame: Callable[[], None] | None = None,
 ) -> Iterator[FrameResult]:
     """Track all objects of a session through ``frames``, one result for each.
 
@@ -39,12 +40,15 @@ def run(
         final: results come as many frames later as the policy may rewrite masks, with these revisions applied. Otherwise
             they come at once, each with its revisions of earlier ones.
         autocast: makes the context that the network runs in.
+        before_frame: called before each frame, to take in what was said about objects since the last.
     """
     tracker = state.tracker
 
     def track() -> Iterator[FrameResult]:
         for frame in frames:
             with torch.inference_mode():
+                if before_frame is not None:
+                    before_frame()
                 prompts = () if prompts_at is None else prompts_at(frame)
                 if prompts or tracker.tracks:
                     with autocast():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from sam2_mem.prompts import Prompt, as_integer
 from sam2_mem.tracking.track import Track, TrackedRanges
 from sam2_mem.tracking.tracker import Tracker
 from sam2_mem.types import FrameFeatures, ObjectScore, Revision
-from sam2_mem.video import Frame, VideoSource
+from sam2_mem.video import Frame, FrameRangeError, VideoSource
 from sam2_mem.video.frame import PictureReader
 
 FEATURE_CACHE = 2
@@ -26,7 +26,8 @@ class InferenceState:
     """State of one session; all of it is dropped with this object, nothing stays on the predictor.
 
     ``source`` is None for a stream fed frame by frame. ``prompts`` are the accumulated prompts by object and frame.
-    ``revisions``: masks of earlier frames that the latest one has changed. ``to_rgb`` reads the frames of a stream.
+    ``revisions``: masks of earlier frames that the latest one has changed. ``to_rgb`` reads the frames of a stream. ``edits``
+    counts what a user has said since the video was opened.
     """
 
     tracker: Tracker
@@ -39,6 +40,7 @@ class InferenceState:
     recent_scores: OrderedDict[int, tuple[ObjectScore, ...]] = field(default_factory=OrderedDict)
     revisions: tuple[Revision, ...] = ()
     to_rgb: PictureReader = field(default_factory=PictureReader)
+    edits: int = 0
     _features: OrderedDict[int, FrameFeatures] = field(default_factory=OrderedDict)
 
     @property
@@ -56,6 +58,8 @@ class InferenceState:
         """A session that goes on from here by itself; network, policy and video are shared."""
         tracker = copy(self.tracker)
         tracker.tracks = {obj_id: _copied(track) for obj_id, track in self.tracker.tracks.items()}
+        tracker.archive = deepcopy(self.tracker.archive)
+        tracker.recall = replace(self.tracker.recall, archive=tracker.archive)
         state = replace(self, tracker=tracker)
         for item in fields(state):
             if item.name not in ("tracker", "source", "to_rgb"):
@@ -98,6 +102,15 @@ class InferenceState:
         """ValueError where the video has no frame ``index``, or no longer has it."""
         return self.video[index]
 
+    def has_frame(self, index: int) -> bool:
+        """Whether the video has a frame ``index``, which is read for it where the length is not known."""
+        if self.video.num_frames is not None:
+            return 0 <= index < self.video.num_frames
+        try:
+            return self.video[index] is not None
+        except FrameRangeError:
+            return False
+
     def features(self, frame: Frame, encode: Callable[[Frame], FrameFeatures]) -> FrameFeatures:
         """Features of ``frame``, from a cache of the last few."""
         if frame.index not in self._features:
@@ -123,13 +136,14 @@ class InferenceState:
 
     def clear(self) -> None:
         """Back to the state before the first prompt; the video stays."""
-        self.tracker.tracks.clear()
+        self.tracker.clear()
         self.prompts.clear()
         self.recent_scores.clear()
         self.revisions = ()
 
     def memory_bytes(self) -> int:
-        """Bytes of tensors held for all objects: memory banks, outputs, pending prompts."""
+        """Bytes of tensors held for all objects: memory banks, outputs, pending prompts. What has left them is counted by
+        ``tracker.archive.bytes``."""
         tensors = []
         for track in self.tracker.tracks.values():
             outputs = [*track.outputs.values(), *track.pending.values()]

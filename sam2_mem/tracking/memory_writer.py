@@ -94,7 +94,8 @@ class MemoryWriter:
                     continue
                 if mask_key != shown_key:
                     remembered = gated_output(self.model, features.index, prediction.hypotheses, candidate, self._gate)
-                remembered = replace(remembered, binarize=remembered.binarize or candidate.binarize)
+                as_touched = candidate.binarize and self.model.binarize_prompted_masks
+                remembered = replace(remembered, binarize=remembered.binarize or as_touched)
                 to_encode[keys[-1]] = (track, remembered)
             keys_of_track.append(keys)
         tracks, remembered_outputs = [track for track, _ in to_encode.values()], [o for _, o in to_encode.values()]
@@ -128,9 +129,13 @@ class MemoryWriter:
                 is_prompt=output.prompted,
                 summary=self._summary(features, output) if self._needs.summary else None,
                 sensory=state,
+                click_mask=output.logits if self._has_click_mask(output) else None,
             )
             entries.append(entry)
         return entries
+
+    def _has_click_mask(self, output: MaskOutput) -> bool:
+        return self._needs.click_mask and output.prompted and output.candidates > 1
 
     def _sensory_state(self, track: Track) -> Tensor | None:
         if track.state is None or not isinstance(self.policy, HasSensory):

@@ -63,7 +63,7 @@ class Refiner(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class HQRefiner(Refiner):
-    """Refinement of HQ-SMem (arXiv 2507.18921, section 3.1, Eq. 8 to 10) with SAM 2's own decoder.
+    """Refinement of HQ-SMem (arXiv 2507.18921, section 3.3, Eq. 8 to 10) with SAM 2's own decoder.
 
     The box of the coarse mask prompts the decoder for three masks. The one whose appearance, image features averaged
     over the mask, is closest to the reference by cosine (Eq. 8) is accepted if that cosine is above ``tau_hq`` (Eq.

@@ -24,6 +24,9 @@ class TrackerSettings:
         memory_dtype: what spatial memory is rounded to, as in SAM 2; "float32" to keep it exact.
         storage_device: where spatial memory waits, e.g. "cpu"; None for the device of the model.
         history: outputs kept per object, for corrections; unbounded where the policy is.
+        archive_bytes: the budget for memory and masks of frames that an object has left behind, kept on the host for sessions
+            on a video that can be read anywhere, so that they equal SAM 2's, which keeps everything; 0 for none. A frame of
+            an object takes 0.75 MiB at an image size of 1024 and a sixteenth of it at 256.
         max_padding: see ``sam2_mem.tracking.batching.batch_reads``.
         max_rows: the limit of rows that go through the network together, 0 for no limit, None for what is best: on a CPU
             as many as have ``sam2_mem.tracking.batching.CPU_BATCH`` image tokens, on another device no limit.
@@ -38,13 +41,14 @@ class TrackerSettings:
     memory_dtype: str = "bfloat16"
     storage_device: str | None = None
     history: int = 16
+    archive_bytes: int = 2**32
     max_padding: float = 0.0
     max_rows: int | None = None
 
     def __post_init__(self) -> None:
         if self.memory_dtype not in MEMORY_DTYPES:
             raise ValueError(f"expected memory_dtype in {MEMORY_DTYPES}, got {self.memory_dtype!r}")
-        for name in ("fill_hole_area", "remove_region_area", "forget_radius", "max_rows"):
+        for name in ("fill_hole_area", "remove_region_area", "forget_radius", "max_rows", "archive_bytes"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"expected {name} >= 0, got {getattr(self, name)}")
         if self.history < 1:

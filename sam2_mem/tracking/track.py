@@ -12,13 +12,13 @@ from sam2_mem._moved import renamed
 from sam2_mem.memory.bank import Bank
 from sam2_mem.model.acceleration.transfer import to_device_async
 from sam2_mem.model.sam2 import SAM2
-from sam2_mem.types import ABSENT_LOGIT, CandidateId, Hypotheses, SensoryUpdate
+from sam2_mem.types import ABSENT_LOGIT, CandidateId, FrameContext, Hypotheses, SensoryUpdate
 
 
 @dataclass(frozen=True, eq=False)
 class MaskOutput:
     """A mask shown to the user or remembered: ``logits`` (h, w) and ``pointer`` (C), both after the absent-object gate.
-    ``binarize``: its memory is made from the hard mask; ``refined``: a refiner's proposal replaced the mask; ``sensory``,
+    ``candidates``: how many masks it was the best of; ``binarize``: its memory is made from the hard mask; ``refined``: a refiner's proposal replaced the mask; ``sensory``,
     ``update``: state of sensory memory on its way to memory, and how it got or gets there."""
 
     frame: int
@@ -28,6 +28,7 @@ class MaskOutput:
     objectness: float
     area: float
     prompted: bool = False
+    candidates: int = 1
     binarize: bool = False
     refined: bool = False
     sensory: Tensor | None = None
@@ -52,6 +53,7 @@ def gated_output(
         objectness=objectness,
         area=areas[pathway][number] if present else 0.0,
         prompted=prompted,
+        candidates=len(hypotheses.iou[pathway]),
     )
 
 
@@ -75,6 +77,12 @@ class TrackedRanges:
 
     def __init__(self) -> None:
         self._runs: list[tuple[int, int, bool]] = []
+
+    def copy(self) -> TrackedRanges:
+        """The same frames, apart from later changes."""
+        twin = TrackedRanges()
+        twin._runs = list(self._runs)
+        return twin
 
     def __contains__(self, frame: int) -> bool:
         return self.reverse_at(frame) is not None
@@ -115,8 +123,8 @@ class Track:
     """Bookkeeping of one object. Ids never change, positions in a batch do.
 
     ``state`` is None until the first prompt has been taken into memory; ``pending`` holds prompts that have not;
-    ``outputs`` the latest masks and those of prompted frames; ``frozen`` memory is read but no longer written;
-    ``reference`` what it looked like on the first frame on which it is visible, where there is a refiner.
+    ``outputs`` the latest masks and those of prompted frames; ``latest`` frame and direction of the latest step;
+    ``frozen`` memory is read but no longer written; ``has_dropped_prompts``: there was no room for all; ``reference`` what it looked like on the first frame on which it is visible, where there is a refiner.
     """
 
     obj_id: int
@@ -124,7 +132,9 @@ class Track:
     outputs: dict[int, MaskOutput] = field(default_factory=dict)
     pending: dict[int, MaskOutput] = field(default_factory=dict)
     tracked: TrackedRanges = field(default_factory=TrackedRanges)
+    latest: tuple[int, bool] | None = None
     frozen: bool = False
+    has_dropped_prompts: bool = False
     reference: ReferenceAppearance | None = None
 
     def prompted_frames(self) -> set[int]:
@@ -138,20 +148,27 @@ class Track:
         """Whether the mask of ``frame`` was given by a prompt. (A prompt of a loaded memory has no mask in this video.)"""
         return frame in self.outputs and frame in self.prompted_frames()
 
+    def continues(self, frame: FrameContext) -> bool:
+        """Whether the latest step was on the frame before ``frame``, in the same direction."""
+        return self.latest == (frame.index + (1 if frame.reverse else -1), frame.reverse)
+
     def output_at(self, frame: int) -> MaskOutput | None:
-        """What the user sees on ``frame`` now, if it is still known."""
+        """What the user sees on ``frame`` now, where it has not left this track."""
         return self.pending.get(frame) or self.outputs.get(frame)
 
-    def remember_output(self, output: MaskOutput, history: int | None) -> None:
-        """Keep ``output``; beyond ``history`` of them the oldest unprompted ones go (None: keep all)."""
+    def remember_output(self, output: MaskOutput, history: int | None) -> list[MaskOutput]:
+        """Keep ``output``; beyond ``history`` of them the oldest unprompted ones go (None: keep all).
+
+        Returns:
+            those that go.
+        """
         self.outputs.pop(output.frame, None)
         self.outputs[output.frame] = output
         if history is None or len(self.outputs) <= history:
-            return
+            return []
         prompted = self.prompted_frames()
         tracked = [frame for frame in self.outputs if frame not in prompted]
-        for frame in tracked[: max(0, len(tracked) - history)]:
-            del self.outputs[frame]
+        return [self.outputs.pop(frame) for frame in tracked[: max(0, len(tracked) - history)]]
 
 
 __getattr__ = renamed(__name__)

@@ -6,6 +6,7 @@ A tracker executes what policies decide. It is made of three parts: ``PromptDeco
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,10 +20,12 @@ from sam2_mem.memory.policy import MemoryPolicy, Revising
 from sam2_mem.memory.trace import Cause, Change, Listener, notify, trace_record
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.prompts import Prompt
+from sam2_mem.tracking.archive import Archive, Kind
 from sam2_mem.tracking.mask_postprocessing import clean_masks
 from sam2_mem.tracking.memory_reader import MemoryReader, TrackPrediction
 from sam2_mem.tracking.memory_writer import MemoryWriter
 from sam2_mem.tracking.prompt_decoder import PromptDecoder
+from sam2_mem.tracking.recall import Recall
 from sam2_mem.tracking.refine import Refiner, reference_appearance, refine
 from sam2_mem.tracking.settings import TrackerSettings
 from sam2_mem.tracking.track import MaskOutput, Track, gated_output
@@ -41,6 +44,7 @@ class Tracker:
         prompt_decoder: answers prompts; None for the ordinary one.
         reader: predicts masks from memory; None for the ordinary one.
         writer: makes memory of masks; None for the ordinary one.
+        archive: keeps what leaves memory, for a session that comes back to it; None keeps nothing.
 
     A ``listener`` hears of every change of memory, with the policy's reasons (``sam2_mem.memory.trace``). It changes
     no result; without one, nothing is asked.
@@ -57,6 +61,7 @@ class Tracker:
         prompt_decoder: PromptDecoder | None = None,
         reader: MemoryReader | None = None,
         writer: MemoryWriter | None = None,
+        archive: Archive | None = None,
     ) -> None:
         self.model = model
         self.policy = policy
@@ -71,11 +76,14 @@ class Tracker:
         hole, region = self.settings.fill_hole_area, self.settings.remove_region_area
         self._clean = partial(clean_masks, max_hole_area=hole, max_region_area=region)
         self.tracks: dict[int, Track] = {}
+        self.archive = Archive() if archive is None else archive
+        self.recall = Recall(policy, self.archive, model.device)
         self.listener: Listener | None = None
         self._gate = policy.min_obj_score_logits
         self._revising: Revising | None = policy if policy.needs.revise and isinstance(policy, Revising) else None
         bounded = policy.capacity(model.tokens_per_map) is not None
-        self._history = self.settings.history if bounded else None
+        lag = policy.needs.revise
+        self._history = self.settings.history + lag if bounded and lag < sys.maxsize else None
 
     # -- objects ------------------------------------------------------------------------------------------------
 
@@ -85,6 +93,12 @@ class Tracker:
 
     def remove(self, obj_id: int) -> None:
         del self.tracks[obj_id]
+        self.archive.remove(obj_id)
+
+    def clear(self) -> None:
+        """Forget all objects."""
+        self.tracks.clear()
+        self.archive.clear()
 
     def context(self, features: FrameFeatures, *, reverse: bool = False) -> FrameContext:
         return FrameContext(index=features.index, features=features, reverse=reverse, num_frames=self.num_frames)
@@ -92,6 +106,10 @@ class Tracker:
     def change(self, track: Track, cause: Cause, frame: FrameContext, state: Bank | None, **details: Any) -> None:
         """Give ``track`` a new memory; ``details``: further fields of ``Change``."""
         before, track.state = track.state, state
+        if cause in (Cause.PROMPT, Cause.WRITE):
+            self.archive.discard(Kind.MEMORY, track.obj_id, frame.index)
+        if cause is not Cause.FORGET:
+            self.archive.follow(track.obj_id, before, state)
         if self.listener is not None:
             change = Change(cause, frame, before, state, **details)
             notify(self.listener, trace_record(self.policy, track.obj_id, change))
@@ -102,7 +120,8 @@ class Tracker:
         """Answer a prompt without remembering anything yet; ``commit`` does that. See ``PromptDecoder.decode``."""
         track = self.track(prompt.obj_id)
         context = self.context(features, reverse=bool(track.tracked.reverse_at(features.index)))
-        output = self.prompt_decoder.decode(track, features, prompt, self.reader.context_for(track, context))
+        frame = self.reader.context_for(track, context)
+        output = self.prompt_decoder.decode(self.recall.as_read(track, prompt, frame), features, prompt, frame)
         track.pending[features.index] = output
         return output
 
@@ -117,9 +136,28 @@ class Tracker:
             frame = self.reader.context_for(track, self.context(features))
             state = self.policy.prompt(track.state, frame, entry)
             state = self.writer.merge_pending(state, frame)
+            self.recall.report_dropped_prompts(track, state)
             self.change(track, Cause.PROMPT, frame, state, entries=(entry,))
-            track.remember_output(output, self._history)
+            self._show(track, output)
             self._note_reference(track, features, output)
+
+    def _show(self, track: Track, output: MaskOutput) -> None:
+        """``output`` is what the user sees from now on; older ones of the track are archived."""
+        self.archive.discard(Kind.MASK, track.obj_id, output.frame)
+        for old in track.remember_output(output, self._history):
+            self.archive.add_mask(track.obj_id, old)
+
+    # -- jumps --------------------------------------------------------------------------------------------------
+
+    def _resume(self, tracks: Sequence[Track], context: FrameContext) -> None:
+        """Where an object's latest step was not on the frame before, its memory takes back what is read on this one."""
+        for track in tracks:
+            if not track.continues(context):
+                frame = self.reader.context_for(track, context)
+                state = self.recall.memory(track, frame)
+                if state is not track.state:
+                    self.change(track, Cause.RECALL, frame, state)
+            track.latest = context.index, context.reverse
 
     # -- the step -----------------------------------------------------------------------------------------------
 
@@ -138,11 +176,13 @@ class Tracker:
             self.preview(features, prompt)
         self.commit(features)
         tracks = [track for track in self.tracks.values() if track.state is not None]
+        context = self.context(features, reverse=reverse)
+        self._resume(tracks, context)
         frames_before = [track.frames_in_memory() for track in tracks]
         if self.settings.clear_non_cond_mem_around_input:
             self._forget_around_prompts(tracks, features.index)
         moving = [track for track in tracks if not track.answered(features.index)]
-        revisions = self._track(moving, features, self.context(features, reverse=reverse)) if moving else ()
+        revisions = self._track(moving, features, context) if moving else ()
         for track in tracks:
             track.tracked.add(features.index, reverse=reverse)
         outputs = [track.outputs[features.index] for track in tracks]
@@ -180,7 +220,7 @@ class Tracker:
             self._write(prediction, selection, entries)
         masks = self._clean(torch.stack([output.logits for output in outputs]))
         for track, output, logits in zip(tracks, outputs, masks):
-            track.remember_output(replace(output, logits=logits.clone()), self._history)
+            self._show(track, replace(output, logits=logits.clone()))
         if self._revising is None:
             return ()
         revisions: list[Revision] = []
@@ -226,6 +266,7 @@ class Tracker:
         for track in tracks:
             if frame in track.prompted_frames():
                 state = self.policy.forget(track.state, frame, self.settings.forget_radius)
+                self.archive.forget(track.obj_id, frame, self.settings.forget_radius)
                 self.change(track, Cause.FORGET, FrameContext(frame, num_frames=self.num_frames), state)
 
     def _apply_revision(self, track: Track, revision: Revision) -> Revision:

@@ -17,11 +17,13 @@ from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.memory.serialization import load_memory, save_memory
 from sam2_mem.memory.trace import Cause, Listener
 from sam2_mem.model.sam2 import SAM2
-from sam2_mem.prompts import Prompt, as_integer
+from sam2_mem.prompts import Prompt
+from sam2_mem.tracking.archive import Archive
 from sam2_mem.tracking.embedders import Embedder
 from sam2_mem.tracking.frame_loop import run
 from sam2_mem.tracking.inference_state import InferenceState
 from sam2_mem.tracking.mask_postprocessing import resize_logits, suppress_overlap
+from sam2_mem.tracking.passes import pass_range, run_pass
 from sam2_mem.tracking.refine import Refiner
 from sam2_mem.tracking.tracker import Tracker, TrackerSettings
 from sam2_mem.types import ABSENT_LOGIT, FrameContext, FrameFeatures, FrameResult, ObjectScore, Revision
@@ -132,6 +134,7 @@ class SAM2VideoPredictor(PredictorBase):
         async_loading_frames: bool = False,
         *,
         num_frames: int | None = None,
+        interactive: bool = True,
     ) -> InferenceState:
         """Open a video, or with ``video_path=None`` a live stream for ``track_frame``.
 
@@ -142,6 +145,9 @@ class SAM2VideoPredictor(PredictorBase):
             offload_state_to_cpu: stored memory maps wait on the CPU.
             async_loading_frames: accepted for SAM 2's sake; frames are always decoded ahead, a few at a time.
             num_frames: length of a stream, where it is known.
+            interactive: the session may come back to frames it has left, so their memory is kept on the host
+                (``tracker.archive_bytes``); False for a pass through the video, in memory that does not grow. A stream
+                keeps nothing in any case.
         """
         source = None if video_path is None else open_video(video_path)
         if source is not None and num_frames is not None:
@@ -154,7 +160,10 @@ class SAM2VideoPredictor(PredictorBase):
         if offload_state_to_cpu:
             settings = replace(settings, storage_device="cpu")
         length = num_frames if source is None else _length_if_cheap(source)
-        tracker = Tracker(self.model, self.policy, settings=settings, num_frames=length, refiner=self.refiner)
+        archive = Archive(settings.archive_bytes if interactive and source is not None and source.seekable else 0)
+        tracker = Tracker(
+            self.model, self.policy, settings=settings, num_frames=length, refiner=self.refiner, archive=archive
+        )
         return InferenceState(
             tracker=tracker,
             source=source,
@@ -164,6 +173,7 @@ class SAM2VideoPredictor(PredictorBase):
 
     def reset_state(self, inference_state: InferenceState) -> None:
         """Forget all objects and prompts; the video stays open. A stream goes on where it is, with frames of the same size."""
+        inference_state.edits += 1
         inference_state.clear()
 
     def listen(self, inference_state: InferenceState, listener: Listener | None) -> None:
@@ -232,6 +242,7 @@ class SAM2VideoPredictor(PredictorBase):
     def _answer(self, state: InferenceState, frame: Frame, prompt: Prompt) -> Masks:
         features = state.features(frame, self.encode)
         state.tracker.preview(features, prompt)
+        state.edits += 1
         state.prompts.setdefault(prompt.obj_id, {})[frame.index] = prompt
         return self._current_masks(state, frame.index)
 
@@ -245,6 +256,7 @@ class SAM2VideoPredictor(PredictorBase):
         track = state.tracker.tracks.get(obj_id)
         if track is None:
             raise _unknown_object(obj_id, state.obj_ids)
+        state.edits += 1
         state.prompts.get(obj_id, {}).pop(frame_idx, None)
         track.pending.pop(frame_idx, None)
         if frame_idx in track.prompted_frames():
@@ -273,6 +285,7 @@ class SAM2VideoPredictor(PredictorBase):
             if strict:
                 raise _unknown_object(obj_id, state.obj_ids)
             return state.obj_ids, []
+        state.edits += 1
         state.tracker.remove(obj_id)
         frames = sorted(state.prompts.pop(obj_id, {}))
         if not state.obj_ids or not need_output:
@@ -281,7 +294,7 @@ class SAM2VideoPredictor(PredictorBase):
 
     def _current_masks(self, state: InferenceState, frame_idx: int) -> Masks:
         """What the user sees on a frame now; objects without a known mask there are absent."""
-        outputs = [track.output_at(frame_idx) for track in state.tracker.tracks.values()]
+        outputs = [state.tracker.recall.output(track, frame_idx) for track in state.tracker.tracks.values()]
         masks = torch.full((len(outputs), *self.model.mask_size), ABSENT_LOGIT, device=self.device)
         for row, output in enumerate(outputs):
             if output is not None:
@@ -313,12 +326,13 @@ class SAM2VideoPredictor(PredictorBase):
 
         Args:
             inference_state: of the video.
-            start_frame_idx: default the earliest prompted frame. Elsewhere than at a prompt, memory of the frames just
-                before it must still be held.
+            start_frame_idx: any frame; default the earliest prompted one.
             max_frame_num_to_track: frames after the first.
             reverse: towards the start of the video.
 
-        A policy that rewrites past masks (``needs.revise``) runs that many frames ahead of the masks given out.
+        Prompts may be given, and objects come and go, while the results are taken: that acts from the next one on, as if
+        the pass had ended and another one had begun there. A policy that rewrites past masks (``needs.revise``) runs that many
+        frames ahead of the masks given out; those frames are then tracked again.
         """
         for result in self._run_pass(inference_state, start_frame_idx, max_frame_num_to_track, reverse, final=True):
             inference_state.note_scores(result.frame, result.scores)
@@ -345,9 +359,9 @@ class SAM2VideoPredictor(PredictorBase):
                 "this state has no video; a stream is tracked frame by frame: track_frame(state, frame, prompts)"
             )
         self.propagate_in_video_preflight(state)
-        frames = _frames_of_pass(state, _first_frame(state, start, reverse), max_frames, reverse)
-        encode = partial(state.features, encode=self.encode)
-        return run(state, frames, encode=encode, reverse=reverse, final=final)
+        frames = pass_range(state, start, max_frames, reverse)
+        take_in = partial(self.propagate_in_video_preflight, state)
+        return run_pass(state, frames, encode=self.encode, take_in=take_in, final=final)
 
     # -- streams -------------------------------------------------------------------------------------------------
 
@@ -451,45 +465,9 @@ class SAM2VideoPredictor(PredictorBase):
         newest = max(e.frame for e in memory.all_entries())
         track = state.tracker.track(obj_id)
         track.frozen = frozen
+        state.edits += 1
         memory = memory.shift_frames(frame_idx - 1 - newest)
         state.tracker.change(track, Cause.LOAD, FrameContext(frame_idx), memory)
-
-
-def _first_frame(state: InferenceState, start: int | None, reverse: bool) -> int:
-    """Where a pass starts; ValueError where memory of the frame before it is missing."""
-    tracker, tracks = state.tracker, state.tracker.tracks.values()
-    prompted = sorted({frame for track in tracks for frame in track.prompted_frames()})
-    if start is None:
-        return max(0, prompted[0])
-    start = state.check_frame(start)
-    before = start + 1 if reverse else start - 1
-    context = FrameContext(index=start, reverse=reverse, num_frames=tracker.num_frames)
-    ids = [t.obj_id for t in tracks if before in t.tracked and not (t.state and t.state.can_resume(context))]
-    problem = f"the memory of frame {before} is no longer held for objects {ids}"
-    if ids and start not in prompted:
-        raise ValueError(
-            f"cannot start at frame {start}: {problem}. Start at a prompted frame ({prompted}), prompt frame {start}, "
-            "or build with memory_policy.retain_all=true"
-        )
-    if ids:
-        message = "starting at frame %d from its prompts: %s; memory_policy.retain_all=true keeps it"
-        logger.warning(message, start, problem)
-    return start
-
-
-def _frames_of_pass(state: InferenceState, start: int, max_frames: int | None, reverse: bool) -> Iterable[Frame]:
-    """The frames of one pass. As in SAM 2, a reverse pass from frame 0 is empty and ``max_frames`` counts frames after the
-    first."""
-    if max_frames is not None:
-        max_frames = as_integer(max_frames, "max_frame_num_to_track as an integer")
-    if max_frames is not None and max_frames < 0:
-        raise ValueError(f"expected max_frame_num_to_track >= 0, got {max_frames}")
-    if not reverse:
-        return state.iterate(start, None if max_frames is None else start + max_frames + 1, 1)
-    if start == 0 and state.video.seekable:
-        return ()
-    last = 0 if max_frames is None else max(start - max_frames, 0)
-    return state.iterate(start, last - 1 if last > 0 else None, -1)
 
 
 def _joined(old: Prompt, new: Prompt) -> Prompt:

@@ -368,7 +368,7 @@ def _segment_to_disk(
     with open_video(video) as source:
         plan = task.plan(source)
         tally.objects = plan.obj_ids
-        state = predictor.init_state(source)
+        state = predictor.init_state(source, interactive=False)
         tally.size = source.height, source.width
         stop = None if options.max_frames is None else task.start + options.max_frames
         frames = segment(

@@ -33,19 +33,20 @@ Run = Callable[[SAM2VideoPredictor], Iterator[tuple[int, InferenceState]]]
 
 
 class Load(NamedTuple):
-    """What is held after a frame: bytes of the session, decoded frames, live tensors and their bytes."""
+    """What is held after a frame: bytes of the session and of its archive, decoded frames, live tensors and their bytes."""
 
     state: int
     frames: int
     tensors: int
     tensor_bytes: int
+    archive: int
 
 
 def load_of(state: InferenceState) -> Load:
     tensors = [t for t in alive(Tensor) if not isinstance(t, FakeTensor)]  # a compiler that ran before keeps some
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if not t.is_meta}
     frames = 0 if state.source is None else state.source.held_frames
-    return Load(state.memory_bytes(), frames, len(tensors), sum(storages.values()))
+    return Load(state.memory_bytes(), frames, len(tensors), sum(storages.values()), state.tracker.archive.bytes)
 
 
 def alive(kind: type) -> list[Any]:
@@ -94,9 +95,9 @@ def generator(path: Path) -> Iterator[Any]:
     return (picture(i) for i in range(FRAMES))
 
 
-def offline(video: Any) -> Run:
+def offline(video: Any, *, interactive: bool = True) -> Run:
     def run(predictor: SAM2VideoPredictor) -> Iterator[tuple[int, InferenceState]]:
-        state = predictor.init_state(video)
+        state = predictor.init_state(video, interactive=interactive)
         predictor.add_new_mask(state, 0, 1, blob(0))
         predictor.add_new_points_or_box(state, 0, 2, box=[8, 8, 40, 40])
         for frame, _, _ in predictor.propagate_in_video(state):
@@ -120,7 +121,7 @@ def stream(predictor: SAM2VideoPredictor) -> Iterator[tuple[int, InferenceState]
     "make", [pytest.param(f, marks=pytest.mark.full) for f in (folder, file, generator)], ids=lambda f: f.__name__
 )
 def test_offline_memory_is_flat(make: Callable[[Path], Any], tmp_path: Path) -> None:
-    early, late = loads(micro_predictor(FIFO()), offline(make(tmp_path)))
+    early, late = loads(micro_predictor(FIFO()), offline(make(tmp_path), interactive=False))
     assert not grown(early, late), (early, late)
     assert early.state > 0 and early.frames > 0 and early.tensors > 0
 
@@ -302,13 +303,26 @@ def test_control_a_changed_weight_is_found() -> None:
 
 @pytest.mark.full
 def test_a_pass_from_a_prompt_says_what_memory_is_gone(caplog):
-    """A correction long after its frame was tracked: the frames before it have left memory, unless all are retained."""
-    for policy, said in ((FIFO(), True), (FIFO(retain_all=True), False)):
-        predictor = micro_predictor(policy)
+    """A correction long after its frame was tracked: the frames before it have left memory and are not archived."""
+    for policy, archive_bytes, said in ((FIFO(), 0, True), (FIFO(), 2**30, False), (FIFO(retain_all=True), 0, False)):
+        predictor = micro_predictor(policy, archive_bytes=archive_bytes)
         state = predictor.init_state(pictures(60))
         predictor.add_new_mask(state, 0, 1, blob(0))
         list(predictor.propagate_in_video(state))
         predictor.add_new_mask(state, 30, 1, blob(0, 30))
         caplog.clear()
         list(predictor.propagate_in_video(state, start_frame_idx=30, max_frame_num_to_track=1))
-        assert ("the memory of frame 29 is no longer held" in caplog.text) is said
+        assert ("frame 30 of object 1: the memory of frames" in caplog.text) is said
+
+
+def test_an_archive_grows_up_to_its_budget_and_no_further() -> None:
+    """The bank stays as it is; what left it is held beside it, on the host."""
+    images, sizes = pictures(FRAMES), []
+    for archive_bytes in (2**30, 150_000, 0):
+        early, late = loads(micro_predictor(FIFO(), archive_bytes=archive_bytes), offline(images))
+        assert late.state <= 1.01 * early.state
+        sizes.append((late.tensor_bytes - early.tensor_bytes, late.archive))
+    (grown_freely, free), (_, bounded), (grown_not, none) = sizes
+    assert free > 1_000_000 and grown_freely > 0.5 * free
+    assert 100_000 < bounded <= 150_000
+    assert none == 0 and grown_not < 10_000

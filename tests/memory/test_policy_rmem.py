@@ -135,6 +135,22 @@ def test_an_attended_frame_stays_where_fifo_drops_it():
     assert 3 not in drive(RMem(bank_size=6, gap=1, eviction="fifo"), 12, share)[-1]
 
 
+def bank_after_an_absence(policy: RMem) -> list[int]:
+    """Seen on 40 frames, gone for the next 60; attention is uniform."""
+    state = policy.prompt(None, context(0), entry(0, prompt=True))
+    for t in range(1, 101):
+        bank = bank_frames(state)
+        uniform = seen(constant([1.0 / len(bank)] * len(bank)))
+        state = advance(policy, state, context(t), replace(uniform, objectness=(5.0 if t <= 40 else -5.0,)))
+    return bank_frames(state)
+
+
+def test_an_absence_empties_the_bank_unless_absent_frames_stay_out():
+    """The released code writes absent frames, and freshness puts them in the place of what was known; the preset keeps it."""
+    assert bank_after_an_absence(RMem()) == [0, 80, 85, 90, 95, 100]
+    assert bank_after_an_absence(build_policy("rmem_visible")) == [0, 20, 25, 30, 35, 40]
+
+
 # -- against a slow, literal implementation ---------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from streams import TOKENS, at, begin, entry, furthest, hypotheses, reads, recta
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.policies.samurai import Samurai, SamuraiBank
 from sam2_mem.memory.policies.samurai.kalman_filter import BoxFilter, MaskBox, box_iou, mask_boxes
+from sam2_mem.prompts import Prompt
 
 LIKE_FIFO = {
     "kf_score_weight": 0.0,
@@ -21,6 +22,7 @@ LIKE_FIFO = {
     "memory_bank_obj_score_threshold": -np.inf,
     "memory_bank_kf_score_threshold": -np.inf,
     "min_obj_score_logits": 0.0,
+    "skip_first_frame": False,
 }
 
 # The filter
@@ -201,7 +203,7 @@ def test_prompts_on_any_frame_and_time_running_backwards() -> None:
         state, step = begin(policy, start), -1 if reverse else 1
         for n in range(1, 20):
             frame = at(start + n * step, reverse=reverse)
-            expected = {start} | {start + i * step for i in range(max(1, n - 6), n)}
+            expected = {start} | {start + i * step for i in range(max(1, n - 6), n) if i != 1 or n == 2}
             assert reads(policy, state, frame)[0].frames == sorted(expected)
             state, _ = track(policy, state, frame, hypotheses(candidates(10), (0.9,), 5))
         assert state.motion.stable == 15
@@ -227,10 +229,71 @@ def test_frames_that_fail_a_threshold_are_not_read() -> None:
         iou, objectness = scores.get(t, (0.9, 5))
         state, _ = track(policy, state, at(t), hypotheses(candidates(10), (iou,), objectness))
     found = reads(policy, state, at(10))[0]
-    assert [(f, s) for f, s, _ in found.maps] == [(0, -1), (1, 5), (2, 4), (4, 3), (7, 2), (8, 1), (9, 0)]
+    assert [(f, s) for f, s, _ in found.maps] == [(0, -1), (2, 4), (4, 3), (7, 2), (8, 1), (9, 0)]
     assert [f for f, _, _ in found.pointers] == list(range(10)), "pointers do not care"
     state, _ = track(policy, state, at(10), hypotheses(candidates(10), (0.9,), 5))
     assert 9 not in reads(policy, state, at(11))[0].frames, "the previous frame is read whatever it is worth, once"
+
+
+def frames_of_the_code(t: int) -> list[int]:
+    """Frames whose maps the code reads on frame ``t`` where all are good: its walk stops before frame 1, and the previous frame
+    is put to them if it is not there."""
+    valid = list(range(t - 1, 1, -1))[:15]
+    if t - 1 not in valid and t > 1:
+        valid = [t - 1, *valid]
+    return sorted(valid[:6])
+
+
+def test_frame_one_is_never_accepted() -> None:
+    """As in the code; read once, as the previous frame, and its pointer as any other."""
+    policy, plain = Samurai(), Samurai(skip_first_frame=False)
+    states = {p: begin(p) for p in (policy, plain)}
+    differs = []
+    for t in range(1, 12):
+        found = {p: reads(p, states[p], at(t))[0] for p in states}
+        assert [f for f, slot, _ in found[policy].maps if slot != -1] == frames_of_the_code(t), f"frame {t}"
+        assert [f for f, _, _ in found[policy].pointers] == [f for f, _, _ in found[plain].pointers] == list(range(t))
+        differs += [t] if found[policy].maps != found[plain].maps else []
+        for p in states:
+            states[p], _ = track(p, states[p], at(t), hypotheses(candidates(10), (0.9,), 5))
+    assert differs == [3, 4, 5, 6, 7], (
+        "control: judged by its scores, frame 1 is read as long as it is among the last six"
+    )
+
+
+def test_one_click_starts_the_filter() -> None:
+    """As in the code, where the best of three masks answers it; boxes, masks and empty answers do not."""
+    clicked = replace(entry(0, prompt=True), click_mask=torch.from_numpy(rectangle(10, 10, 8, 8)))
+    policy = Samurai()
+    state = policy.prompt(None, at(0), clicked)
+    expected = BoxFilter.start(mask_boxes(clicked.click_mask[None])[0])
+    assert state.motion.filter == expected and state.motion.stable == 1
+    assert state.prompts[0].click_mask is None, "it is not kept"
+    for step in (1, -1):
+        after, choice = track(policy, state, at(step, reverse=step < 0), hypotheses(candidates(10, 24), (0.9, 0.1), 5))
+        assert choice.predicted is not None and after.motion.stable == 2
+        assert after.motion.filter == expected.predict().update(choice.box)
+    for other in (
+        policy.prompt(None, at(0), entry(0, prompt=True)),
+        policy.prompt(None, at(0), replace(clicked, area=0.0)),
+        Samurai(start_at_click=False).prompt(None, at(0), clicked),
+    ):
+        assert other.motion is None
+        after, choice = track(policy, other, at(1), hypotheses(candidates(10), (0.9,), 5))
+        assert choice.predicted is None and after.motion.stable == 1
+
+
+def test_the_network_tells_clicks_from_other_prompts() -> None:
+    box = Prompt(obj_id=1, box=[8, 8, 40, 40], size=(64, 64))
+    two = replace(click_prompt(1), points=torch.tensor([[20.0, 20.0], [22.0, 22.0]]), labels=torch.tensor([1, 1]))
+    started = []
+    for prompt in (click_prompt(1), two, box, mask_prompt(1)):
+        tracker = micro_tracker(Samurai(min_obj_score_logits=-50.0))  # clicks alone say little to the micro network
+        run(tracker, [features_at(0)], {0: [prompt]})
+        started.append(tracker.tracks[1].state.motion is not None)
+        assert tracker.tracks[1].state.prompts[0].click_mask is None
+    assert started == [True, False, False, False]
+    assert Samurai(start_at_click=False).needs.click_mask is False
 
 
 def test_a_mask_off_course_is_not_read() -> None:
@@ -248,6 +311,7 @@ class Literal:
     def __init__(self, policy: Samurai) -> None:
         self.p = policy
         self.prompts: set[int] = set()
+        self.skipped: set[int] = set()
         self.seen: dict[int, tuple[float, float, float | None]] = {}
         self.stable, self.filter, self.last = 0, None, None
 
@@ -258,7 +322,7 @@ class Literal:
 
     def good(self, frame: int) -> bool:
         iou, score, kf = self.seen[frame]
-        return iou > 0.5 and score > 0 and (kf is None or kf > 0)
+        return frame not in self.skipped and iou > 0.5 and score > 0 and (kf is None or kf > 0)
 
     def read(self, t: int, step: int) -> tuple[list[tuple[int, int]], list[int]]:
         known = sorted((f for f in self.seen.keys() | self.prompts if (t - f) * step > 0), key=lambda f: abs(t - f))
@@ -283,6 +347,9 @@ class Literal:
             best = int(np.argmax(weight * np.array(overlaps) + (1 - weight) * iou))
             kf = overlaps[best]
         self.follow(boxes[best], iou[best])
+        self.skipped.discard(t)
+        if t - (max(self.prompts) if step < 0 else min(self.prompts)) == step:
+            self.skipped.add(t)  # the walk of the code ends before frame 1
         self.seen[t] = (iou[best], score, kf)
         return best
 

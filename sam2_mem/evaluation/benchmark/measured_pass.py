@@ -196,7 +196,7 @@ def measured_pass(
     memory = PeakMemory(predictor.device)
     predictor.policy = counter.counting_policy()
     try:
-        state = predictor.init_state(source)
+        state = predictor.init_state(source, interactive=False)
         count = _drive(segment(predictor, state, plan, stop=max_frames, allow_empty=True), stopwatch, store)
     finally:
         predictor.policy = policy

@@ -98,7 +98,7 @@ def record_video(
         stop: first frame left out.
         read_mass: also measure how much attention every entry receives.
     """
-    state, recorder = predictor.init_state(video), Recorder(read_mass=read_mass)
+    state, recorder = predictor.init_state(video, interactive=False), Recorder(read_mass=read_mass)
     predictor.listen(state, recorder)
     pictures: dict[int, np.ndarray] = {}
     masks: dict[int, dict[int, np.ndarray]] = {i: {} for i in plan.obj_ids}

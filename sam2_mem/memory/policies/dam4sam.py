@@ -3,7 +3,7 @@ distractor."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -16,9 +16,11 @@ from typing_extensions import Self
 from sam2_mem.memory.bank import Bank, drop, put, shifted
 from sam2_mem.memory.policy import MemoryPolicy, best_candidate, setting
 from sam2_mem.memory.reading import anchors_of, pointer_window
+from sam2_mem.memory.tokens import restored
 from sam2_mem.memory.trace import Action, EntryInfo, Reason, entry_infos
 from sam2_mem.types import (
     PROMPT_SLOT,
+    ArchivedEntry,
     CandidateId,
     Entry,
     FrameContext,
@@ -29,6 +31,8 @@ from sam2_mem.types import (
     ReadItem,
     ReadUsage,
 )
+
+RESOLVED = "resolved"
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +55,10 @@ class DistractorBank(Bank):
 
     def all_entries(self) -> tuple[Entry, ...]:
         return (*self.prompts, *self.resolved, *self.entries, *self.pointers)
+
+    def archivable(self) -> dict[int, tuple[MemoryEntry, str]]:
+        """As in ``Bank``, and promoted frames, which are marked."""
+        return super().archivable() | {e.frame: (e, RESOLVED) for e in self.resolved}
 
     def can_resume(self, frame: FrameContext) -> bool:
         """As in ``Bank``, and after a frame without the object, which leaves nothing in
@@ -98,7 +106,8 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
     between ``min_area_ratio`` and ``max_area_ratio``), more than ``min_gap`` tracked frames after the last promotion,
     and if an alternative mask shows something else: with the chosen mask m, an alternative a and c the largest
     8-connected part of a \\ m, the box of m covers at most ``max_box_overlap`` of the box of m and c together. Its
-    memory is made from the hard mask. On the next frame it still is recent memory; it changes over on the frame after.
+    memory is made as that of a prompt: from the hard mask with SAM 2's post-processing
+    (``model.binarize_prompted_masks``), from the soft one without. On the next frame it still is recent memory; it changes over on the frame after.
 
     With ``max_box_overlap`` 0, ``memory_temporal_stride_for_eval`` 1 and ``only_visible`` false this is FIFO, as long
     as an object has one prompt and time does not turn round.
@@ -106,7 +115,7 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
     Departures from the code: the first prompt may be on any frame (running backwards, the last one counts as the
     first); any number of objects; a later prompt is read as such from the next frame on, where the code would read it
     once as recent memory; masks are compared at the size of the mask logits and without hole filling, not at the size
-    of the video (all thresholds are free of scale); time is measured in tracked frames of this object; promoted frames
+    of the video, where ragged masks have other largest parts and so, now and then, another promotion; time is measured in tracked frames of this object; promoted frames
     that can no longer be read are dropped and do not return as recent memory; the pointer time span is constant, also
     on a stream; frames read as prompts take no place in the recent memory.
 
@@ -200,6 +209,22 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
 
     def _on_stride(self, entry: Entry) -> bool:
         return entry.frame % self.memory_temporal_stride_for_eval == 0
+
+    def recall(
+        self, state: DistractorBank, frame: FrameContext, archived: Mapping[int, ArchivedEntry]
+    ) -> DistractorBank:
+        """With what both memories have lost of the frames that a read on ``frame`` takes, as if none had left."""
+        promoted = {f: a for f, a in archived.items() if a.mark == RESOLVED and frame.age(f) > 0}
+        nearest = sorted(promoted, key=frame.age)[: self.max_cond_frames_in_attn]
+        held = {e.frame for e in state.resolved}
+        resolved = [restored(promoted[f]) for f in nearest if f not in held]
+        grown = replace(state, resolved=tuple(sorted((*state.resolved, *resolved), key=lambda e: e.frame)))
+        recent = {f: a for f, a in archived.items() if a.mark != RESOLVED}
+        entries: dict[int, Entry] = {**{f: a.entry for f, a in recent.items()}, **state.tracked()}
+        selected = self._recent(replace(grown, entries=tuple(entries.values()), pointers=()), frame, self.num_maskmem)
+        whole = [recent[e.frame] for e in selected if e.frame in recent]
+        bare = [recent[f] for f in self.frames_behind(frame)[1] if f in recent]
+        return (grown if resolved else state).recall(whole, bare)
 
     # -- choosing -----------------------------------------------------------------------------------------------
 
@@ -328,11 +353,13 @@ def _nearest(entries: Sequence[Entry], anchors: set[int], count: int) -> set[int
 
 def box_overlap(chosen: np.ndarray, alternative: np.ndarray) -> float:
     """IoU of the box of ``chosen`` (h, w) bool and of the box of it with the largest part that ``alternative`` adds; 1 where
-    it adds nothing. Boxes are counted in whole pixels."""
+    it adds nothing, or where both boxes are lines. The sides of a box are largest minus smallest coordinate, as in the
+    toolkit of the code."""
     part = _largest_part(alternative & ~chosen)
     if part is None:
         return 1.0
-    return _box_area(chosen) / _box_area(chosen | part)
+    joint = _box_area(chosen | part)
+    return _box_area(chosen) / joint if joint else 1.0
 
 
 def _largest_part(mask: np.ndarray) -> np.ndarray | None:
@@ -344,4 +371,4 @@ def _largest_part(mask: np.ndarray) -> np.ndarray | None:
 
 def _box_area(mask: np.ndarray) -> int:
     sides = [np.flatnonzero(mask.any(axis=axis)) for axis in (0, 1)]
-    return int(np.prod([side[-1] - side[0] + 1 for side in sides]))
+    return int(np.prod([side[-1] - side[0] for side in sides]))

@@ -149,6 +149,10 @@ class Distilled(MemoryPolicy[Summaries]):
 
     # -- writing ------------------------------------------------------------------------------------------------
 
+    def frames_behind(self, frame: FrameContext) -> tuple[Sequence[int], Sequence[int]]:
+        """The recent frames; those in summaries are read as such."""
+        return [f for _, f in map_frames(frame, num_maskmem=self.recent + 1)], super().frames_behind(frame)[1]
+
     def write(
         self,
         state: Summaries,
@@ -164,8 +168,11 @@ class Distilled(MemoryPolicy[Summaries]):
         return replace(state, waiting=waiting[-(2 * self.recent + self.tube) :], reasons=())
 
     def _leaving(self, state: Summaries, frame: FrameContext) -> list[MemoryEntry]:
-        """Entries that the next frame will no longer read as recent, the oldest first."""
+        """Entries that the next frame will no longer read as recent, the oldest first; those that came back after a jump are
+        in the tail already."""
         old = [e for e in state.entries if abs(frame.age(e.frame)) >= self.recent]
+        known = {e.frame for e in state.waiting}.union(*(s.frames for s in state.summaries()))
+        old = [e for e in old if e.frame not in known]
         old.sort(key=lambda e: -abs(frame.age(e.frame)))
         return [replace(e, summary=None) for e in old if e.objectness > self.min_object_score]
 

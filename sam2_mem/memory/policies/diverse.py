@@ -11,7 +11,7 @@ from sam2_mem.memory.bank import Bank, drop, shifted
 from sam2_mem.memory.diversity import grow_long_term
 from sam2_mem.memory.likeness import LIKENESSES
 from sam2_mem.memory.policy import MemoryPolicy, Needs, setting
-from sam2_mem.memory.reading import keep_window, window_capacity, window_read
+from sam2_mem.memory.reading import keep_window, map_frames, window_capacity, window_read
 from sam2_mem.memory.trace import Action, EntryInfo, Reason, entry_infos
 from sam2_mem.types import (
     PROMPT_SLOT,
@@ -96,6 +96,10 @@ class Diverse(MemoryPolicy[LongTermBank]):
         recent = {id(item.tokens) for item in read.items}
         long = [e for e in state.long if id(e.tokens) not in recent and e.frame != frame.index]
         return (replace(read, items=(*read.items, *(ReadItem(e.tokens, PROMPT_SLOT) for e in long))),)
+
+    def frames_behind(self, frame: FrameContext) -> tuple[Sequence[int], Sequence[int]]:
+        """As in FIFO."""
+        return [f for _, f in map_frames(frame, num_maskmem=self.num_maskmem)], super().frames_behind(frame)[1]
 
     def write(
         self,

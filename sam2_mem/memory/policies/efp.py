@@ -54,6 +54,10 @@ class EFP(MemoryPolicy[Bank]):
         ranked = sorted(zip(likenesses(candidates, newest), candidates), key=lambda x: -x[0])
         return {e.frame for _, e in ranked[:excess]}
 
+    def frames_behind(self, frame: FrameContext) -> tuple[Sequence[int], Sequence[int]]:
+        """As in FIFO."""
+        return [f for _, f in map_frames(frame, num_maskmem=self.num_maskmem)], super().frames_behind(frame)[1]
+
     def write(
         self,
         state: Bank,

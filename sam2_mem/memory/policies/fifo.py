@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sam2_mem.memory.bank import Bank
 from sam2_mem.memory.policy import MemoryPolicy, setting
-from sam2_mem.memory.reading import keep_window, window_capacity, window_read
+from sam2_mem.memory.reading import keep_window, map_frames, window_capacity, window_read
 from sam2_mem.types import FrameContext, Hypotheses, MaskSelection, MemoryEntry, MemoryRead
 
 
@@ -56,6 +56,12 @@ class FIFO(MemoryPolicy[Bank]):
             past_only=self.only_obj_ptrs_in_the_past_for_eval,
         )
         return (read,)
+
+    def frames_behind(self, frame: FrameContext) -> tuple[Sequence[int], Sequence[int]]:
+        """All of SAM 2's read, so that a session that jumps about equals SAM 2's."""
+        stride = self.memory_temporal_stride_for_eval
+        maps = [index for _, index in map_frames(frame, num_maskmem=self.num_maskmem, stride=stride)]
+        return maps, super().frames_behind(frame)[1]
 
     def write(
         self,

@@ -117,7 +117,8 @@ class HQSMem(MemoryPolicy[SmartBank]):
 
     Other readings: j is the frame's number. Frame t is read with M before its own update (Eq. 10 names M after it).
     Banks are per object. The previous frame, in the place of DeAOT's short-term memory, is always read and is no part
-    of M. A bank full of prompts still takes one tracked frame.
+    of M. A bank full of prompts still takes one tracked frame. Bank frames carry their order in time, for a network with
+    RMem's temporal encoding (appendix C.4), which official checkpoints lack.
     """
 
     score: str = setting("literal", choices=("literal", "age"))
@@ -151,7 +152,8 @@ class HQSMem(MemoryPolicy[SmartBank]):
         return super().prompt(state, frame, self._embed(state, frame, entry)).with_arrival(entry.frame)
 
     def read(self, state: SmartBank, frame: FrameContext) -> Sequence[MemoryRead]:
-        return (read_bank(state, frame, slot_rule=self.tpos_policy, max_obj_ptrs=self.max_obj_ptrs_in_encoder),)
+        pointers = self.max_obj_ptrs_in_encoder
+        return (read_bank(state, frame, slot_rule=self.tpos_policy, max_obj_ptrs=pointers, ordered=True),)
 
     def write(
         self,

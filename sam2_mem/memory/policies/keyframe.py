@@ -137,6 +137,10 @@ class Keyframe(MemoryPolicy[Keyframes]):
         pointers = pointer_window(state.prompts, tracked, frame, max_obj_ptrs=self.max_obj_ptrs_in_encoder)
         return (MemoryRead(items=tuple(items), pointers=tuple(pointers)),)
 
+    def frames_behind(self, frame: FrameContext) -> tuple[Sequence[int], Sequence[int]]:
+        """The recent frames; keyframes that have left stay away."""
+        return [f for _, f in map_frames(frame, num_maskmem=self.recent + 1)], super().frames_behind(frame)[1]
+
     def write(
         self,
         state: Keyframes,

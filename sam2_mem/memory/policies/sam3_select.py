@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sam2_mem.memory.bank import Bank
@@ -15,11 +15,13 @@ from sam2_mem.memory.reading import (
     nearest_accepted,
     newest_first,
     pointer_window,
+    recall_accepted,
     time_span,
 )
 from sam2_mem.memory.trace import Action, EntryInfo, Reason, entry_infos
 from sam2_mem.types import (
     PROMPT_SLOT,
+    ArchivedEntry,
     Entry,
     FrameContext,
     Hypotheses,
@@ -85,6 +87,11 @@ class SAM3Select(MemoryPolicy[Bank]):
 
     def _is_certain(self, entry: Entry) -> bool:
         return certainty(entry) > self.mf_threshold
+
+    def recall(self, state: Bank, frame: FrameContext, archived: Mapping[int, ArchivedEntry]) -> Bank:
+        """With the latest frames behind ``frame`` that a read takes, as if none had left."""
+        bare, size = self.frames_behind(frame)[1], self.num_maskmem - 1
+        return recall_accepted(state, frame, archived, accept=self._is_certain, max_maps=size, bare=bare)
 
     def write(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,11 +12,12 @@ from typing_extensions import Self
 
 from sam2_mem.memory.bank import Bank
 from sam2_mem.memory.policy import MemoryPolicy, Needs, setting
-from sam2_mem.memory.reading import anchors_of, newest_first, pointer_window
+from sam2_mem.memory.reading import anchors_of, newest_first, pointer_window, recall_accepted
 from sam2_mem.memory.tokens import gather_tokens
 from sam2_mem.memory.trace import Action, EntryInfo, Reason, entry_infos
 from sam2_mem.types import (
     PROMPT_SLOT,
+    ArchivedEntry,
     Entry,
     FrameContext,
     Hypotheses,
@@ -105,6 +106,11 @@ class Sparse(MemoryPolicy[SparseBank]):
 
     def _is_good(self, entry: Entry) -> bool:
         return entry.iou > self.min_iou and entry.objectness > self.min_object_score
+
+    def recall(self, state: SparseBank, frame: FrameContext, archived: Mapping[int, ArchivedEntry]) -> SparseBank:
+        """With the latest frames behind ``frame`` that a read takes, as if none had left."""
+        bare, size = self.frames_behind(frame)[1], self.num_maskmem - 1
+        return recall_accepted(state, frame, archived, accept=self._is_good, max_maps=size, bare=bare)
 
     def write(
         self,

@@ -1,4 +1,4 @@
-"""From the host to the device without waiting for it."""
+"""Between the host and the device without waiting for it."""
 
 from __future__ import annotations
 
@@ -25,3 +25,12 @@ def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype
     """A short tensor that is sent once for the same ``values``; never written to."""
     with torch.inference_mode(False):
         return to_device_async(values, device, dtype)
+
+
+def to_host_async(tensor: Tensor) -> Tensor:
+    """``tensor`` on the host; one that is there already is the same object.
+
+    A CUDA device fills pinned memory in its own time: a copy back to the device comes after it, the host itself must
+    synchronise before it looks.
+    """
+    return tensor.to("cpu", non_blocking=True)

@@ -20,9 +20,11 @@ from sam2_mem.memory.reading import (
     newest_first,
     time_span,
 )
+from sam2_mem.memory.tokens import restored
 from sam2_mem.memory.trace import Action, EntryInfo, Reason
 from sam2_mem.types import (
     PROMPT_SLOT,
+    ArchivedEntry,
     CandidateId,
     Entry,
     FrameContext,
@@ -194,6 +196,31 @@ class SAM2Long(MemoryPolicy[Tree]):
             gains = [self.gain_low]
         return [ReadPointer(e.pointer, age / span, gain) for (e, age), gain in zip(ages, gains)]
 
+    def recall(self, state: Tree, frame: FrameContext, archived: Mapping[int, ArchivedEntry]) -> Tree:
+        """With the latest accepted frames behind ``frame`` and the previous one, as if none had left: in every pathway the
+        version that the best one had of them."""
+        entries: dict[int, MemoryEntry] = {}
+        prompted = state.prompted_frames()
+
+        def complete(memory: Memory) -> Memory:
+            known = {**{f: a.entry for f, a in archived.items()}, **{e.frame: e for e in memory}}
+            selected = newest_first(
+                known.values(), prompted, frame, accept=self._accepts, max_accepted=self.max_obj_ptrs_in_encoder - 1
+            )
+            frames = [e.frame for e in selected if e is not None]
+            whole = {e.frame for e in memory if e.tokens is not None}
+            for f in frames[: self.num_maskmem - 1]:
+                if f in archived and f not in whole:
+                    memory = put(memory, entries.setdefault(f, restored(archived[f])))
+            present = {e.frame for e in memory}
+            return (*memory, *(archived[f].entry.without_tokens() for f in frames if f not in present))
+
+        pathways = state.pathways or (Pathway(),) * self.num_pathway
+        memories = [tuple(sorted(complete(p.entries), key=lambda e: e.frame)) for p in pathways]
+        if all(len(m) == len(p.entries) and not entries for m, p in zip(memories, pathways)):
+            return state
+        return state.with_pathways(replace(p, entries=m) for p, m in zip(pathways, memories))
+
     # -- choosing -----------------------------------------------------------------------------------------------
 
     def choose(self, state: Tree, frame: FrameContext, hypotheses: Hypotheses) -> MaskSelection:
@@ -206,7 +233,7 @@ class SAM2Long(MemoryPolicy[Tree]):
     def _survivors(self, state: Tree, hypotheses: Hypotheses) -> tuple[CandidateId, ...]:
         """The candidates that go on, the best first; of equals the first pathway's first candidate."""
         candidates = [CandidateId(p, m) for p, row in enumerate(hypotheses.iou) for m in range(len(row))]
-        ranked = sorted(candidates, key=lambda c: -self._score(state.pathways[c.pathway], hypotheses, c))
+        ranked = sorted(candidates, key=lambda c: -_score(self, state.pathways[c.pathway], hypotheses, c))
         if _certainty(hypotheses) > self.uncertainty:
             return tuple(ranked[: self.num_pathway])
         distinct: dict[float, CandidateId] = {}
@@ -217,10 +244,6 @@ class SAM2Long(MemoryPolicy[Tree]):
         survivors += [next(c for c in ranked if c.pathway == p) for p in sorted(missing)]
         survivors += [c for c in ranked if c not in survivors]
         return tuple(survivors[: self.num_pathway])
-
-    def _score(self, pathway: Pathway, hypotheses: Hypotheses, candidate: CandidateId) -> float:
-        iou = max(hypotheses.iou[candidate.pathway][candidate.candidate], 0.0)
-        return pathway.score + math.log(iou + self.log_floor)
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -233,7 +256,7 @@ class SAM2Long(MemoryPolicy[Tree]):
         entries: Sequence[MemoryEntry],
     ) -> Tree:
         survivors, parents = selection.remember, state.pathways or (Pathway(),)
-        scores = [self._score(parents[c.pathway], hypotheses, c) if state.pathways else 0.0 for c in survivors]
+        scores = [_score(self, parents[c.pathway], hypotheses, c) if state.pathways else 0.0 for c in survivors]
         pathways = [
             Pathway(score - max(scores), put(parents[c.pathway].entries, entry))
             for c, score, entry in zip(survivors, scores, entries)
@@ -313,6 +336,11 @@ class SAM2Long(MemoryPolicy[Tree]):
             kind = "pointer" if entry.tokens is None else "accepted" if self._accepts(entry) else "doubtful"
             infos.append(EntryInfo(entry.frame, kind, entry.tokens, entry.iou, "predicted IoU", tuple(holders)))
         return infos
+
+
+def _score(policy: SAM2Long, pathway: Pathway, hypotheses: Hypotheses, candidate: CandidateId) -> float:
+    iou = max(hypotheses.iou[candidate.pathway][candidate.candidate], 0.0)
+    return pathway.score + math.log(iou + policy.log_floor)
 
 
 def _spaced_gains(policy: SAM2Long, entries: Sequence[Entry], frame: FrameContext) -> list[float]:

@@ -44,6 +44,11 @@ class Tree(Bank):
     pathways: tuple[Pathway, ...] = ()
     open_frames: OpenFrames = field(default_factory=OpenFrames)
 
+    def archivable(self) -> dict[int, tuple[MemoryEntry, str]]:
+        """The versions of the best pathway."""
+        best = self.pathways[0].entries if self.pathways else self.entries
+        return {e.frame: (e, "") for e in best if isinstance(e, MemoryEntry)}
+
     def with_pathways(self, pathways: Iterable[Pathway]) -> Self:
         pathways = tuple(pathways)
         union = _unite(p.entries for p in pathways)

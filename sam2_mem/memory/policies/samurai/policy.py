@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from sam2_mem.memory.policies.samurai.kalman_filter import (
     mask_boxes,
     occupied_lines,
 )
-from sam2_mem.memory.policy import MemoryPolicy, best_candidate, setting
+from sam2_mem.memory.policy import MemoryPolicy, Needs, best_candidate, setting
 from sam2_mem.memory.reading import (
     anchors_of,
     closest_prompts,
@@ -24,10 +24,12 @@ from sam2_mem.memory.reading import (
     nearest_accepted,
     newest_first,
     pointer_window,
+    recall_accepted,
 )
 from sam2_mem.memory.trace import Action, EntryInfo, Reason, entry_infos
 from sam2_mem.types import (
     PROMPT_SLOT,
+    ArchivedEntry,
     CandidateId,
     Entry,
     FrameContext,
@@ -39,19 +41,22 @@ from sam2_mem.types import (
     ReadUsage,
 )
 
+OFF_COURSE = "off course"
+
 
 @dataclass(frozen=True)
 class MotionState:
-    """The filter after ``frame`` and the number of ``stable`` frames it has followed, at least 1."""
+    """The filter after ``frame`` and the number of ``stable`` frames it has followed, at least 1. ``reverse`` None: it has
+    seen one frame, the prompted one, and goes on in either direction."""
 
     frame: int
-    reverse: bool
+    reverse: bool | None
     stable: int
     filter: BoxFilter
 
     def precedes(self, frame: FrameContext) -> bool:
         """Whether ``frame`` comes right after the last one of the filter, in the same direction."""
-        return self.reverse == frame.reverse and frame.age(self.frame) == 1
+        return self.reverse in (None, frame.reverse) and frame.age(self.frame) == 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,11 +65,16 @@ class SamuraiBank(Bank):
 
     Attributes:
         motion: None until a mask has been seen, and after the filter lost it.
-        off_course: tracked frames whose mask did not meet the predicted box well enough.
+        off_course: tracked frames that are never accepted: those whose mask did not meet the predicted box well enough, and
+            the one next to the first prompt.
     """
 
     motion: MotionState | None = None
     off_course: tuple[int, ...] = ()
+
+    def archivable(self) -> dict[int, tuple[MemoryEntry, str]]:
+        """As in ``Bank``; frames off the course are marked."""
+        return {e.frame: (e, OFF_COURSE if e.frame in self.off_course else "") for e in self.entries}
 
     def add_prompt(self, entry: MemoryEntry, max_prompts: int | None) -> Self:
         """As in ``Bank``; a prompt ends the filter."""
@@ -98,18 +108,20 @@ class Samurai(MemoryPolicy[SamuraiBank]):
     Choosing the mask. A Kalman filter follows the box of the mask
     (``sam2_mem.memory.policies.samurai.kalman_filter``). Without one, the best predicted IoU wins and starts it. For
     the first ``stable_frames_threshold`` frames the best predicted IoU wins and updates it, as long as it is above
-    ``stable_ious_threshold``. From then on the score is ``kf_score_weight`` x IoU(predicted box, mask box) + (1 -
+    ``stable_ious_threshold``. A prompt of one click starts it too, other prompts end it. From then on the score is ``kf_score_weight`` x IoU(predicted box, mask box) + (1 -
     ``kf_score_weight``) x predicted IoU. A winner whose own predicted IoU is too low ends the filter.
 
     Reading. Beside the prompts, the last six frames that passed all three ``memory_bank_*`` thresholds (scores must be
-    above them), by rank; the previous frame always. Pointers are SAM 2's, of the last 15 frames whether they passed or
+    above them), by rank; the previous frame always. The code's search ends before frame 1, so the frame next to the first
+    prompt is read on the frame after it only, whatever it is worth (``skip_first_frame``). Pointers are SAM 2's, of the last 15 frames whether they passed or
     not.
 
-    With ``kf_score_weight`` 0, the ``memory_bank_*`` thresholds at -inf and ``min_obj_score_logits`` 0 this is FIFO.
+    With ``kf_score_weight`` 0, the ``memory_bank_*`` thresholds at -inf, ``min_obj_score_logits`` 0 and ``skip_first_frame``
+    false this is FIFO.
 
     Departures from the code: the filter belongs to the object, so any number of objects and videos can be tracked;
-    prompts may come on any frame and tracking may run backwards; a prompt ends the filter (as in the code, prompts
-    never start one: the next tracked frame does), and so does any jump in time; an absent object or an empty mask ends
+    prompts may come on any frame and tracking may run backwards; a later prompt ends the filter, or with one click starts it
+    anew, and any jump in time ends it; an absent object or an empty mask ends
     the filter too, where the code feeds it a box in the corner of the image; a prompted frame keeps its place among the
     six, empty, as in SAM 2; boxes are measured on mask logits, scaled to the code's 1024 grid, so to 4 pixels at an
     image size of 1024; memory that can no longer be read is dropped.
@@ -124,6 +136,10 @@ class Samurai(MemoryPolicy[SamuraiBank]):
         memory_bank_kf_score_threshold: overlap with the predicted box, where it was measured; 0.
         min_obj_score_logits: an object is absent at this object-score logit or below; -1 (SAM 2: 0). The learned mark
             that SAM 2.1 puts on memory without the object still goes by 0, as in the code.
+        skip_first_frame: the tracked frame next to the first prompt (in a reverse pass, to the last one) is not accepted, as
+            in the code, which never takes frame 1; false judges it by its scores like any other.
+        start_at_click: a prompt of one click starts the filter from its mask, as in the code, where the best of three masks
+            answers it; false leaves that to the first tracked frame.
         num_maskmem: as in FIFO.
         max_cond_frames_in_attn: as in FIFO.
         only_obj_ptrs_in_the_past_for_eval: as in FIFO.
@@ -136,6 +152,8 @@ class Samurai(MemoryPolicy[SamuraiBank]):
     memory_bank_obj_score_threshold: float = 0.0
     memory_bank_kf_score_threshold: float = 0.0
     min_obj_score_logits: float = -1.0
+    skip_first_frame: bool = True
+    start_at_click: bool = True
     num_maskmem: int = setting(7, at_least=1)
     max_cond_frames_in_attn: int = setting(-1, at_least=2, special=(-1,))
     only_obj_ptrs_in_the_past_for_eval: bool = True
@@ -145,8 +163,20 @@ class Samurai(MemoryPolicy[SamuraiBank]):
         accepted frames of one read."""
         return tokens_per_map * (self.max_prompts + 3 * 2 * self.num_maskmem)
 
+    @property
+    def needs(self) -> Needs:
+        """The masks of clicks, where they start the filter."""
+        return Needs(click_mask=self.start_at_click)
+
     def new_state(self, frame: FrameContext) -> SamuraiBank:
         return SamuraiBank()
+
+    def prompt(self, state: SamuraiBank | None, frame: FrameContext, entry: MemoryEntry) -> SamuraiBank:
+        prompted = super().prompt(state, frame, replace(entry, click_mask=None))
+        box = None if entry.click_mask is None or entry.area == 0 else mask_boxes(entry.click_mask[None])[0]
+        if box is None or not self.start_at_click:
+            return prompted
+        return replace(prompted, motion=MotionState(entry.frame, None, 1, BoxFilter.start(box)))
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -179,6 +209,21 @@ class Samurai(MemoryPolicy[SamuraiBank]):
             and entry.objectness > self.memory_bank_obj_score_threshold
             and entry.frame not in state.off_course
         )
+
+    def recall(self, state: SamuraiBank, frame: FrameContext, archived: Mapping[int, ArchivedEntry]) -> SamuraiBank:
+        """With the latest accepted frames behind ``frame`` and the previous one, as if none had left."""
+        off_course = {*state.off_course, *(f for f, a in archived.items() if a.mark == OFF_COURSE)}
+        marked = replace(state, off_course=tuple(off_course))
+        grown = recall_accepted(
+            state,
+            frame,
+            archived,
+            accept=lambda e: self._accepts(marked, e),
+            max_maps=self.num_maskmem - 1,
+            bare=self.frames_behind(frame)[1],
+        )
+        frames = grown.tracked()
+        return grown if grown is state else replace(grown, off_course=tuple(f for f in off_course if f in frames))
 
     # -- choosing -----------------------------------------------------------------------------------------------
 
@@ -222,7 +267,8 @@ class Samurai(MemoryPolicy[SamuraiBank]):
         iou = hypotheses.iou[selection.output.pathway][selection.output.candidate]
         motion = self._next_motion(state.motion, frame, selection, iou)
         off_course = tuple(f for f in state.off_course if f != frame.index)
-        if selection.kf_score is not None and selection.kf_score <= self.memory_bank_kf_score_threshold:
+        is_off = selection.kf_score is not None and selection.kf_score <= self.memory_bank_kf_score_threshold
+        if is_off or self._is_first(state, frame):
             off_course += (frame.index,)
         updated = replace(state.add(*entries), motion=motion, off_course=off_course)
         reasons = (
@@ -233,6 +279,11 @@ class Samurai(MemoryPolicy[SamuraiBank]):
             *(self._gate_reason(updated, e, selection.kf_score) for e in entries),
         )
         return replace(self._evict(updated, frame.index), reasons=reasons)
+
+    def _is_first(self, state: SamuraiBank, frame: FrameContext) -> bool:
+        """Whether ``frame`` is the one next to the first prompt that the code's search does not reach."""
+        prompted = state.prompted_frames()
+        return self.skip_first_frame and frame.age(prompted[-1 if frame.reverse else 0]) == 1
 
     def _next_motion(
         self, motion: MotionState | None, frame: FrameContext, selection: MotionSelection, iou: float
@@ -294,6 +345,8 @@ class Samurai(MemoryPolicy[SamuraiBank]):
             text, score = "object score not above its threshold", entry.objectness
         elif entry.frame in state.off_course:
             text, score, limit = "off the predicted course", kf_score, self.memory_bank_kf_score_threshold
+            if kf_score is None or kf_score > limit:
+                return Reason(entry.frame, "doubtful: next to the first prompt", action=Action.REJECTED)
         else:
             return Reason(entry.frame, "accepted: predicted IoU", entry.iou, self.memory_bank_iou_threshold)
         return Reason(entry.frame, f"doubtful: {text}", score, limit, Action.REJECTED)

@@ -144,11 +144,6 @@ class XMem(MemoryPolicy[XMemBank]):
     # -- bounds -------------------------------------------------------------------------------------------------
 
     @property
-    def _token_reach(self) -> int:
-        """Of ``working="window"``: largest age, in frames, at which a memory map is read."""
-        return map_reach(num_maskmem=self.num_maskmem, stride=self.mem_every)
-
-    @property
     def _max_after_write(self) -> int:
         """Frames of working memory that a write leaves behind at most."""
         return self.max_working - (2 if self.long_term else 1)
@@ -156,7 +151,7 @@ class XMem(MemoryPolicy[XMemBank]):
     def capacity(self, tokens_per_map: int) -> int:
         """Prompts, working memory, the previous frame and long-term memory; or the windows that FIFO holds."""
         if self.working == "window":
-            return tokens_per_map * (self.max_prompts + 3 * (2 * self._token_reach + 1))
+            return tokens_per_map * (self.max_prompts + 3 * (2 * _window_reach(self) + 1))
         maps = self.max_prompts + self._max_after_write + 1
         return tokens_per_map * maps + (self.max_long_term if self.long_term else 0)
 
@@ -220,6 +215,13 @@ class XMem(MemoryPolicy[XMemBank]):
     def _clamp(self, slot: int | None) -> int | None:
         """``slot`` within the model's temporal code."""
         return slot if slot is None else min(slot, LAST_SLOT, max(self.num_maskmem - 2, 0))
+
+    def frames_behind(self, frame: FrameContext) -> tuple[Sequence[int], Sequence[int]]:
+        """The previous frame, or SAM 2's window; frames that have become prototypes are read as such."""
+        whole, bare = super().frames_behind(frame)
+        if self.working != "window":
+            return whole, bare
+        return [f for _, f in map_frames(frame, num_maskmem=self.num_maskmem, stride=self.mem_every)], bare
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -287,7 +289,7 @@ class XMem(MemoryPolicy[XMemBank]):
         anchors = anchors_of(state, index)
         reach = self.max_obj_ptrs_in_encoder - 1
         if self.working == "window":
-            token_reach = self._token_reach
+            token_reach = _window_reach(self)
             return state.keep_near(anchors, token_reach=token_reach, pointer_reach=max(token_reach, reach))
         within_reach = {f for f in state.tracked() if min(abs(f - a) for a in anchors) <= reach}
         return state.keep(tokens={index, *(w.frame for w in state.working)}, pointers=within_reach)
@@ -327,3 +329,8 @@ class XMem(MemoryPolicy[XMemBank]):
             mean = float(store.usage().mean())
             infos.append(EntryInfo(None, "long-term", store.tokens, mean, "use over life", text=text, count=len(store)))
         return infos
+
+
+def _window_reach(policy: XMem) -> int:
+    """Of ``working="window"``: largest age, in frames, at which a memory map is read."""
+    return map_reach(num_maskmem=policy.num_maskmem, stride=policy.mem_every)
