@@ -39,6 +39,8 @@ EXTRAS_REQUIRE = {
         "ipykernel>=6.29",
         "ruff>=0.17",
         "mypy>=2.4",
+        "transformers>=5.24",
+        "timm>=1.0.20",
     ],
     "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
     "hub": ["huggingface_hub>=0.23"],

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf, flag_override
 from torch import nn
 
@@ -186,13 +186,14 @@ def _build_model(config: DictConfig, ckpt_path: Any, device: str, mode: str) -> 
         raise ConfigError(
             f"expected a device that can hold weights, got meta with '{ckpt_path}'; give 'random' weights there"
         )
+    _note_file_name(config, ckpt_path)
     if ckpt_path is None:
         logger.warning("no checkpoint given: the weights are random")
         with torch.device("meta" if target.type == "meta" else "cpu"):
             model = _instantiate(config.model, "the network")
     else:
         model = build_with_weights(
-            lambda: _instantiate(config.model, "the network"), ckpt_path, allow_missing=NEW_PARTS
+            lambda: _instantiate(config.model, "the network"), ckpt_path, allow_missing=_may_be_missing(config, mode)
         )
     distilled = _distiller_weights(config, model.memory_encoder.distiller, ckpt_path)
     if distilled is not None:
@@ -201,6 +202,37 @@ def _build_model(config: DictConfig, ckpt_path: Any, device: str, mode: str) -> 
     if target.type == "cuda" and mode == "eval":
         model.runner = HalfWeights(model)
     return model
+
+
+def _note_file_name(config: DictConfig, path: Any) -> None:
+    """Some published files have equal shapes and belong to different configs: their names tell them apart, or nothing does."""
+    name = config.get("published_as")
+    if name is None or path is None or Path(path).stem == name:
+        return
+    family = name.split("_")[0]
+    advice = (
+        f"use configs/{family}/{Path(path).stem}.yaml" if Path(path).stem.startswith(family) else "nothing can tell"
+    )
+    logger.warning(
+        "expected %s.pt for this config, got '%s': files of its other configs have the same shapes and would load, with worse "
+        "masks; %s",
+        name,
+        path,
+        advice,
+    )
+
+
+def _may_be_missing(config: DictConfig, mode: str) -> tuple[str, ...]:
+    """Prefixes that a file may lack: a distiller's too, if it takes means without weights, gets others or is to be trained."""
+    target = (config.get("distiller") or {}).get("_target_")
+    if (
+        target is None
+        or getattr(get_class(target), "starts_as_means", True)
+        or mode == "train"
+        or config.get("distiller_checkpoint", AUTO) not in (AUTO, RANDOM, None)
+    ):
+        return NEW_PARTS
+    return tuple(part for part in NEW_PARTS if part != DISTILLER)
 
 
 def _distiller_weights(config: DictConfig, distiller: TokenDistiller, weights: Any) -> Any:
@@ -332,15 +364,21 @@ def build_sam2_video_predictor(
 
 
 def build_sam2_hf(model_id: str, **kwargs: Any) -> SAM2:
-    """``build_sam2`` of an official model on the Hugging Face hub, e.g. ``facebook/sam2.1-hiera-tiny``."""
-    config, path = hub_checkpoint(model_id)
-    return build_sam2(config, path, **kwargs)
+    """``build_sam2`` of a model on the Hugging Face hub, e.g. ``facebook/sam2.1-hiera-tiny``; see
+    ``sam2_mem.checkpoint.hub_checkpoint``."""
+    config, path, overrides = hub_checkpoint(model_id)
+    return build_sam2(config, path, **_with_overrides(kwargs, overrides))
 
 
 def build_sam2_video_predictor_hf(model_id: str, **kwargs: Any) -> SAM2VideoPredictor:
-    """``build_sam2_video_predictor`` of an official model on the Hugging Face hub."""
-    config, path = hub_checkpoint(model_id)
-    return build_sam2_video_predictor(config, path, **kwargs)
+    """``build_sam2_video_predictor`` of a model on the Hugging Face hub, as ``build_sam2_hf``."""
+    config, path, overrides = hub_checkpoint(model_id)
+    return build_sam2_video_predictor(config, path, **_with_overrides(kwargs, overrides))
+
+
+def _with_overrides(arguments: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A builder's arguments with overrides of the config before those that are in them."""
+    return {**arguments, "hydra_overrides_extra": [*overrides, *arguments.get("hydra_overrides_extra", ())]}
 
 
 # -- training -----------------------------------------------------------------------------------------------------------

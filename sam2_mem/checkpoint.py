@@ -1,12 +1,14 @@
-"""Weights: read official SAM 2 / 2.1 files, load them strictly, and say everything that does not fit.
+"""Weights: read files of the SAM 2 family, load them strictly, and say everything that does not fit.
 
-Official files are ``torch.save({"model": state_dict})``. This project's own small models are ``.safetensors``.
+Official files are ``torch.save({"model": state_dict})``. This project's own small models, and files of transformers, are
+``.safetensors``. ``sam2_mem.checkpoint_names`` knows what others call the parts of the network.
 Nothing is unpickled but tensors and plain containers (``weights_only=True``).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import pickle
 import re
@@ -24,16 +26,31 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from sam2_mem.checkpoint_names import has_2_1_entries, hiera_size, network_of, official_names
+
 logger = logging.getLogger(__name__)
 
 HOW_TO_DOWNLOAD = "run checkpoints/download_ckpts.sh to download the official files"
 
-# Entries that SAM 2.1 has and SAM 2.0 lacks.
-_ONLY_IN_2_1 = ("no_obj_embed_spatial", "obj_ptr_tpos_proj.")
-# (channels of the first stage, number of blocks) of the image encoder -> the size's name.
-_SIZES = {(96, 12): "tiny", (96, 16): "small", (112, 24): "base_plus", (144, 48): "large"}
+_VIDEO_MODELS = ("sam2_video", "edgetam_video")
+"""Kinds of transformers' models, in their config.json, that hold memory."""
 _REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+)")
-_TRUNK_BLOCK = re.compile(r"image_encoder\.trunk\.blocks\.(\d+)\.")
+_FEW_FIT = 0.1
+"""Share of a model's entries below which a file is taken to be of something else."""
+_MOST_LISTED = 12
+"""Entries of such a file that are listed."""
+_SAM2 = {"SAM 2.0", "SAM 2.1"}
+"""Families whose networks differ in little more than sizes, so that all that does not fit is worth reading."""
+
+
+ARCHIVE = b"PK\x03\x04"
+"""How the files of ``torch.save`` begin, since 2020."""
+
+_OTHER_KINDS = {
+    b"version https://git-lfs": "a pointer of Git LFS, which stands for the weights; fetch them with `git lfs pull`",
+    b"<": "a web page; the address gave it in place of the weights",
+}
+"""How files begin that come in the place of weights -> what they are."""
 
 
 class CheckpointError(ValueError):
@@ -48,10 +65,11 @@ class OfficialModel(NamedTuple):
 
 
 class HubCheckpoint(NamedTuple):
-    """A configuration name and the local path of the weights that belong to it."""
+    """A configuration name, the local path of the weights that belong to it, and overrides of the configuration."""
 
     config: str
     path: Path
+    overrides: tuple[str, ...] = ()
 
 
 OFFICIAL_MODELS: Mapping[str, OfficialModel] = {
@@ -63,11 +81,21 @@ OFFICIAL_MODELS: Mapping[str, OfficialModel] = {
 }
 
 
+OTHER_MODELS: Mapping[str, OfficialModel] = {
+    "facebook/EdgeTAM": OfficialModel("configs/edgetam/edgetam.yaml", "edgetam.pt"),
+    "wanglab/MedSAM2": OfficialModel("configs/medsam2/medsam2_t512.yaml", "MedSAM2_latest.pt"),
+} | {
+    f"yunyangx/efficient-track-anything/{name}": OfficialModel(f"configs/efficienttam/{name}.yaml", f"{name}.pt")
+    for name in (f"efficienttam_{size}{kind}" for size in ("ti", "s") for kind in ("", "_1", "_2", "_512x512"))
+}
+"""Published models of others on the Hugging Face Hub; a repository of several files is named with one of them."""
+
+
 def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
-    """Read the weights in a local ``.pt`` or ``.safetensors`` file.
+    """Read the weights in a local ``.pt`` or ``.safetensors`` file, whatever it is called.
 
     Returns:
-        Key -> tensor on the CPU, in the file's dtype: at least one entry, every floating-point value finite. Tensors of a
+        Key, as in official SAM 2 files, -> tensor on the CPU, in the file's dtype: at least one entry, every floating-point value finite. Tensors of a
             ``.pt`` file are mapped from disk, not copied.
 
     Raises:
@@ -76,9 +104,9 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise CheckpointError(f"expected a checkpoint file, got '{path}', which is not one; {HOW_TO_DOWNLOAD}")
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _find_weights(_unpickle(path), path)
+    state = _read_safetensors(path) if _is_safetensors(path) else _find_weights(_unpickle(path), path)
     _refuse_non_finite(state, path)
-    return state
+    return official_names(state, path)
 
 
 def load_checkpoint(
@@ -225,20 +253,55 @@ def sha256_of(path: str | PathLike[str]) -> str:
 
 
 def hub_checkpoint(model_id: str) -> HubCheckpoint:
-    """Download an official model from the Hugging Face Hub, or find it in the Hub's cache."""
-    if model_id not in OFFICIAL_MODELS:
-        raise ValueError(f"expected a model id out of {', '.join(OFFICIAL_MODELS)}, got {model_id!r}")
+    """Download a model from the Hugging Face Hub, or find it in the Hub's cache.
+
+    Args:
+        model_id: one of ``OFFICIAL_MODELS`` or ``OTHER_MODELS``, or any repository of transformers' ``Sam2VideoModel`` or
+            ``EdgeTamVideoModel``, whose weights say which configuration they need.
+
+    Raises:
+        ValueError: the id of something else.
+        ImportError: without the package huggingface_hub.
+    """
+    known = {**OFFICIAL_MODELS, **OTHER_MODELS}
+    if model_id not in known and len(model_id.split("/")) != 2:
+        raise ValueError(
+            f"expected a model id out of {', '.join(known)}, or owner/name of one of transformers, got {model_id!r}"
+        )
     try:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
         raise ImportError(
             f"'{model_id}' comes from the Hugging Face Hub: pip install huggingface_hub, or {HOW_TO_DOWNLOAD}"
         ) from error
-    config, filename = OFFICIAL_MODELS[model_id]
-    return HubCheckpoint(config, Path(hf_hub_download(repo_id=model_id, filename=filename)))
+    if model_id in known:
+        config, filename = known[model_id]
+        repository = "/".join(model_id.split("/")[:2])
+        return HubCheckpoint(config, Path(hf_hub_download(repo_id=repository, filename=filename)))
+    settings = json.loads(Path(hf_hub_download(repo_id=model_id, filename="config.json")).read_text(encoding="utf-8"))
+    if settings.get("model_type") not in _VIDEO_MODELS:
+        raise ValueError(
+            f"expected '{model_id}' to hold a model of type {' or '.join(_VIDEO_MODELS)}, got {settings.get('model_type')!r}; "
+            f"ids that are known: {', '.join(known)}"
+        )
+    path = Path(hf_hub_download(repo_id=model_id, filename="model.safetensors"))
+    network = network_of(read_state_dict(path))
+    if network is None or network.config is None:
+        raise ValueError(
+            f"expected weights of a published size in '{model_id}', got others; build with a config of your own"
+        )
+    size = settings.get("image_size", 1024)
+    return HubCheckpoint(network.config, path, (f"model.image_size={size[0] if isinstance(size, list) else size}",))
 
 
 # -- reading ------------------------------------------------------------------------------------------------------------
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By the content, so that a renamed file is read; by the name where the content is neither form."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" or (path.suffix == ".safetensors" and not start.startswith((ARCHIVE, b"\x80")))
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -274,15 +337,17 @@ def _unpickle(path: Path) -> Any:
 
 def _starts_as_archive(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+        return file.read(4) == ARCHIVE
 
 
 def _damaged(path: Path, reason: object) -> CheckpointError:
     with path.open("rb") as file:
-        start = file.read(16)
-    is_checkpoint = path.suffix == ".safetensors" or start.startswith(
-        (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")
-    )
+        start = file.read(64)
+    for beginning, kind in _OTHER_KINDS.items():
+        if start.lstrip().startswith(beginning):
+            advice = f"name another file, or {HOW_TO_DOWNLOAD}"
+            return CheckpointError(f"expected a checkpoint in '{path}', got a foreign file ({kind}); {advice}")
+    is_checkpoint = start[8:9] == b"{" or start.startswith((ARCHIVE, b"\x80\x02", b"\x80\x03", b"\x80\x04"))
     advice = f"delete it and {HOW_TO_DOWNLOAD}" if is_checkpoint else f"name another file, or {HOW_TO_DOWNLOAD}"
     return CheckpointError(
         f"expected a checkpoint in '{path}', got a damaged, incomplete or foreign file ({path.stat().st_size} bytes: "
@@ -352,28 +417,6 @@ def _under_own_names(state: dict[str, Tensor], expected: Mapping[str, Tensor], s
     return state
 
 
-class _Family(NamedTuple):
-    """Weights of another kind: how one of their keys begins, and what to say."""
-
-    prefix: str
-    advice: str
-
-
-_FAMILIES = (
-    _Family(
-        "vision_encoder.",
-        "these are weights in the layout of the transformers library; take the official .pt file of the same model",
-    ),
-    _Family("image_encoder.patch_embed.", "these are weights of the first Segment Anything, which has no memory"),
-    _Family("image_encoder.blocks.", "these are weights of the first Segment Anything, which has no memory"),
-    _Family("detector.", "these are weights of SAM 3, another network"),
-    _Family("detector_model.", "these are weights of SAM 3, another network"),
-    _Family("spatial_perceiver.", "these are weights of EdgeTAM, another network"),
-)
-FEW = 12
-"""Keys that a report names of each kind where almost none fits."""
-
-
 @dataclass(frozen=True)
 class _Mismatch:
     """The keys of a model and a file that do not match."""
@@ -386,16 +429,19 @@ class _Mismatch:
         return bool(self.missing or self.unexpected or self.misshaped)
 
     def report(self, source: object, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+        file, model = network_of(state), network_of(expected)
+        families = {network.family for network in (file, model) if network is not None}
+        if file is not None and file != model and not families <= _SAM2:
+            kind = "" if model is None else f", the model is {model.family}"
+            return f"'{source}' holds {file.family}{kind}; nothing was loaded. To use the file, {file.advice}."
+        most = _MOST_LISTED if len(self.missing) > (1 - _FEW_FIT) * len(expected) else None
         lines = [f"'{source}' does not fit the model; nothing was loaded."]
-        limit = FEW if _is_foreign(expected, state) else None
-        missing = [f"{key} {tuple(expected[key].shape)}" for key in self.missing]
-        lines += _section("missing in the file", missing, limit)
-        unexpected = [f"{key} {tuple(state[key].shape)}" for key in self.unexpected]
-        lines += _section("unknown to the model", unexpected, limit)
+        lines += _section("missing in the file", [f"{key} {tuple(expected[key].shape)}" for key in self.missing], most)
+        lines += _section("unknown to the model", [f"{key} {tuple(state[key].shape)}" for key in self.unexpected], most)
         shapes = [
             f"{key}: model {tuple(expected[key].shape)}, file {tuple(state[key].shape)}" for key in self.misshaped
         ]
-        lines += _section("of another shape", shapes)
+        lines += _section("of another shape", shapes, None)
         return "\n".join(lines + _hints(self, expected, state))
 
 
@@ -408,41 +454,26 @@ def _compare(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], allow_
     )
 
 
-def _is_foreign(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
-    """Whether almost no entry of a file is one of the model: a file of another kind, not of another size."""
-    return len(expected.keys() & state.keys()) < 0.1 * len(expected)
-
-
-def _section(title: str, entries: list[str], limit: int | None = None) -> list[str]:
-    if not entries:
-        return []
-    ending = [f"  and {len(entries) - limit} more"] if limit is not None and len(entries) > limit else []
-    return [f"{len(entries)} {title}:", *(f"  {entry}" for entry in entries[:limit]), *ending]
+def _section(title: str, entries: list[str], most: int | None) -> list[str]:
+    listed = [f"  {entry}" for entry in entries[:most]]
+    if len(listed) < len(entries):
+        listed.append(f"  and {len(entries) - len(listed)} more")
+    return [f"{len(entries)} {title}:", *listed] if entries else []
 
 
 def _hints(mismatch: _Mismatch, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """Guess what the user mixed up: the kind of network, the family, the size."""
-    hints = list(
-        dict.fromkeys(f.advice for f in _FAMILIES if any(key.startswith(f.prefix) for key in mismatch.unexpected))
-    )
-    if hints or _is_foreign(expected, state):
-        return [f"Hint: {hint}." for hint in hints]
-    if _has_2_1_entries(mismatch.missing):
+    """Guess what the user mixed up: 2.0 and 2.1, the size, an image model and one of videos."""
+    hints = []
+    if "maskmem_tpos_enc" not in state and "maskmem_tpos_enc" in expected:
+        if "sam_mask_decoder.iou_token.weight" in state:
+            hints.append("the file has no memory part, as models of single images; take the file of a video model")
+    elif mismatch.missing and all(key.startswith("memory_encoder.distiller.") for key in mismatch.missing):
+        hints.append("these are of the distiller, which needs weights: give distiller_checkpoint, or train it")
+    elif has_2_1_entries(mismatch.missing):
         hints.append("this is a SAM 2.0 checkpoint and the model is SAM 2.1; use configs/sam2/... or a sam2.1 file")
-    if _has_2_1_entries(mismatch.unexpected):
+    elif has_2_1_entries(mismatch.unexpected):
         hints.append("this is a SAM 2.1 checkpoint and the model is SAM 2.0; use configs/sam2.1/... or a sam2 file")
-    size_of_file, size_of_model = _size_of(state), _size_of(expected)
+    size_of_file, size_of_model = hiera_size(state), hiera_size(expected)
     if size_of_file and size_of_model and size_of_file != size_of_model:
         hints.append(f"the file looks like a '{size_of_file}' model, the configuration like '{size_of_model}'")
     return [f"Hint: {hint}." for hint in hints]
-
-
-def _has_2_1_entries(keys: Iterable[str]) -> bool:
-    return any(key.startswith(_ONLY_IN_2_1) for key in keys)
-
-
-def _size_of(state: Mapping[str, Tensor]) -> str | None:
-    """Return the name of the official size that an image encoder has, None where it is none of them."""
-    pos_embed = state.get("image_encoder.trunk.pos_embed")
-    blocks = {int(match[1]) for key in state if (match := _TRUNK_BLOCK.match(key))}
-    return None if pos_embed is None else _SIZES.get((pos_embed.shape[1], len(blocks)))

@@ -69,14 +69,14 @@ class FrameFeatures:
     """What the image encoder gives for one frame; shared by all objects.
 
     ``low`` (Q, C) stride-16 features without memory; ``low_pos`` (Q, C) their sine positions; ``high`` two maps
-    (C/8, 4H, 4W) and (C/4, 2H, 2W) for the mask decoder; ``grid`` (H, W); ``appearance`` what an embedder
+    (C/8, 4H, 4W) and (C/4, 2H, 2W) for the mask decoder, None where it draws without them; ``grid`` (H, W); ``appearance`` what an embedder
     sees, if there is one.
     """
 
     index: int
     low: Tensor
     low_pos: Tensor
-    high: tuple[Tensor, Tensor]
+    high: tuple[Tensor, Tensor] | None
     grid: tuple[int, int]
     appearance: AppearanceMap | None = None
 
@@ -103,7 +103,8 @@ class MemoryTokens:
     """Spatial memory of one frame (or a merged one).
 
     ``feat`` (L, Cm); ``pos`` (L, Cm) spatial position only, added to keys; ``xy`` (L, 2) rotary coordinates in cells of
-    the image grid, None for tokens without coordinates (equal to cell (0, 0)); ``log_count`` (L) logarithm of the number of
+    the image grid, rows of NaN for tokens that have no place, None where no token has coordinates (equal to cell (0, 0));
+    ``log_count`` (L) logarithm of the number of
     tokens each token stands for, added to its attention logit, None for zero.
     """
 

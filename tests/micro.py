@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -36,14 +37,9 @@ TOKENS = (SIDE // 16) ** 2
 PATH = 509
 """Frames after which the moving blobs of :func:`pictures` are back where they were: a prime, so that no stride fits."""
 
-OVERRIDES = (
+SMALL = (
     f"model.image_size={SIDE}",
-    "model.image_encoder.trunk.embed_dim=16",
-    "model.image_encoder.trunk.stages=[1,1,1,1]",
-    "model.image_encoder.trunk.global_att_blocks=[2]",
-    "model.image_encoder.trunk.window_spec=[8,4,4,2]",
     "model.image_encoder.neck.d_model=32",
-    "model.image_encoder.neck.backbone_channel_list=[128,64,32,16]",
     "model.memory_attention.width=32",
     "model.memory_attention.memory_width=16",
     "model.memory_attention.num_layers=2",
@@ -58,6 +54,36 @@ OVERRIDES = (
     "++model.decoder_mlp_width=64",
     "++model.decoder_iou_width=32",
 )
+NETWORKS = {
+    "sam2.1": (
+        "configs/sam2.1/sam2.1_hiera_t.yaml",
+        "model.image_encoder.trunk.embed_dim=16",
+        "model.image_encoder.trunk.stages=[1,1,1,1]",
+        "model.image_encoder.trunk.global_att_blocks=[2]",
+        "model.image_encoder.trunk.window_spec=[8,4,4,2]",
+        "model.image_encoder.neck.backbone_channel_list=[128,64,32,16]",
+    ),
+    "edgetam": (
+        "configs/edgetam/edgetam.yaml",
+        "model.image_encoder.trunk.widths=[8,16,24,32]",
+        "model.image_encoder.trunk.depths=[1,1,1,1]",
+        "model.image_encoder.neck.backbone_channel_list=[32,24,16,8]",
+        "model.memory_attention.memory_grid=2",
+        "distiller.global_latents=4",
+        "distiller.window_latents=4",
+    ),
+    "efficienttam": (
+        "configs/efficienttam/efficienttam_ti_1.yaml",
+        "model.image_encoder.trunk.width=16",
+        "model.image_encoder.trunk.depth=2",
+        "model.image_encoder.trunk.num_heads=1",
+        "model.image_encoder.trunk.window=3",
+        "model.image_encoder.trunk.global_blocks=[1]",
+        "model.image_encoder.neck.backbone_channel_list=[16]",
+    ),
+}
+"""A config and overrides that make its network as small as ``SMALL`` says."""
+OVERRIDES = (*SMALL, *NETWORKS["sam2.1"][1:])
 BATCH = 32
 """Pictures that are encoded together."""
 
@@ -70,14 +96,29 @@ SCORE_BIAS = "sam_mask_decoder.pred_obj_score_head.layers.2.bias"
 # -- the network ------------------------------------------------------------------------------------------------------
 
 
+_chosen = ["sam2.1"]
+"""The network of NETWORKS that this module's functions are about, last."""
+
+
+@contextmanager
+def micro_network(name: str) -> Iterator[None]:
+    """Within this, the micro network is of another family's structure."""
+    _chosen.append(name)
+    try:
+        yield
+    finally:
+        _chosen.pop()
+
+
 @lru_cache
-def _composed() -> DictConfig:
-    return compose("configs/sam2.1/sam2.1_hiera_t.yaml", OVERRIDES)
+def _composed(network: str) -> DictConfig:
+    config, *overrides = NETWORKS[network]
+    return compose(config, [*SMALL, *overrides])
 
 
 def micro_config() -> DictConfig:
     """A composed config, as ``build_sam2_video_predictor`` takes it: a copy, to change."""
-    return copy.deepcopy(_composed())
+    return copy.deepcopy(_composed(_chosen[-1]))
 
 
 def new_model() -> SAM2:
@@ -85,9 +126,13 @@ def new_model() -> SAM2:
     return copy.deepcopy(micro_model())
 
 
-@lru_cache
 def micro_model() -> SAM2:
     """The micro network with lively random weights, shared."""
+    return _model(_chosen[-1])
+
+
+@lru_cache
+def _model(network: str) -> SAM2:
     with torch.random.fork_rng():
         torch.manual_seed(6)
         model = build_sam2(micro_config(), None, device="cpu", apply_postprocessing=False)
@@ -221,12 +266,12 @@ def encode(model: SAM2, images: list[np.ndarray]) -> list[FrameFeatures]:
     for start in range(0, len(images), BATCH):
         part = torch.stack([to_model_input(image, model.image_size) for image in images[start : start + BATCH]])
         batch = model.encode_image(normalize(part, model.device), range(start, start + len(part)))
-        result += [replace(f, low=f.low.clone(), high=(f.high[0].clone(), f.high[1].clone())) for f in batch]
+        result += [replace(f, low=f.low.clone(), high=f.high and tuple(map(torch.clone, f.high))) for f in batch]
     return result
 
 
 @lru_cache
-def _features_of_part(part: int) -> list[FrameFeatures]:
+def _features_of_part(network: str, part: int) -> list[FrameFeatures]:
     """Features of ``BATCH`` pictures under the shared network, encoded once."""
     first = part * BATCH
     return encode(micro_model(), [picture(i) for i in range(first, min(first + BATCH, PATH))])
@@ -236,7 +281,7 @@ def features_at(index: int) -> FrameFeatures:
     """Features, under the shared network, of any frame of the endless video that repeats :func:`pictures` every
     ``PATH`` frames."""
     part, offset = divmod(index % PATH, BATCH)
-    return replace(_features_of_part(part)[offset], index=index)
+    return replace(_features_of_part(_chosen[-1], part)[offset], index=index)
 
 
 def micro_features(count: int) -> tuple[FrameFeatures, ...]:

@@ -83,7 +83,8 @@ def pool_tokens(tokens: MemoryTokens, grid: tuple[int, int], factor: int) -> Mem
     count of a window that many times as wide as a token's own. Of a whole map that is ``pool_grid``."""
     if tokens.log_count is None and tokens.xy is not None and len(tokens) == grid[0] * grid[1]:
         return pool_grid(tokens, grid, factor)
-    spacing = max(1, round((grid[0] * grid[1] / len(tokens)) ** 0.5))
+    placed = len(tokens) if tokens.xy is None else int((~tokens.xy.isnan().any(-1)).sum())
+    spacing = max(1, round((grid[0] * grid[1] / placed) ** 0.5))
     pooled = mean_tokens(join_entries([tokens], torch.float32), grid, factor * spacing)
     feat = pooled.feat.to(tokens.feat.device, tokens.feat.dtype)
     return MemoryTokens(feat=feat, pos=pooled.pos, xy=pooled.xy, log_count=pooled.log_count)

@@ -335,23 +335,7 @@ class Pooled(ReadOperator):
             raise ValueError(f"expected factor >= 1, got {self.factor}")
 
     def prepare(self, rows: RowBatch, rotation_at: RotationAt, grid: tuple[int, int]) -> Memory:
-        return merge(self.then.prepare(rows, rotation_at, grid), self._groups(rows, grid))
-
-    def _groups(self, rows: RowBatch, grid: tuple[int, int]) -> Tensor:
-        """(R, L) numbers, equal for tokens of a row that become one."""
-        across, down = (math.ceil(side / self.factor) + 1 for side in reversed(grid))
-        cell = (rows.xy / self.factor).floor().long()
-        block = cell[..., 0].clamp(0, across - 1) + across * cell[..., 1].clamp(0, down - 1)
-        shared = block + across * down * rows.item
-        separate = across * down * (rows.num_items + 1) + torch.arange(rows.item.shape[1], device=rows.item.device)
-        return torch.where(self._has_coordinates(rows), shared, separate)
-
-    def _has_coordinates(self, rows: RowBatch) -> Tensor:
-        """(R, L) bool: spatial tokens that have coordinates. Of several at the origin in one item, all may have none."""
-        origin = (rows.xy == 0).all(-1).expand_as(rows.item)
-        crowd = torch.zeros(rows.rows, rows.num_items + 1, dtype=torch.long, device=origin.device)
-        crowd.scatter_add_(1, rows.item, origin.long())
-        return (rows.item < rows.num_items) & ~(origin & (crowd.gather(1, rows.item) > 1))
+        return merge(self.then.prepare(rows, rotation_at, grid), block_groups(rows, grid, self.factor))
 
     def __call__(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
         return self.then(attention, q, memory)
@@ -359,6 +343,26 @@ class Pooled(ReadOperator):
     def flops(self, size: ReadSize) -> int:
         """For whole maps whose sides are multiples of ``factor``."""
         return self.then.flops(size._replace(tokens=size.tokens // self.factor**2))
+
+
+def block_groups(rows: RowBatch, grid: tuple[int, int], factor: int) -> Tensor:
+    """(R, L) numbers, equal for spatial tokens of a read item whose coordinates share a block of ``factor`` x ``factor``
+    cells."""
+    across, down = (math.ceil(side / factor) + 1 for side in reversed(grid))
+    cell = (rows.xy / factor).nan_to_num().floor().long()
+    block = cell[..., 0].clamp(0, across - 1) + across * cell[..., 1].clamp(0, down - 1)
+    shared = block + across * down * rows.item
+    separate = across * down * (rows.num_items + 1) + torch.arange(rows.item.shape[1], device=rows.item.device)
+    return torch.where(_has_coordinates(rows), shared, separate)
+
+
+def _has_coordinates(rows: RowBatch) -> Tensor:
+    """(R, L) bool: spatial tokens that have a place. Of several at the origin in one item, all may have none."""
+    placed = ~rows.xy.isnan().any(-1)
+    origin = (rows.xy == 0).all(-1).expand_as(rows.item)
+    crowd = torch.zeros(rows.rows, rows.num_items + 1, dtype=torch.long, device=origin.device)
+    crowd.scatter_add_(1, rows.item, origin.long())
+    return (rows.item < rows.num_items) & placed & ~(origin & (crowd.gather(1, rows.item) > 1))
 
 
 def merge(memory: Memory, group: Tensor) -> Memory:
@@ -395,6 +399,87 @@ def _merge_row(memory: Memory, row: int, group: Tensor, bias: Tensor) -> tuple[T
     pointer = torch.zeros(len(groups), dtype=torch.bool, device=member.device)
     pointer[member] = memory.pointer[row][real]
     return key, value, cos, sin, total.log().to(bias.dtype), pointer
+
+
+@dataclass(frozen=True)
+class Landmarks(ReadOperator):
+    """EfficientTAM's: where a row reads more than one map, keys as they are after projection and rotation, and values, are
+    averaged over blocks of ``factor`` x ``factor`` cells of each map; a block counts as its number of tokens. Object pointers
+    and tokens that have no place are read as they are. Rows of one map: exact.
+
+    Args:
+        factor: side of a block in cells.
+        count_in: "logit" adds the logarithm of the count to the logit; "key" adds it to every channel of the averaged key,
+            which is how the published weights of the kind _2 were trained.
+    """
+
+    factor: int = 2
+    count_in: str = "logit"
+
+    def __post_init__(self) -> None:
+        _check_positive(factor=self.factor)
+        if self.count_in not in ("logit", "key"):
+            raise ValueError(f"expected count_in 'logit' or 'key', got {self.count_in!r}")
+
+    def prepare(self, rows: RowBatch, rotation_at: RotationAt, grid: tuple[int, int]) -> Memory:
+        several = (rows.item == 1).any(1, keepdim=True) & (rows.num_items > 1)
+        separate = torch.arange(rows.item.shape[1], device=rows.item.device)
+        group = torch.where(several, block_groups(rows, grid, self.factor), separate)
+        return _GroupedMemory.of_groups(Memory.of(rows, rotation_at), group)
+
+    def __call__(self, attention: RotaryAttention, q: Tensor, memory: Memory) -> Tensor:
+        assert isinstance(memory, _GroupedMemory), "memory comes from this operator's own prepare"
+        means = []
+        for r in range(memory.rows):
+            keys, value, bias = self._landmarks(attention, memory, r)
+            means.append(_read_row(attention, q[r if q.shape[0] > 1 else 0], keys, value, bias))
+        return attention.project_read(torch.stack(means))
+
+    def _landmarks(self, attention: RotaryAttention, memory: _GroupedMemory, row: int) -> tuple[Tensor, ...]:
+        """Of one row: keys (heads, N, d), values (N, Cm), biases (N)."""
+        bias = memory.logit_bias()[row]
+        real = bias.isfinite().nonzero()[:, 0]
+        keys = attention.keys(memory.key[row : row + 1, real], memory.rotation_of(row).map(lambda t: t[:, :, real]))[0]
+        groups, member, size = memory.group[row][real].unique(return_inverse=True, return_counts=True)
+        count = bias[real].float().exp()
+        total = count.new_zeros(len(groups)).index_add_(0, member, count)
+        share = count / total[member]
+        means = keys.new_zeros(len(keys), len(groups), keys.shape[-1])
+        means.index_add_(1, member, keys * share[:, None].to(keys.dtype))
+        value = memory.value[row][real]
+        values = value.new_zeros(len(groups), value.shape[1]).index_add_(
+            0, member, value * share[:, None].to(value.dtype)
+        )
+        if self.count_in == "logit":
+            return means, values, total.log()
+        return means + size.float().log()[:, None].to(means.dtype), values, (total / size).log()
+
+    def flops(self, size: ReadSize) -> int:
+        """For several whole maps whose sides are multiples of ``factor``; every key is made, the fewer are attended to."""
+        length = size.tokens // self.factor**2 + size.pointers
+        scores, values = size.queries * length * size.width, size.heads * size.queries * length * size.memory_width
+        return narrow_flops(size, scores + values)
+
+
+@dataclass(frozen=True, eq=False)
+class _GroupedMemory(Memory):
+    """Memory whose tokens of one ``group`` (R, L) are read as one."""
+
+    group: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    @classmethod
+    def of_groups(cls, memory: Memory, group: Tensor) -> _GroupedMemory:
+        return cls(**{f.name: getattr(memory, f.name) for f in fields(memory)}, group=group)
+
+
+def _read_row(attention: RotaryAttention, q: Tensor, keys: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """Queries (heads, Q, d) of one row, keys (heads, N, d), values (N, Cm), biases (N) -> weighted means of values,
+    (heads, Q, Cm)."""
+    if on_plain_cpu(keys):
+        return torch.stack([attend_in_tiles(x, y, value, bias) for x, y in zip(q, keys)])
+    dropout = attention.dropout if attention.training else 0.0
+    values, mask = value.to(keys.dtype).expand(len(keys), -1, -1), bias.to(keys.dtype).expand(1, 1, -1)
+    return attention.kernel(q[None], keys[None], values[None], attn_mask=mask[None], dropout_p=dropout)[0]
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,51 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_mem.model.cached_positions import cached
-from sam2_mem.model.trunks.efficientnet_lite import EfficientNetLite0
-from sam2_mem.model.trunks.hiera import Hiera
 
 NO_HEADS: Mapping[int, nn.Conv2d] = {}
 
 
-class FpnNeck(nn.Module):
+class Trunk(Protocol):
+    """What an image encoder uses of a trunk, an ``nn.Module``.
+
+    Attributes:
+        channel_list: widths of its maps, coarse to fine.
+    """
+
+    channel_list: tuple[int, ...]
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> maps fine to coarse."""
+        ...
+
+
+class Neck(nn.Module):
+    """Brings the maps of a trunk to one width.
+
+    Attributes:
+        d_model: that width.
+        backbone_channel_list: widths of the trunk's maps, coarse to fine.
+        convs: what is learned for each of them, in that order.
+    """
+
+    d_model: int
+    backbone_channel_list: tuple[int, ...]
+    convs: nn.ModuleList
+
+    def forward(self, maps: Sequence[Tensor], heads: Mapping[int, nn.Conv2d] = NO_HEADS) -> list[Tensor]:
+        """Maps fine to coarse, (B, C_i, H_i, W_i) -> as many maps fine to coarse, (B, d_model, H_i, W_i). `heads` as in
+        `FpnNeck`."""
+        raise NotImplementedError
+
+
+class FpnNeck(Neck):
     """1 x 1 convolutions to a common width; levels in `fpn_top_down_levels` also add the next coarser level.
 
     Levels count from 0, the finest. `backbone_channel_list` and `convs` run from coarse to fine, as in the checkpoints.
@@ -85,7 +116,7 @@ def _product(weight: Tensor, bias: Tensor, head_weight: Tensor, head_bias: Tenso
 class ImageEncoder(nn.Module):
     """Trunk and neck; the `scalp` coarsest levels are dropped after they fed the finer ones."""
 
-    def __init__(self, *, trunk: Hiera | EfficientNetLite0, neck: FpnNeck, scalp: int = 1) -> None:
+    def __init__(self, *, trunk: Trunk, neck: Neck, scalp: int = 1) -> None:
         super().__init__()
         if tuple(trunk.channel_list) != neck.backbone_channel_list:
             raise ValueError(

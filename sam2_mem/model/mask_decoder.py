@@ -32,6 +32,7 @@ class MaskDecoder(nn.Module):
 
     `dynamic_multimask_via_stability`: outside training an unstable single mask is replaced by the alternative of the
     highest predicted IoU. A mask is stable where the areas above +delta and above -delta agree to `thresh`.
+    `high_res_features`: masks are drawn with the finer maps of the image encoder as well.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class MaskDecoder(nn.Module):
         transformer_heads: int = 8,
         transformer_mlp_dim: int = 2048,
         iou_head_hidden_dim: int = 256,
+        high_res_features: bool = True,
         dynamic_multimask_via_stability: bool = False,
         dynamic_multimask_stability_delta: float = 0.05,
         dynamic_multimask_stability_thresh: float = 0.98,
@@ -62,14 +64,16 @@ class MaskDecoder(nn.Module):
         self.output_upscaling = _upscaling(dim)
         self.output_hypernetworks_mlps = nn.ModuleList(MLP(dim, dim, dim // 8, 3) for _ in range(num_masks))
         self.iou_prediction_head = MLP(dim, iou_head_hidden_dim, num_masks, 3, sigmoid_output=True)
-        self.conv_s0 = nn.Conv2d(dim, dim // 8, kernel_size=1)
-        self.conv_s1 = nn.Conv2d(dim, dim // 4, kernel_size=1)
+        self.conv_s0 = nn.Conv2d(dim, dim // 8, kernel_size=1) if high_res_features else None
+        self.conv_s1 = nn.Conv2d(dim, dim // 4, kernel_size=1) if high_res_features else None
         self.obj_score_token = nn.Embedding(1, dim)
         self.pred_obj_score_head = MLP(dim, dim, 1, 3)
 
     def high_res_heads(self) -> dict[int, nn.Conv2d]:
         """What projects the fine maps of the image encoder, by level, for `ImageEncoder.forward`, to (B, C/8, 4h, 4w) and
-        (B, C/4, 2h, 2w): once per frame, shared by all objects."""
+        (B, C/4, 2h, 2w): once per frame, shared by all objects. Nothing where masks are drawn without them."""
+        if self.conv_s0 is None or self.conv_s1 is None:
+            return {}
         return {0: self.conv_s0, 1: self.conv_s1}
 
     def forward(
@@ -78,18 +82,18 @@ class MaskDecoder(nn.Module):
         image_pe: Tensor,
         sparse: Tensor,
         dense: Tensor,
-        high_res: tuple[Tensor, Tensor],
+        high_res: tuple[Tensor, Tensor] | None,
         multimask: bool,
     ) -> DecodedMasks:
         """Decode B objects.
 
         `image` (B or 1, C, h, w), `image_pe` (1, C, h, w), `sparse` (B, N, C), `dense` (B, C, h, w), `high_res` as
-        `high_res_heads` make it, with batch B or 1. `multimask` returns the alternatives, otherwise M = 1.
+        `high_res_heads` make it, with batch B or 1, or None. `multimask` returns the alternatives, otherwise M = 1.
         """
         return self._select(self.propose(image, image_pe, sparse, dense, high_res), multimask)
 
     def propose(
-        self, image: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor, high_res: tuple[Tensor, Tensor]
+        self, image: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor, high_res: tuple[Tensor, Tensor] | None
     ) -> DecodedMasks:
         """The same for all mask tokens: the single answer, then the alternatives."""
         self._check_inputs(image, sparse, dense)
@@ -118,9 +122,12 @@ class MaskDecoder(nn.Module):
         tokens, cells = self.transformer(tokens, image.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2))
         return tokens, cells.transpose(1, 2).reshape(image.shape)
 
-    def _upscale(self, cells: Tensor, high_res: tuple[Tensor, Tensor]) -> DecoderMaps:
+    def _upscale(self, cells: Tensor, high_res: tuple[Tensor, Tensor] | None) -> DecoderMaps:
         """(B, C, h, w) -> itself and two finer maps."""
         up1, norm, act1, up2, act2 = self.output_upscaling
+        if high_res is None:
+            middle = act1(norm(up1(cells)))
+            return DecoderMaps(cells, middle, act2(up2(middle)))
         level0, level1 = high_res
         middle = act1(norm(up1(cells) + level1))
         return DecoderMaps(cells, middle, act2(up2(middle) + level0))

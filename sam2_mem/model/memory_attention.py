@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_mem.model.acceleration.onednn_linear import Linear
-from sam2_mem.model.attention_operators import Auto, ReadOperator, key_input
+from sam2_mem.model.attention_operators import Auto, ReadOperator, RotationAt, key_input
 from sam2_mem.model.rope import Rotation, grid_coordinates, rotation_at
 from sam2_mem.model.rotary_attention import RotaryAttention
 from sam2_mem.types import ReadUsage, RowBatch, Usage
@@ -74,6 +74,9 @@ class MemoryAttention(nn.Module):
         num_heads: 1 in SAM 2.
         dropout: in training only.
         rope_theta: base of the rotary frequencies.
+        memory_grid: tokens along a side of the grid that the keys of memory turn by (16 in EdgeTAM, whose distiller has as many
+            windows along a side); None for the cells of the image, as in SAM 2. A distiller's tokens keep their places in
+            cells of the image.
         usage_layer: layer whose cross-attention is reported as usage.
         usage_chunk: queries per chunk when the attention of that layer is recomputed for usage.
         operator: how cross-attention reads memory, see ``sam2_mem.model.attention_operators``; None for ``Auto()``.
@@ -90,6 +93,7 @@ class MemoryAttention(nn.Module):
         num_heads: int = 1,
         dropout: float = 0.1,
         rope_theta: float = 10000.0,
+        memory_grid: int | None = None,
         usage_layer: int = 0,
         usage_chunk: int = 512,
         operator: ReadOperator | None = None,
@@ -98,6 +102,7 @@ class MemoryAttention(nn.Module):
         if not 0 <= usage_layer < num_layers:
             raise ValueError(f"expected usage_layer in 0..{num_layers - 1}, got {usage_layer}")
         self.rope_theta = rope_theta
+        self.memory_grid = memory_grid
         self.usage_layer = usage_layer
         self.usage_chunk = usage_chunk
         self.operator = Auto() if operator is None else operator
@@ -138,18 +143,25 @@ class MemoryAttention(nn.Module):
         """
         rotation_of = partial(rotation_at, dim=self.head_width, theta=self.rope_theta)
         grid_rotation = rotation_of(grid_coordinates(*grid, device=low.device))
-        memory = self.operator.prepare(rows, rotation_of, grid)
+        rotation_of_key = rotation_of if self.memory_grid is None else self._on_memory_grid(rotation_of, grid)
+        memory = self.operator.prepare(rows, rotation_of_key, grid)
         x = self._start(low + 0.1 * low_pos, rows)
         report = None
         for i, layer in enumerate(self.layers):
             x = layer.self_attention(x, grid_rotation)
             q = layer.memory_query(x, grid_rotation, query_code)
             if usage is not Usage.NONE and i == self.usage_layer:
-                k = layer.memory_key(rows, rotation_of(rows.xy.unsqueeze(1)))
+                k = layer.memory_key(rows, rotation_of_key(rows.xy.unsqueeze(1)))
                 report = measure_usage(q.expand(rows.rows, -1, -1, -1), k, rows, usage, chunk=self.usage_chunk)
             x = x + layer.drop(self.operator(layer.cross_attn_image, q, memory))
             x = layer.feed_forward(x)
         return Attended(self.norm(x), report)
+
+    def _on_memory_grid(self, rotation_of: RotationAt, grid: tuple[int, int]) -> RotationAt:
+        """``rotation_of`` for places in cells of the image: the middle of the first cell of the memory grid turns nothing."""
+        assert self.memory_grid is not None, "asked for only where there is one"
+        cells = grid[0] / self.memory_grid
+        return lambda xy: rotation_of(((xy - (cells - 1) / 2) / cells).clamp(min=0))
 
     def _start(self, image: Tensor, rows: RowBatch) -> Tensor:
         """What enters the first layer, (1 or R, Q, C). Until rows read their own memory they are equal, so that one

@@ -2,7 +2,8 @@
 
 SAM 2 rotates keys by the cell of a fixed grid. Here every token carries its own (x, y), so that entries of any length,
 pooled cells and prototypes keep the coordinates they came from. Half of the channel pairs turn with x, half with y. The pair
-(0, 0) turns nothing: a token without coordinates is a token at cell (0, 0).
+(0, 0) turns nothing: a token without coordinates is a token at cell (0, 0). Nor does a pair of NaN, a token that has no
+place.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def rotation_at(xy: Tensor, dim: int, *, theta: float = 10000.0) -> Rotation:
         raise ValueError(f"expected a width that is a multiple of 4 for rotary encoding, got {dim}")
     exponent = torch.arange(0, dim, 4, device=xy.device).float() / dim
     frequency = 1.0 / (theta**exponent)
-    angle = (xy.float().unsqueeze(-1) * frequency).flatten(-2)
+    angle = (xy.float().nan_to_num().unsqueeze(-1) * frequency).flatten(-2)
     return Rotation.of(angle.cos(), angle.sin())
 
 

@@ -88,6 +88,7 @@ class SAM2(nn.Module):
         occupancy_hint: whether masks of tracked frames start from the cells that the object is expected to cover, see
             ``OccupancyHead``; official checkpoints lack it.
         no_obj_embed_spatial: whether a learned vector marks the memory of frames without the object (2.1 only).
+        high_res_features: whether masks are drawn with the image encoder's maps of strides 4 and 8 as well.
         mem_enc_scale: factor on mask probabilities before memory encoding.
         mem_enc_bias: added to them after that.
         binarize_prompted_masks: binarise the mask of a prompted frame before memory encoding.
@@ -121,6 +122,7 @@ class SAM2(nn.Module):
         dense_points: float = 0.0,
         occupancy_hint: bool = False,
         no_obj_embed_spatial: bool = True,
+        high_res_features: bool = True,
         mem_enc_scale: float = 20.0,
         mem_enc_bias: float = -10.0,
         binarize_prompted_masks: bool = False,
@@ -136,6 +138,7 @@ class SAM2(nn.Module):
     ) -> None:
         super().__init__()
         _check_sizes(image_size, num_maskmem)
+        _check_memory_grid(memory_attention, memory_encoder, image_size)
         self.image_size, self.binarize_prompted_masks = image_size, binarize_prompted_masks
         self.width, self.memory_width = width, memory_width = image_encoder.neck.d_model, memory_encoder.memory_width
         widths = {"width": width, "memory_width": memory_width}
@@ -158,6 +161,7 @@ class SAM2(nn.Module):
             transformer_dim=width,
             transformer_mlp_dim=decoder_mlp_width,
             iou_head_hidden_dim=decoder_iou_width,
+            high_res_features=high_res_features,
             dynamic_multimask_via_stability=dynamic_multimask_via_stability,
             dynamic_multimask_stability_delta=dynamic_multimask_stability_delta,
             dynamic_multimask_stability_thresh=dynamic_multimask_stability_thresh,
@@ -198,12 +202,12 @@ class SAM2(nn.Module):
         expected = (len(indices), 3, self.image_size, self.image_size)
         if tuple(images.shape) != expected:
             raise ValueError(f"expected normalised images of shape {expected}, got {tuple(images.shape)}")
-        fine, middle, coarse = self.runner("encode_image", self._encode, images.to(self.no_mem_embed.dtype))
+        *high, coarse = self.runner("encode_image", self._encode, images.to(self.no_mem_embed.dtype))
         height, width = coarse.shape[-2:]
         pos = sine_tokens(height, width, self.width, coarse.device).to(coarse.dtype)
         low = coarse.flatten(2).transpose(1, 2)
         return [
-            FrameFeatures(index=i, low=low[b], low_pos=pos, high=(fine[b], middle[b]), grid=(height, width))
+            FrameFeatures(index=i, low=low[b], low_pos=pos, high=_finer_maps(high, b), grid=(height, width))
             for b, i in enumerate(indices)
         ]
 
@@ -254,7 +258,7 @@ class SAM2(nn.Module):
     def _decode(
         self,
         conditioned: Tensor,
-        high: tuple[Tensor, Tensor],
+        high: tuple[Tensor, Tensor] | None,
         grid: tuple[int, int],
         points: Tensor | None,
         labels: Tensor | None,
@@ -272,7 +276,7 @@ class SAM2(nn.Module):
             image_pe=self.sam_prompt_encoder.dense_position().to(image.dtype),
             sparse=sparse.expand(rows, -1, -1),
             dense=dense.expand(rows, -1, -1, -1),
-            high_res=tuple(m.expand(rows, -1, -1, -1) for m in high),
+            high_res=high and (high[0].expand(rows, -1, -1, -1), high[1].expand(rows, -1, -1, -1)),
             multimask=candidates,
         )
         pointers = self.obj_ptr_proj(out.tokens).expand(-1, out.masks.shape[1], -1)
@@ -351,8 +355,17 @@ class SAM2(nn.Module):
 def set_image_size(model: SAM2, image_size: int) -> None:
     """Have a network take images of another side from here on."""
     check_image_size(image_size)
+    _check_memory_grid(model.memory_attention, model.memory_encoder, image_size)
     model.image_size = image_size
     model.sam_prompt_encoder.resize(image_size, image_size // STRIDE)
+
+
+def _finer_maps(maps: Sequence[Tensor], number: int) -> tuple[Tensor, Tensor] | None:
+    """Those of one picture of a batch, None where the image encoder has none."""
+    if not maps:
+        return None
+    fine, middle = maps
+    return fine[number], middle[number]
 
 
 def check_image_size(image_size: int) -> None:
@@ -362,6 +375,18 @@ def check_image_size(image_size: int) -> None:
         raise ValueError(
             f"expected image_size to be a positive multiple of {SIZE_MULTIPLE}, got {image_size}; "
             f"try {below} or {below + SIZE_MULTIPLE}"
+        )
+
+
+def _check_memory_grid(memory_attention: MemoryAttention, memory_encoder: MemoryEncoder, image_size: int) -> None:
+    """A distiller with a grid of its own takes maps of some sizes only; attention that turns keys by such a grid needs the
+    distiller it was trained with."""
+    distiller, side = memory_encoder.distiller, memory_attention.memory_grid
+    distiller.tokens_per_map((image_size // STRIDE, image_size // STRIDE))
+    if side is not None and distiller.side != side:
+        raise ValueError(
+            f"expected a distiller with {side} tokens along a side, by which this memory attention turns keys, got "
+            f"{type(distiller).__name__}; the network's own (EdgeTAM's perceiver) cannot be replaced"
         )
 
 

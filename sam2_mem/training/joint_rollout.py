@@ -119,11 +119,12 @@ def encode_clips(model: SAM2, images: Tensor, *, half_trunk: bool = False) -> li
     with torch.autocast(images.device.type, torch.bfloat16, enabled=half_trunk):
         maps = model.image_encoder.trunk(images.flatten(0, 1))
     levels = model.image_encoder.merge([m.float() for m in maps], model.sam_mask_decoder.high_res_heads())
-    fine, middle, coarse = (level.unflatten(0, (clips, times)) for level in levels)
+    *finer, coarse = (level.unflatten(0, (clips, times)) for level in levels)
     grid = (coarse.shape[-2], coarse.shape[-1])
     position = sine_tokens(*grid, model.width, coarse.device)
     low = coarse.flatten(3).transpose(2, 3)
-    return [StackedFeatures(t, low[:, t], position, (fine[:, t], middle[:, t]), grid) for t in range(times)]
+    high = [(finer[0][:, t], finer[1][:, t]) if finer else None for t in range(times)]
+    return [StackedFeatures(t, low[:, t], position, high[t], grid) for t in range(times)]
 
 
 def _drawn_frames(
@@ -137,11 +138,9 @@ def _drawn_frames(
     """
     times = draw_visible_frames(truth, min_area)
     clips = to_device_async(list(clip_of), truth.device, torch.long)
-    low, fine, middle = (
-        torch.stack(maps)[times, clips]
-        for maps in ([f.low for f in frames], [f.high[0] for f in frames], [f.high[1] for f in frames])
-    )
-    features = FrameFeatures(0, low, frames[0].low_pos, (fine, middle), frames[0].grid)
+    finer = [f.high for f in frames if f.high is not None]
+    low, *high = (torch.stack(maps)[times, clips] for maps in ([f.low for f in frames], *map(list, zip(*finer))))
+    features = FrameFeatures(0, low, frames[0].low_pos, (high[0], high[1]) if high else None, frames[0].grid)
     return features, truth[torch.arange(len(truth), device=truth.device), times]
 
 
@@ -277,8 +276,7 @@ def track(
 
 def _rows(stacked: StackedFeatures, clips: Tensor) -> FrameFeatures:
     """Features of R rows, (R, Q, C), by the clip of each row."""
-    fine, middle = stacked.high
-    high = (fine[clips], middle[clips])
+    high = stacked.high and (stacked.high[0][clips], stacked.high[1][clips])
     return FrameFeatures(stacked.index, stacked.low[clips], stacked.low_pos, high, stacked.grid)
 
 

@@ -48,20 +48,21 @@ class StackedFeatures(FrameFeatures):
 
     @classmethod
     def of(cls, clips: Sequence[FrameFeatures], index: int) -> StackedFeatures:
-        fine, middle = (torch.stack(maps) for maps in zip(*(c.high for c in clips)))
+        finer = [c.high for c in clips if c.high is not None]
+        high = (torch.stack([f for f, _ in finer]), torch.stack([m for _, m in finer])) if finer else None
         low = torch.stack([c.low for c in clips])
-        return cls(index=index, low=low, low_pos=clips[0].low_pos, high=(fine, middle), grid=clips[0].grid)
+        return cls(index=index, low=low, low_pos=clips[0].low_pos, high=high, grid=clips[0].grid)
 
     def rows(self, clips: Sequence[int]) -> FrameFeatures:
         """Features of R rows, (R, Q, C), by the clip of each row."""
         indices = torch.tensor(clips, device=self.low.device)
-        fine, middle = self.high
-        return FrameFeatures(self.index, self.low[indices], self.low_pos, (fine[indices], middle[indices]), self.grid)
+        high = self.high and (self.high[0][indices], self.high[1][indices])
+        return FrameFeatures(self.index, self.low[indices], self.low_pos, high, self.grid)
 
     def clip(self, number: int) -> FrameFeatures:
         """Features of one clip, without the leading axis."""
-        fine, middle = self.high
-        return FrameFeatures(self.index, self.low[number], self.low_pos, (fine[number], middle[number]), self.grid)
+        high = self.high and (self.high[0][number], self.high[1][number])
+        return FrameFeatures(self.index, self.low[number], self.low_pos, high, self.grid)
 
 
 @dataclass(eq=False)

@@ -33,6 +33,7 @@ from sam2_mem.model.attention_operators import (
     Auto,
     BlockTopK,
     Exact,
+    Landmarks,
     LowDim,
     Memory,
     Packed,
@@ -457,6 +458,7 @@ BY_NAME = {
     "topk": TopK(),
     "block_topk": BlockTopK(),
     "sparse_pointers": SparsePointers(),
+    "landmarks": Landmarks(),
 }
 
 
@@ -494,6 +496,7 @@ def test_settings_by_name() -> None:
         (TopK, {"k": 0}),
         (TopK, {"chunk": 0}),
         (BlockTopK, {"side": 0}),
+        (Landmarks, {"factor": 0}),
         (SparsePointers, {"keep": 0}),
     ],
 )

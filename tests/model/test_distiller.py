@@ -519,8 +519,6 @@ def keep_contract(policy: MemoryPolicy, check: Callable, distiller: str, monkeyp
         return micro_tracker(policy, model=model or distilled, **settings)
 
     monkeypatch.setattr(policy_contract, "micro_tracker", tracker)
-    if check is policy_contract.check_bounded:
-        monkeypatch.setattr(policy_contract, "TOKENS", distilled.tokens_per_map)
     check(policy)
 
 

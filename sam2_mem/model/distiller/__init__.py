@@ -2,11 +2,20 @@
 memory of several frames becomes one.
 
 A distiller is a module on the memory encoder, so that whatever it learns is stored under
-``memory_encoder.distiller.*``. All of them start as mean pooling with the right log-counts; see docs/distiller.md.
+``memory_encoder.distiller.*``. All but EdgeTAM's perceiver start as mean pooling with the right log-counts; see
+docs/distiller.md.
 """
 
 from sam2_mem.model.distiller.base import GridTokens, PooledTokens, TokenDistiller
+from sam2_mem.model.distiller.perceiver import PerceiverDistiller
 from sam2_mem.model.distiller.spatial import SpatialDistiller
 from sam2_mem.model.distiller.temporal import TemporalDistiller
 
-__all__ = ["GridTokens", "PooledTokens", "SpatialDistiller", "TemporalDistiller", "TokenDistiller"]
+__all__ = [
+    "GridTokens",
+    "PerceiverDistiller",
+    "PooledTokens",
+    "SpatialDistiller",
+    "TemporalDistiller",
+    "TokenDistiller",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,12 @@ class TokenDistiller(nn.Module):
     Args:
         factor: one token for every ``factor`` x ``factor`` cells of a map.
     """
+
+    starts_as_means: ClassVar[bool] = True
+    """Whether it takes means until it is trained, so that a checkpoint may lack its weights."""
+
+    side: int | None = None
+    """Tokens along a side of a map, where that is the same for maps of all sizes; None where it is not."""
 
     merged_time: Tensor | None
     """What a distiller adds to the temporal code of merged entries (Cm), see ``types.MERGED_SLOT``; None for nothing."""

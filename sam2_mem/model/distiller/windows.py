@@ -108,6 +108,11 @@ class Tube(NamedTuple):
     frame: Tensor
     frames: int
 
+    def at(self, chosen: Tensor) -> Tube:
+        """The tokens where ``chosen`` (N) is true."""
+        names = ("feat", "pos", "xy", "log_count", "frame")
+        return self._replace(**{name: getattr(self, name)[chosen] for name in names})
+
 
 def join_entries(entries: Sequence[MemoryTokens], dtype: torch.dtype) -> Tube:
     """``entries`` as one tube, on the device of their positions and in ``dtype``. Tokens without coordinates count as lying
@@ -147,11 +152,41 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 
 def mean_tokens(tube: Tube, grid: tuple[int, int], cells: int) -> MemoryTokens:
-    """One token for every window of ``cells`` x ``cells`` cells: the mean by count, with the total count."""
+    """One token for every window of ``cells`` x ``cells`` cells: the mean by count, with the total count. Of tokens that have
+    no place, those of one number in their entries, before the others."""
+    placed = ~tube.xy.isnan().any(-1)
+    if not placed.all():
+        means = mean_tokens(tube.at(placed), grid, cells)
+        spacing = round((grid[0] * grid[1] / int(tube.frame[placed].bincount().max())) ** 0.5)
+        return _joined(_mean_by_number(tube.at(~placed), max(1.0, cells / spacing)), means)
     windows = layout(tube.xy, cells)
     geometry = tube_geometry(tube, windows, grid, cells)
     feat = weighted_sum(windows.gather(tube.feat), windows.priors(tube.log_count).softmax(-1).to(tube.feat.dtype))
     return MemoryTokens(feat=feat, pos=geometry.pos, xy=geometry.xy, log_count=geometry.log_count)
+
+
+def _mean_by_number(tube: Tube, strength: float) -> MemoryTokens:
+    """One token for every ``strength`` ** 2 neighbouring numbers of tokens that have no place: their mean by count over all
+    entries, the tokens of an entry being numbered from 0."""
+    sizes = tube.frame.bincount(minlength=tube.frames)
+    count = max(1, int(int(sizes[sizes > 0].min()) / strength**2))
+    number = torch.arange(len(tube.frame), device=tube.frame.device) - (sizes.cumsum(0) - sizes)[tube.frame]
+    group = number * count // sizes[tube.frame]
+    weight = tube.log_count.exp()
+    total = weight.new_zeros(count).index_add_(0, group, weight)
+    share = (weight / total[group]).unsqueeze(-1)
+    feat, pos = (
+        x.new_zeros(count, x.shape[1]).index_add_(0, group, x * share.to(x.dtype)) for x in (tube.feat, tube.pos)
+    )
+    return MemoryTokens(feat, pos, tube.xy.new_full((count, 2), torch.nan), total.log())
+
+
+def _joined(first: MemoryTokens, second: MemoryTokens) -> MemoryTokens:
+    """Tokens with places and counts, one after the other."""
+    pairs = zip(
+        (first.feat, first.pos, first.xy, first.log_count), (second.feat, second.pos, second.xy, second.log_count)
+    )
+    return MemoryTokens(*(torch.cat([a, b]) for a, b in pairs if a is not None and b is not None))
 
 
 __getattr__ = renamed(__name__)

@@ -25,8 +25,8 @@ def features_of(frame: FrameContext) -> FrameFeatures:
 
 
 def image_keys(tokens: MemoryTokens, features: FrameFeatures) -> Tensor:
-    """Image features (L, C) at the coordinates of ``tokens``, between cells too; tokens without coordinates take the
-    mean."""
+    """Image features (L, C) at the coordinates of ``tokens``, between cells too; tokens without coordinates, or without a
+    place, take the mean."""
     device = tokens.feat.device
     low = _round(features, device)
     height, width = features.grid
@@ -34,14 +34,25 @@ def image_keys(tokens: MemoryTokens, features: FrameFeatures) -> Tensor:
         return low.float().mean(0).to(KEY_DTYPE).expand(len(tokens), -1)
     if tokens.xy is grid_xy(height, width, tokens.xy.device):
         return low
-    return features_at(low, (height, width), tokens.xy.to(device)).to(KEY_DTYPE)
+    xy = tokens.xy.to(device)
+    keys = features_at(low, (height, width), xy.nan_to_num())
+    return torch.where(xy.isnan().any(-1, keepdim=True), low.float().mean(0), keys).to(KEY_DTYPE)
 
 
 def nearest_tokens(tokens: MemoryTokens, merged: MemoryTokens) -> Tensor:
-    """Indices (len(merged)) of the token of ``tokens`` nearest to each of ``merged``."""
+    """Indices (len(merged)) of the token of ``tokens`` nearest to each of ``merged``; among tokens that have no place, of the
+    one in the same part of their order."""
     assert merged.xy is not None, "a distiller gives coordinates to what it merges"
     xy = merged.xy.new_zeros(len(tokens), 2) if tokens.xy is None else tokens.xy.to(merged.xy.device)
-    return torch.cdist(merged.xy.float(), xy.float()).argmin(1)
+    placed, placed_merged = ~xy.isnan().any(-1), ~merged.xy.isnan().any(-1)
+    if placed.all():
+        return torch.cdist(merged.xy.float(), xy.float()).argmin(1)
+    nearest = xy.new_zeros(len(merged), dtype=torch.long)
+    distance = torch.cdist(merged.xy[placed_merged].float(), xy[placed].float())
+    nearest[placed_merged] = placed.nonzero()[:, 0][distance.argmin(1)]
+    others, count = (~placed).nonzero()[:, 0], int((~placed_merged).sum())
+    nearest[~placed_merged] = others[(torch.arange(count, device=xy.device) * len(others)) // max(count, 1)]
+    return nearest
 
 
 def _round(features: FrameFeatures, device: torch.device) -> Tensor:

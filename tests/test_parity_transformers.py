@@ -1,0 +1,205 @@
+"""The tracker against transformers' video models: same weights, same frames, same prompts, same logits.
+
+Weights are random and go through a ``.safetensors`` file under transformers' names. A scenario drives a
+:class:`helpers.Session`; it is run once with ours and once with transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from clips import Clip, make_clip
+from helpers import PublishedMask, Session, make_predictor, with_policy
+from make_golden_keys import CONFIGS
+from micro import one_thread  # noqa: F401
+from transformers_oracle import (
+    TransformersPredictor,
+    edgetam_config,
+    enliven,
+    needs_transformers,
+    sam2_config,
+    saved,
+)
+
+from sam2_mem import SAM2VideoPredictor
+
+pytestmark = [needs_transformers, pytest.mark.full]
+
+TOLERANCE = 1e-4  # of logits
+SIZE, SIDE = 128, 4
+SMALL_TRUNK = {"embed_dim": (16, 32, 64, 128), "depth": (2, 2, 4, 2)}
+EDGETAM = (
+    "model.image_encoder.trunk.widths=[16,32,64,128]",
+    "model.image_encoder.trunk.depths=[2,2,4,2]",
+    "model.image_encoder.neck.backbone_channel_list=[128,64,32,16]",
+    f"model.memory_attention.memory_grid={SIDE}",
+    f"distiller.global_latents={SIDE**2}",
+    f"distiller.window_latents={SIDE**2}",
+)
+AS_TRANSFORMERS = ("tracker.memory_dtype=float32", "++tracker.fill_hole_area=0")
+"""Transformers keeps memory in float32, and fills no holes."""
+
+
+class Pair(NamedTuple):
+    """A model of transformers and our predictor with its weights."""
+
+    theirs: TransformersPredictor
+    ours: SAM2VideoPredictor
+
+    def run(self, scenario: Callable[[Session, Clip], None], clip: Clip) -> tuple[Session, Session]:
+        sessions = Session(self.theirs, clip.frames), Session(self.ours, clip.frames)
+        for session in sessions:
+            scenario(session, clip)
+        return sessions
+
+
+def pair(model: Any, folder: Path, config: str, *overrides: str, size: int = SIZE) -> Pair:
+    enliven(model)
+    path = saved(model, folder / "model.safetensors")
+    ours = make_predictor(path, *AS_TRANSFORMERS, *overrides, config=config, image_size=size, postprocessing=True)
+    path.unlink()
+    return Pair(TransformersPredictor(model), ours)
+
+
+@pytest.fixture(scope="module")
+def edgetam(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """A small network of EdgeTAM's structure."""
+    import transformers
+
+    model = transformers.EdgeTamVideoModel(edgetam_config(SIZE, SIDE, trunk=SMALL_TRUNK))
+    return pair(model, tmp_path_factory.mktemp("edgetam"), "edgetam", *EDGETAM)
+
+
+@pytest.fixture(scope="module")
+def square_clip() -> Clip:
+    return make_clip(6, SIZE, SIZE)
+
+
+# -- scenarios --------------------------------------------------------------------------------------------------------
+
+
+def click(session: Session, clip: Clip) -> None:
+    session.points(0, 1, clip.centre(1))
+    session.track(0, 4)
+
+
+def clicks(session: Session, clip: Clip) -> None:
+    session.points(0, 1, clip.centre(1), [4.0, 4.0], labels=[1, 0])
+    session.track(0, 2)
+
+
+def box(session: Session, clip: Clip) -> None:
+    session.box(0, 1, clip.box(2))
+    session.track(0, 3)
+
+
+def mask(session: Session, clip: Clip) -> None:
+    session.mask(0, 1, clip.mask(3))
+    session.track(0, 3)
+
+
+def two_objects(session: Session, clip: Clip) -> None:
+    session.mask(0, 1, clip.mask(1))
+    session.points(0, 2, clip.centre(2))
+    session.track(0, 4)
+
+
+def late_object(session: Session, clip: Clip) -> None:
+    session.mask(0, 1, clip.mask(1))
+    session.track(0, 2)
+    session.box(2, 2, clip.box(2, 2))
+    session.track(2, 3)
+
+
+def reverse(session: Session, clip: Clip) -> None:
+    session.points(4, 1, clip.centre(1, 4))
+    session.mask(4, 2, clip.mask(2, 4))
+    session.track(4, 4, reverse=True)
+
+
+SCENARIOS = (click, clicks, box, mask, two_objects, late_object, reverse)
+
+
+def worst(theirs: list[PublishedMask], ours: list[PublishedMask]) -> float:
+    """Largest difference of logits; in answer to a prompt, theirs shows that object only."""
+    assert [x.frame for x in theirs] == [y.frame for y in ours]
+    differences = [(x.of(i) - y.of(i)).abs().max() for x, y in zip(theirs, ours) for i in x.ids]
+    return max(d.item() for d in differences)
+
+
+def check(pair: Pair, scenario: Callable[[Session, Clip], None], clip: Clip, frames: int) -> None:
+    theirs, ours = pair.run(scenario, clip)
+    shown = torch.cat([x.logits.flatten() for x in theirs.shown])
+    assert len(theirs.shown) >= frames and 0.02 < (shown > 0).float().mean() < 0.98 and shown.std() > 0.1
+    assert worst(theirs.shown, ours.shown) <= TOLERANCE
+
+
+# -- EdgeTAM ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.__name__)
+def test_edgetam(edgetam: Pair, scenario: Callable[[Session, Clip], None], square_clip: Clip) -> None:
+    check(edgetam, scenario, square_clip, frames=4)
+
+
+@pytest.mark.parametrize("grid", ["cells", "half"])
+def test_control_keys_that_turn_otherwise_are_noticed(
+    edgetam: Pair, square_clip: Clip, monkeypatch: pytest.MonkeyPatch, grid: str
+) -> None:
+    monkeypatch.setattr(edgetam.ours.model.memory_attention, "memory_grid", None if grid == "cells" else SIDE // 2)
+    theirs, ours = edgetam.run(two_objects, square_clip)
+    assert worst(theirs.shown[:2], ours.shown[:2]) <= TOLERANCE < worst(theirs.shown, ours.shown)
+
+
+def test_control_another_pointer_of_a_mask_is_noticed(edgetam: Pair, square_clip: Clip) -> None:
+    model = edgetam.theirs.model
+    changed = model._single_frame_forward
+    try:
+        del model._single_frame_forward
+        theirs, ours = edgetam.run(mask, square_clip)
+    finally:
+        model._single_frame_forward = changed
+    assert worst(theirs.shown[:2], ours.shown[:2]) <= TOLERANCE < worst(theirs.shown, ours.shown)
+
+
+def test_control_memory_in_half_precision_is_noticed(edgetam: Pair, square_clip: Clip) -> None:
+    rounded = with_policy(edgetam.ours, edgetam.ours.policy, memory_dtype="bfloat16")
+    theirs, ours = edgetam._replace(ours=rounded).run(click, square_clip)
+    assert worst(theirs.shown, ours.shown) > TOLERANCE
+
+
+def test_edgetam_as_published(tmp_path: Path) -> None:
+    """The published sizes at 1024: a prompt of each kind on frame 0, one tracked frame."""
+    import transformers
+
+    both = pair(transformers.EdgeTamVideoModel(edgetam_config(1024, 16)), tmp_path, "edgetam", size=1024)
+
+    def prompts(session: Session, clip: Clip) -> None:
+        session.points(0, 1, clip.centre(1))
+        session.mask(0, 2, clip.mask(2))
+        session.track(0, 1)
+
+    check(both, prompts, make_clip(2, 1024, 1024), frames=4)
+
+
+# -- SAM 2 and SAM 2.1 ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: Path(config).stem)
+def test_sam2(tmp_path: Path, config: str, square_clip: Clip) -> None:
+    import transformers
+
+    letter, is_2_1 = Path(config).stem.rsplit("_", 1)[1], "sam2.1" in config
+    model = transformers.Sam2VideoModel(sam2_config(letter, is_2_1=is_2_1, size=SIZE))
+    both = pair(model, tmp_path, config)
+
+    def prompts(session: Session, clip: Clip) -> None:
+        session.points(0, 1, clip.centre(1))
+        session.mask(0, 2, clip.mask(2))
+        session.track(0, 2)
+
+    check(both, prompts, square_clip, frames=5)
