@@ -150,11 +150,7 @@ class SAM2(nn.Module):
         self.mask_downsample = nn.Conv2d(1, 1, kernel_size=MASK_STRIDE, stride=MASK_STRIDE)
         self.memory_attention = memory_attention
         self.memory_encoder = memory_encoder
-        self.maskmem_tpos_enc = nn.Parameter(_small_noise(num_maskmem, 1, 1, memory_width))
-        self.no_mem_embed = nn.Parameter(_small_noise(1, 1, width))
-        self.no_mem_pos_enc = nn.Parameter(_small_noise(1, 1, width))
-        self.no_obj_ptr = nn.Parameter(_small_noise(1, width))
-        self._register_absent_memory(no_obj_embed_spatial)
+        self._register_vectors(num_maskmem, learned_absence=no_obj_embed_spatial)
         size = {"image_embedding_size": image_size // STRIDE, "image_size": image_size}
         self.sam_prompt_encoder = PromptEncoder(embed_dim=width, **size, dense_points=dense_points)
         self.sam_mask_decoder = MaskDecoder(
@@ -172,9 +168,14 @@ class SAM2(nn.Module):
         self.sensory = SensoryMemory(**widths, channels=sensory_channels) if sensory_channels else None
         self.occupancy_head = OccupancyHead(width) if occupancy_hint else None
 
-    def _register_absent_memory(self, learned: bool) -> None:
-        """2.1 learns the vector; 2.0 has none, which is the same as a vector of zeros that is not in the checkpoint."""
-        if learned:
+    def _register_vectors(self, num_maskmem: int, *, learned_absence: bool) -> None:
+        """Codes of time, and what stands in for memory, pointer and object where there is none. 2.1 learns the mark of an
+        absent object; 2.0 has none, which is the same as a vector of zeros that is not in the checkpoint."""
+        self.maskmem_tpos_enc = nn.Parameter(_small_noise(num_maskmem, 1, 1, self.memory_width))
+        self.no_mem_embed = nn.Parameter(_small_noise(1, 1, self.width))
+        self.no_mem_pos_enc = nn.Parameter(_small_noise(1, 1, self.width))
+        self.no_obj_ptr = nn.Parameter(_small_noise(1, self.width))
+        if learned_absence:
             self.no_obj_embed_spatial = nn.Parameter(_small_noise(1, self.memory_width))
         else:
             self.register_buffer("no_obj_embed_spatial", torch.zeros(1, self.memory_width), persistent=False)

@@ -142,7 +142,7 @@ class Archive:
 
     def clear(self) -> None:
         """Let go of everything."""
-        for obj_id in {key[1] for key in (*self._records, *self._missing)}:
+        for obj_id in {key[1] for key in self._records} | {key[1] for key in self._missing}:
             self.remove(obj_id)
 
     # -- bookkeeping --------------------------------------------------------------------------------------------

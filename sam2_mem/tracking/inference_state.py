@@ -171,8 +171,9 @@ class InferenceState:
     def _prompts_of(self, obj_id: int, *, masks: bool) -> dict[int, Prompt]:
         return {f: p for f, p in self.prompts.get(obj_id, {}).items() if (p.mask is not None) == masks}
 
-    def _size(self, axis: int) -> int | None:
-        return None if self.frame_size is None else self.frame_size[axis]
+
+def _side(state: InferenceState, axis: int) -> int | None:
+    return None if state.frame_size is None else state.frame_size[axis]
 
 
 def _copied(value: Any) -> Any:
@@ -190,8 +191,8 @@ def _copied(value: Any) -> Any:
 
 _KEYS: dict[str, Callable[[InferenceState], Any]] = {
     "num_frames": lambda s: s.num_frames,
-    "video_height": lambda s: s._size(0),
-    "video_width": lambda s: s._size(1),
+    "video_height": lambda s: _side(s, 0),
+    "video_width": lambda s: _side(s, 1),
     "obj_ids": lambda s: s.obj_ids,
     "obj_id_to_idx": lambda s: {obj_id: i for i, obj_id in enumerate(s.obj_ids)},
     "obj_idx_to_id": lambda s: dict(enumerate(s.obj_ids)),

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import Any
 
 import cv2
 import numpy as np
@@ -220,7 +221,7 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
         resolved = [restored(promoted[f]) for f in nearest if f not in held]
         grown = replace(state, resolved=tuple(sorted((*state.resolved, *resolved), key=lambda e: e.frame)))
         recent = {f: a for f, a in archived.items() if a.mark != RESOLVED}
-        entries: dict[int, Entry] = {**{f: a.entry for f, a in recent.items()}, **state.tracked()}
+        entries: dict[int, Any] = {**{f: a.entry for f, a in recent.items()}, **state.tracked()}  # the bank sorts them
         selected = self._recent(replace(grown, entries=tuple(entries.values()), pointers=()), frame, self.num_maskmem)
         whole = [recent[e.frame] for e in selected if e.frame in recent]
         bare = [recent[f] for f in self.frames_behind(frame)[1] if f in recent]
