@@ -369,7 +369,7 @@ CHECKPOINTS = [
     Mistake(
         "a web page as checkpoint",
         lambda d: d.build(d.file("a.pt", b"<html>not found</html>")),
-        r"damaged, incomplete or foreign file",
+        r"got a foreign file \(a web page; the address gave it in place of the weights\)",
         CheckpointError,
     ),
     Mistake(

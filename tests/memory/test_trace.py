@@ -437,7 +437,9 @@ def test_keyframe_tells_significance() -> None:
 
 
 def test_samurai_tells_its_gates() -> None:
-    life = Life(Samurai(stable_frames_threshold=1))
+    next_to_prompt = told(Life(Samurai()).write(1), Action.REJECTED, 1)
+    assert next_to_prompt.reason == "doubtful: next to the first prompt"
+    life = Life(Samurai(stable_frames_threshold=1, skip_first_frame=False))
     accepted = told(life.write(1), Action.WRITTEN, 1)
     assert accepted.reason.startswith("accepted") and (accepted.score, accepted.limit) == (0.9, 0.5)
     low = told(life.write(2, seen(iou=((0.4, 0.3, 0.2),))), Action.REJECTED, 2)
@@ -456,7 +458,7 @@ def test_dam4sam_tells_its_gates() -> None:
     assert "first tracked frame" in told(life.write(1), Action.WRITTEN, 1).reason
     events = life.write(2)
     promoted = told(events, Action.PROMOTED, 2)
-    assert promoted.score == pytest.approx(0.5) and promoted.limit == 0.6
+    assert promoted.score == pytest.approx(1 / 3) and promoted.limit == 0.6
     assert "too soon" in told(life.write(3), Action.WRITTEN, 3).reason
     low = told(life.write(4, seen(iou=((0.7, 0.3, 0.2),))), Action.WRITTEN, 4)
     assert (low.score, low.limit) == (0.7, 0.8)
@@ -465,7 +467,7 @@ def test_dam4sam_tells_its_gates() -> None:
     calm = Life(DAM4SAM(max_box_overlap=0.3))
     calm.write(1)
     alone = told(calm.write(2), Action.WRITTEN, 2)
-    assert "no distractor" in alone.reason and alone.score == pytest.approx(0.5)
+    assert "no distractor" in alone.reason and alone.score == pytest.approx(1 / 3)
     kinds = {n.frame: n.kind for n in life.policy.entry_infos(life.state, at(5))}
     assert (kinds[2], kinds[4]) == ("distractor-resolving", "recent")
 

@@ -314,16 +314,14 @@ def test_pointers_are_kept_by_score(network: MemoryAttention) -> None:
 # -- rows end to end --------------------------------------------------------------------------------------------------
 
 
-def varlen(
-    q: Tensor, k: Tensor, v: Tensor, ends_q: Tensor, ends_k: Tensor, max_q: int, max_k: int, *, scale: float
-) -> Tensor:
+def varlen(q: Tensor, k: Tensor, v: Tensor, ends_q: Tensor, ends_k: Tensor, max_q: int, max_k: int) -> Tensor:
     """What the kernel of the same arguments gives on a CUDA device."""
     assert ends_q.dtype is ends_k.dtype is torch.int32 and (ends_q[0], ends_k[0]) == (0, 0)
     assert (len(q), len(k)) == (ends_q[-1], ends_k[-1])
     assert (max_q, max_k) == (ends_q.diff().max(), ends_k.diff().max())
     rows = zip(ends_q.tolist(), ends_q[1:].tolist(), ends_k.tolist(), ends_k[1:].tolist())
     return torch.cat([
-        F.scaled_dot_product_attention(*(x.transpose(0, 1) for x in (q[a:b], k[c:d], v[c:d])), scale=scale).transpose(0, 1)
+        F.scaled_dot_product_attention(*(x.transpose(0, 1) for x in (q[a:b], k[c:d], v[c:d]))).transpose(0, 1)
         for a, b, c, d in rows
     ])  # fmt: skip
 

@@ -319,7 +319,8 @@ def test_gradients_flow_through_merged_tubes_to_the_maps() -> None:
 
 # -- the network ------------------------------------------------------------------------------------------------------
 
-NAMES = sorted(p.stem for p in (config_dir() / "distiller").glob("*.yaml"))
+NAMES = sorted({p.stem for p in (config_dir() / "distiller").glob("*.yaml")} - {"perceiver"})
+"""The perceiver needs larger maps than those of the micro network; see tests/model/test_family.py."""
 
 
 def built(*overrides: str, weights: Path | None = None) -> SAM2:
@@ -347,8 +348,11 @@ def test_every_config_loads_official_weights_and_adds_only_its_own(name: str, tm
 def test_a_field_and_a_name_from_a_config(tmp_path: Path) -> None:
     model = built("distiller=spatial", "distiller.factor=2", "distiller.global_latents=2")
     assert model.tokens_per_map == 6
-    with pytest.raises(ConfigError, match="expected a token distiller out of none, pool2, pool4, spatial, temporal"):
-        compose("nano", ["distiller=perceiver"])
+    with pytest.raises(
+        ConfigError,
+        match="expected a token distiller out of none, perceiver, pool2, pool4, spatial, temporal, temporal_gru, got",
+    ):
+        compose("nano", ["distiller=unknown"])
     with pytest.raises(ConfigError, match="expected num_heads to divide the memory width 16, got 3"):
         built("distiller=spatial", "distiller.num_heads=3")
 

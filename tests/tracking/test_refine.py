@@ -199,6 +199,7 @@ class Both(FIFO):
 
 def test_the_mask_shown_is_remembered_refined_also_when_it_is_made_hard():
     tracker = noting_tracker(Both(), Stamp())
+    tracker.writer.model.binarize_prompted_masks = True
     results = micro.run(tracker, micro.micro_features(10), {0: [micro.mask_prompt(1)]})
     for (frame, logits, binarize), result in zip(tracker.writer.written[1:], results[1:], strict=True):
         assert binarize and torch.equal(logits, result.masks[0]) == (frame % 2 == 0)
