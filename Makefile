@@ -1,5 +1,5 @@
 # make test    set up a virtual environment on a fresh machine, then the style checks and the quick tests, before every commit
-# make test-all  the same set-up, the style checks, then all tests; make test-rest: those that `make test` leaves out
+# make test-all  the same set-up, the style checks, then all tests; make test-rest: those that `make test` leaves out, but for repetitions on further policies
 # make test-gpu  the same set-up, then the tests that need a CUDA device
 # make gpu-check  the same set-up, then on a CUDA device: equality, waits, speed beside `sam2`, memory; results in runs/gpu (10 minutes)
 # make style   the same set-up, then ruff and mypy; what they ask for is in pyproject.toml
@@ -24,7 +24,7 @@ DEMO_CKPT ?=
 DEMO_POLICY ?= samurai
 
 PY := $(VENV)/bin/python
-PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
+PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check --no-compile -c constraints.txt $(PIP_FLAGS)
 RECIPE := setup.py pyproject.toml constraints.txt
 READY := $(VENV)/.ready
 READY_FOR_TESTS := $(VENV)/.ready-for-tests
@@ -38,7 +38,7 @@ test test-all test-rest: $(READY_FOR_TESTS)
 
 test test-all: style
 test: TIER := -m "not full"
-test-rest: TIER := -m full
+test-rest: TIER := -m "full and not extended"
 
 test-gpu: $(READY_FOR_TESTS)
 	$(PY) -c "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 'no CUDA device is visible to torch')"

@@ -210,6 +210,15 @@ def in_tiers(names: Iterable[str], quick: Iterable[str]) -> list[Any]:
     return [name if name in quick else pytest.param(name, marks=pytest.mark.full) for name in names]
 
 
+REPRESENTATIVE = ("fifo", "sam2long", "xmem", "keyframe", "samurai", "distilled")
+"""Policies that differ most in what they hold and read."""
+
+
+def repeated(names: Iterable[str]) -> list[Any]:
+    """Parameters of a test of the full tier: all ``names``, those that are not ``REPRESENTATIVE`` in `make test-all` only."""
+    return [name if name in REPRESENTATIVE else pytest.param(name, marks=pytest.mark.extended) for name in names]
+
+
 # -- pictures and prompts ---------------------------------------------------------------------------------------------
 
 

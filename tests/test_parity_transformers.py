@@ -14,14 +14,12 @@ import pytest
 import torch
 from clips import Clip, make_clip
 from helpers import PublishedMask, Session, make_predictor, with_policy
-from make_golden_keys import CONFIGS
 from micro import one_thread  # noqa: F401
 from transformers_oracle import (
     TransformersPredictor,
     edgetam_config,
     enliven,
     needs_transformers,
-    sam2_config,
     saved,
 )
 
@@ -131,11 +129,13 @@ def worst(theirs: list[PublishedMask], ours: list[PublishedMask]) -> float:
     return max(d.item() for d in differences)
 
 
-def check(pair: Pair, scenario: Callable[[Session, Clip], None], clip: Clip, frames: int) -> None:
+def check(
+    pair: Pair, scenario: Callable[[Session, Clip], None], clip: Clip, frames: int, tolerance: float = TOLERANCE
+) -> None:
     theirs, ours = pair.run(scenario, clip)
     shown = torch.cat([x.logits.flatten() for x in theirs.shown])
     assert len(theirs.shown) >= frames and 0.02 < (shown > 0).float().mean() < 0.98 and shown.std() > 0.1
-    assert worst(theirs.shown, ours.shown) <= TOLERANCE
+    assert worst(theirs.shown, ours.shown) <= tolerance
 
 
 # -- EdgeTAM ----------------------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def test_control_memory_in_half_precision_is_noticed(edgetam: Pair, square_clip:
 
 
 def test_edgetam_as_published(tmp_path: Path) -> None:
-    """The published sizes at 1024: a prompt of each kind on frame 0, one tracked frame."""
+    """The published sizes at 1024: a prompt of each kind on frame 0, one tracked frame; logits of random weights up to 18."""
     import transformers
 
     both = pair(transformers.EdgeTamVideoModel(edgetam_config(1024, 16)), tmp_path, "edgetam", size=1024)
@@ -183,23 +183,4 @@ def test_edgetam_as_published(tmp_path: Path) -> None:
         session.mask(0, 2, clip.mask(2))
         session.track(0, 1)
 
-    check(both, prompts, make_clip(2, 1024, 1024), frames=4)
-
-
-# -- SAM 2 and SAM 2.1 ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: Path(config).stem)
-def test_sam2(tmp_path: Path, config: str, square_clip: Clip) -> None:
-    import transformers
-
-    letter, is_2_1 = Path(config).stem.rsplit("_", 1)[1], "sam2.1" in config
-    model = transformers.Sam2VideoModel(sam2_config(letter, is_2_1=is_2_1, size=SIZE))
-    both = pair(model, tmp_path, config)
-
-    def prompts(session: Session, clip: Clip) -> None:
-        session.points(0, 1, clip.centre(1))
-        session.mask(0, 2, clip.mask(2))
-        session.track(0, 2)
-
-    check(both, prompts, square_clip, frames=5)
+    check(both, prompts, make_clip(2, 1024, 1024), frames=4, tolerance=1e-3)

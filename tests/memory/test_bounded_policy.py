@@ -7,7 +7,7 @@ from pathlib import Path
 import micro
 import pytest
 import torch
-from micro import POLICIES, TOKENS, features_at, in_tiers, mask_prompt, micro_tracker, one_thread, run  # noqa: F401
+from micro import POLICIES, TOKENS, features_at, in_tiers, mask_prompt, micro_tracker, one_thread, repeated, run  # noqa: F401
 from policy_contract import CHECKS, check_bounded, tokens_in
 
 from sam2_mem.build_sam import build_policy, build_sam2_video_predictor
@@ -46,7 +46,7 @@ def test_no_policy_exceeds_the_least_budget(name: str) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", repeated(POLICIES))
 def test_the_contract_holds_under_a_budget(name: str) -> None:
     for check in CHECKS:
         if check is not check_bounded:

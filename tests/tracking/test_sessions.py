@@ -29,6 +29,7 @@ from random_sessions import (
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.policies.sam2long import SAM2Long
 from sam2_mem.tracking.archive import Archive, Kind
+from sam2_mem.types import ABSENT_LOGIT
 
 NO_ARCHIVE = "tracker.archive_bytes=0"
 
@@ -181,7 +182,9 @@ def test_what_is_said_in_the_loop_acts_from_the_next_frame_on(policy: str, offse
     untouched = noted(predictor.propagate_in_video(begun(predictor), 0))
     assert worst(once[:11], untouched[:11]) == 0
     later = [(a.of(1) - b.of(1)).abs().max() for a, b in zip(once[11:], untouched[11:])]
-    assert max(later) > 10 * TOLERANCE, "the correction must change what follows"
+    present = any((s.of(1) > ABSENT_LOGIT).any() for s in (*once[11:], *untouched[11:]))
+    assert max(later) > 10 * TOLERANCE or not present, "the correction must change what follows"
+    assert present or policy not in ("fifo", "sam2long")
 
 
 @pytest.mark.parametrize("policy", in_tiers(("fifo", "sam2long", "xmem"), ("sam2long",)))
@@ -226,7 +229,11 @@ def test_a_video_that_cannot_be_read_again_says_when_prompts_act() -> None:
 # -- what a jump means ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", in_tiers(POLICIES, ("fifo",)))
+BY_RULE = ("dam4sam", "sam2long", "sam3_select")
+"""These take back what their rules choose (tests/memory/test_recall.py), which need not be the frame before."""
+
+
+@pytest.mark.parametrize("policy", in_tiers([name for name in POLICIES if name not in BY_RULE], ("fifo",)))
 def test_no_policy_reads_less_after_a_jump_without_a_word(policy: str) -> None:
     """Forward, then a pass from the middle: the frame before is read there, or a warning names it."""
     for archive_bytes, kept in ((2**30, True), (0, False)):
