@@ -21,7 +21,7 @@ PYTEST_FLAGS ?=
 WORKERS ?= 2
 DEMO_CFG ?= configs/nano.yaml
 DEMO_CKPT ?=
-DEMO_POLICY ?= samurai
+DEMO_POLICY ?= dam4sam
 
 PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check --no-compile -c constraints.txt $(PIP_FLAGS)
