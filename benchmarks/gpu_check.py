@@ -418,17 +418,10 @@ class Checkpoint:
 
 def random_checkpoint(config: str, size: int) -> Checkpoint:
     """Random weights with masks that differ from frame to frame."""
-    import torch
+    from sam2_mem.cli.benchmark import write_random_checkpoint
 
-    from sam2_mem import build_sam2_video_predictor
-    from sam2_mem.evaluation.benchmark.reference_benchmark import amplified
-
-    torch.manual_seed(0)
-    path = Path(tempfile.mkdtemp()) / "random.pt"
-    overrides = [f"model.image_size={size}"]
-    predictor = build_sam2_video_predictor(config, "random", device="cpu", hydra_overrides_extra=overrides)
-    torch.save({"model": amplified(predictor.model.state_dict())}, path)
-    return Checkpoint(config, str(path), size)
+    path = write_random_checkpoint(config, Path(tempfile.mkdtemp()), [f"++model.image_size={size}"])
+    return Checkpoint(config, path, size)
 
 
 def stored_clip(frames: int, objects: int) -> tuple[str, list]:

@@ -95,8 +95,8 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
     """Read the weights in a local ``.pt`` or ``.safetensors`` file, whatever it is called.
 
     Returns:
-        Key, as in official SAM 2 files, -> tensor on the CPU, in the file's dtype: at least one entry, every floating-point value finite. Tensors of a
-            ``.pt`` file are mapped from disk, not copied.
+        Key, as in official SAM 2 files, -> tensor on the CPU, in the file's dtype: at least one entry, every floating-point
+            value finite. Tensors of a ``.pt`` file are mapped from disk, not copied.
 
     Raises:
         CheckpointError: the file is missing, damaged or not one of weights.
@@ -397,18 +397,13 @@ def _finite(value: Tensor) -> bool:
 # -- comparing ----------------------------------------------------------------------------------------------------------
 
 
-COMPILED = "_orig_mod."
-"""What ``torch.compile`` puts before the names of a module's parts."""
-
-
 def _under_own_names(state: dict[str, Tensor], expected: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
-    """The entries of a file without what wrappers put before their names: ``module.`` of DataParallel, ``model.`` of a trainer,
-    ``_orig_mod.`` of torch.compile, or any other prefix that all have."""
-    plain = {key.replace(COMPILED, ""): value for key, value in state.items()}
-    *parts, _ = next(iter(plain), "").split(".")
+    """The entries of a file without a prefix that all of them have and ``expected`` lacks; those that wrappers of PyTorch
+    leave are gone already (``official_names``)."""
+    *parts, _ = next(iter(state), "").split(".")
     prefixes = ["", *("".join(f"{part}." for part in parts[:count]) for count in range(1, len(parts) + 1))]
     for prefix in prefixes:
-        stripped = {key.removeprefix(prefix): value for key, value in plain.items() if key.startswith(prefix)}
+        stripped = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if len(stripped) == len(state) and any(key in expected for key in stripped):
             if list(stripped) != list(state):
                 names = next(pair for pair in zip(state, stripped) if pair[0] != pair[1])

@@ -127,7 +127,7 @@ def _without_wrappers(state: State, source: object) -> dict[str, Tensor]:
     while (prefix := next((p for p in WRAPPERS if all(n.startswith(p) for n in names)), None)) is not None:
         removed.append(prefix)
         names = [name.removeprefix(prefix) for name in names]
-    plain = [name.replace("._orig_mod.", ".") for name in names]
+    plain = [name.replace("_orig_mod.", "") for name in names]
     if plain != names:
         removed.append("_orig_mod.")
     if removed:

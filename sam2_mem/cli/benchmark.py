@@ -408,6 +408,15 @@ VERBS: dict[str, Callable[..., int]] = {
 }
 
 
+def write_random_checkpoint(config: str, folder: Path, overrides: Sequence[str] = ()) -> str:
+    """Random weights whose masks differ from frame to frame, in a file that both sides read; its path."""
+    torch.manual_seed(0)
+    path = str(folder / "random.pt")
+    model = build_sam2_video_predictor(config, RANDOM, device="cpu", hydra_overrides_extra=overrides).model
+    torch.save({"model": amplified(model.state_dict())}, path)
+    return path
+
+
 def _specs(network: Network, peer: Peer, folder: Path) -> tuple[PredictorSpec, PredictorSpec]:
     """Ours and the peer, on one checkpoint, which is written to ``folder`` if the weights are random."""
     name = f"{Path(network.config).name.removesuffix('.yaml')}.yaml"
@@ -417,10 +426,7 @@ def _specs(network: Network, peer: Peer, folder: Path) -> tuple[PredictorSpec, P
     size = () if network.image_size is None else (f"++model.image_size={network.image_size}",)
     weights = network.weights
     if weights == RANDOM:
-        torch.manual_seed(0)
-        weights = str(folder / "random.pt")
-        model = build_sam2_video_predictor(config, RANDOM, device="cpu", hydra_overrides_extra=size).model
-        torch.save({"model": amplified(model.state_dict())}, weights)
+        weights = write_random_checkpoint(config, folder, size)
     common: dict[str, Any] = {
         "config": config,
         "weights": weights,

@@ -32,17 +32,17 @@ def progress(items: Iterable[T], name: str, *, total: int | None = None, unit: s
 
 
 def _with_lines(items: Iterable[T], name: str, total: int | None, unit: str) -> Iterator[T]:
-    begin = told = time.monotonic()
+    begin = last_line = time.monotonic()
     count = 0
     for item in items:
         yield item
         count += 1
-        if time.monotonic() - told >= INTERVAL:
-            told = time.monotonic()
-            _tell(name, count, total, unit, told - begin)
-    _tell(name, count, count, unit, time.monotonic() - begin)
+        if time.monotonic() - last_line >= INTERVAL:
+            last_line = time.monotonic()
+            _print_line(name, count, total, unit, last_line - begin)
+    _print_line(name, count, count, unit, time.monotonic() - begin)
 
 
-def _tell(name: str, count: int, total: int | None, unit: str, seconds: float) -> None:
+def _print_line(name: str, count: int, total: int | None, unit: str, seconds: float) -> None:
     of = "" if total is None or total < count else f" of {total}"
     print(f"{name}: {count}{of} {unit}s, {count / max(seconds, 1e-9):.1f} {unit}s/s, {seconds:.0f} s", file=sys.stderr)

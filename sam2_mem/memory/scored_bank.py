@@ -74,7 +74,7 @@ class ScoredBank(MemoryPolicy[Bank]):
         reach = self.max_obj_ptrs_in_encoder - 1
         anchors = anchors_of(state, frame.index)
         grown = state.add(*entries)
-        near = {f for f in grown.tracked() if min(abs(f - a) for a in anchors) <= reach}
+        near = grown.tracked_near(anchors, reach)
         reasons = tuple(Reason(f, "lowest score", scores[f], limit) for f in losers)
         return replace(grown.keep(tokens={*bank, frame.index}, pointers=near), reasons=reasons)
 

@@ -18,8 +18,8 @@ from sam2_mem.types import ABSENT_LOGIT, CandidateId, FrameContext, Hypotheses, 
 @dataclass(frozen=True, eq=False)
 class MaskOutput:
     """A mask shown to the user or remembered: ``logits`` (h, w) and ``pointer`` (C), both after the absent-object gate.
-    ``candidates``: how many masks it was the best of; ``binarize``: its memory is made from the hard mask; ``refined``: a refiner's proposal replaced the mask; ``sensory``,
-    ``update``: state of sensory memory on its way to memory, and how it got or gets there."""
+    ``candidates``: how many masks it was the best of; ``binarize``: its memory is made from the hard mask; ``refined``: a
+    refiner's proposal replaced the mask; ``sensory``, ``update``: state of sensory memory on its way to memory, and how it got or gets there."""
 
     frame: int
     logits: Tensor
@@ -124,7 +124,8 @@ class Track:
 
     ``state`` is None until the first prompt has been taken into memory; ``pending`` holds prompts that have not;
     ``outputs`` the latest masks and those of prompted frames; ``latest`` frame and direction of the latest step;
-    ``frozen`` memory is read but no longer written; ``has_dropped_prompts``: there was no room for all; ``reference`` what it looked like on the first frame on which it is visible, where there is a refiner.
+    ``frozen`` memory is read but no longer written; ``has_dropped_prompts``: there was no room for all; ``reference`` what
+    it looked like on the first frame on which it is visible, where there is a refiner.
     """
 
     obj_id: int

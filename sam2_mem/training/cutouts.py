@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from sam2_mem.training.clips import Clip, ClipSpec, visible_objects
 from sam2_mem.training.layers import STILL, CameraSettings, Deformation, Ground, Layer, LayeredFrame, LayeredScene, Shot
-from sam2_mem.training.pictures import Sway, drawn_cover, natural_cover
+from sam2_mem.training.pictures import Sway, draw_sway, drawn_cover, natural_cover
 from sam2_mem.video.stored import IMAGE_EXTENSIONS
 
 T = TypeVar("T")
@@ -209,14 +209,7 @@ class SceneDraw:
 
     def sway(self, base: float, drift: float, swing: float) -> Sway:
         """Drift per frame and swing up to the given sizes; over a long clip no drift goes further than over 12 frames."""
-        rng, drift = self.rng, drift * min(1.0, 12.0 / self.length)
-        return Sway(
-            base,
-            float(rng.uniform(-drift, drift)),
-            float(rng.uniform(0, swing)),
-            float(rng.uniform(0.1, 0.8)),
-            float(rng.uniform(0, 2 * np.pi)),
-        )
+        return draw_sway(self.rng, base, drift * min(1.0, 12.0 / self.length), swing, rates=(0.1, 0.8))
 
     # -- pictures -----------------------------------------------------------------------------------------------
 

@@ -49,13 +49,15 @@ class Sway:
         return self.base + self.drift * t + self.swing * float(np.sin(self.rate * t + self.phase) - np.sin(self.phase))
 
 
-def draw_sway(rng: np.random.Generator, base: float, drift: float, swing: float) -> Sway:
-    """Drift and swing up to the given sizes, in both directions."""
+def draw_sway(
+    rng: np.random.Generator, base: float, drift: float, swing: float, rates: tuple[float, float] = (0.05, 0.35)
+) -> Sway:
+    """Drift and swing up to the given sizes, in both directions, at a rate between ``rates``."""
     return Sway(
         base,
         float(rng.uniform(-drift, drift)),
         float(rng.uniform(0, swing)),
-        float(rng.uniform(0.05, 0.35)),
+        float(rng.uniform(*rates)),
         float(rng.uniform(0, 2 * np.pi)),
     )
 

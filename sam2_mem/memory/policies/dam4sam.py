@@ -108,7 +108,8 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
     and if an alternative mask shows something else: with the chosen mask m, an alternative a and c the largest
     8-connected part of a \\ m, the box of m covers at most ``max_box_overlap`` of the box of m and c together. Its
     memory is made as that of a prompt: from the hard mask with SAM 2's post-processing
-    (``model.binarize_prompted_masks``), from the soft one without. On the next frame it still is recent memory; it changes over on the frame after.
+    (``model.binarize_prompted_masks``), from the soft one without. On the next frame it still is recent memory; it
+    changes over on the frame after.
 
     With ``max_box_overlap`` 0, ``memory_temporal_stride_for_eval`` 1 and ``only_visible`` false this is FIFO, as long
     as an object has one prompt and time does not turn round.
@@ -116,8 +117,8 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
     Departures from the code: the first prompt may be on any frame (running backwards, the last one counts as the
     first); any number of objects; a later prompt is read as such from the next frame on, where the code would read it
     once as recent memory; masks are compared at the size of the mask logits and without hole filling, not at the size
-    of the video, where ragged masks have other largest parts and so, now and then, another promotion; time is measured in tracked frames of this object; promoted frames
-    that can no longer be read are dropped and do not return as recent memory; the pointer time span is constant, also
+    of the video, where ragged masks have other largest parts and so, now and then, another promotion; time is measured
+    in tracked frames of this object; promoted frames that can no longer be read are dropped and do not return as recent memory; the pointer time span is constant, also
     on a stream; frames read as prompts take no place in the recent memory.
 
     Attributes:
@@ -319,7 +320,7 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
         readable = _nearest(usable, anchors, 1)
         readable |= _nearest([e for e in usable if self._on_stride(e)], anchors, self.num_maskmem - 1)
         reach = self.max_obj_ptrs_in_encoder - 1
-        within_reach = {f for f in tracked if min(abs(f - a) for a in anchors) <= reach}
+        within_reach = state.tracked_near(anchors, reach)
         promoted = _nearest([e for e in state.resolved if e.frame != index], anchors, self.max_cond_frames_in_attn - 1)
         resolved = tuple(e for e in state.resolved if e.frame == index or e.frame in promoted)
         return replace(state.keep(tokens=readable, pointers=within_reach), resolved=resolved)

@@ -70,10 +70,10 @@ class SAM3Select(MemoryPolicy[Bank]):
         window = most_pointers(frame, self.max_obj_ptrs_in_encoder)
         tracked = state.tracked().values()
         selected = newest_first(tracked, (), frame, accept=self._is_certain, max_accepted=window - 1)
-        if any(frame.age(p.frame) == 1 for p in prompts):
-            selected.insert(
-                0, None
-            )  # a prompted previous frame takes a place, which stays empty; other prompts take none
+        if any(
+            frame.age(p.frame) == 1 for p in prompts
+        ):  # it takes a place, which stays empty; other prompts take none
+            selected.insert(0, None)
         items = [ReadItem(e.tokens, PROMPT_SLOT) for e in prompts]
         for slot, entry in enumerate(selected[: self.num_maskmem - 1]):
             if isinstance(entry, MemoryEntry):

@@ -55,7 +55,8 @@ class Sparse(MemoryPolicy[SparseBank]):
     With ``keep`` 1, ``min_iou`` -1 and ``min_object_score`` -inf this is FIFO, as long as time does not turn round.
 
     Departures from the code: tokens are chosen by the attention of one layer (``model.memory_attention.usage_layer``) for all
-    layers, where the code has a choice for each; a map that was never read keeps its pointer only, once it is no longer the newest.
+    layers, where the code has a choice for each; a map that was never read keeps its pointer only, once it is no longer
+    the newest.
 
     Attributes:
         keep: share of a map's tokens that stay, 0.05.
@@ -139,7 +140,7 @@ class Sparse(MemoryPolicy[SparseBank]):
         nearest = sorted(thin, key=lambda e: abs(frame.age(e.frame)))[: self.num_maskmem - 2]
         grown = state.add(*nearest, *entries)
         reach = self.max_obj_ptrs_in_encoder - 1
-        near = {f for f in grown.tracked() if min(abs(f - a) for a in anchors_of(grown, frame.index)) <= reach}
+        near = grown.tracked_near(anchors_of(grown, frame.index), reach)
         tokens = {e.frame for e in nearest}
         bank = grown.keep(tokens=tokens | {frame.index}, pointers=near)
         return replace(bank, thinned=tuple(sorted(tokens)), reasons=tuple(reasons))

@@ -108,13 +108,13 @@ class Samurai(MemoryPolicy[SamuraiBank]):
     Choosing the mask. A Kalman filter follows the box of the mask
     (``sam2_mem.memory.policies.samurai.kalman_filter``). Without one, the best predicted IoU wins and starts it. For
     the first ``stable_frames_threshold`` frames the best predicted IoU wins and updates it, as long as it is above
-    ``stable_ious_threshold``. A prompt of one click starts it too, other prompts end it. From then on the score is ``kf_score_weight`` x IoU(predicted box, mask box) + (1 -
-    ``kf_score_weight``) x predicted IoU. A winner whose own predicted IoU is too low ends the filter.
+    ``stable_ious_threshold``. From then on the score is ``kf_score_weight`` x IoU(predicted box, mask box) + (1 -
+    ``kf_score_weight``) x predicted IoU. A prompt of one click starts the filter too, other prompts end it. A winner whose own predicted IoU is too low ends the filter.
 
     Reading. Beside the prompts, the last six frames that passed all three ``memory_bank_*`` thresholds (scores must be
     above them), by rank; the previous frame always. The code's search ends before frame 1, so the frame next to the first
-    prompt is read on the frame after it only, whatever it is worth (``skip_first_frame``). Pointers are SAM 2's, of the last 15 frames whether they passed or
-    not.
+    prompt is read on the frame after it only, whatever it is worth (``skip_first_frame``). Pointers are SAM 2's, of the last
+    15 frames whether they passed or not.
 
     With ``kf_score_weight`` 0, the ``memory_bank_*`` thresholds at -inf, ``min_obj_score_logits`` 0 and ``skip_first_frame``
     false this is FIFO.
@@ -311,7 +311,7 @@ class Samurai(MemoryPolicy[SamuraiBank]):
             max_pointers=0,
         )
         reach = self.max_obj_ptrs_in_encoder - 1
-        within_reach = {f for f in tracked if min(abs(f - a) for a in anchors) <= reach}
+        within_reach = state.tracked_near(anchors, reach)
         off_course = tuple(f for f in state.off_course if f in readable | within_reach)
         return replace(state.keep(tokens=readable, pointers=within_reach), off_course=off_course)
 

@@ -291,7 +291,7 @@ class XMem(MemoryPolicy[XMemBank]):
         if self.working == "window":
             token_reach = _window_reach(self)
             return state.keep_near(anchors, token_reach=token_reach, pointer_reach=max(token_reach, reach))
-        within_reach = {f for f in state.tracked() if min(abs(f - a) for a in anchors) <= reach}
+        within_reach = state.tracked_near(anchors, reach)
         return state.keep(tokens={index, *(w.frame for w in state.working)}, pointers=within_reach)
 
     # -- summaries by the distiller -----------------------------------------------------------------------------
