@@ -41,8 +41,12 @@ EXTRAS_REQUIRE = {
         "mypy>=2.4",
         "transformers>=5.24",
         "timm>=1.0.20",
+        "fastapi>=0.115",
+        "uvicorn>=0.30",
+        "httpx>=0.27",
     ],
     "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
+    "studio": ["fastapi>=0.115", "uvicorn>=0.30"],
     "hub": ["huggingface_hub>=0.23"],
     "submitit": ["submitit>=1.5"],
 }
@@ -79,5 +83,6 @@ setup(
     include_package_data=False,
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
+    entry_points={"console_scripts": ["sam2-mem = sam2_mem.cli.command:main"]},
     zip_safe=False,
 )

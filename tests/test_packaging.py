@@ -103,6 +103,7 @@ MAY_IMPORT = {
     "training": LIBRARY | {"checkpoint", "synthetic"},
     "build_sam": LIBRARY | {"checkpoint", "config"},
     "cli": frozenset(PARTS),
+    "__main__": frozenset({"cli"}),
     "tools": frozenset({"", *PARTS}),
 }
 # SAM 2's predictors have a class method `from_pretrained`, which has to build a model: inside it, and only there,
@@ -300,6 +301,12 @@ def test_wheel_carries_no_official_weights_and_nothing_beside_the_package(wheel:
     assert weights == ["sam2_mem/checkpoints/sam2_mem_nano.safetensors"]
     tops = {name.split("/")[0] for name in packed}
     assert tops == {"sam2_mem", f"sam2_mem-{sam2_mem.__version__}.dist-info"}
+
+
+def test_wheel_brings_the_command(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as packed:
+        [name] = [name for name in packed.namelist() if name.endswith("entry_points.txt")]
+        assert "sam2-mem = sam2_mem.cli.command:main" in packed.read(name).decode()
 
 
 def test_installed_wheel_has_its_configs_beside_the_module(wheel: Path, tmp_path: Path) -> None:

@@ -65,13 +65,13 @@ from sam2_mem.video import open_video, read_mask_png
 
 USAGE = """Measure what memory policies cost, side by side in one process.
 
-    tools/benchmark.py policies --objects 1,5 --frames 100 --json out.json
-    tools/benchmark.py policies --config sam2.1_hiera_t --weights random --image_size 512 --policies keyframe,xmem
-    tools/benchmark.py memory --frames 1000 --policies sam2long
-    tools/benchmark.py profile --config sam2.1_hiera_t --weights random --image_size 1024 --threads 2
-    tools/benchmark.py peer --peer sam2.build_sam:build_sam2_video_predictor --config sam2.1_hiera_t --weights random \\
+    sam2-mem benchmark policies --objects 1,5 --frames 100 --json out.json
+    sam2-mem benchmark policies --config sam2.1_hiera_t --weights random --image_size 512 --policies keyframe,xmem
+    sam2-mem benchmark memory --frames 1000 --policies sam2long
+    sam2-mem benchmark profile --config sam2.1_hiera_t --weights random --image_size 1024 --threads 2
+    sam2-mem benchmark peer --peer sam2.build_sam:build_sam2_video_predictor --config sam2.1_hiera_t --weights random \\
         --image_size 256 --threads 1
-    tools/benchmark.py suite --peer sam2.build_sam:build_sam2_video_predictor --device cuda --out runs/cuda
+    sam2-mem benchmark suite --peer sam2.build_sam:build_sam2_video_predictor --device cuda --out runs/cuda
 
 `policies` runs blocks fifo, policy, policy, fifo on the same decoded frames and prints milliseconds per frame, the
 ratio to fifo with its range over blocks, bytes and tokens held, and tokens read. `memory` watches what is held on a

@@ -39,12 +39,12 @@ logger = logging.getLogger(__name__)
 
 USAGE = """Put memory policies side by side on videos with ground truth: quality, speed and bytes in one report.
 
-    tools/compare_policies.py --out runs/dev
-    tools/compare_policies.py --out runs/long --data synthetic:long-v1 --policies fifo xmem rmem:bank_size=8 \\
+    sam2-mem compare --out runs/dev
+    sam2-mem compare --out runs/long --data synthetic:long-v1 --policies fifo xmem rmem:bank_size=8 \\
         "fifo+refiner=hq" --threads 1
-    tools/compare_policies.py --out runs/davis --data davis2016:/data/DAVIS --config sam2.1_hiera_t \\
+    sam2-mem compare --out runs/davis --data davis2016:/data/DAVIS --config sam2.1_hiera_t \\
         --checkpoint checkpoints/sam2.1_hiera_tiny.pt --device cuda
-    tools/compare_policies.py --out runs/long --data synthetic:long-v1 --num_shards 8 --launcher slurm
+    sam2-mem compare --out runs/long --data synthetic:long-v1 --num_shards 8 --launcher slurm
 
 A run that was cut off goes on when it is started again; what is done is not done twice. The report is
 <out>/report/index.html, report.md and summary.csv. docs/evaluation.md says what is measured.
@@ -107,7 +107,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=DATA,
         metavar="DATA",
         help="synthetic:long-v1, :dev-v1 or :seeds-v1, or NAME:ROOT of a data set with ground truth, NAME as for "
-        "tools/evaluate.py (default: synthetic:dev-v1)",
+        "sam2-mem evaluate (default: synthetic:dev-v1)",
     )
     parser.add_argument("--videos", nargs="+", default=(), help="only these, by name")
     parser.add_argument("--seeds", nargs="+", type=int, default=(0,), help="of whatever is random (default: 0)")
@@ -118,7 +118,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--set", nargs="+", default=(), metavar="KEY=VALUE", help="changes to the config of all policies"
     )
     add_machine_arguments(parser, device="auto", threads="CPU threads; 0 leaves it to torch, 1 gives steady times")
-    parser.add_argument("--apply_postprocessing", action="store_true", help="as in tools/vos_inference.py")
+    parser.add_argument("--apply_postprocessing", action="store_true", help="as in sam2-mem segment")
     parser.add_argument("--max_frames", type=int, help="of each video")
     parser.add_argument("--masks", action="store_true", help="keep the masks, as PNG")
     parser.add_argument("--num_shards", type=int, default=1, help="split the videos between this many processes")

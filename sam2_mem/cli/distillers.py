@@ -41,8 +41,8 @@ from sam2_mem.video import normalize, to_model_input
 
 USAGE = """Measure what token distillers save: bytes and tokens of a frame, keys read, operations and time, in one run.
 
-    tools/measure_distillers.py --sizes 256,1024 --threads 1 --json out.json
-    tools/measure_distillers.py --config sam2.1_hiera_t --weights random --setups none:fifo,temporal:distilled
+    sam2-mem distillers --sizes 256,1024 --threads 1 --json out.json
+    sam2-mem distillers --config sam2.1_hiera_t --weights random --setups none:fifo,temporal:distilled
 
 One object, a full bank. A setup is distiller:policy; all setups of a size take turns on the same frames. Distillers
 have the weights that come with the config, and are untrained where it has none.

@@ -21,11 +21,11 @@ from sam2_mem.evaluation.scoring import Progress, evaluate
 
 USAGE = """Score predicted masks by the rules of a data set.
 
-    python tools/evaluate.py --dataset davis2017 --gt DAVIS --pred out/davis
-    python tools/evaluate.py --dataset sav --gt sav_val --pred out/sav --csv sav.csv --json sav.json
+    sam2-mem evaluate --dataset davis2017 --gt DAVIS --pred out/davis
+    sam2-mem evaluate --dataset sav --gt sav_val --pred out/sav --csv sav.csv --json sav.json
 
 --gt is the root of the data set or its folder of annotations. Predictions are <video>/<frame>.png, as
-tools/vos_inference.py writes them. The exit status is 1 if a video has no score. docs/evaluation.md has the rules.
+sam2-mem segment writes them. The exit status is 1 if a video has no score. docs/evaluation.md has the rules.
 """
 
 

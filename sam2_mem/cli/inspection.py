@@ -34,10 +34,10 @@ from sam2_mem.video import VideoSource, open_video, read_mask_png
 
 USAGE = """Show what memory holds on a video, and why.
 
-    tools/inspect_memory.py show --video clip.mp4 --box 100,80,300,260 --policies rmem,xmem --out out/memory
-    tools/inspect_memory.py show --video notebooks/videos/demo --masks notebooks/videos/demo_prompts/demo --frame 40 \\
+    sam2-mem inspect show --video clip.mp4 --box 100,80,300,260 --policies rmem,xmem --out out/memory
+    sam2-mem inspect show --video notebooks/videos/demo --masks notebooks/videos/demo_prompts/demo --frame 40 \\
         --policies fifo,sam2long --out out/memory
-    tools/inspect_memory.py decipher --video notebooks/videos/demo --truth notebooks/videos/demo_gt/demo --out out/study
+    sam2-mem inspect decipher --video notebooks/videos/demo --truth notebooks/videos/demo_gt/demo --out out/study
 
 `show` writes a picture for every policy and object, and index.html: frame, mask and memory under one slider. `decipher`
 is RMem's study: how well a frame is decoded from banks of different size and contents made of true masks; it needs

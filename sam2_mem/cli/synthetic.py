@@ -1,8 +1,8 @@
 """Procedural clips as pictures and folders.
 
-python tools/make_synthetic.py sheet --level occlusion --seed 0 --out sheet.png
-python tools/make_synthetic.py export --level mixed --num-frames 100 --out DIR
-python tools/make_synthetic.py demo                       # rewrites notebooks/videos/demo*
+sam2-mem synthetic sheet --level occlusion --seed 0 --out sheet.png
+sam2-mem synthetic export --level mixed --num-frames 100 --out DIR
+sam2-mem synthetic demo                       # rewrites notebooks/videos/demo*
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Train a network on clips, measure it, export its weights, or render its clips ahead of time.
 
-    tools/train.py run nano --out outputs/nano [plan.seed=1 ...]
-    torchrun --nproc_per_node 2 tools/train.py run nano --out outputs/nano
-    tools/train.py export outputs/nano/last.pt sam2_mem_nano.safetensors
-    tools/train.py clips nano
-    tools/train.py eval nano --weights outputs/nano/weights.safetensors --root DAVIS --out report.jsonl
+    sam2-mem train run nano --out outputs/nano [plan.seed=1 ...]
+    torchrun --nproc_per_node 2 -m sam2_mem train run nano --out outputs/nano
+    sam2-mem train export outputs/nano/last.pt sam2_mem_nano.safetensors
+    sam2-mem train clips nano
+    sam2-mem train eval nano --weights outputs/nano/weights.safetensors --root DAVIS --out report.jsonl
 
 Further arguments of `run` and `clips` are Hydra overrides of the training config: plan.optimisation.rate=3e-4. Those of
 `eval` are overrides of the model config: model.image_size=384

@@ -16,20 +16,20 @@ USAGE = """Segment objects through videos from the masks, boxes or clicks of the
 
 A data set: one folder of frames (or one video file) per video, prompts as mask PNGs of the same names.
 
-    python tools/vos_inference.py --base_video_dir DAVIS/JPEGImages/480p --input_mask_dir DAVIS/Annotations/480p \\
+    sam2-mem segment --base_video_dir DAVIS/JPEGImages/480p --input_mask_dir DAVIS/Annotations/480p \\
         --video_list_file DAVIS/ImageSets/2017/val.txt --output_mask_dir out/davis
 
 The same by name: folders, prompts, flags, and an archive for the evaluation server.
 
-    python tools/vos_inference.py --dataset davis2017 --root DAVIS --output out/davis
+    sam2-mem segment --dataset davis2017 --root DAVIS --output out/davis
 
 One video, or a camera (--video 0):
 
-    python tools/vos_inference.py --video clip.mp4 --box 100,80,300,260 --output out
+    sam2-mem segment --video clip.mp4 --box 100,80,300,260 --output out
 
 Everything in the config can be changed by key=value at the end, the memory policy first of all:
 
-    python tools/vos_inference.py ... memory_policy=fifo memory_policy.num_maskmem=5 model.image_size=512
+    sam2-mem segment ... memory_policy=fifo memory_policy.num_maskmem=5 model.image_size=512
 """
 DEFAULT_CONFIG = "configs/sam2.1/sam2.1_hiera_b+.yaml"
 DEFAULT_CHECKPOINT = "./checkpoints/sam2.1_hiera_base_plus.pt"
