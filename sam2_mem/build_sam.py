@@ -26,6 +26,7 @@ from sam2_mem._moved import renamed
 from sam2_mem.checkpoint import build_with_weights, hub_checkpoint, load_part, part_fits
 from sam2_mem.config import (
     CHOICES,
+    PARTS,
     STABILITY,
     ConfigError,
     checkpoint_dir,
@@ -90,10 +91,23 @@ def build_policy(policy: str | DictConfig | MemoryPolicy) -> MemoryPolicy:
     config = choice_config("memory_policy", policy) if isinstance(policy, str) else policy
     if not isinstance(config, DictConfig) or "_target_" not in config:
         raise ConfigError(f"expected a policy's name, its config with a _target_, or a MemoryPolicy, got {policy!r}")
-    built = _instantiate(_without_removed(config), "the memory policy")
+    built = _instantiate(_with_parts(_without_removed(config)), "the memory policy")
     if not isinstance(built, MemoryPolicy):
         raise ConfigError(f"expected _target_ of the memory policy to be a MemoryPolicy, got {type(built).__name__}")
     return built
+
+
+def _with_parts(config: DictConfig) -> DictConfig:
+    """``config`` with files in place of the names of its parts (``PARTS``)."""
+    named = {key: group for key, group in PARTS.items() if isinstance(config.get(key), str)}
+    if not named:
+        return config
+    complete = copy(config)
+    with flag_override(complete, ["readonly", "struct"], [False, False]):
+        for key, group in named.items():
+            part = _with_parts(choice_config(group, config[key]))
+            complete[key] = None if part["_target_"] is None else part
+    return complete
 
 
 def _without_removed(config: DictConfig) -> DictConfig:

@@ -36,6 +36,9 @@ CHOICES = {
 }
 """Config groups out of which one file is chosen by name."""
 
+PARTS = {"short": "memory_policy", "long": "memory_anchor"}
+"""Keys of a memory policy that may be the name of a file of a group, instead of a mapping."""
+
 STABILITY = (
     "model.dynamic_multimask_via_stability=true",
     "model.dynamic_multimask_stability_delta=0.05",
@@ -45,7 +48,7 @@ STABILITY = (
 
 _VIDEO_POSTPROCESSING = ("model.binarize_prompted_masks=true", "tracker.fill_hole_area=8")
 
-_GROUPS = ("base", "training", *CHOICES)
+_GROUPS = ("base", "training", "memory_anchor", *CHOICES)
 
 # SAM 2's override keys that live elsewhere here.
 _MOVED = {
@@ -363,7 +366,8 @@ def _advice_for_reference_config(config: DictConfig, path: Path) -> str:
 
 
 def _unknown_choice(group: str, name: str) -> ConfigError:
-    return ConfigError(f"expected {CHOICES[group]} out of {', '.join(_choice_names(group))}, got {name!r}")
+    label = CHOICES.get(group, "a rule of long-term memory")
+    return ConfigError(f"expected {label} out of {', '.join(_choice_names(group))}, got {name!r}")
 
 
 def _explained(error: Exception, name: str) -> ConfigError:

@@ -113,7 +113,8 @@ def test_a_choice_is_a_copy() -> None:
 def test_every_yaml_is_a_model_a_base_or_a_choice() -> None:
     groups = {p.relative_to(config_dir()).parts[0] for p in config_dir().rglob("*.yaml")}
     models = {Path(n).parts[1] for n in config_names()}
-    others = {"base", "attention", "memory_policy", "memory_bound", "refiner", "embedder", "distiller", "training"}
+    choices = ("memory_policy", "memory_anchor", "memory_bound", "refiner", "embedder", "distiller", "attention")
+    others = {"base", "training", *choices}
     assert groups - models <= others and not models & others
 
 

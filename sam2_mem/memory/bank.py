@@ -59,10 +59,6 @@ class Bank:
         entries: tuple[Entry, ...] = (*self.pointers, *self.entries)
         return {e.frame: e for e in entries if not e.is_prompt}
 
-    def tracked_near(self, anchors: Collection[int], reach: int) -> set[int]:
-        """Numbers of tracked frames at most ``reach`` frames away from one of ``anchors``."""
-        return {f for f in self.tracked() if min(abs(f - a) for a in anchors) <= reach}
-
     def prompt_entries(self) -> tuple[Entry, ...]:
         """Prompted frames in order, those included whose tokens are gone."""
         bare = [e for e in self.pointers if e.is_prompt]

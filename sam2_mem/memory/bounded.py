@@ -63,13 +63,17 @@ class PolicyWrapper(MemoryPolicy[Bank]):
     def num_pathways(self) -> int:
         return self.policy.num_pathways
 
+    def inner_state(self, state: Any) -> Any:
+        """The state of ``policy``. Override where it is a part of the wrapper's."""
+        return state
+
     def usage_at(self, state: Any, frame: FrameContext) -> Usage:
-        return self.policy.usage_at(state, frame)
+        return self.policy.usage_at(self.inner_state(state), frame)
 
     def measure(
         self, state: Any, frame: FrameContext, masks: Tensor, usage: Sequence[ReadUsage] | None
     ) -> Tensor | None:
-        return self.policy.measure(state, frame, masks, usage)
+        return self.policy.measure(self.inner_state(state), frame, masks, usage)
 
     def new_state(self, frame: FrameContext) -> Any:
         return self.policy.new_state(frame)
@@ -93,16 +97,16 @@ class PolicyWrapper(MemoryPolicy[Bank]):
         return self.policy.unprompt(state, frame)
 
     def merge_requests(self, state: Any, frame: FrameContext) -> Sequence[MergeRequest]:
-        return self.policy.merge_requests(state, frame) if isinstance(self.policy, Merging) else ()
+        return self.policy.merge_requests(self.inner_state(state), frame) if isinstance(self.policy, Merging) else ()
 
     def revise(self, state: Any, frame: FrameContext) -> Sequence[Revision]:
-        return self.policy.revise(state, frame) if isinstance(self.policy, Revising) else ()
+        return self.policy.revise(self.inner_state(state), frame) if isinstance(self.policy, Revising) else ()
 
     def finish(self, state: Any) -> Sequence[Revision]:
-        return self.policy.finish(state) if isinstance(self.policy, Revising) else ()
+        return self.policy.finish(self.inner_state(state)) if isinstance(self.policy, Revising) else ()
 
     def sensory(self, state: Any) -> Tensor | None:
-        return self.policy.sensory(state) if isinstance(self.policy, HasSensory) else None
+        return self.policy.sensory(self.inner_state(state)) if isinstance(self.policy, HasSensory) else None
 
     def entry_infos(self, state: Any, frame: FrameContext) -> Sequence[EntryInfo]:
         return infos_of(self.policy, state, frame)

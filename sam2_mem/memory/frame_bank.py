@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing_extensions import Self
 
 from sam2_mem.memory.bank import Bank
-from sam2_mem.memory.reading import LAST_SLOT, anchors_of, pointer_window, rank_slots
+from sam2_mem.memory.reading import LAST_SLOT, anchors_of, pointer_window, rank_slots, tracked_near
 from sam2_mem.types import PROMPT_SLOT, FrameContext, MemoryEntry, MemoryRead, ReadItem
 
 SLOT_RULES = ("rank", "clamp", "prompt", "none")
@@ -58,7 +58,7 @@ class FrameBank(Bank):
         members = {e.frame for e in self.members()}
         anchors = anchors_of(self, now)
         reach = max_obj_ptrs - 1
-        near = self.tracked_near(anchors, reach)
+        near = tracked_near(self, anchors, reach)
         kept = self.keep(tokens=members | (anchors & near), pointers=near)
         return replace(kept, kept=tuple(f for f in self.kept if f in members))
 

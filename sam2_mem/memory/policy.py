@@ -47,7 +47,17 @@ from sam2_mem.types import (
     Usage,
 )
 
-__all__ = ["Explains", "HasSensory", "MemoryPolicy", "Merging", "Needs", "Revising", "best_candidate", "setting"]
+__all__ = [
+    "Explains",
+    "HasSensory",
+    "MemoryPolicy",
+    "Merging",
+    "Needs",
+    "Revising",
+    "best_candidate",
+    "check_settings",
+    "setting",
+]
 
 T = TypeVar("T")
 State = TypeVar("State", bound=Bank)
@@ -63,6 +73,7 @@ class Needs:
         appearance: those of an embedder (``sam2_mem.tracking.embedders``) and not SAM 2's.
         revise: how many past frames it may still rewrite (0: output is final at once); it is ``Revising``.
         sensory: it keeps the state of sensory memory, where the model has one; it is ``HasSensory``.
+        whole_maps: tracked maps stay as they were written: ``memory_bound=tokens`` may not take tokens out of them.
         click_mask: ``MemoryEntry.click_mask`` of prompts.
     """
 
@@ -71,6 +82,7 @@ class Needs:
     appearance: bool = False
     revise: int = 0
     sensory: bool = False
+    whole_maps: bool = False
     click_mask: bool = False
 
 
@@ -116,10 +128,7 @@ class MemoryPolicy(ABC, Generic[State]):
     max_prompts: int = setting(32, at_least=2)
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.metadata and not (value is None and f.default is None) and value not in f.metadata["special"]:
-                _check_setting(f.name, value, **f.metadata)
+        check_settings(self)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -284,6 +293,14 @@ def best_candidate(hypotheses: Hypotheses) -> CandidateId:
     flat = [(iou, -p, -m) for p, row in enumerate(hypotheses.iou) for m, iou in enumerate(row)]
     _, pathway, candidate = max(flat)
     return CandidateId(-pathway, -candidate)
+
+
+def check_settings(part: Any) -> None:
+    """ValueError for a field of the dataclass ``part`` that was made by ``setting`` and has a value it does not allow."""
+    for f in fields(part):
+        value = getattr(part, f.name)
+        if f.metadata and not (value is None and f.default is None) and value not in f.metadata["special"]:
+            _check_setting(f.name, value, **f.metadata)
 
 
 def _check_setting(

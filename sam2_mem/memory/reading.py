@@ -240,3 +240,8 @@ def anchors_of(state: Bank, now: int) -> set[int]:
     """Frames that tracking may go on from: this one, the earliest and the last prompted one."""
     frames = state.prompted_frames()
     return {now, *frames[:1], *frames[-1:]}
+
+
+def tracked_near(bank: Bank, anchors: Collection[int], reach: int) -> set[int]:
+    """Numbers of tracked frames at most ``reach`` frames away from one of ``anchors``."""
+    return {f for f in bank.tracked() if min(abs(f - a) for a in anchors) <= reach}

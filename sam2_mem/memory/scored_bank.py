@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from sam2_mem.memory.bank import Bank
 from sam2_mem.memory.policy import MemoryPolicy, setting
-from sam2_mem.memory.reading import anchors_of, pointer_window, rank_slots
+from sam2_mem.memory.reading import anchors_of, pointer_window, rank_slots, tracked_near
 from sam2_mem.memory.trace import EntryInfo, Reason, entry_infos
 from sam2_mem.types import (
     PROMPT_SLOT,
@@ -74,7 +74,7 @@ class ScoredBank(MemoryPolicy[Bank]):
         reach = self.max_obj_ptrs_in_encoder - 1
         anchors = anchors_of(state, frame.index)
         grown = state.add(*entries)
-        near = grown.tracked_near(anchors, reach)
+        near = tracked_near(grown, anchors, reach)
         reasons = tuple(Reason(f, "lowest score", scores[f], limit) for f in losers)
         return replace(grown.keep(tokens={*bank, frame.index}, pointers=near), reasons=reasons)
 

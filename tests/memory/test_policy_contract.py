@@ -61,7 +61,7 @@ BASICS = (
 )
 """What the quick tier checks of most policies; of FIFO and XMem it checks all."""
 
-BRIEF = ("diverse", "efp", "sam3_select", "sparse")
+BRIEF = ("diverse", "efp", "hybrid", "sam3_select", "samite", "sparse", "tamb")
 """Of these the quick tier checks here what passes between policy and tracker; their own files hold them to their rules."""
 
 
@@ -84,7 +84,7 @@ def test_policy(name: str, check: Callable[[MemoryPolicy], None]) -> None:
 def keys_and_fields(name_or_config: Any) -> tuple[set[str], set[str]]:
     config = name_or_config
     policy = build_policy(config)
-    return set(config) - {"_target_"}, {f.name for f in fields(policy)}
+    return set(config) - {"_target_"}, {f.name for f in fields(policy) if f.init}
 
 
 @pytest.mark.parametrize("name", NAMES)

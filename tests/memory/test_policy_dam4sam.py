@@ -11,7 +11,8 @@ import torch
 from micro import click_prompt, features_at, mask_prompt, micro_tracker, new_model, one_thread, run  # noqa: F401
 from streams import TOKENS, at, begin, entry, furthest, hypotheses, reads, rectangle, track
 
-from sam2_mem.memory.policies.dam4sam import DAM4SAM, DistractorBank, box_overlap
+from sam2_mem.memory.distractors import box_overlap
+from sam2_mem.memory.policies.dam4sam import DAM4SAM, DistractorBank
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.types import FrameContext, Hypotheses, MaskSelection
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from sam2_mem.memory.policies.fifo import FIFO
-from sam2_mem.memory.policies.keyframe import Keyframe, Keyframes, significances
+from sam2_mem.memory.policies.keyframe import Keyframe, Keyframes
+from sam2_mem.memory.significance import significances
 from sam2_mem.memory.tokens import pool_grid, token_count
 from sam2_mem.model.cached_positions import grid_xy, sine_tokens
 from sam2_mem.types import (
@@ -117,7 +118,7 @@ def test_significance_is_that_of_a_literal_computation():
         a, b = a.double().numpy(), b.double().numpy()
         return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
-    measured = significances(state, pointer_weight=0.3)
+    measured = significances(state.keyframes(), state.prompts, pointer_weight=0.3)
     for key in keys:
         distance = min(
             0.3 * (1 - cosine(key.pointer, o.pointer)) / 2 + 0.7 * (1 - cosine(key.summary, o.summary)) / 2

@@ -11,9 +11,9 @@ import torch
 from micro import click_prompt, features_at, mask_prompt, micro_tracker, one_thread, run  # noqa: F401
 from streams import TOKENS, at, begin, entry, furthest, hypotheses, reads, rectangle, track
 
+from sam2_mem.memory.kalman_filter import BoxFilter, MaskBox, box_iou, mask_boxes
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.policies.samurai import Samurai, SamuraiBank
-from sam2_mem.memory.policies.samurai.kalman_filter import BoxFilter, MaskBox, box_iou, mask_boxes
 from sam2_mem.prompts import Prompt
 
 LIKE_FIFO = {

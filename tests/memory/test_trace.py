@@ -35,12 +35,13 @@ from sam2_mem.memory.bounded import Bounded, least_capacity
 from sam2_mem.memory.policies.dam4sam import DAM4SAM
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.policies.hq_smem import HQSMem
-from sam2_mem.memory.policies.keyframe import Keyframe, significances
+from sam2_mem.memory.policies.keyframe import Keyframe
 from sam2_mem.memory.policies.rmem import RMem
 from sam2_mem.memory.policies.sam2long import SAM2Long
 from sam2_mem.memory.policies.samurai import Samurai
 from sam2_mem.memory.policies.xmem import XMem
 from sam2_mem.memory.policy import MemoryPolicy
+from sam2_mem.memory.significance import significances
 from sam2_mem.memory.trace import Action, Cause, Change, EntryInfo, TraceEvent, TraceRecord, change_events
 from sam2_mem.tracking.tracker import Tracker
 from sam2_mem.types import (
@@ -428,7 +429,7 @@ def test_keyframe_tells_significance() -> None:
     assert told(events[1], Action.PROMOTED, 1).reason == "becomes a keyframe"
     lost = [e for step in events for e in step if e.reason == "least significant"]
     assert {e.action for e in lost} >= {Action.COMPACTED, Action.REDUCED}
-    scores = significances(life.state, pointer_weight=0.5)
+    scores = significances(life.state.keyframes(), life.state.prompts, pointer_weight=0.5)
     assert {n.frame: n.score for n in policy.entry_infos(life.state, at(5)) if "keyframe" in n.kind} == scores
     doubtful = Life(policy, summary=[1.0, 0.0, 0.0])
     doubtful.write(1, iou=0.2, summary=[0.0, 1.0, 0.0])

@@ -5,24 +5,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
 from sam2_mem.memory.bank import Bank, drop, put, shifted
+from sam2_mem.memory.distractors import areas_with, promotion, visible_pixels
 from sam2_mem.memory.policy import MemoryPolicy, best_candidate, setting
-from sam2_mem.memory.reading import anchors_of, pointer_window
+from sam2_mem.memory.reading import anchors_of, pointer_window, tracked_near
 from sam2_mem.memory.tokens import restored
 from sam2_mem.memory.trace import Action, EntryInfo, Reason, entry_infos
 from sam2_mem.types import (
     PROMPT_SLOT,
     ArchivedEntry,
-    CandidateId,
     Entry,
     FrameContext,
     Hypotheses,
@@ -239,54 +236,20 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
 
     def choose(self, state: DistractorBank, frame: FrameContext, hypotheses: Hypotheses) -> PromotionSelection:
         best = best_candidate(hypotheses)
-        area = self._area(hypotheses, best)
+        area = visible_pixels(hypotheses, best, self.min_obj_score_logits)
         if self.only_visible and area == 0:
             score, limit = hypotheses.objectness[best.pathway], self.min_obj_score_logits
             absent = Reason(frame.index, "the object is absent", score, limit, Action.REJECTED)
             return PromotionSelection(best, (), area=area, reason=absent)
-        reason = self._promotion(state, frame.index, hypotheses, best, area)
+        reason = promotion(
+            *(frame.index, hypotheses, best, area),
+            step=state.steps + 1,
+            promoted_at=state.promoted_at,
+            areas=state.areas,
+            limits=self,
+        )
         remembered = replace(best, binarize=reason.action is Action.PROMOTED)
         return PromotionSelection(best, (remembered,), area=area, reason=reason)
-
-    def _area(self, hypotheses: Hypotheses, candidate: CandidateId) -> int:
-        """Pixels of the mask, 0 for an absent object."""
-        if hypotheses.objectness[candidate.pathway] <= self.min_obj_score_logits:
-            return 0
-        mask = hypotheses.masks[candidate.pathway, candidate.candidate]
-        if hypotheses.areas is None:
-            return int((mask > 0).sum())
-        return round(hypotheses.areas[candidate.pathway][candidate.candidate] * mask.numel())
-
-    def _promotion(
-        self, state: DistractorBank, index: int, hypotheses: Hypotheses, candidate: CandidateId, area: int
-    ) -> Reason:
-        """That the frame is promoted, or the first condition that it does not meet; pixels are looked at last."""
-        iou = hypotheses.iou[candidate.pathway][candidate.candidate]
-        gap = None if state.promoted_at is None else state.steps + 1 - state.promoted_at
-        if state.steps == 0:
-            return Reason(index, "recent memory; the first tracked frame is never promoted")
-        if gap is not None and gap <= self.min_gap:
-            return Reason(index, "recent memory; too soon after the last promotion, in frames", gap, self.min_gap)
-        if not iou > self.min_iou:
-            return Reason(index, "recent memory; predicted IoU not above its threshold", iou, self.min_iou)
-        ratio = area / median(a for _, a in self._areas_with(state, area)) if area else 0.0
-        if not area or not self.min_area_ratio <= ratio <= self.max_area_ratio:
-            return Reason(index, "recent memory; unusual size, as a share of the usual one", ratio)
-        overlap, limit = least_box_overlap(hypotheses, candidate), self.max_box_overlap
-        if not overlap <= limit:
-            return Reason(
-                index, "recent memory; no distractor in sight: box overlap of the alternatives", overlap, limit
-            )
-        text = "tells the object from a distractor: box overlap with it"
-        return Reason(index, text, overlap, limit, Action.PROMOTED)
-
-    def _areas_with(self, state: DistractorBank, area: int) -> tuple[tuple[int, int], ...]:
-        """The history of visible areas with this frame's."""
-        step = state.steps + 1
-        recent = [(s, a) for s, a in state.areas if step - s < self.area_window]
-        if area > 0:
-            recent.append((step, area))
-        return tuple(recent[-self.area_count :])
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -303,7 +266,7 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
         updated = replace(
             state.forget(frame.index, 0),
             steps=step,
-            areas=self._areas_with(state, selection.area),
+            areas=areas_with(state.areas, step, selection.area, self),
             last_frame=frame.index,
         )
         if selection.reason.action is Action.PROMOTED:
@@ -320,7 +283,7 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
         readable = _nearest(usable, anchors, 1)
         readable |= _nearest([e for e in usable if self._on_stride(e)], anchors, self.num_maskmem - 1)
         reach = self.max_obj_ptrs_in_encoder - 1
-        within_reach = state.tracked_near(anchors, reach)
+        within_reach = tracked_near(state, anchors, reach)
         promoted = _nearest([e for e in state.resolved if e.frame != index], anchors, self.max_cond_frames_in_attn - 1)
         resolved = tuple(e for e in state.resolved if e.frame == index or e.frame in promoted)
         return replace(state.keep(tokens=readable, pointers=within_reach), resolved=resolved)
@@ -332,17 +295,6 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
         return entry_infos(state.all_entries(), kind, scores, "predicted IoU")
 
 
-def least_box_overlap(hypotheses: Hypotheses, candidate: CandidateId) -> float:
-    """``box_overlap`` of a candidate's mask with the alternative that shows most beside it; 1 without alternatives."""
-    if hypotheses.measured is None:
-        masks = (hypotheses.masks[candidate.pathway] > 0).cpu().numpy()
-    else:
-        pixels = hypotheses.measured.view(torch.uint8).view(torch.bool)
-        masks = pixels.view(hypotheses.masks.shape)[candidate.pathway].numpy()
-    chosen, alternatives = masks[candidate.candidate], np.delete(masks, candidate.candidate, axis=0)
-    return min((box_overlap(chosen, mask) for mask in alternatives), default=1.0)
-
-
 def _nearest(entries: Sequence[Entry], anchors: set[int], count: int) -> set[int]:
     """Frames of the ``count`` entries nearest to each anchor on either side."""
     frames = sorted(e.frame for e in entries)
@@ -351,26 +303,3 @@ def _nearest(entries: Sequence[Entry], anchors: set[int], count: int) -> set[int
         before, after = [f for f in reversed(frames) if f <= anchor], [f for f in frames if f >= anchor]
         nearest.update(before[:count], after[:count])
     return nearest
-
-
-def box_overlap(chosen: np.ndarray, alternative: np.ndarray) -> float:
-    """IoU of the box of ``chosen`` (h, w) bool and of the box of it with the largest part that ``alternative`` adds; 1 where
-    it adds nothing, or where both boxes are lines. The sides of a box are largest minus smallest coordinate, as in the
-    toolkit of the code."""
-    part = _largest_part(alternative & ~chosen)
-    if part is None:
-        return 1.0
-    joint = _box_area(chosen | part)
-    return _box_area(chosen) / joint if joint else 1.0
-
-
-def _largest_part(mask: np.ndarray) -> np.ndarray | None:
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    if count < 2:
-        return None
-    return labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
-
-
-def _box_area(mask: np.ndarray) -> int:
-    sides = [np.flatnonzero(mask.any(axis=axis)) for axis in (0, 1)]
-    return int(np.prod([side[-1] - side[0] for side in sides]))

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 from typing_extensions import Self
 
 from sam2_mem.memory.bank import Bank, drop, put, shifted
 from sam2_mem.memory.policy import MemoryPolicy, Needs, setting
 from sam2_mem.memory.reading import map_frames, pointer_window, rank_slots
+from sam2_mem.memory.significance import significances
 from sam2_mem.memory.tokens import pool_tokens
 from sam2_mem.memory.trace import Action, EntryInfo, Reason, entry_infos
 from sam2_mem.types import (
@@ -205,7 +203,7 @@ class Keyframe(MemoryPolicy[Keyframes]):
         before: dict[int, float] = {}
         losers: dict[int, float] = {}
         while self._over_budget(state):
-            scores = significances(state, pointer_weight=self.pointer_weight)
+            scores = significances(state.keyframes(), state.prompts, pointer_weight=self.pointer_weight)
             before = before or scores
             demotes = bool(state.full) and (len(state.full) > self.max_whole or not state.compact)
             weakest = min(state.full if demotes else state.compact, key=lambda e: scores[e.frame])
@@ -250,24 +248,6 @@ class Keyframe(MemoryPolicy[Keyframes]):
     def entry_infos(self, state: Keyframes, frame: FrameContext) -> Sequence[EntryInfo]:
         """Every frame once, a recent keyframe as the keyframe; keyframes are scored by their significance."""
         kinds = {e.frame: "keyframe" for e in state.full} | {e.frame: "compact keyframe" for e in state.compact}
-        scores = significances(state, pointer_weight=self.pointer_weight) if kinds else {}
+        scores = significances(state.keyframes(), state.prompts, pointer_weight=self.pointer_weight) if kinds else {}
         entries = [e for e in state.all_entries() if e.frame not in kinds] + [*state.keyframes()]
         return entry_infos(entries, lambda e: kinds.get(e.frame, "recent"), scores, "significance")
-
-
-def significances(state: Keyframes, *, pointer_weight: float) -> dict[int, float]:
-    """Significance of every keyframe by frame; comes to the CPU in one transfer."""
-    keys = state.keyframes()
-    entries = [*keys, *(p for p in state.prompts if p.summary is not None)]
-    distance = pointer_weight * _distances([e.pointer for e in entries])
-    distance = distance + (1 - pointer_weight) * _distances([e.summary for e in entries if e.summary is not None])
-    distance.fill_diagonal_(float("inf"))
-    nearest = distance.min(dim=1).values[: len(keys)].clamp(max=1.0).tolist()
-    quality = [e.iou * torch.sigmoid(torch.tensor(e.objectness)).item() for e in keys]
-    return {e.frame: q * d for e, q, d in zip(keys, quality, nearest)}
-
-
-def _distances(vectors: Sequence[Tensor]) -> Tensor:
-    """(1 - cosine) / 2 of all pairs, (n, n)."""
-    unit = F.normalize(torch.stack([v.float() for v in vectors]), dim=1)
-    return (1 - unit @ unit.t()) / 2

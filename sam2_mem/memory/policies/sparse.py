@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from sam2_mem.memory.bank import Bank
 from sam2_mem.memory.policy import MemoryPolicy, Needs, setting
-from sam2_mem.memory.reading import anchors_of, newest_first, pointer_window, recall_accepted
+from sam2_mem.memory.reading import anchors_of, newest_first, pointer_window, recall_accepted, tracked_near
 from sam2_mem.memory.tokens import gather_tokens
 from sam2_mem.memory.trace import Action, EntryInfo, Reason, entry_infos
 from sam2_mem.types import (
@@ -140,7 +140,7 @@ class Sparse(MemoryPolicy[SparseBank]):
         nearest = sorted(thin, key=lambda e: abs(frame.age(e.frame)))[: self.num_maskmem - 2]
         grown = state.add(*nearest, *entries)
         reach = self.max_obj_ptrs_in_encoder - 1
-        near = grown.tracked_near(anchors_of(grown, frame.index), reach)
+        near = tracked_near(grown, anchors_of(grown, frame.index), reach)
         tokens = {e.frame for e in nearest}
         bank = grown.keep(tokens=tokens | {frame.index}, pointers=near)
         return replace(bank, thinned=tuple(sorted(tokens)), reasons=tuple(reasons))

@@ -9,13 +9,14 @@ from torch import Tensor
 from typing_extensions import Self
 
 from sam2_mem.memory.bank import Bank
-from sam2_mem.memory.policies.samurai.kalman_filter import (
-    BoxFilter,
-    MaskBox,
-    box_iou,
-    mask_boxes,
-    occupied_lines,
+from sam2_mem.memory.box_motion import (
+    MotionSelection,
+    MotionState,
+    candidate_boxes,
+    choose_by_motion,
+    next_motion,
 )
+from sam2_mem.memory.kalman_filter import BoxFilter, mask_boxes, occupied_lines
 from sam2_mem.memory.policy import MemoryPolicy, Needs, best_candidate, setting
 from sam2_mem.memory.reading import (
     anchors_of,
@@ -25,12 +26,12 @@ from sam2_mem.memory.reading import (
     newest_first,
     pointer_window,
     recall_accepted,
+    tracked_near,
 )
 from sam2_mem.memory.trace import Action, EntryInfo, Reason, entry_infos
 from sam2_mem.types import (
     PROMPT_SLOT,
     ArchivedEntry,
-    CandidateId,
     Entry,
     FrameContext,
     Hypotheses,
@@ -42,21 +43,6 @@ from sam2_mem.types import (
 )
 
 OFF_COURSE = "off course"
-
-
-@dataclass(frozen=True)
-class MotionState:
-    """The filter after ``frame`` and the number of ``stable`` frames it has followed, at least 1. ``reverse`` None: it has
-    seen one frame, the prompted one, and goes on in either direction."""
-
-    frame: int
-    reverse: bool | None
-    stable: int
-    filter: BoxFilter
-
-    def precedes(self, frame: FrameContext) -> bool:
-        """Whether ``frame`` comes right after the last one of the filter, in the same direction."""
-        return self.reverse in (None, frame.reverse) and frame.age(self.frame) == 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,27 +72,12 @@ class SamuraiBank(Bank):
         return replace(super().shift_frames(by), motion=None, off_course=off_course)
 
 
-@dataclass(frozen=True)
-class MotionSelection(MaskSelection):
-    """A selection with what the motion filter said.
-
-    Attributes:
-        predicted: the filter it was made with, one step ahead.
-        box: box of the selected mask.
-        kf_score: its overlap with the predicted box, None while the filter is not trusted yet.
-    """
-
-    predicted: BoxFilter | None = None
-    box: MaskBox | None = None
-    kf_score: float | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Samurai(MemoryPolicy[SamuraiBank]):
     """SAMURAI (Yang et al. 2024, arXiv 2411.11922), zero-shot visual tracking with motion-aware memory.
 
     Choosing the mask. A Kalman filter follows the box of the mask
-    (``sam2_mem.memory.policies.samurai.kalman_filter``). Without one, the best predicted IoU wins and starts it. For
+    (``sam2_mem.memory.kalman_filter``). Without one, the best predicted IoU wins and starts it. For
     the first ``stable_frames_threshold`` frames the best predicted IoU wins and updates it, as long as it is above
     ``stable_ious_threshold``. From then on the score is ``kf_score_weight`` x IoU(predicted box, mask box) + (1 -
     ``kf_score_weight``) x predicted IoU. A prompt of one click starts the filter too, other prompts end it. A winner whose own predicted IoU is too low ends the filter.
@@ -234,24 +205,9 @@ class Samurai(MemoryPolicy[SamuraiBank]):
         return occupied_lines(masks[0]).float()
 
     def choose(self, state: SamuraiBank, frame: FrameContext, hypotheses: Hypotheses) -> MotionSelection:
-        boxes = self._boxes(hypotheses)
-        best, score, predicted = best_candidate(hypotheses), None, None
-        motion = state.motion
-        if motion is not None and motion.precedes(frame):
-            predicted = motion.filter.predict()
-            if motion.stable >= self.stable_frames_threshold:
-                overlaps = [box_iou(predicted.box(), box) for box in boxes]
-                weight = self.kf_score_weight
-                joint = [weight * o + (1 - weight) * iou for o, iou in zip(overlaps, hypotheses.iou[0])]
-                best = CandidateId(0, joint.index(max(joint)))
-                score = overlaps[best.candidate]
-        return MotionSelection(best, (best,), predicted=predicted, box=boxes[best.candidate], kf_score=score)
-
-    def _boxes(self, hypotheses: Hypotheses) -> Sequence[MaskBox | None]:
-        if hypotheses.objectness[0] <= self.min_obj_score_logits:
-            return [None] * len(hypotheses.iou[0])
-        masks, measured = hypotheses.masks[0], hypotheses.measured
-        return mask_boxes(masks, None if measured is None else measured.view(len(masks), -1) > 0)
+        boxes = candidate_boxes(hypotheses, self.min_obj_score_logits)
+        weight, stable_frames = self.kf_score_weight, self.stable_frames_threshold
+        return choose_by_motion(state.motion, frame, hypotheses, boxes, weight=weight, stable_frames=stable_frames)
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -265,7 +221,8 @@ class Samurai(MemoryPolicy[SamuraiBank]):
     ) -> SamuraiBank:
         assert isinstance(selection, MotionSelection), "a selection that this policy has made"
         iou = hypotheses.iou[selection.output.pathway][selection.output.candidate]
-        motion = self._next_motion(state.motion, frame, selection, iou)
+        stable_iou, stable_frames = self.stable_ious_threshold, self.stable_frames_threshold
+        motion = next_motion(state.motion, frame, selection, iou, stable_iou=stable_iou, stable_frames=stable_frames)
         off_course = tuple(f for f in state.off_course if f != frame.index)
         is_off = selection.kf_score is not None and selection.kf_score <= self.memory_bank_kf_score_threshold
         if is_off or self._is_first(state, frame):
@@ -285,21 +242,6 @@ class Samurai(MemoryPolicy[SamuraiBank]):
         prompted = state.prompted_frames()
         return self.skip_first_frame and frame.age(prompted[-1 if frame.reverse else 0]) == 1
 
-    def _next_motion(
-        self, motion: MotionState | None, frame: FrameContext, selection: MotionSelection, iou: float
-    ) -> MotionState | None:
-        """The filter after this frame."""
-        if selection.box is None:
-            return None
-        if motion is None or selection.predicted is None:
-            return MotionState(frame.index, frame.reverse, 1, BoxFilter.start(selection.box))
-        trusted = motion.stable >= self.stable_frames_threshold
-        too_low = iou < self.stable_ious_threshold if trusted else iou <= self.stable_ious_threshold
-        if too_low:
-            return None
-        stable = motion.stable if trusted else motion.stable + 1
-        return MotionState(frame.index, frame.reverse, stable, selection.predicted.update(selection.box))
-
     def _evict(self, state: SamuraiBank, index: int) -> SamuraiBank:
         anchors = anchors_of(state, index)
         tracked = state.tracked()
@@ -311,7 +253,7 @@ class Samurai(MemoryPolicy[SamuraiBank]):
             max_pointers=0,
         )
         reach = self.max_obj_ptrs_in_encoder - 1
-        within_reach = state.tracked_near(anchors, reach)
+        within_reach = tracked_near(state, anchors, reach)
         off_course = tuple(f for f in state.off_course if f in readable | within_reach)
         return replace(state.keep(tokens=readable, pointers=within_reach), off_course=off_course)
 

@@ -21,6 +21,7 @@ from sam2_mem.memory.reading import (
     map_reach,
     pointer_window,
     rank_slots,
+    tracked_near,
 )
 from sam2_mem.memory.trace import EntryInfo, Reason, entry_infos
 from sam2_mem.types import (
@@ -139,7 +140,7 @@ class XMem(MemoryPolicy[XMemBank]):
 
     @property
     def needs(self) -> Needs:
-        return Needs(usage=Usage.TOKENS, sensory=True)
+        return Needs(usage=Usage.TOKENS, sensory=True, whole_maps=True)  # image keys go with the cells of a map
 
     # -- bounds -------------------------------------------------------------------------------------------------
 
@@ -291,7 +292,7 @@ class XMem(MemoryPolicy[XMemBank]):
         if self.working == "window":
             token_reach = _window_reach(self)
             return state.keep_near(anchors, token_reach=token_reach, pointer_reach=max(token_reach, reach))
-        within_reach = state.tracked_near(anchors, reach)
+        within_reach = tracked_near(state, anchors, reach)
         return state.keep(tokens={index, *(w.frame for w in state.working)}, pointers=within_reach)
 
     # -- summaries by the distiller -----------------------------------------------------------------------------
