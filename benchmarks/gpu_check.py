@@ -585,7 +585,7 @@ class Check:
 
     def __init__(self, out: Path, device: str, quick: bool, budget: float) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        self.out, self.device, self.quick = out, device, quick
+        self.out, self.device, self.quick, self.name = out, device, quick, device_name(device)
         self.end = time.monotonic() + budget
         self.summary: dict[str, dict] = {}
         self.lock, self.folder = Lock(), Path(tempfile.mkdtemp())
@@ -623,7 +623,7 @@ class Check:
             with (self.out / "logs.txt").open("a") as logs:
                 logs.write(f"\n===== {name}: {step['status']}\n{log[-400_000:]}\n")
             (self.out / "summary.json").write_text(json.dumps(self.summary, indent=1))
-            (self.out / "tables.md").write_text(tables(self.summary))
+            (self.out / "tables.md").write_text(tables(self.summary, self.name))
             print(f"{name:16s} status {step['status']:12s} {step['seconds']:6.1f} s", flush=True)
 
 
@@ -665,10 +665,20 @@ def mask_problems(label: str, kind: str, case: dict) -> Iterator[str]:
         yield f"{label}: {case}"
 
 
-def tables(summary: dict[str, dict]) -> str:
-    """Times and memory by network, policy and number of objects; waits by policy. Markdown."""
-    card = summary.get("env", {}).get("results", {}).get("gpu", "CPU")
-    lines = [f"{card}; milliseconds a frame (device memory of the video in MB)", ""]
+def device_name(device: str) -> str:
+    """Of a CUDA device, as its driver names it, whatever steps run; "CPU"."""
+    if not device.startswith("cuda"):
+        return "CPU"
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", f"--id={device.partition(':')[2] or 0}"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return f"{device}, whose name nvidia-smi did not tell"
+
+
+def tables(summary: dict[str, dict], name: str) -> str:
+    """Times and memory by network, policy and number of objects; waits by policy; ``name``: of the device. Markdown."""
+    lines = [f"{name}; milliseconds a frame (device memory of the video in MB)", ""]
     for network in ("tiny", "large"):
         lines += bench_table(network, summary)
     waits_by = summary.get("waits", {}).get("results", {})

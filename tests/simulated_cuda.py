@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from itertools import count
 from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
 from unittest import mock
@@ -110,6 +111,7 @@ class SimulatedCuda:
         launches: kernels by operator; views are none, a replayed graph is one.
         attention: calls by dtype, widths, dtype of the mask and usable kernels.
         stream: the current stream.
+        pools: those that graphs are being recorded to.
     """
 
     active: ClassVar[list[SimulatedCuda]] = []
@@ -118,6 +120,7 @@ class SimulatedCuda:
     def __init__(self, devices: int = 1) -> None:
         self.devices, self.device, self.debug = devices, 0, 0
         self.tape: list[tuple] | None = None
+        self.pools: set[tuple[int, int]] = set()
         self.events: list[Event] = []
         self.launches: Counter[str] = Counter()
         self.attention: Counter[tuple] = Counter()
@@ -259,18 +262,23 @@ class _Calls(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         if func is Tensor.pin_memory and not isinstance(args[0], CudaTensor):
-            pinned = args[0].clone()
-            pinned.pinned = True
-            SimulatedCuda.active[-1].note("pin", "pin_memory", size=pinned.numel() * pinned.element_size())
-            return pinned
+            return _pinned(args[0].clone())
+        if func is Tensor.is_pinned and not isinstance(args[0], CudaTensor):
+            return getattr(args[0], "pinned", False)
         if func is torch.empty and kwargs.get("pin_memory"):
-            return torch.empty(*args, **kwargs | {"pin_memory": False}).pin_memory()
+            return _pinned(torch.empty(*args, **kwargs | {"pin_memory": False}))
         if func is Tensor.new_tensor and isinstance(args[0], CudaTensor):
             func, args, kwargs = torch.tensor, args[1:], {"dtype": args[0].dtype, "device": args[0].device} | kwargs
         device = kwargs.get("device")
         if func in (torch.tensor, torch.as_tensor) and device is not None and torch.device(device).type == "cuda":
             return func(*args, **kwargs | {"device": None}).to(device)
         return func(*args, **kwargs)
+
+
+def _pinned(x: Tensor) -> Tensor:
+    x.pinned = True
+    SimulatedCuda.active[-1].note("pin", "pin_memory", size=x.numel() * x.element_size())
+    return x
 
 
 # -- nested arguments -------------------------------------------------------------------------------------------------
@@ -356,19 +364,24 @@ class Graph(Handle):
 
 
 class Recording:
-    """``torch.cuda.graph``; as it does, it leaves its own stream current where the recording is refused."""
+    """``torch.cuda.graph``; as it does, it leaves its own stream current where the recording is refused, and goes on recording
+    to the pool."""
 
-    def __init__(self, graph: Graph, *_: Any, stream: Handle | None = None, **__: Any) -> None:
-        self.graph, self.sim = graph, graph.sim
+    def __init__(self, graph: Graph, pool: Any = None, stream: Handle | None = None, **_: Any) -> None:
+        self.graph, self.sim, self.pool = graph, graph.sim, pool
         self.stream, self.before = Handle() if stream is None else stream, self.sim.stream
 
     def __enter__(self) -> None:
+        if self.pool in self.sim.pools:
+            raise RuntimeError("beginAllocateToPool: already recording to mempool_id")
+        self.sim.pools |= {self.pool} - {None}
         self.sim.stream, self.sim.tape = self.stream, []
 
     def __exit__(self, kind: type | None, *error: object) -> None:
         self.graph.tape, self.sim.tape = self.sim.tape or (), None
         if kind is not None:
             return
+        self.sim.pools.discard(self.pool)
         self.sim.stream = self.before
         if not self.graph.tape:
             warnings.warn("The CUDA Graph is empty: recorded on the wrong device or stream", stacklevel=2)
@@ -419,6 +432,12 @@ def replacements(sim: SimulatedCuda) -> dict[Any, dict[str, Any]]:
 
     def nothing(*_: Any, **__: Any) -> None: ...
 
+    def end_allocation(device: int, pool: tuple[int, int]) -> None:
+        if pool not in sim.pools:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        sim.pools.remove(pool)
+
+    numbers = count(1)
     modes = {"default": 0, "warn": 1, "error": 2}
     ignored = ["_lazy_init", "empty_cache", "manual_seed", "manual_seed_all", "reset_peak_memory_stats"]
     properties = SimpleNamespace(name="simulated", major=9, minor=0, total_memory=80 << 30)
@@ -440,7 +459,7 @@ def replacements(sim: SimulatedCuda) -> dict[Any, dict[str, Any]]:
         "default_stream": lambda *_: sim.default_stream,
         "set_stream": lambda stream: setattr(sim, "stream", stream),
         "stream": on_stream,
-        "graph_pool_handle": lambda: (0, 0),
+        "graph_pool_handle": lambda: (0, next(numbers)),
         "is_current_stream_capturing": lambda: sim.tape is not None,
         "get_sync_debug_mode": lambda: sim.debug,
         "set_sync_debug_mode": lambda mode: setattr(sim, "debug", modes.get(mode, mode)),
@@ -450,6 +469,7 @@ def replacements(sim: SimulatedCuda) -> dict[Any, dict[str, Any]]:
     }
     return {
         torch.cuda: cuda,
+        torch._C: {"_cuda_endAllocateToPool": end_allocation},
         torch.__future__: {"_overwrite_module_params_on_conversion": True},
     } | _files_and_backward()
 

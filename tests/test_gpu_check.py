@@ -47,7 +47,8 @@ def test_a_process_is_killed_at_its_limit(tmp_path: Path) -> None:
 
 def test_tables_of_times() -> None:
     results = {f"ours, eager, fifo, {n}": {"ms": 10.0 * n, "peak_mb": n} for n in (1, 5, 10)}
-    text = gpu_check.tables({"bench_tiny": {"results": results}})
+    text = gpu_check.tables({"bench_tiny": {"results": results}}, "a card")
+    assert text.startswith("a card; ")
     assert "| ours, eager, fifo | 10.0 (1) | 50.0 (5) | 100.0 (10) |" in text
 
 

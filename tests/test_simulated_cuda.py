@@ -29,6 +29,7 @@ from sam2_mem.build_sam import build_policy
 from sam2_mem.model.acceleration.cuda_graphs import cuda_graphs
 from sam2_mem.model.acceleration.half_weights import HalfWeights
 from sam2_mem.prompts import Prompt
+from sam2_mem.tracking.batching import CUDA_BYTES, _rows_in_free_memory, row_limit
 from sam2_mem.tracking.mask_postprocessing import fill_holes
 from sam2_mem.tracking.settings import TrackerSettings
 
@@ -183,9 +184,17 @@ def test_control_faults_of_recordings(cuda: SimulatedCuda) -> None:
         recorded(lambda: x if x.sum().item() else -x)
     assert torch.cuda.current_stream() is not before, "torch leaves the stream of a refused recording current"
     cuda.stream = before
+    record, pool = cuda_graphs(x.device), torch.cuda.graph_pool_handle()
     with pytest.raises(RuntimeError, match="capturing"):
-        cuda_graphs(torch.device("cuda:0"))(lambda: x if x.sum().item() else -x)
-    assert torch.cuda.current_stream() is before and cuda.events[-1].op == "synchronize"
+        record(lambda: x if x.sum().item() else -x)
+    assert torch.cuda.current_stream() is before and cuda.events[-1].op == "synchronize" and not cuda.pools
+    replay, out = record(lambda: 2 * x)
+    replay()
+    assert torch.equal(out, 2 * x), "the next recording is not refused"
+    with pytest.raises(RuntimeError, match="capturing"), torch.cuda.graph(torch.cuda.CUDAGraph(), pool=pool):
+        x.sum().item()
+    with pytest.raises(RuntimeError, match="already recording"), torch.cuda.graph(torch.cuda.CUDAGraph(), pool=pool):
+        pass
 
 
 @torch.inference_mode()
@@ -252,7 +261,9 @@ def test_control_a_wait_planted_in_a_policy_is_counted(cuda: SimulatedCuda, monk
 
 
 class Counts:
-    """Waits, transfers and kernels of every tracked frame after ``WARM_UP``."""
+    """Waits, transfers and kernels of every tracked frame after ``WARM_UP``; the logits of all frames."""
+
+    masks: Tensor
 
     def __init__(self) -> None:
         self.waits: list[int] = []
@@ -267,8 +278,8 @@ def counts(cuda: SimulatedCuda, predictor: SAM2VideoPredictor, count: int, frame
         totals.append((len(cuda.waits), len(cuda.transfers), sum(cuda.launches.values())))
         cuda.clear()
 
-    stream(predictor, count, frames, before=take)
     result = Counts()
+    result.masks = stream(predictor, count, frames, before=take)
     result.waits, result.transfers, result.launches = map(list, zip(*totals[1 + WARM_UP :]))
     return result
 
@@ -279,6 +290,30 @@ def test_the_host_waits_once_a_frame(cuda: SimulatedCuda, policy: str) -> None:
     found = counts(cuda, predictor(policy), 1, 9)
     assert set(found.waits) == {1}, cuda.report()
     assert max(found.transfers) <= 5, cuda.report()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("policy", ["fifo", "sparse", "keyframe"])
+def test_memory_on_the_host(cuda: SimulatedCuda, policy: str) -> None:
+    """In pinned storage: one wait more takes it there, none brings it back."""
+    expected = stream(predictor(policy), 2, 6)
+    cuda.clear()
+    found = counts(cuda, predictor(policy, tracker={"storage_device": "cpu"}), 2, 6)
+    assert max(found.waits) == 2 and not any("pageable" in event.op for event in cuda.transfers), cuda.report()
+    assert torch.allclose(found.masks, expected, atol=1e-4)
+
+
+@pytest.mark.full
+def test_rows_by_free_memory(cuda: SimulatedCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as take half of the memory that is free, at least one; a limit changes no mask."""
+    many, few = predictor(), predictor()
+    expected, tokens = stream(many, 3, 2), few.model.tokens_per_map
+    for free, rows in ((0, 1), (5 * CUDA_BYTES * tokens, 2)):
+        _rows_in_free_memory.cache_clear()
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_, free=free: (free, 80 << 30))
+        assert row_limit(few.model, None) == rows and row_limit(few.model, 7) == 7
+    assert torch.allclose(stream(few, 3, 2), expected, atol=1e-4)
+    _rows_in_free_memory.cache_clear()
 
 
 def test_weights_are_cast_once(cuda: SimulatedCuda) -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_mem._moved import renamed
+from sam2_mem.model.acceleration.transfer import constant, pinned_as, to_device_async
 from sam2_mem.model.distiller.windows import join_entries, mean_tokens
 from sam2_mem.types import ArchivedEntry, Entry, MemoryEntry, MemoryTokens
 
@@ -36,11 +37,11 @@ def map_tokens(tokens: MemoryTokens, change: Callable[[Tensor], Tensor]) -> Memo
 
 
 def gather_tokens(tokens: MemoryTokens, index: Tensor) -> MemoryTokens:
-    """The tokens at ``index`` (K) integers, in that order and in storage of their own."""
+    """The tokens at ``index`` (K) integers, in that order and in storage of their own; every part stays where it is."""
     parts = (tokens.feat, tokens.pos, tokens.xy, tokens.log_count)
-    feat, pos, xy, log_count = (None if part is None else part[index] for part in parts)
+    feat, pos, xy, log_count = (None if part is None else part[to_device_async(index, part.device)] for part in parts)
     assert feat is not None and pos is not None, "tokens have features and positions"
-    return MemoryTokens(feat=feat, pos=pos, xy=xy, log_count=log_count)
+    return MemoryTokens(feat=pinned_as(feat, tokens.feat), pos=pos, xy=xy, log_count=log_count)
 
 
 def restored(archived: ArchivedEntry) -> MemoryEntry:
@@ -71,10 +72,10 @@ def pool_grid(tokens: MemoryTokens, grid: tuple[int, int], factor: int) -> Memor
     mean = _block_means(factor, grid)
     sizes = _block_sizes(grid, factor)
     return MemoryTokens(
-        feat=mean(tokens.feat.float()).to(tokens.feat.dtype),
+        feat=pinned_as(mean(tokens.feat.float()).to(tokens.feat.dtype), tokens.feat),
         pos=mean(tokens.pos),
         xy=mean(tokens.xy),
-        log_count=torch.tensor(sizes, device=tokens.feat.device).log(),
+        log_count=constant(tuple(sizes), tokens.pos.device, torch.get_default_dtype()).log(),
     )
 
 

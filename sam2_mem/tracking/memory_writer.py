@@ -11,7 +11,7 @@ from torch import Tensor
 from sam2_mem.memory.bank import Bank
 from sam2_mem.memory.policy import HasSensory, MemoryPolicy, Merging
 from sam2_mem.memory.tokens import foreground_weights, masked_mean
-from sam2_mem.model.acceleration.transfer import to_device_async
+from sam2_mem.model.acceleration.transfer import to_device_async, to_host
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.tracking import sensory_update
 from sam2_mem.tracking.batching import row_limit
@@ -116,12 +116,12 @@ class MemoryWriter:
         states = [output.sensory for output in outputs]
         if self.sensory is not None:
             states = sensory_update.deepened(self.sensory, outputs, maps)
-        tokens = self.model.memory_encoder.distiller(maps)
+        tokens = self._stored(self.model.memory_encoder.distiller(maps))
         entries = []
         for output, state, tokens_of_output in zip(outputs, states, tokens):
             entry = MemoryEntry(
                 frame=output.frame,
-                tokens=self._stored(tokens_of_output),
+                tokens=tokens_of_output,
                 pointer=output.pointer,
                 iou=output.iou,
                 objectness=output.objectness,
@@ -158,7 +158,7 @@ class MemoryWriter:
         assert frame.features is not None, "memory is made on a frame"
         tubes = [[entry.tokens for entry in request.entries]]
         distiller = self.model.memory_encoder.distiller
-        return self._stored(distiller.merge_tubes(tubes, frame.features.grid, request.strength)[0])
+        return self._stored(distiller.merge_tubes(tubes, frame.features.grid, request.strength)[:1])[0]
 
     def _memory_maps(self, features: FrameFeatures, outputs: Sequence[MaskOutput]) -> Tensor:
         """Memory maps (R, Cm, H, W) of R outputs."""
@@ -169,11 +169,15 @@ class MemoryWriter:
         flags = to_device_async([binarize, present], logits.device)
         return self.model.memory_maps(features, logits, binarize=flags[0], present=flags[1])
 
-    def _stored(self, tokens: MemoryTokens) -> MemoryTokens:
-        """Tokens with features of the dtype and on the device that memory is kept in, in storage of their own."""
-        dtype = getattr(torch, self.settings.memory_dtype)
-        feat = tokens.feat.to(self.settings.storage_device or tokens.feat.device, dtype)
-        return replace(tokens, feat=feat.clone(memory_format=torch.contiguous_format))
+    def _stored(self, tokens: Sequence[MemoryTokens]) -> list[MemoryTokens]:
+        """Tokens with features of the dtype and on the device that memory is kept in, each in storage of its own."""
+        features = [t.feat.to(getattr(torch, self.settings.memory_dtype)) for t in tokens]
+        device = self.settings.storage_device
+        if features and features[0].is_cuda and device is not None and torch.device(device).type == "cpu":
+            features = to_host(features)
+        else:
+            features = [f.to(device or f.device).clone(memory_format=torch.contiguous_format) for f in features]
+        return [replace(t, feat=f) for t, f in zip(tokens, features)]
 
     def _summary(self, features: FrameFeatures, output: MaskOutput) -> Tensor | None:
         """Features averaged over a mask, None where it is empty: the image encoder's, or an embedder's."""

@@ -29,7 +29,8 @@ class TrackerSettings:
             an object takes 0.75 MiB at an image size of 1024 and a sixteenth of it at 256.
         max_padding: see ``sam2_mem.tracking.batching.batch_reads``.
         max_rows: the limit of rows that go through the network together, 0 for no limit, None for what is best: on a CPU
-            as many as have ``sam2_mem.tracking.batching.CPU_BATCH`` image tokens, on another device no limit.
+            as many as have ``sam2_mem.tracking.batching.CPU_BATCH`` image tokens, on a CUDA device as many as fit into half
+            of its free memory, on another device no limit.
     """
 
     fill_hole_area: int = 0

@@ -216,8 +216,8 @@ class Tracker:
         if self.refiner is not None:
             outputs = self._refine(self.refiner, predictions, selections, outputs, features)
         memories = self.writer.encode_memories(predictions, selections, outputs, features)
-        for prediction, selection, entries in zip(predictions, selections, memories):
-            self._write(prediction, selection, entries)
+        for prediction, selection, output, entries in zip(predictions, selections, outputs, memories):
+            self._write(prediction, selection, output, entries)
         masks = self._clean(torch.stack([output.logits for output in outputs]))
         for track, output, logits in zip(tracks, outputs, masks):
             self._show(track, replace(output, logits=logits.clone()))
@@ -251,8 +251,16 @@ class Tracker:
         if self.refiner is not None and track.reference is None and output.area > 0:
             track.reference = reference_appearance(features, output.logits)
 
-    def _write(self, prediction: TrackPrediction, selection: MaskSelection, entries: Sequence[MemoryEntry]) -> None:
+    def _write(
+        self,
+        prediction: TrackPrediction,
+        selection: MaskSelection,
+        output: MaskOutput,
+        entries: Sequence[MemoryEntry],
+    ) -> None:
         track, frame, hypotheses = prediction.track, prediction.frame, prediction.hypotheses
+        if output.refined or self.settings.non_overlap_masks_for_mem_enc:  # not the mask that was measured
+            hypotheses = replace(hypotheses, measured=None)
         cause, state = Cause.READ, track.state
         if not track.frozen:
             cause, state = Cause.WRITE, self.policy.write(track.state, frame, hypotheses, selection, entries)

@@ -25,6 +25,7 @@ from sam2_mem.types import (
     MemoryEntry,
     MemoryRead,
     ReadItem,
+    ReadUsage,
     Usage,
 )
 
@@ -113,6 +114,17 @@ class Sparse(MemoryPolicy[SparseBank]):
         bare, size = self.frames_behind(frame)[1], self.num_maskmem - 1
         return recall_accepted(state, frame, archived, accept=self._is_good, max_maps=size, bare=bare)
 
+    def measure(
+        self, state: SparseBank, frame: FrameContext, masks: Tensor, usage: Sequence[ReadUsage] | None
+    ) -> Tensor | None:
+        """Of every map that becomes thin: how many of its tokens stay, and all of them in the order of the attention that they
+        received. Where the device knows what it needs, nothing."""
+        whole = self._to_thin(state, frame, usage)
+        if self.mode == "topk" and all(e.tokens.feat.device == masks.device for e, _ in whole):
+            return None
+        columns = [x for _, attention in whole for x in (self._count(attention), attention.argsort(descending=True))]
+        return torch.cat([x.float().view(-1) for x in columns]) if whole else None
+
     def write(
         self,
         state: SparseBank,
@@ -121,22 +133,20 @@ class Sparse(MemoryPolicy[SparseBank]):
         selection: MaskSelection,
         entries: Sequence[MemoryEntry],
     ) -> SparseBank:
-        assert hypotheses.usage is not None and hypotheses.usage[0].tokens is not None, "usage was asked for"
-        attention = hypotheses.usage[0].tokens[len(state.prompts) :]
-        received = {e.frame: x for (_, e), x in zip(self._selected(state, frame), attention)}
-        thin: list[MemoryEntry] = []
-        reasons = []
-        for entry in state.entries:
-            if entry.frame == frame.index or not self._is_good(entry):
-                continue
-            if entry.frame in state.thinned:
-                thin.append(entry)
-            elif entry.frame in received:
-                thin.append(self._thinned(entry, received[entry.frame]))
-                share = len(thin[-1].tokens) / len(entry.tokens)
-                reasons.append(
-                    Reason(entry.frame, "thinned: share of its tokens that stays", share, action=Action.KEPT)
-                )
+        whole = self._to_thin(state, frame, hypotheses.usage)
+        measured = hypotheses.measured
+        orders = [None] * len(whole) if measured is None else measured.split([1 + len(e.tokens) for e, _ in whole])
+        new = {e.frame: self._thinned(e, attention, order) for (e, attention), order in zip(whole, orders)}
+        thin = [new.get(e.frame, e) for e in self._good(state, frame) if e.frame in {*new, *state.thinned}]
+        reasons = [
+            Reason(
+                e.frame,
+                "thinned: share of its tokens that stays",
+                len(new[e.frame].tokens) / len(e.tokens),
+                action=Action.KEPT,
+            )
+            for e, _ in whole
+        ]
         nearest = sorted(thin, key=lambda e: abs(frame.age(e.frame)))[: self.num_maskmem - 2]
         grown = state.add(*nearest, *entries)
         reach = self.max_obj_ptrs_in_encoder - 1
@@ -145,16 +155,38 @@ class Sparse(MemoryPolicy[SparseBank]):
         bank = grown.keep(tokens=tokens | {frame.index}, pointers=near)
         return replace(bank, thinned=tuple(sorted(tokens)), reasons=tuple(reasons))
 
-    def _thinned(self, entry: MemoryEntry, attention: Tensor) -> MemoryEntry:
-        """``entry`` with the tokens that received most of ``attention`` (L), in their order."""
+    def _good(self, state: SparseBank, frame: FrameContext) -> list[MemoryEntry]:
+        return [e for e in state.entries if e.frame != frame.index and self._is_good(e)]
+
+    def _to_thin(
+        self, state: SparseBank, frame: FrameContext, usage: Sequence[ReadUsage] | None
+    ) -> list[tuple[MemoryEntry, Tensor]]:
+        """Whole maps that were read on this frame, with the attention (L) that their tokens received."""
+        assert usage is not None and usage[0].tokens is not None, "usage was asked for"
+        attention = usage[0].tokens[len(state.prompts) :]
+        received = {e.frame: x for (_, e), x in zip(self._selected(state, frame), attention)}
+        whole = [e for e in self._good(state, frame) if e.frame not in state.thinned]
+        return [(e, received[e.frame]) for e in whole if e.frame in received]
+
+    def _count(self, attention: Tensor) -> Tensor:
+        """How many of the tokens that received ``attention`` (L) stay."""
+        if self.mode == "mass":
+            return _fewest(attention, self.mass)
+        return attention.new_full((), math.ceil(self.keep * len(attention)))
+
+    def _thinned(self, entry: MemoryEntry, attention: Tensor, measured: Tensor | None) -> MemoryEntry:
+        """``entry`` with the tokens that received most of ``attention`` (L), in their order; ``measured``: what ``measure``
+        gave for it."""
         total = len(entry.tokens)
-        count = _fewest(attention, self.mass) if self.mode == "mass" else math.ceil(self.keep * total)
+        count = math.ceil(self.keep * total)
+        if self.mode == "mass":
+            count = int(_fewest(attention, self.mass) if measured is None else measured[0])
         if count == total:
             return entry
-        index = attention.topk(count).indices.sort().values
-        tokens = gather_tokens(entry.tokens, index)
+        kept = attention.topk(count).indices if measured is None else measured[1 : 1 + count].long()
+        tokens = gather_tokens(entry.tokens, kept.sort().values)
         if self.count:
-            before = torch.zeros(count, device=tokens.feat.device) if tokens.log_count is None else tokens.log_count
+            before = torch.zeros(count, device=tokens.pos.device) if tokens.log_count is None else tokens.log_count
             tokens = replace(tokens, log_count=before + math.log(total / count))
         return replace(entry, tokens=tokens)
 
@@ -163,7 +195,7 @@ class Sparse(MemoryPolicy[SparseBank]):
         return entry_infos(state.all_entries(), kind, {e.frame: e.iou for e in state.entries}, "predicted IoU")
 
 
-def _fewest(attention: Tensor, mass: float) -> int:
-    """The fewest tokens that received the share ``mass`` of ``attention`` (L); at least 1."""
+def _fewest(attention: Tensor, mass: float) -> Tensor:
+    """The fewest tokens that received the share ``mass`` of ``attention`` (L), a number; at least 1."""
     share = attention.float().sort(descending=True).values.cumsum(0)
-    return min(int((share < mass * share[-1]).sum().item()) + 1, len(attention))
+    return ((share < mass * share[-1]).sum() + 1).clamp(max=len(attention))

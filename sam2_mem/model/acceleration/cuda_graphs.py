@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -154,6 +154,11 @@ class ExternalTensors(TorchDispatchMode):
         self._created: set[int] = set()  # storages; external ones are all alive, so no new one gets their address
         self._external: dict[int, Tensor] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Else torch starts its compiler to leave this class out of it, which takes seconds."""
+        return False
+
     @property
     def tensors(self) -> list[Tensor]:
         return list(self._external.values())
@@ -196,33 +201,38 @@ def cuda_graphs(device: torch.device) -> Recorder:
     the next one runs."""
     with torch.cuda.device(device):
         pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+    refused: list[torch.cuda.CUDAGraph] = []  # torch's allocators go on referring to them
 
     def record(call: Call) -> tuple[Call, Any]:
-        with torch.cuda.device(device), _stream_restored():
-            stream.wait_stream(torch.cuda.current_stream())
+        nonlocal pool
+        with torch.cuda.device(device):
+            before = torch.cuda.current_stream()
+            stream.wait_stream(before)
             with torch.cuda.stream(stream):
                 for _ in range(2):
                     call()
-            torch.cuda.current_stream().wait_stream(stream)
+            before.wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                outputs = call()
+            try:
+                with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                    outputs = call()
+            except BaseException:
+                _clear_away(pool, before)
+                pool = torch.cuda.graph_pool_handle()
+                refused.append(graph)
+                raise
         return graph.replay, outputs
 
     return record
 
 
-@contextmanager
-def _stream_restored() -> Iterator[None]:
-    """After an error the current stream is the one before: ``torch.cuda.graph`` leaves its own, where all later work would
-    go, when a recording is refused."""
-    before = torch.cuda.current_stream()
-    try:
-        yield
-    except BaseException:
-        torch.cuda.set_stream(before)
-        torch.cuda.synchronize()
-        raise
+def _clear_away(pool: tuple[int, int], stream: torch.cuda.Stream) -> None:
+    """What ``torch.cuda.graph`` leaves when a recording is refused: its own stream, where all later work would go, and a pool
+    that counts as being recorded to."""
+    torch.cuda.set_stream(stream)
+    torch.cuda.synchronize()
+    with suppress(AttributeError, RuntimeError):  # of another torch; it was not being recorded to
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
 
 
 def half_autocast(device: torch.device) -> Callable[[], AbstractContextManager]:

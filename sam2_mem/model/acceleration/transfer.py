@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +19,20 @@ def to_device_async(values: Any, device: torch.device | str, dtype: torch.dtype 
     if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.contiguous().pin_memory().to(device, non_blocking=True)
+
+
+def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """``tensors`` of one CUDA device in pinned memory, from where they go back without holding up the host; one wait for
+    all of them."""
+    copies = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True) for x in tensors]
+    if tensors:
+        torch.cuda.current_stream(tensors[0].device).synchronize()
+    return copies
+
+
+def pinned_as(tensor: Tensor, other: Tensor) -> Tensor:
+    """``tensor``, in pinned memory where ``other`` is."""
+    return tensor.pin_memory() if other.is_pinned() else tensor
 
 
 @lru_cache(maxsize=1024)
