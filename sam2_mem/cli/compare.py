@@ -27,6 +27,7 @@ from sam2_mem.cli.arguments import (
 from sam2_mem.cli.progress import progress
 from sam2_mem.config import checkpoint_dir, compose_video, policy_names
 from sam2_mem.evaluation.comparison.jobs import Job, Plan, PolicyEntry, Result, ResultFolder
+from sam2_mem.evaluation.comparison.oracle import MARK, with_truth
 from sam2_mem.evaluation.comparison.report import write_report
 from sam2_mem.evaluation.comparison.runner import run_plan
 from sam2_mem.evaluation.comparison.videos import ComparisonVideo, comparison_videos
@@ -99,14 +100,15 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=(),
         metavar="POLICY",
-        help="names, with changes: rmem:bank_size=8,gap=3 or fifo+refiner=hq+model.image_size=256 (default: every one)",
+        help="names, with changes: rmem:bank_size=8,gap=3 or fifo+refiner=hq+model.image_size=256; +oracle=truth at the end: with "
+        "the truth in memory (default: every policy)",
     )
     parser.add_argument(
         "--data",
         nargs="+",
         default=DATA,
         metavar="DATA",
-        help="synthetic:long-v1, :dev-v1 or :seeds-v1, or NAME:ROOT of a data set with ground truth, NAME as for "
+        help="synthetic:long-v1, :long-v2, :dev-v1 or :seeds-v1, or NAME:ROOT of a data set with ground truth, NAME as for "
         "sam2-mem evaluate (default: synthetic:dev-v1)",
     )
     parser.add_argument("--videos", nargs="+", default=(), help="only these, by name")
@@ -192,9 +194,11 @@ class PredictorBuilder:
         self._model: tuple[str, Any] | None = None
 
     def entry(self, policy: str) -> PolicyEntry:
-        """With the settings of its config; those of one that does not compose are its error."""
+        """With the settings of its config; those of one that does not compose are its error. ``fifo+oracle=truth``: fifo with
+        the truth in memory."""
+        described = policy.removesuffix(f"+{MARK}")
         try:
-            config = self._config(policy)
+            config = self._config(described)
         except ValueError as error:
             reason = error
 
@@ -204,7 +208,10 @@ class PredictorBuilder:
             return PolicyEntry(name=policy, settings={"error": str(error)}, build=refuse)
         settings: Any = OmegaConf.to_container(config, resolve=True)
         settings.pop("checkpoint", None)
-        return PolicyEntry(name=policy, settings=settings, build=lambda: self._build(config))
+        if described == policy:
+            return PolicyEntry(name=policy, settings=settings, build=lambda: self._build(config))
+        settings["oracle"] = "truth"
+        return PolicyEntry(name=policy, settings=settings, build=lambda: with_truth(self._build(config)))
 
     def common(self) -> Json:
         """What all policies share."""

@@ -357,6 +357,11 @@ def _with_visibility(measure: Measure) -> Measure:
     return lambda pred, truth: (*measure(pred, truth), float(truth.any()))
 
 
+def _with_presence(measure: Measure) -> Measure:
+    """The same numbers, whether the truth shows the object, and whether the prediction does."""
+    return lambda pred, truth: (*measure(pred, truth), float(truth.any()), float(pred.any()))
+
+
 def _groups(objects: Sequence[ObjectScores]) -> tuple[list[ObjectScores], ...] | None:
     """Objects of classes seen and unseen in training; None unless both are known."""
     groups = tuple([scores for scores in objects if scores.group == name] for name in ("seen", "unseen"))
@@ -558,31 +563,55 @@ def _runs(flags: np.ndarray) -> list[slice]:
     return [slice(int(start), int(stop)) for start, stop in zip(edges[::2], edges[1::2])]
 
 
+LONG_ABSENCE, RETURN = 20, slice(5, 15)
+"""Frames of a long absence, and those after it on which its end is judged: the object has entered the frame by then."""
+ELSEWHERE = 0.1
+"""J below which a mask is not on the object."""
+
+
 @dataclass(frozen=True)
 class Synthetic(RegionAndBoundary):
     """The procedural sets of ``sam2_mem.evaluation.synthetic``, on the fly or exported.
 
     Frames: all from the object's prompt on, without that one; the last counts. Objects: those of the clip (exported: of
     the meta file). A frame on which neither mask has the object gives 1. J-visible is the mean of J over frames that
-    show the object, J-absent over those that do not: the share on which its absence was noticed; NaN where there are
-    none.
+    show the object, J-absent over those that do not: the share on which its absence was noticed. J-return: the mean of J
+    over frames 5 to 14 after an absence of 20 frames and more; recovered: the share of those returns with a mean above
+    one half. Elsewhere: the share of the frames that show the object on which the mask is on something else, which is a
+    mask with pixels and a J below .1. Each NaN where there is nothing to count.
     """
 
     name = "synthetic"
-    columns = (*RegionAndBoundary.columns, "J-visible", "J-absent")
-    frame_columns = ("J", "F", "visible")
+    columns = (*RegionAndBoundary.columns, "J-visible", "J-absent", "J-return", "recovered", "elsewhere")
+    frame_columns = ("J", "F", "visible", "predicted")
 
     def score(self, video: AnnotatedVideo) -> VideoScores:
         starts = {listed.obj_id: listed.frames[0] for listed in _listed(video)}
         frames = {obj_id: [frame for frame in video.frames if frame > start] for obj_id, start in starts.items()}
-        curves = _curves(video, frames, _with_visibility(similarity))
+        curves = _curves(video, frames, _with_presence(similarity))
         return VideoScores(objects=tuple(self._object(video, k, curve) for k, curve in curves.items() if curve.frames))
 
     def _object(self, video: AnnotatedVideo, obj_id: int, curve: Curve, group: str = "") -> ObjectScores:
-        j, f, visible = curve.columns()
+        j, f, visible, predicted = curve.columns()
         of_j, of_f = statistics(j), statistics(f)
         by_visibility = tuple(mean(list(j[visible == flag])) for flag in (1, 0))
-        return curve.scores(video, obj_id, ((of_j.mean + of_f.mean) / 2, *of_j, *of_f, *by_visibility), group)
+        after = returns_after_long_absence(j, visible > 0)
+        recovered = mean([float(value > 0.5) for value in after])
+        elsewhere = mean(((predicted > 0) & (j < ELSEWHERE))[visible > 0].astype(float))
+        more = (*by_visibility, mean(after), recovered, elsewhere)
+        return curve.scores(video, obj_id, ((of_j.mean + of_f.mean) / 2, *of_j, *of_f, *more), group)
+
+
+def returns_after_long_absence(j: np.ndarray, visible: np.ndarray) -> list[float]:
+    """The mean of J (T,) over the frames of ``RETURN`` that show the object, after each absence of at least ``LONG_ABSENCE``
+    frames; returns that show it on fewer than half of them are left out."""
+    values = []
+    for run in absences(visible):
+        part = slice(run.stop + RETURN.start, run.stop + RETURN.stop)
+        shown = j[part][visible[part]]
+        if run.stop - run.start >= LONG_ABSENCE and 2 * len(shown) >= RETURN.stop - RETURN.start:
+            values.append(float(shown.mean()))
+    return values
 
 
 MASK_PROTOCOLS: tuple[Protocol[AnnotatedVideo], ...] = (

@@ -208,6 +208,16 @@ TRACKS = (
 )
 """``long_absence``: for 200 frames in the long clips, behind something or out of the frame. ``lookalikes``: two doubles
 of each object. ``late``: four of five objects enter between 15 % and 50 % of the clip."""
+AWAY_TRACKS = (
+    BenchmarkTrack(name="changed_away", level="changed_away", objects=2, events=("appearance", "leave", "return")),
+    BenchmarkTrack(name="revisit", level="revisit", objects=2, events=("appearance", "leave", "return")),
+    BenchmarkTrack(name="lookalike_stays", level="lookalike_stays", objects=2, events=("leave", "return")),
+    BenchmarkTrack(name="scene_cut", level="scene_cut", objects=2, events=("appearance", "leave", "return")),
+)
+"""Every object is away for a quarter to a third of the clip, 100 to 140 frames of 400, when memories of the last frames are
+worth nothing. ``changed_away``: it changes its look, then is away. ``revisit``: it has another look for a while, the first
+look again, and comes back in the other, more than 200 frames later. ``lookalike_stays``: a double stays in the frame.
+``scene_cut``: it changes its look, then another scene is shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,9 +227,10 @@ class _SetSpec:
     seeds: tuple[int, ...]
     num_frames: int
     side: int
+    tracks: tuple[BenchmarkTrack, ...] = TRACKS
 
     def clips(self) -> Iterator[SyntheticClip]:
-        for track in TRACKS:
+        for track in self.tracks:
             for number, seed in enumerate(self.seeds, start=1):
                 yield SyntheticClip(f"{track.name}_{number}", track.name, self._spec(track, seed))
 
@@ -237,11 +248,12 @@ class _SetSpec:
 
 _SETS = {
     "long-v1": _SetSpec(seeds=(31_000_001, 31_000_002), num_frames=600, side=256),
+    "long-v2": _SetSpec(seeds=(34_000_001, 34_000_002, 34_000_003), num_frames=400, side=256, tracks=AWAY_TRACKS),
     "dev-v1": _SetSpec(seeds=(32_000_001,), num_frames=120, side=128),
     "seeds-v1": _SetSpec(seeds=(33_000_001, 33_000_002, 33_000_003), num_frames=200, side=128),
 }
 SYNTHETIC_SETS = tuple(_SETS)
-"""``long-v1``: 14 clips of 600 frames, 256 pixels. ``dev-v1``: 7 of 120 frames, 128 pixels, for tests and CPUs.
+"""``long-v1``: 14 clips of 600 frames, 256 pixels. ``long-v2``: 12 of 400 frames, 256 pixels, of ``AWAY_TRACKS``. ``dev-v1``: 7 of 120 frames, 128 pixels, for tests and CPUs.
 ``seeds-v1``: 21 of 200 frames, 128 pixels, each track with three seeds, to see how much a figure varies between clips."""
 
 

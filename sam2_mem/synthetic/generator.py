@@ -12,7 +12,7 @@ and nothing is stored but a background and the skins. Levels of difficulty are i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -21,7 +21,16 @@ import numpy as np
 
 from sam2_mem.synthetic.appearance import AppearanceSampler, Skin, paint_blobs
 from sam2_mem.synthetic.moving_objects import Camera, MovingObject, PlacedPart, front_map, place_parts
-from sam2_mem.synthetic.scenes import LEVELS, Level, SceneFrame, SceneSampler, mix_level, scale_level
+from sam2_mem.synthetic.scenes import (
+    LEVEL_NUMBERS,
+    Cut,
+    Level,
+    SceneFrame,
+    SceneSampler,
+    find_level,
+    mix_level,
+    scale_level,
+)
 from sam2_mem.synthetic.shapes import Affine, Bounds, Wave, bounding_box, coverage, draw_wave
 from sam2_mem.synthetic.textures import (
     OPAQUE,
@@ -46,7 +55,7 @@ class SyntheticSpec:
 
     Attributes:
         seed: any integer from 0 on.
-        level: a key of ``scenes.LEVELS``.
+        level: a key of ``scenes.LEVELS`` or ``scenes.AWAY_LEVELS``.
         num_frames: length of the clip.
         height: of a frame, in pixels; at least 32.
         width: of a frame, in pixels; sides are at most 3 : 1.
@@ -67,7 +76,8 @@ class SyntheticSpec:
     jpeg_quality: int | None = None
 
     def __post_init__(self) -> None:
-        _require(self.level in LEVELS, f"expected a level of {sorted(LEVELS)}, got {self.level!r}; choose one of them")
+        names = sorted(LEVEL_NUMBERS)
+        _require(self.level in names, f"expected a level of {names}, got {self.level!r}; choose one of them")
         _require(self.seed >= 0, f"expected a seed >= 0, got {self.seed}; use a non-negative integer")
         _require(self.num_frames >= 1, f"expected num_frames >= 1, got {self.num_frames}; ask for at least one frame")
         size = (self.height, self.width)
@@ -154,6 +164,12 @@ class Scene:
     shutter: float = 0.0  # frames the shutter stays open
     shadow: tuple[float, float, float] | None = None  # x, y offset in radii, strength
     jpeg_quality: int | None = None
+    cut: Cut | None = None
+    other_background: Texture | None = None  # of the frames of the cut
+
+    def shown(self, t: float) -> tuple[MovingObject, ...]:
+        """The moving objects at time t, none during the cut."""
+        return () if self.cut is not None and self.cut.shows(t) else self.moving_objects
 
 
 class SyntheticVideo:
@@ -186,7 +202,7 @@ class SyntheticVideo:
 
     def front_map(self, t: int) -> np.ndarray:
         """1 + index in scene.moving_objects of what is in front at each pixel, 0 for the background: (H, W) uint16."""
-        return front_map(self.scene.moving_objects, self.scene.camera, self._box, t)
+        return front_map(self.scene.shown(t), self.scene.camera, self._box, t)
 
     def entry_frame(self, object_id: int) -> int:
         """The first frame in which an object is visible."""
@@ -249,6 +265,8 @@ class SyntheticVideo:
 
     def _areas(self, obj: MovingObject, t: int) -> tuple[int, int]:
         """Pixels of a moving object with nothing in front: all of it, and inside the frame."""
+        if not self.scene.shown(t):
+            return 0, 0
         limits = Bounds(-4 * self.width, -4 * self.height, 5 * self.width, 5 * self.height)
         polygons = [placed.polygon for placed in place_parts(obj, self.scene.camera, t)]
         boxes = [(polygon, bounding_box(polygon, limits)) for polygon in polygons]
@@ -273,7 +291,7 @@ class SyntheticVideo:
 
     def _paint(self, t: float) -> np.ndarray:
         canvas = self._backdrop(t).copy()
-        for obj, skin in zip(self.scene.moving_objects, self.scene.skins, strict=True):
+        for obj, skin in zip(self.scene.shown(t), self.scene.skins):
             placed_parts = place_parts(obj, self.scene.camera, t)
             if self.scene.shadow is not None and not obj.occludes:
                 self._paint_shadow(canvas, obj, placed_parts, self.scene.shadow)
@@ -285,6 +303,8 @@ class SyntheticVideo:
     def _backdrop(self, t: float) -> np.ndarray:
         scene = self.scene
         lookup = scene.camera.background(t, scene.texels, scene.background.size)
+        if scene.other_background is not None and not scene.shown(t):
+            return sample(scene.other_background, *lookup.on_pixels(self._box))
         if self._still is None or self._still[0] != lookup:
             self._still = (lookup, sample(scene.background, *lookup.on_pixels(self._box)))
         return self._still[1]
@@ -373,8 +393,8 @@ def make_clip(seed: int, **settings: Any) -> SyntheticVideo:
 def build_clip(spec: SyntheticSpec) -> SyntheticVideo:
     """Draw moving objects until each is well visible when it first appears, then the rest; ValueError if that fails."""
     frame = SceneFrame(spec.width, spec.height, spec.num_frames)
-    number = sorted(LEVELS).index(spec.level)
-    level = scale_level(LEVELS[spec.level], spec.difficulty)
+    number = LEVEL_NUMBERS[spec.level]
+    level = scale_level(find_level(spec.level), spec.difficulty)
     if spec.level == "mixed":
         level = mix_level(_stream(spec.seed, number, 1), level)
     for attempt in range(ATTEMPTS):
@@ -383,9 +403,13 @@ def build_clip(spec: SyntheticSpec) -> SyntheticVideo:
         )
         moving_objects, camera = sampler.moving_objects(), sampler.camera()
         if _starts_well(moving_objects, camera, frame):
-            return SyntheticVideo(
-                _draw_scene(_stream(spec.seed, number, 3), spec, level, frame, moving_objects, camera)
-            )
+            scene = _draw_scene(_stream(spec.seed, number, 3), spec, level, frame, moving_objects, camera)
+            cut = sampler.cut()
+            if cut is not None:
+                scene = replace(
+                    scene, cut=cut, other_background=_draw_background(_stream(spec.seed, number, 4), scene, level)
+                )
+            return SyntheticVideo(scene)
     raise ValueError(
         f"expected room for {spec.num_objects} objects that are well visible at first, got {spec.width} x "
         f"{spec.height} pixels at level {spec.level!r} after {ATTEMPTS} attempts; ask for fewer objects or another seed"
@@ -475,6 +499,15 @@ def _draw_scene(
         shadow=(0.22 * np.cos(angle), 0.22 * np.sin(angle), rng.uniform(0.25, 0.55)) if lit else None,
         jpeg_quality=_draw_quality(rng, spec, level),
     )
+
+
+def _draw_background(rng: np.random.Generator, scene: Scene, level: Level) -> Texture:
+    """The background of another scene, with still blobs in it."""
+    size, kind = scene.background.size, str(rng.choice(level.backgrounds))
+    backdrop = make_background(rng, size, kind=kind, vivid=0.65 * level.vivid, lines=level.lines)
+    appearance = AppearanceSampler(rng, level, backdrop.reshape(-1, 3)[::7].mean(axis=0))
+    paint_blobs(rng, backdrop, appearance, level.blobs)
+    return Texture.from_rgb(backdrop)
 
 
 def _draw_quality(rng: np.random.Generator, spec: SyntheticSpec, level: Level) -> int | None:

@@ -33,6 +33,9 @@ from sam2_mem.synthetic.shapes import (
 )
 
 EVENTS = ("occlusion", "leave", "long", "appearance", "split")
+AWAY_EVENTS = ("away", "changed", "revisit", "cut")
+"""``away``: out of the frame once, for long. ``changed``: in its second look from early on. ``revisit``: in its second look
+early on and again from its absence on. ``cut``: another scene for as long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +98,22 @@ LEVELS: dict[str, Level] = {
     ),
 }
 
+AWAY_LEVELS: dict[str, Level] = {
+    "changed_away": Level(events=("changed", "away"), radius=(0.12, 0.16)),
+    "revisit": Level(events=("revisit", "away"), radius=(0.12, 0.16)),
+    "lookalike_stays": Level(events=("away",), lookalikes=1, radius=(0.12, 0.16)),
+    "scene_cut": Level(events=("changed", "cut"), radius=(0.12, 0.16)),
+}
+"""Levels in which a memory decides: what the last frames show says nothing about the object when it is seen again."""
+LEVEL_NUMBERS = {name: number for number, name in enumerate(sorted(LEVELS))}
+LEVEL_NUMBERS |= {name: 100 + number for number, name in enumerate(AWAY_LEVELS)}
+"""What the generators of a level are seeded with; never changed."""
+
+
+def find_level(name: str) -> Level:
+    """A level of ``LEVELS`` or ``AWAY_LEVELS``."""
+    return LEVELS[name] if name in LEVELS else AWAY_LEVELS[name]
+
 
 def scale_level(level: Level, difficulty: float) -> Level:
     """Turn the dial: 0.5 leaves the level as it is, 0 halves motion, clutter and noise, 1 makes them 1.5 times."""
@@ -145,6 +164,16 @@ class SceneFrame(NamedTuple):
         return min(math.sqrt(self.width * self.height), 1.3 * min(self.width, self.height))
 
 
+class Cut(NamedTuple):
+    """Frames ``start`` to ``end`` - 1 show another scene."""
+
+    start: int
+    end: int
+
+    def shows(self, t: float) -> bool:
+        return self.start <= math.floor(t + 0.5) < self.end
+
+
 class SceneSampler:
     """Draws the moving objects and the camera of one scene; holds the generator and the positions already taken."""
 
@@ -157,6 +186,7 @@ class SceneSampler:
         self._num_objects = num_objects
         self._late = self._draw_late(late_objects)
         self._taken: list[tuple[float, float]] = []
+        self._absence = draw_absence(rng, frame, level)
         num_moving = num_objects * (1 + level.lookalikes)
         self._shrink = min(1.0, math.sqrt(4.0 / num_moving))
 
@@ -189,6 +219,12 @@ class SceneSampler:
             if still
             else tuple(draw_wave(rng, 0.06 * side * k * rng.random(), (40, 120)) for _ in "xy"),
         )
+
+    def cut(self) -> Cut | None:
+        """When another scene is shown, if the level asks for it."""
+        if not self._wants("cut"):
+            return None
+        return Cut(round(self._absence.start), round(self._absence.end))
 
     def _wants(self, event: str) -> bool:
         return event in self._level.events
@@ -290,6 +326,15 @@ class SceneSampler:
             change = repeat(rng, total, ramp=ramp, hold=rng.uniform(15, 40), first=0.12 * total)
             growth = rng.uniform(1.25, 1.6) if rng.random() < 0.6 else rng.uniform(0.7, 0.85)
             obj = replace(obj, change=change, growth=growth)
+        if self._wants("changed"):
+            ramp = 0.06 * total
+            obj = replace(
+                obj, change=Schedule((Window(0.05 * total, ramp, 2.0 * total),)), growth=rng.uniform(0.9, 1.2)
+            )
+        if self._wants("revisit"):
+            ramp, again = 0.05 * total, self._absence.middle
+            early = Window(0.05 * total, ramp, 0.12 * total)
+            obj = replace(obj, change=Schedule((early, Window(again, 2.0, 2.0 * total))), growth=rng.uniform(0.9, 1.2))
         if self._wants("split"):
             ramp = min(0.25 * total, rng.uniform(5, 10))
             split = repeat(rng, total, ramp=ramp, hold=rng.uniform(15, 45), first=0.3 * total)
@@ -299,6 +344,8 @@ class SceneSampler:
 
     def _absences(self, base: Path, obj: MovingObject, entry: int, hiding: _HidingPlace | None) -> Path:
         """Let the object leave, or hide for long, if the level asks for it."""
+        if self._wants("away"):
+            return Excursion(base, Schedule((self._absence,)), ((self._exit(obj), self._exit(obj)),))
         rng, remaining = self._rng, self._frame.num_frames - entry
         if self._wants("long"):
             hold, ramp = min(200.0, remaining * rng.uniform(0.35, 0.5)), min(10.0, 0.08 * remaining)
@@ -437,6 +484,16 @@ class _HidingPlace:
         turn = Wave(1.0, 2 * math.pi / period, phase)
         side = draw_wave(rng, 0.03 * across / count, (20, 50))
         return Shuttle(centre, (reach, 0.0) if self.upright else (0.0, reach), turn, side)
+
+
+def draw_absence(rng: np.random.Generator, frame: SceneFrame, level: Level) -> Window:
+    """The one absence of all objects of a level of ``AWAY_LEVELS``: 100 to 140 frames of 400, of shorter clips as large a
+    share."""
+    total, events = frame.num_frames, level.events
+    if not set(AWAY_EVENTS) & set(events):
+        return Window(total, 1.0, 0.0)
+    start = 0.52 if "revisit" in events else 0.3
+    return Window(total * start * rng.uniform(0.95, 1.05), 0.02 * total, total * rng.uniform(0.25, 0.35))
 
 
 def repeat(

@@ -238,6 +238,10 @@ class Window(NamedTuple):
     def end(self) -> float:
         return self.start + 2 * self.ramp + self.hold
 
+    @property
+    def middle(self) -> float:
+        return (self.start + self.end) / 2
+
     def level(self, t: float) -> float:
         """Smooth 0..1."""
         edge = min(t - self.start, self.end - t) / self.ramp
@@ -327,7 +331,7 @@ class Excursion:
         if i is None or position is None:
             return position
         window = self.schedule.windows[i]
-        outside = self.exits[i][0 if t < (window.start + window.end) / 2 else 1]
+        outside = self.exits[i][0 if t < window.middle else 1]
         share = window.level(t)
         return position[0] + share * (outside[0] - position[0]), position[1] + share * (outside[1] - position[1])
 

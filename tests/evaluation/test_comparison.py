@@ -592,7 +592,7 @@ def test_submitit(whole: Path, weights: Path, tmp_path: Path, monkeypatch: pytes
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for extra, told in (
         (["--data", "davis2016"], "expected synthetic:<set>"),
-        (["--data", "synthetic:v0"], "expected a synthetic set of long-v1, dev-v1, seeds-v1"),
+        (["--data", "synthetic:v0"], "expected a synthetic set of long-v1, long-v2, dev-v1, seeds-v1"),
         (["--data", "nodata:/tmp"], "expected a data set of davis2016"),
         (["--videos", "late_9"], "expected names of videos of synthetic:dev-v1, got late_9"),
         (["--baseline", "xmem"], "expected the baseline among the policies"),

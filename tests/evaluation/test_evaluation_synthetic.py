@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from micro import micro_predictor, one_thread  # noqa: F401
 from sam2_mem.evaluation.datasets import PROTOCOLS, open_dataset
 from sam2_mem.evaluation.scoring import evaluate
 from sam2_mem.evaluation.synthetic import (
+    AWAY_TRACKS,
     SYNTHETIC_SETS,
     TRACKS,
     SyntheticClip,
@@ -24,6 +26,7 @@ from sam2_mem.evaluation.synthetic import (
     fingerprint,
     open_synthetic,
 )
+from sam2_mem.evaluation.videos import ListedObject
 from sam2_mem.tracking.vos import segment
 from sam2_mem.tracking.vos_run import Outputs, RunOptions, VideoTask, run
 from sam2_mem.training.validation import SEED
@@ -71,6 +74,22 @@ SEEDS = {
 }
 """Of frames 0, 100 and 199 of the three clips of each track of seeds-v1."""
 
+AWAY = {
+    "changed_away_1": "383c0607ea001a53",
+    "changed_away_2": "d2e559f3aa5654d9",
+    "changed_away_3": "1bcf70abddd6b194",
+    "revisit_1": "bd09bcd41380e8df",
+    "revisit_2": "00acd72c970add86",
+    "revisit_3": "e605cbe4839232a6",
+    "lookalike_stays_1": "a5393c73a62b28eb",
+    "lookalike_stays_2": "dda4b6dfd933183d",
+    "lookalike_stays_3": "448c02498a2662b9",
+    "scene_cut_1": "8346d9c0df2d66b0",
+    "scene_cut_2": "525536f7d63838c5",
+    "scene_cut_3": "e9783e3365aaab20",
+}
+"""Of frames 0, 60, 200 and 399 of the clips of long-v2."""
+
 SHORT = 24
 
 
@@ -99,6 +118,12 @@ def test_every_bit_of_the_short_set(name: str) -> None:
 def test_frames_of_the_long_set(name: str) -> None:
     clip = open_synthetic("long-v1")[name]
     assert fingerprint(clip, (0, 300, 599)) == LONG[name]
+
+
+@pytest.mark.parametrize("name", AWAY)
+def test_frames_of_the_set_of_long_absences(name: str) -> None:
+    clip = open_synthetic("long-v2")[name]
+    assert fingerprint(clip, (0, 60, 200, 399)) == AWAY[name]
 
 
 @pytest.mark.parametrize("track", SEEDS)
@@ -135,8 +160,10 @@ def test_control_another_seed_has_another_fingerprint(small: SyntheticSet) -> No
 
 
 def test_sizes() -> None:
-    long, dev, seeds = map(open_synthetic, SYNTHETIC_SETS)
-    assert SYNTHETIC_SETS == ("long-v1", "dev-v1", "seeds-v1")
+    long, away, dev, seeds = map(open_synthetic, SYNTHETIC_SETS)
+    assert SYNTHETIC_SETS == ("long-v1", "long-v2", "dev-v1", "seeds-v1")
+    assert [clip.name for clip in away] == list(AWAY) and {clip.track for clip in away} == {t.name for t in AWAY_TRACKS}
+    assert {(len(c), c.spec.height, c.spec.width) for c in away} == {(400, 256, 256)}
     assert [clip.name for clip in dev] == list(WHOLE) and [clip.name for clip in long] == list(LONG)
     assert {(len(c), c.spec.height, c.spec.width) for c in long} == {(600, 256, 256)}
     assert {(len(c), c.spec.height, c.spec.width) for c in dev} == {(120, 128, 128)}
@@ -169,6 +196,38 @@ def test_every_track_holds_what_it_promises(track) -> None:
         assert (absent.mean(0) > 0.35).all()
 
 
+@pytest.mark.parametrize("name", AWAY)
+def test_every_object_is_away_for_a_hundred_frames_and_comes_back(name: str) -> None:
+    """What the last frames before its return show, and the look in which it returns."""
+    clip = open_synthetic("long-v2")[name]
+    video, changes = clip.video, [o.change for o in clip.video.scene.moving_objects if o.object_id]
+    shown = {t: video.masks(t) for t in range(0, 400, 10)}
+    for obj_id, change in zip((1, 2), changes):
+        present = [t for t, ids in shown.items() if (ids == obj_id).any()]
+        before, after = max(pairwise(present), key=lambda pair: pair[1] - pair[0])
+        assert after - before >= 100 and max(present) >= 350
+        looks = [round(change.level(t)) for t in (0, before, after)]
+        expected = {"changed_away": [0, 1, 1], "scene_cut": [0, 1, 1], "revisit": [0, 0, 1]}
+        assert looks == expected.get(clip.track, [0, 0, 0])
+        if clip.track == "revisit":
+            seen = [t for t in present if t < before and round(change.level(t)) == 1]
+            assert seen and after - max(seen) > 200
+        middle = (before + after) // 2
+        doubles = [n for n, o in enumerate(video.scene.moving_objects, 1) if o.resembles == obj_id]
+        stays = any(np.isin(video.front_map(t), doubles).any() for t in (middle - 20, middle, middle + 20))
+        assert stays == (clip.track == "lookalike_stays")
+
+
+def test_a_cut_shows_another_scene() -> None:
+    video = open_synthetic("long-v2")["scene_cut_1"].video
+    cut = video.scene.cut
+    inside, outside = (video.frame(t).image.astype(int) for t in (cut.start, cut.start - 1))
+    assert np.abs(inside - outside).mean() > 10 and not video.masks(cut.start).any()
+    assert video.masks(cut.start - 1).any() and video.masks(cut.end).any()
+    kinds = [(event.kind, event.start) for event in video.events() if event.object_id == 1]
+    assert ("leave", cut.start) in kinds and ("return", cut.end) in kinds
+
+
 def test_objects_leave_and_come_back_in_the_long_set() -> None:
     video = open_synthetic("long-v1")["long_absence_1"].video
     for obj_id in (1, 2):
@@ -178,8 +237,10 @@ def test_objects_leave_and_come_back_in_the_long_set() -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected a synthetic set of long-v1, dev-v1, seeds-v1, got 'long-v2'"):
-        open_synthetic("long-v2")
+    with pytest.raises(
+        ValueError, match="expected a synthetic set of long-v1, long-v2, dev-v1, seeds-v1, got 'long-v3'"
+    ):
+        open_synthetic("long-v3")
     with pytest.raises(ValueError, match="expected a clip of dev-v1, one of occlusion_1, .*, got 'occlusion_9'"):
         open_synthetic("dev-v1")["occlusion_9"]
 
@@ -269,8 +330,31 @@ def test_protocol_counts_from_after_the_prompt_and_tells_absence_apart() -> None
         assert empty.values[columns.index("J-visible")] == 0.0 and empty.values[columns.index("J-absent")] == 1.0
 
 
+def object_from_start(truths: np.ndarray) -> ListedObject:
+    return ListedObject(obj_id=1, frames=tuple(f"{t:05d}" for t in range(len(truths))))
+
+
+def test_returns_after_long_absences_and_masks_elsewhere() -> None:
+    """An object is visible on frames 0 to 9 and 40 to 69; the mask is right, gone, or on something else after its return."""
+    truths = np.zeros((70, 16, 16), np.uint8)
+    truths[:10, 2:6, 2:6] = truths[40:, 2:6, 2:6] = 1
+    late, wrong = truths.copy(), truths.copy()
+    late[40:50] = 0  # found again ten frames late
+    wrong[40:] = np.roll(truths[40:], 8, axis=2)
+    columns = PROTOCOLS["synthetic"].columns
+    expected = {"perfect": (1.0, 1.0, 0.0), "late": (0.5, 0.0, 0.0), "wrong": (0.0, 0.0, 30 / 39)}
+    for name, pred in (("perfect", truths), ("late", late), ("wrong", wrong)):
+        (scores,) = PROTOCOLS["synthetic"].score(ArrayVideo("v", truths, pred, (object_from_start(truths),))).objects
+        values = dict(zip(columns, scores.values))
+        assert (values["J-return"], values["recovered"], values["elsewhere"]) == pytest.approx(expected[name])
+    short = np.delete(truths, slice(10, 25), 0)  # 15 frames away are no long absence
+    (scores,) = PROTOCOLS["synthetic"].score(ArrayVideo("v", short, short, (object_from_start(short),))).objects
+    assert np.isnan(dict(zip(columns, scores.values))["J-return"])
+
+
 def test_an_object_that_never_leaves_has_no_score_of_absence(small: SyntheticSet) -> None:
     clip = small["appearance_1"]
     truths = np.stack([clip.video.masks(t) for t in range(SHORT)])
     (one, *_) = PROTOCOLS["synthetic"].score(ArrayVideo(clip.name, truths, truths, tuple(clip.listed))).objects
-    assert np.isnan(one.values[-1]) and one.values[-2] == 1.0
+    values = dict(zip(PROTOCOLS["synthetic"].columns, one.values))
+    assert values["J-visible"] == 1.0 and all(np.isnan(values[k]) for k in ("J-absent", "J-return", "recovered"))

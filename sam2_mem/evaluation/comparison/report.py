@@ -101,18 +101,20 @@ def object_table(comparison: PairedComparison, data: str) -> Table:
 
 
 def breakdowns(comparison: PairedComparison, data: str) -> list[Table]:
-    """The numbers of a synthetic set by track and by seed, in percent, where there are several: the main number, and J
-    over the frames that show the object. The last column: the standard deviation between them."""
+    """The numbers of a synthetic set by track and by seed, in percent, where there are several: the main number, J over the
+    frames that show the object, and J after long absences where there are any. The last column: the standard deviation
+    between them."""
     tables = []
     for kind, group_of in groups_of_videos(data).items():
         groups = dict.fromkeys(group_of[r.video] for r in comparison.results if r.data == data)
-        for column in (comparison.headline(data), "J-visible") if len(groups) > 1 else ():
+        for column in (comparison.headline(data), "J-visible", "J-return") if len(groups) > 1 else ():
             lines = []
             for policy in comparison.policies:
                 means = group_means(comparison.of(policy, data), column, group_of)
                 deviation = stdev(means.values()) if len(means) > 1 else math.nan
                 lines.append([policy, *(_percent(means.get(name, math.nan)) for name in groups), _percent(deviation)])
-            tables.append(Table(f"{column} by {kind}", ["policy", *groups, "deviation"], lines))
+            if any(cell != "-" for line in lines for cell in line[1:]):
+                tables.append(Table(f"{column} by {kind}", ["policy", *groups, "deviation"], lines))
     return tables
 
 

@@ -18,6 +18,7 @@ import torch
 
 from sam2_mem.evaluation.benchmark.measured_pass import PassCost, measured_pass, warm_up
 from sam2_mem.evaluation.comparison.jobs import Job, Plan, PolicyEntry, Result, ResultFolder
+from sam2_mem.evaluation.comparison.oracle import TruthPredictor
 from sam2_mem.evaluation.comparison.videos import ComparisonVideo, decoded
 from sam2_mem.evaluation.packed_masks import PackedMasks, PredictedVideo
 from sam2_mem.evaluation.protocols import Protocol
@@ -88,6 +89,7 @@ class _JobRunner:
         result = Result(**asdict(job), settings=settings, protocol=protocol.name)
         try:
             predictor = self._predictor(entry, video)
+            _feed_truth(predictor, video)
             cost, packed = self._track(job, predictor, video)
             scores = protocol.score(PredictedVideo(video.truth, packed))
         except Exception as error:
@@ -116,6 +118,7 @@ class _JobRunner:
                 built = error
             else:
                 source = self._source(video)
+                _feed_truth(built, video)
                 warm_up(built, source, video.plan(source))
             self._built[entry.name] = built
         if isinstance(built, Exception):
@@ -152,6 +155,11 @@ class _JobRunner:
         if video.per_object:
             return stack.enter_context(PerObjectWriter(folder, video.name))
         return stack.enter_context(PaletteWriter(folder, video.name, plan.palette))
+
+
+def _feed_truth(predictor: SAM2VideoPredictor, video: ComparisonVideo) -> None:
+    if isinstance(predictor, TruthPredictor):
+        predictor.video = video.truth
 
 
 def _object_entry(protocol: Protocol[Any], scores: ObjectScores, number: Mapping[str, int]) -> Json:
