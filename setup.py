@@ -79,6 +79,7 @@ setup(
         "sam2_mem.checkpoints": ["sam2_mem_*.safetensors", "*.md"],
         "sam2_mem.evaluation": ["datasets.yaml", "templates/*"],
         "sam2_mem.evaluation.benchmark": ["suite.yaml"],
+        "sam2_mem.studio": ["static/*"],
     },
     include_package_data=False,
     install_requires=INSTALL_REQUIRES,

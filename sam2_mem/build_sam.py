@@ -158,8 +158,9 @@ def _optional_part(config: DictConfig, group: str, is_valid: Callable[[Any], boo
     return part
 
 
-def _check_slots(policy: MemoryPolicy, model: SAM2) -> None:
-    """A policy that reads more memory maps than the temporal code has rows would fail in the middle of a video."""
+def check_slots(policy: MemoryPolicy, model: SAM2) -> None:
+    """ConfigError for a policy that reads more memory maps than the temporal code has rows: it would fail in the middle of a
+    video."""
     rows, num_maskmem = model.maskmem_tpos_enc.shape[0], getattr(policy.unwrapped, "num_maskmem", 0)
     if num_maskmem > rows:
         raise ConfigError(f"expected memory_policy.num_maskmem <= {rows} (model.num_maskmem), got {num_maskmem}")
@@ -359,7 +360,7 @@ def build_sam2_video_predictor(
     policy = build_policy(config.get("memory_policy") if memory_policy is None else memory_policy)
     policy = _bounded(policy, config)
     model = _build_model(config, _weights_file(ckpt_path, config.get("checkpoint")), device, mode)
-    _check_slots(policy, model)
+    check_slots(policy, model)
     _note_unused(policy, model)
     refiner = _optional_part(config, "refiner", lambda part: isinstance(part, Refiner))
     embedder = _optional_part(config, "embedder", callable)
@@ -436,7 +437,7 @@ def build_training(config: DictConfig, *, init: str | PathLike[str] | None = Non
     for prefix, file in (config.get("parts") or {}).items():
         load_part(model.get_submodule(prefix), f"{prefix}.", file)
     policy = build_policy(config.memory_policy)
-    _check_slots(policy, model)
+    check_slots(policy, model)
     return TrainingJob(model, policy, plan, weights is None, _teacher(config.get("teacher"), init, device))
 
 

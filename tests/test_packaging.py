@@ -82,6 +82,7 @@ PARTS = (
     "evaluation",
     "training",
     "build_sam",
+    "studio",
     "cli",
 )
 LIBRARY = frozenset({"types", "prompts", "model", "memory", "video", "tracking"})
@@ -102,6 +103,7 @@ MAY_IMPORT = {
     "evaluation": LIBRARY | {"synthetic"},
     "training": LIBRARY | {"checkpoint", "synthetic"},
     "build_sam": LIBRARY | {"checkpoint", "config"},
+    "studio": LIBRARY | {"build_sam", "config", "evaluation"},
     "cli": frozenset(PARTS),
     "__main__": frozenset({"cli"}),
     "tools": frozenset({"", *PARTS}),
@@ -292,6 +294,7 @@ def test_wheel_carries_configs_code_and_the_small_model(wheel: Path) -> None:
     beside = {"sam2_mem/checkpoints/sam2_mem_nano.safetensors", "sam2_mem/py.typed"}
     data = {file.relative_to(ROOT).as_posix() for file in (ROOT / "sam2_mem").rglob("*.[!p]*") if file.is_file()}
     assert {"sam2_mem/evaluation/datasets.yaml", "sam2_mem/evaluation/templates/comparison.html"} <= data
+    assert {f"sam2_mem/studio/static/{name}" for name in ("index.html", "app.js", "studio.css")} <= data
     assert configs | code | data | beside <= packed
 
 

@@ -13,6 +13,7 @@ from importlib import import_module
 from sam2_mem import __version__
 
 COMMANDS = {
+    "studio": ("studio", "a page on this machine: click, track, see what memory reads, change the policy, export"),
     "segment": ("vos", "masks of objects through a video or a data set, from masks, boxes or clicks"),
     "compare": ("compare", "memory policies side by side on videos with ground truth: quality, speed, bytes"),
     "evaluate": ("evaluate", "scores of masks on disk, by the rules of a data set"),
@@ -45,6 +46,7 @@ def usage() -> str:
             "",
             "A first try, with the small model that comes with the package:",
             "",
+            "  sam2-mem studio --demo",
             "  sam2-mem segment --sam2_cfg nano_v2 --video clip.mp4 --box 100,80,300,260 --output out",
             "",
             "Exit status: 0 done; 1 a part of the work failed; 2 the arguments cannot be used; 130 stopped by Ctrl-C.",

@@ -98,6 +98,28 @@ class PredictorBase:
         self.model.eval()
         return self
 
+    def with_policy(self: Predictor, policy: Any) -> Predictor:
+        """A predictor with the same network and settings, whose objects remember otherwise; weights are shared.
+
+        Args:
+            policy: a name (``"rmem"``), a config or an instance, as ``memory_policy`` of ``build_sam2_video_predictor``. A bound
+                on memory around the present policy does not carry over.
+
+        Raises:
+            ValueError: there is no such policy, or this network cannot serve it.
+        """
+        builder = import_module("sam2_mem.build_sam")
+        built = builder.build_policy(policy)
+        builder.check_slots(built, self.model)
+        return type(self)(
+            self.model,
+            built,
+            tracker=self.tracker_settings,
+            settings=self.settings,
+            refiner=self.refiner,
+            embedder=self.embedder,
+        )
+
     def encode(self, frame: Frame) -> FrameFeatures:
         """Features of a frame, as ``Tracker.step`` takes them."""
         pixels = normalize(frame.model_input(self.model.image_size)[None], self.model.device)
@@ -244,7 +266,7 @@ class SAM2VideoPredictor(PredictorBase):
         state.tracker.preview(features, prompt)
         state.edits += 1
         state.prompts.setdefault(prompt.obj_id, {})[frame.index] = prompt
-        return self._current_masks(state, frame.index)
+        return self.current_masks(state, frame.index)
 
     @torch.inference_mode()
     def clear_all_prompts_in_frame(
@@ -263,7 +285,7 @@ class SAM2VideoPredictor(PredictorBase):
             memory = self.policy.unprompt(track.state, frame_idx)
             state.tracker.change(track, Cause.UNPROMPT, FrameContext(frame_idx), memory)
             track.tracked.discard(frame_idx)
-        return self._current_masks(state, frame_idx) if need_output else None
+        return self.current_masks(state, frame_idx) if need_output else None
 
     @torch.inference_mode()
     def remove_object(
@@ -290,10 +312,15 @@ class SAM2VideoPredictor(PredictorBase):
         frames = sorted(state.prompts.pop(obj_id, {}))
         if not state.obj_ids or not need_output:
             return state.obj_ids, []
-        return state.obj_ids, [(f, self._current_masks(state, f)[2]) for f in frames]
+        return state.obj_ids, [(f, self.current_masks(state, f)[2]) for f in frames]
 
-    def _current_masks(self, state: InferenceState, frame_idx: int) -> Masks:
-        """What the user sees on a frame now; objects without a known mask there are absent."""
+    @torch.inference_mode()
+    def current_masks(self, state: InferenceState, frame_idx: int) -> Masks:
+        """The masks of all objects on a frame as they are now, also of one that was tracked long ago.
+
+        Masks are kept as long as memory is (``tracker.history`` of them, and within ``tracker.archive_bytes``); an object
+        without one on this frame has an empty mask.
+        """
         outputs = [state.tracker.recall.output(track, frame_idx) for track in state.tracker.tracks.values()]
         masks = torch.full((len(outputs), *self.model.mask_size), ABSENT_LOGIT, device=self.device)
         for row, output in enumerate(outputs):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .indexed import IndexedFileSource
 from .source import VideoSource
 from .stored import IMAGE_EXTENSIONS, ArraySource, FileSource, FolderSource, PictureSource
 from .streams import CameraSource, IteratorSource
@@ -20,7 +21,7 @@ ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 """How the address of a stream begins, e.g. ``rtsp://``."""
 
 
-def open_video(source: Any, *, prefetch: int = 2, cache: int = 4) -> VideoSource:
+def open_video(source: Any, *, prefetch: int = 2, cache: int = 4, indexed: bool = False) -> VideoSource:
     """Open a video, whatever it is.
 
     `prefetch` frames are decoded ahead for folders and files; `cache` recent frames are kept for access by index.
@@ -32,13 +33,15 @@ def open_video(source: Any, *, prefetch: int = 2, cache: int = 4) -> VideoSource
             rtsp://... (read once, from its start, as a camera is).
         prefetch: number of frames.
         cache: number of frames.
+        indexed: of a video file, also note the times of all frames in the background, so that any frame comes quickly; see
+            `sam2_mem.video.indexed`.
     """
     if isinstance(source, VideoSource):
         return source
     if isinstance(source, str) and ADDRESS.match(source):
         return CameraSource(source, cache=cache)
     if isinstance(source, str | os.PathLike):
-        return _open_path(Path(source).expanduser(), prefetch, cache)
+        return _open_path(Path(source).expanduser(), prefetch, cache, indexed)
     if isinstance(source, int | np.integer) and not isinstance(source, bool):
         return CameraSource(int(source), cache=cache)
     if isinstance(source, list | tuple) and any(isinstance(item, str | os.PathLike) for item in source):
@@ -66,13 +69,14 @@ def _picture_paths(items: Sequence[Any]) -> list[Path]:
     return [Path(item).expanduser() for item in items]
 
 
-def _open_path(path: Path, prefetch: int, cache: int) -> VideoSource:
+def _open_path(path: Path, prefetch: int, cache: int, indexed: bool) -> VideoSource:
     if not path.exists():
         raise FileNotFoundError(f"no such video: '{path}'; expected a folder of images or a video file")
     if path.is_dir():
         return FolderSource(path, prefetch=prefetch, cache=cache)
     if path.suffix.lower() in VIDEO_EXTENSIONS:
-        return FileSource(path, prefetch=prefetch, cache=cache)
+        kind = IndexedFileSource if indexed else FileSource
+        return kind(path, prefetch=prefetch, cache=cache)
     raise ValueError(
         f"unsupported video file '{path}': expected one of {', '.join(VIDEO_EXTENSIONS)}, or a folder of "
         f"{', '.join(IMAGE_EXTENSIONS)} images, got '{path.suffix}'"

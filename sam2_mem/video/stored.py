@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ OTHER_PICTURES = (
 )
 """Endings of pictures that are not read from a folder."""
 REVERSE_BLOCK = 16
+SEEK_BACK = (1, 32, 128)
+"""Frames before the one wanted at which a seek is tried, in turn."""
 MAX_ATTEMPTS = 20_000
 """Frames that may fail to be decoded, one after the other, before a file counts as ended; less than a second."""
 
@@ -113,7 +115,7 @@ class FileSource(SeekableSource):
     def __init__(self, path: Path, *, prefetch: int = 2, cache: int = 4) -> None:
         super().__init__(prefetch=prefetch, cache=cache)
         self._path = path
-        self._reader = _Reader(path)
+        self._reader = VideoReader(path)
         self.stated_length = self._reader.stated_length
         try:
             first = self._reader.read(0)
@@ -136,7 +138,7 @@ class FileSource(SeekableSource):
         """The exact number of frames; decodes the rest of the video the first time."""
         self._check_open()
         if self._length is None:
-            with closing(_Reader(self._path)) as reader:
+            with closing(VideoReader(self._path)) as reader:
                 reader.skip_to(sys.maxsize)
                 self._met_end(reader)
         return len(self)
@@ -145,7 +147,7 @@ class FileSource(SeekableSource):
         super().close()
         self._reader.close()
 
-    def _met_end(self, reader: _Reader) -> None:
+    def _met_end(self, reader: VideoReader) -> None:
         if self._length is None and self.stated_length is not None and reader.position != self.stated_length:
             level = logging.WARNING if reader.position < self.stated_length else logging.INFO
             where = (
@@ -160,7 +162,7 @@ class FileSource(SeekableSource):
 
     def _forward(self, indices: range, required: int) -> Frames:
         """Decode ascending `indices` up to the end of the file; IndexError if that comes before frame `required`."""
-        with closing(_Reader(self._path)) as reader:
+        with closing(self._reader_at(indices.start)) as reader:
             for index in indices:
                 image = reader.read(index)
                 if image is None:
@@ -195,11 +197,15 @@ class FileSource(SeekableSource):
         finally:
             self._waiting.add(-len(block))
 
+    def _reader_at(self, index: int) -> VideoReader:
+        """A reader whose next frame is ``index`` or an earlier one."""
+        return VideoReader(self._path)
+
     def _fetch(self, index: int) -> Frame:
         backwards = index < self._reader.position
         if backwards:
             self._reader.close()
-            self._reader = _Reader(self._path)
+            self._reader = VideoReader(self._path)
         # Stepping back usually goes on: also keep the frames just before this one.
         first = max(index - self._cache.size + 1, 0) if backwards else index
         for earlier in range(first, index):
@@ -214,7 +220,7 @@ class FileSource(SeekableSource):
         return self._make_frame(index, image)
 
 
-class _Reader:
+class VideoReader:
     """One pass of OpenCV over a file; `position` is the index of the next frame, counted by decoding; `jump` that of the
     first frame that comes later than the frame rate lets expect."""
 
@@ -268,6 +274,31 @@ class _Reader:
             raise ValueError(f"cannot read frame {index} of '{self._path}': OpenCV decoded it but gives no picture")
         self.position += 1
         return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+    def seek(self, index: int, index_of: Callable[[float], int | None]) -> bool:
+        """Go to where the next frame is `index`. OpenCV may come to another place than it was sent to, so the time of the frame
+        it came to decides.
+
+        Args:
+            index: of a frame.
+            index_of: the frame at a time in milliseconds, None where that is not certain.
+
+        Returns:
+            False where the place is not certain; the reader can then only be closed.
+        """
+        self._failure = None
+        for back in SEEK_BACK:
+            self._capture.set(cv2.CAP_PROP_POS_FRAMES, max(index - back, 0))
+            while self._capture.grab():
+                self._time = self._capture.get(cv2.CAP_PROP_POS_MSEC)
+                current = index_of(self._time)
+                if current is None or current >= index:
+                    break
+                if current == index - 1:
+                    self.position = index
+                    return True
+        self.position = sys.maxsize
+        return False
 
     def close(self) -> None:
         self._capture.release()

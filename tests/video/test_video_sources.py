@@ -507,8 +507,8 @@ def test_held_frames_reverse_and_backward_access(clip, alive):
 
 def test_stepping_back_through_a_file_decodes_little(clip, monkeypatch):
     opened = []
-    real = stored._Reader
-    monkeypatch.setattr(stored, "_Reader", lambda path: opened.append(path) or real(path))
+    real = stored.VideoReader
+    monkeypatch.setattr(stored, "VideoReader", lambda path: opened.append(path) or real(path))
     source = open_video(clip, cache=4)
     assert indices(source[i] for i in range(39, -1, -1)) == list(range(39, -1, -1))
     assert len(opened) <= 1 + 40 // 4

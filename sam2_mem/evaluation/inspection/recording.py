@@ -4,7 +4,7 @@ line per entry. Plain values only."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import cv2
@@ -148,6 +148,14 @@ def frame_records(records: Iterable[TraceRecord]) -> list[FrameRecord]:
             bytes=record.bytes,
         )
     return frames
+
+
+def as_json(record: FrameRecord) -> dict[str, Any]:
+    """A record as plain values that JSON has: enums by their value, tuples as lists."""
+    values = asdict(record)
+    for event in values["events"]:
+        event["action"] = event["action"].value
+    return values
 
 
 # -- lines of a timeline ----------------------------------------------------------------------------------------------

@@ -1,0 +1,77 @@
+"""Results as files in the working folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from sam2_mem.files import atomic_path
+from sam2_mem.studio.pictures import decoded
+from sam2_mem.studio.run import PolicyRun
+from sam2_mem.studio.session import StudioSession
+from sam2_mem.video import MaskWriter, MultiWriter, OverlayWriter, PaletteWriter, PerObjectWriter, RLEWriter
+
+KINDS = ("png", "png_per_object", "rle", "overlay", "script", "session")
+CODECS = ("avc1", "mp4v")
+SESSION_ENDING = ".session.json"
+
+
+def export(session: StudioSession, run: PolicyRun, kinds: list[str], folder: Path) -> list[Path]:
+    """Write results.
+
+    Args:
+        session: whose results.
+        run: the run whose masks are written.
+        kinds: out of ``KINDS``: PNGs of object ids, one PNG per object, COCO run lengths, a video with the masks drawn in, a
+            Python script that repeats the session, a file that the studio opens again.
+        folder: where to; what is there under the same names is replaced.
+
+    Returns:
+        what was written, files and folders.
+    """
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or not kinds:
+        raise ValueError(f"expected results out of {', '.join(KINDS)}, got {', '.join(unknown) or 'none'}")
+    stem = Path(session.log.video).stem
+    folder.mkdir(parents=True, exist_ok=True)
+    written = _write_masks(session, run, kinds, folder, stem)
+    if "script" in kinds:
+        written.append(folder / f"{stem}.py")
+        with atomic_path(written[-1]) as part:
+            part.write_text(session.log.script(f"{stem}_repeated"), encoding="utf-8")
+    if "session" in kinds:
+        written.append(folder / f"{stem}{SESSION_ENDING}")
+        save_session(session, written[-1])
+    return written
+
+
+def save_session(session: StudioSession, path: Path) -> None:
+    """Write steps, names, policy and masks, to be opened again."""
+    masks = {frame: view.masks for frame, view in sorted(session.runs[0].frames.items()) if view.masks}
+    replace(session.log, masks=masks).save(path)
+
+
+def _write_masks(session: StudioSession, run: PolicyRun, kinds: list[str], folder: Path, stem: str) -> list[Path]:
+    writers: dict[Path, MaskWriter] = {}
+    if "png" in kinds:
+        writers[folder / "png"] = PaletteWriter(folder, "png")
+    if "png_per_object" in kinds:
+        writers[folder / "png_per_object"] = PerObjectWriter(folder, "png_per_object")
+    if "rle" in kinds:
+        writers[folder / f"{stem}.json"] = RLEWriter(folder / f"{stem}.json", video=session.log.video, resume=False)
+    if "overlay" in kinds:
+        path = folder / f"{stem}_overlay.mp4"
+        writers[path] = OverlayWriter(path, fps=session.video.source.fps or 24.0, labels=False, codecs=CODECS)
+    if not writers:
+        return []
+    frames = {frame: view for frame, view in sorted(run.frames.items()) if view.masks}
+    if not frames:
+        raise ValueError("expected a mask, got none: click on an object first")
+    size = session.video.source.height, session.video.source.width
+    with MultiWriter(*writers.values()) as writer:
+        for frame, view in frames.items():
+            writer.write(session.video.source[frame], {i: decoded(counts, size) for i, counts in view.masks.items()})
+            session.worker.advance(frame)
+            if session.worker.stopped.is_set():
+                raise InterruptedError("stopped; what is not complete was not written")
+    return list(writers)

@@ -1,0 +1,235 @@
+"""One video that is worked on: its runs under one or two policies, its steps, undo and redo.
+
+Everything that changes a session is done by its one thread, in order. Requests wait for prompts, which are short; passes go
+on by themselves, are stopped by ``worker.stop``, and are followed by ``changes``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sam2_mem.studio.policies import policy_from
+from sam2_mem.studio.run import FrameView, PolicyRun, Snapshot
+from sam2_mem.studio.worker import Changes, Worker
+from sam2_mem.tracking.session_log import SessionLog, SessionStep
+from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
+from sam2_mem.video import VideoSource, open_video
+from sam2_mem.video.frame import Frame
+from sam2_mem.video.indexed import IndexedFileSource
+
+UNDO_LIMIT = 30
+
+
+class NotIndexedError(RuntimeError):
+    """A frame of a file that would take long to reach, since the times of its frames are not known up to there yet."""
+
+
+class StudioVideo:
+    """Frames for pages: at once, or not at all.
+
+    Attributes:
+        source: of the frames.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.source: VideoSource = open_video(path, cache=16, indexed=True)
+        self._times = self.source.times if isinstance(self.source, IndexedFileSource) else None
+
+    @property
+    def length(self) -> tuple[int, bool]:
+        """Frames of the video, and whether that is exact; a file's own word until its frames have been counted."""
+        if self.source.num_frames is None and self._times is not None and self._times.num_frames:
+            self.source.count_frames()
+        if self.source.num_frames is not None:
+            return self.source.num_frames, True
+        return self.source.stated_length or 1, False
+
+    @property
+    def indexed(self) -> int:
+        """Frames that come at once."""
+        return self.length[0] if self._times is None else len(self._times)
+
+    def frame(self, index: int) -> Frame:
+        """A frame; NotIndexedError where that would take long."""
+        if self._times is not None and self._times.num_frames is None and index > len(self._times):
+            raise NotIndexedError(f"frame {index} is not indexed yet, {len(self._times)} are")
+        return self.source[index]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What can be undone: the run and its steps, as they were."""
+
+    snapshot: Snapshot
+    log: SessionLog
+
+
+class StudioSession:
+    """A video and all that is known about it; see the module.
+
+    Args:
+        path: of the video.
+        predictor: whose network is used.
+        log: what the session begins with: video as logs call it, network, policy, names; its steps are done by ``replay``.
+
+    Attributes:
+        runs: the steps under the policy of the log, and, where two are compared, under another one.
+        policies: names of their policies, with the fields that were changed.
+        compared: the steps that the second run has done.
+    """
+
+    def __init__(self, path: Path, predictor: SAM2VideoPredictor, log: SessionLog) -> None:
+        self.video = StudioVideo(path)
+        self.log = log
+        self.changes = Changes()
+        self.worker = Worker(f"studio-{path.name}", self.changes)
+        self.undo_stack: list[Work] = []
+        self.redo_stack: list[Work] = []
+        self.compared: tuple[SessionStep, ...] = ()
+        self._predictor = predictor
+        run, changed = self._run_under(log.policy, log.policy_fields, 0)
+        self.runs: list[PolicyRun] = [run]
+        self.policies: list[tuple[str, dict[str, Any]]] = [(log.policy, changed)]
+
+    def close(self) -> None:
+        """Stop, and let go of the video."""
+        self.worker.close()
+        self.video.source.close()
+
+    def do(self, step: SessionStep) -> list[int]:
+        """Do a step that is short; the frames that have new masks."""
+        return self.worker.submit("prompt", lambda: self._recorded(lambda: self._finish(step))).result()
+
+    def track(self, frame: int, *, reverse: bool, max_frames: int | None) -> None:
+        """Start a pass."""
+        length = self.video.length[0]
+        total = min(length if max_frames is None else max_frames + 1, frame + 1 if reverse else length - frame)
+        step = SessionStep(kind="track", frame=frame, reverse=reverse, max_frames=max_frames)
+        self.worker.submit("track", lambda: self._recorded(lambda: self._finish(step)), total)
+
+    def undo(self) -> None:
+        """Back to before the last step; ValueError where there is none."""
+        self.worker.submit("undo", lambda: self._exchange(self.undo_stack, self.redo_stack)).result()
+
+    def redo(self) -> None:
+        """Take back the last ``undo``; ValueError where there is none."""
+        self.worker.submit("redo", lambda: self._exchange(self.redo_stack, self.undo_stack)).result()
+
+    def rename(self, obj_id: int, name: str) -> None:
+        self.log = replace(self.log, names={**self.log.names, obj_id: name})
+        self.changes.note()
+
+    def replay(self, steps: Iterable[SessionStep], masks: Mapping[int, Mapping[int, str]]) -> None:
+        """Do the steps of a saved session; its ``masks`` are shown until they come anew."""
+        steps = tuple(steps)
+        for frame, by_object in masks.items():
+            self.runs[0].frames[frame] = FrameView(masks=by_object)
+            self.changes.note(0, frame)
+        self.worker.submit("replay", lambda: self._finish_all(steps), len(masks))
+
+    def use_policy(self, name: str, values: Mapping[str, Any]) -> None:
+        """Do all steps again under another policy, in place of the first run."""
+        self.worker.check_idle()
+        run, changed = self._run_under(name, values, 0)
+
+        def again() -> None:
+            self.undo_stack.append(self._work())
+            before, steps = self.runs[0], self.log.steps
+            self.runs[0], self.policies[0] = run, (name, changed)
+            self.log = replace(self.log, policy=name, policy_fields=changed, steps=())
+            for frame in before.frames:
+                self.changes.note(0, frame)
+            self._finish_all(steps)
+
+        self.redo_stack.clear()
+        self.worker.submit("policy", again, max(1, len(self.runs[0].frames)))
+
+    def compare(self, name: str, values: Mapping[str, Any]) -> None:
+        """Do all steps under another policy beside the first."""
+        run, changed = self._run_under(name, values, 1)
+        self.end_comparison()
+        self.runs.append(run)
+        self.policies.append((name, changed))
+        self.compared = steps = self.log.steps
+
+        def beside() -> None:
+            for step in steps:
+                self._apply(run, step)
+
+        self.worker.submit("compare", beside, max(1, len(self.runs[0].frames)))
+
+    def end_comparison(self) -> None:
+        self.worker.check_idle()
+        before = self.runs[1].frames if len(self.runs) > 1 else {}
+        del self.runs[1:], self.policies[1:]
+        for frame in before:
+            self.changes.note(1, frame)
+        self.changes.note()
+
+    # -- in the session's thread -----------------------------------------------------------------------------------
+
+    def _recorded(self, task: Callable[[], list[int]]) -> list[int]:
+        """``task``, which can then be undone; where it fails all is as before."""
+        before = self._work()
+        try:
+            frames = task()
+        except Exception:
+            self._restore(before)
+            raise
+        self.undo_stack = [*self.undo_stack[1 - UNDO_LIMIT :], before]
+        self.redo_stack.clear()
+        return frames
+
+    def _finish(self, step: SessionStep) -> list[int]:
+        """Do a step until it is done or stopped; the log gets what was really done."""
+        frames = self._apply(self.runs[0], step)
+        if step.kind == "track" and self.worker.stopped.is_set():
+            step = replace(step, max_frames=max(len(frames) - 1, 0))
+        self.log = replace(self.log, steps=(*self.log.steps, step))
+        return frames
+
+    def _finish_all(self, steps: Iterable[SessionStep]) -> None:
+        for step in steps:
+            if not self.worker.stopped.is_set():
+                self._finish(step)
+
+    def _apply(self, run: PolicyRun, step: SessionStep) -> list[int]:
+        frames: list[int] = []
+        if self.worker.stopped.is_set():
+            return frames
+        results = run.apply(step)
+        for frame in results:
+            frames.append(frame)
+            self.worker.advance(frame)
+            if self.worker.stopped.is_set():
+                results.close()  # type: ignore[attr-defined]
+                break
+        return frames
+
+    def _run_under(self, name: str, values: Mapping[str, Any], number: int) -> tuple[PolicyRun, dict[str, Any]]:
+        policy, changed = policy_from(name, values)
+        predictor = self._predictor.with_policy(policy)
+        return PolicyRun(predictor, self.video.source, lambda frame: self.changes.note(number, frame)), changed
+
+    def _work(self) -> Work:
+        return Work(self.runs[0].snapshot(), self.log)
+
+    def _restore(self, work: Work) -> None:
+        if (work.log.policy, work.log.policy_fields) != self.policies[0]:
+            before = self.runs[0]
+            self.runs[0], changed = self._run_under(work.log.policy, work.log.policy_fields, 0)
+            self.runs[0].frames = before.frames
+            self.policies[0] = work.log.policy, changed
+        self.log = work.log
+        self.runs[0].restore(work.snapshot)
+        self.changes.note()
+
+    def _exchange(self, source: list[Work], target: list[Work]) -> None:
+        if not source:
+            words = "there is nothing to undo" if source is self.undo_stack else "nothing was undone"
+            raise ValueError(words)
+        target.append(self._work())
+        self._restore(source.pop())

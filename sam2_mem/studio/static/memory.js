@@ -1,0 +1,109 @@
+// What the memory of the chosen object holds and reads on this frame, and why.
+
+import { get } from "./api.js";
+import { base, show, store } from "./store.js";
+import { setMemory, size } from "./timeline.js";
+
+const element = (tag, properties = {}, ...children) => {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+};
+const at = (id) => document.getElementById(id);
+const kinds = new Map();
+let turn = 0;
+
+/** A letter and a colour for every kind of entry, as on the inspection page. */
+function style(kind) {
+  if (!kinds.has(kind)) {
+    const colors = store.start.kind_colors;
+    kinds.set(kind, colors[kinds.size % colors.length]);
+  }
+  return kinds.get(kind);
+}
+
+const slotName = (slot) => (slot === null ? "no slot" : slot === -1 ? "prompt slot" : slot === -2 ? "merged slot" : `slot ${Number(slot.toFixed(1))}`);
+const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
+
+function reasons(history, frame) {
+  const past = history[frame];
+  if (!past) return "";
+  const entered = past.entered ? `entered on ${past.entered.on}: ${past.entered.reason}` : "";
+  const left = past.left ? `${past.left.action} on ${past.left.on}: ${past.left.reason}` : "";
+  return [entered, left].filter(Boolean).join("\n");
+}
+
+function card(entry, words, history, share) {
+  const { frame, kind } = entry;
+  const inside = frame === null
+    ? element("span", { className: "several", textContent: `${entry.tokens} tokens` })
+    : element("img", { src: `${base()}/frame/${frame}?width=160`, alt: `frame ${frame}`, loading: "lazy" });
+  const name = element("span", { className: "kind", textContent: frame === null ? kind : `${kind} ${frame}` });
+  name.style.background = style(kind);
+  const body = [inside, name, element("span", { className: "words" }, ...words)];
+  if (share !== undefined) {
+    const bar = element("i");
+    bar.style.width = percent(Math.min(1, share ?? 0));
+    body.push(element("span", { className: "share" }, bar));
+  }
+  const button = element("button", { type: "button", title: reasons(history, frame) || kind }, ...body);
+  if (frame !== null) button.addEventListener("click", () => show(frame));
+  return element("li", {}, button);
+}
+
+/** Readings of one entry joined: its share is the mean over pathways. */
+function joined(record) {
+  const byEntry = new Map();
+  for (const r of record.readings) {
+    const key = r.frame === null ? `${r.kind}` : r.frame;
+    const known = byEntry.get(key) || { ...r, mass: 0, pathways: new Set() };
+    known.mass = r.mass === null || known.mass === null ? null : known.mass + r.mass / Math.max(1, record.pathways);
+    known.pathways.add(r.pathway);
+    byEntry.set(key, known);
+  }
+  return [...byEntry.values()].sort((a, b) => (b.mass ?? 0) - (a.mass ?? 0));
+}
+
+function fill(record) {
+  const empty = (text) => element("li", { className: "none", textContent: text });
+  const values = store.views[0].get(store.frame)?.[store.object];
+  const facts = [];
+  if (values) {
+    const mask = store.session.prompts[store.frame]?.[store.object] ? "prompted" : values[2] ? "tracked" : "object absent";
+    facts.push(["mask", mask], ["predicted IoU", values[0].toFixed(2)], ["object score", values[1].toFixed(1)]);
+  }
+  if (record) {
+    facts.push(["held", `${size(record.bytes)}, ${record.tokens} tokens`], ["pointers read", record.pointers]);
+    if (record.pathways > 1) facts.push(["pathways", record.pathways]);
+  }
+  at("facts").replaceChildren(...facts.flatMap(([k, v]) => [element("dt", { textContent: k }), element("dd", { textContent: v })]));
+  const read = record ? joined(record) : [];
+  at("read").replaceChildren(...(read.length ? read.map((r) => card(r, [
+    element("b", { textContent: r.mass === null ? "" : percent(r.mass) }), ` ${slotName(r.slot)}`,
+    ...(r.pathways.size > 1 || !r.pathways.has(0) ? [`, pathways ${[...r.pathways].join(", ")}`] : []),
+  ], record.history, r.mass)) : [empty(record ? "Nothing: a prompted frame, or the first one." : "Not tracked on this frame yet.")]));
+  const taken = new Set(read.map((r) => r.frame));
+  const held = (record?.entries || []).filter((e) => !taken.has(e.frame));
+  at("held").replaceChildren(...(held.length ? held.slice(0, 24).map((e) => card(e, [
+    e.score === null ? e.tokens ? `${e.tokens} t` : "pointer" : `${e.score_name} ${Number(e.score.toFixed(2))}`,
+  ], record.history)) : [empty("nothing")]));
+  at("events").replaceChildren(...(record?.events.length ? record.events.map((e) => element("li", {},
+    element("b", { textContent: `${e.action}${e.frame === null ? "" : ` ${e.frame}`}` }),
+    `: ${e.reason}${e.score === null ? "" : ` (${Number(e.score.toFixed(3))}${e.limit === null ? "" : `, limit ${Number(e.limit.toFixed(3))}`})`}`,
+  )) : [element("li", { textContent: "nothing" })]));
+}
+
+async function update() {
+  if (!store.session) return;
+  const mine = ++turn, object = store.session.objects.find((o) => o.id === store.object);
+  at("memory-of").textContent = object ? `of ${object.name}, frame ${store.frame}` : "";
+  const { record } = object ? await get(`${base()}/memory/${store.frame}?obj_id=${store.object}`) : { record: null };
+  if (mine !== turn) return;
+  fill(record);
+  setMemory(record);
+}
+
+export function setUp() {
+  store.on("frame object", update);
+  store.on("session", ({ changed, finished }) => { if (finished || changed.includes(store.frame)) update(); });
+}

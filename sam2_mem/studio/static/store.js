@@ -1,0 +1,135 @@
+// What the page knows: the session as the server last told it, and what is chosen here. Parts listen for events by name.
+
+import { Cache, Refused, get, picture, post, wait } from "./api.js";
+
+const target = new EventTarget();
+
+export const store = {
+  start: null, key: null, session: null, frame: 0, object: 1, tool: "plus", opacity: 0.45,
+  views: [new Map(), new Map()], versions: [new Map(), new Map()], differences: {},
+  on(name, listener) { for (const part of name.split(" ")) target.addEventListener(part, (event) => listener(event.detail)); },
+  emit(name, detail) { target.dispatchEvent(new CustomEvent(name, { detail })); },
+};
+
+export const base = () => `api/sessions/${store.key}`;
+export const color = (id) => store.start.colors[(id - 1) % store.start.colors.length];
+export const comparing = () => store.session !== null && store.session.policies.length > 1;
+export const promptOf = (frame, id) => store.session?.prompts[frame]?.[id];
+
+export const frames = new Cache(60, (index) => picture(`${base()}/frame/${index}?width=1280`));
+export const thumbs = new Cache(400, (index) => picture(`${base()}/frame/${index}?width=160`));
+const maskPictures = new Cache(60, async (key) => {
+  const [run, index] = key.split(":");
+  return ids(await picture(`${base()}/mask/${index}?run=${run}`));
+});
+/** Object ids of a frame under a run, one byte for every pixel; null where there are none. */
+export async function masks(run, index) {
+  if (!store.views[run].has(index)) return null;
+  return maskPictures.get(`${run}:${index}:${store.versions[run].get(index)}`);
+}
+
+const paper = new OffscreenCanvas(1, 1);
+function ids(bitmap) {
+  Object.assign(paper, { width: bitmap.width, height: bitmap.height });
+  const pen = paper.getContext("2d", { willReadFrequently: true });
+  pen.drawImage(bitmap, 0, 0);
+  const { data } = pen.getImageData(0, 0, bitmap.width, bitmap.height);
+  const result = new Uint8Array(bitmap.width * bitmap.height);
+  for (let i = 0; i < result.length; i++) result[i] = data[4 * i];
+  return { data: result, width: bitmap.width, height: bitmap.height };
+}
+
+export function say(text, good = false) {
+  store.emit("message", { text, good });
+}
+
+/** Do something that may be refused, and show the reason. */
+export async function attempt(action) {
+  try {
+    return await action();
+  } catch (error) {
+    say(error instanceof Refused ? error.message : String(error));
+    if (!(error instanceof Refused)) throw error;
+  }
+}
+
+export function show(frame) {
+  if (!store.session) return;
+  const last = store.session.frames - 1;
+  store.frame = Math.max(0, Math.min(last, Math.round(frame)));
+  store.emit("frame");
+}
+
+export function choose(id) {
+  store.object = id;
+  store.emit("object");
+}
+
+/** Stop what is running, so that something else can be done. */
+export async function idle() {
+  if (store.session?.job) await post(`${base()}/stop`);
+}
+
+/** Tell the server of a prompt, a prompt taken back, or a removed object. */
+export async function step(values) {
+  await attempt(async () => {
+    await idle();
+    await post(`${base()}/step`, values);
+    say("");
+  });
+}
+
+let watching = 0;
+
+export async function open(path, policy) {
+  const opened = await post("api/sessions", { path, policy });
+  attach(opened.key);
+}
+
+export function attach(key) {
+  Object.assign(store, { key, session: null, frame: 0, object: 1, differences: {} });
+  for (const part of [...store.views, ...store.versions]) part.clear();
+  for (const part of [frames, thumbs, maskPictures]) part.clear();
+  watch(++watching, key);
+}
+
+/** Follow the session: one open question for what is new, again and again. */
+async function watch(mine, key) {
+  let since = 0, failures = 0;
+  while (mine === watching) {
+    try {
+      const news = await get(`api/sessions/${key}/changes?since=${since}&wait=${since ? 10 : 0}`);
+      if (mine !== watching) return;
+      failures = 0;
+      take(news);
+      since = news.version;
+      if (!store.session.exact || store.session.indexed < store.session.frames) await wait(60);
+    } catch (error) {
+      if (mine !== watching) return;
+      say(error.message);
+      if (error.status === 400 || ++failures > 30) return;
+      await wait(1000);
+    }
+  }
+}
+
+function take(news) {
+  const first = store.session === null, before = store.session;
+  store.session = news.state;
+  const changed = [];
+  news.frames.forEach((byFrame, run) => {
+    for (const [text, summary] of Object.entries(byFrame)) {
+      const index = Number(text);
+      store.versions[run].set(index, news.version);
+      if (summary === null) store.views[run].delete(index);
+      else store.views[run].set(index, summary);
+      changed.push(index);
+    }
+  });
+  if (news.state.message && news.state.message !== before?.message) say(news.state.message);
+  const ids = news.state.objects.map((o) => o.id);
+  if (first) store.emit("opened");
+  if (first && ids.length) choose(ids[0]);
+  store.emit("session", { changed, finished: before?.job && !news.state.job ? before.job : null });
+  if (changed.includes(store.frame) || first) store.emit("frame");
+}

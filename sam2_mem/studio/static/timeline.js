@@ -1,0 +1,189 @@
+// Time: thumbnails, a row for every object with scores, prompts and what left memory, arcs to the frames that are read now.
+
+import { base, color, comparing, show, store, thumbs } from "./store.js";
+
+const canvas = document.getElementById("timeline");
+const strip = document.getElementById("thumbs");
+const ROW = 22, TOP = 18, ARCS = 34, CURVE = 30;
+let left = 96, memory = null, token = 0;
+
+const length = () => store.session.frames;
+const x = (frame) => left + ((frame + 0.5) / length()) * (canvas.clientWidth - left);
+const frameAt = (clientX) => Math.floor(((clientX - canvas.getBoundingClientRect().left - left) / (canvas.clientWidth - left)) * length());
+
+/** What the memory of the chosen object did on this frame; read here, drawn by the panel too. */
+export function setMemory(record) {
+  memory = record;
+  draw();
+}
+
+function draw() {
+  if (!store.session) return;
+  left = innerWidth <= 800 ? 8 : 96;
+  const objects = store.session.objects, extra = comparing() ? ROW : 0;
+  const height = TOP + Math.max(1, objects.length) * ROW + extra + ARCS + CURVE, scale = devicePixelRatio;
+  canvas.style.height = `${height}px`;
+  const width = canvas.clientWidth;
+  Object.assign(canvas, { width: Math.round(width * scale), height: Math.round(height * scale) });
+  const pen = canvas.getContext("2d");
+  pen.scale(scale, scale);
+  pen.fillStyle = "#12151a"; pen.fillRect(left, 0, width - left, height);
+  pen.font = "11px system-ui, sans-serif";
+  ticks(pen, width);
+  objects.forEach((object, row) => objectRow(pen, object, TOP + row * ROW, width));
+  let y = TOP + Math.max(1, objects.length) * ROW;
+  if (comparing()) { differenceRow(pen, y, width); y += ROW; }
+  held(pen, TOP, y);
+  arcs(pen, y + 2);
+  curve(pen, y + ARCS, width);
+  pen.fillStyle = "#fff"; pen.fillRect(x(store.frame) - 1, 0, 2, height);
+  canvas.setAttribute("aria-valuemax", length() - 1);
+  canvas.setAttribute("aria-valuenow", store.frame);
+}
+
+function ticks(pen, width) {
+  const wanted = length() / Math.max(2, Math.floor((width - left) / 70));
+  const step = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000].find((s) => s >= wanted) || 100000;
+  pen.fillStyle = "#aeb7c6";
+  for (let f = 0; f < length(); f += step) {
+    pen.fillRect(x(f), TOP - 5, 1, 5);
+    pen.fillText(f, Math.min(x(f) + 3, width - 30), 11);
+  }
+}
+
+function label(pen, text, y, ink = "#eef1f6") {
+  if (left < 50) return;
+  pen.fillStyle = ink;
+  pen.fillText(text.length > 13 ? `${text.slice(0, 12)}…` : text, 18, y + 15);
+}
+
+/** Calls `paint(position, width, values)` for every column of pixels that has tracked frames of an object. */
+function columns(id, width, paint) {
+  const cell = (width - left) / length(), byColumn = new Map();
+  for (const [frame, summary] of store.views[0]) {
+    const values = summary[id];
+    if (!values) continue;
+    const at = cell >= 1 ? frame : Math.floor(frame * cell);
+    if (!byColumn.has(at)) byColumn.set(at, []);
+    byColumn.get(at).push(values);
+  }
+  for (const [at, values] of byColumn) paint(cell >= 1 ? left + at * cell : left + at, Math.max(1, cell - (cell > 4 ? 1 : 0)), values);
+}
+
+function objectRow(pen, object, y, width) {
+  const chosen = object.id === store.object;
+  pen.fillStyle = chosen ? "#232933" : "#191d24"; pen.fillRect(left, y + 1, width - left, ROW - 2);
+  pen.fillStyle = color(object.id);
+  if (left > 50) pen.fillRect(2, y + 6, 11, 11);
+  label(pen, object.name, y, chosen ? "#fff" : "#c6cedb");
+  const marks = [];
+  columns(object.id, width, (at, size, values) => {
+    const present = values.filter((v) => v[2]), iou = present.length ? Math.min(...present.map((v) => v[0])) : 0;
+    const bar = present.length ? 3 + (ROW - 8) * Math.max(0, Math.min(1, iou)) : 2;
+    pen.fillStyle = present.length ? color(object.id) : "#7d8797";
+    pen.fillRect(at, y + ROW - 3 - bar, size, bar);
+    if (values.some((v) => v[5] > 0)) marks.push(at + size / 2);
+  });
+  pen.fillStyle = "#ffffffb0";
+  if (marks.length < 400) for (const at of marks) pen.fillRect(at - 0.75, y + 2, 1.5, 4);
+  for (const [frame, byObject] of Object.entries(store.session.prompts)) if (byObject[object.id]) diamond(pen, x(Number(frame)), y + 8, 5);
+}
+
+function diamond(pen, at, y, r) {
+  pen.beginPath(); pen.moveTo(at, y - r); pen.lineTo(at + r, y); pen.lineTo(at, y + r); pen.lineTo(at - r, y); pen.closePath();
+  pen.fillStyle = "#ffd166"; pen.fill(); pen.lineWidth = 1; pen.strokeStyle = "#12151a"; pen.stroke();
+}
+
+function differenceRow(pen, y, width) {
+  label(pen, "difference", y, "#ff9de2");
+  const cell = Math.max(1, (width - left) / length());
+  pen.fillStyle = "#ff40c8";
+  for (const [frame, iou] of Object.entries(store.differences)) {
+    const bar = (ROW - 4) * (1 - iou);
+    pen.fillRect(x(Number(frame)) - cell / 2, y + ROW - 2 - bar, Math.max(1, cell - 1), bar);
+  }
+}
+
+function held(pen, top, bottom) {
+  if (!memory) return;
+  const row = store.session.objects.findIndex((o) => o.id === store.object);
+  pen.strokeStyle = "#7cc4ff"; pen.lineWidth = 1.5;
+  for (const entry of memory.entries) if (entry.frame !== null && entry.tokens) pen.strokeRect(x(entry.frame) - 3, top + row * ROW + 3, 6, ROW - 6);
+  pen.fillStyle = "#ffffff14"; pen.fillRect(x(store.frame) - 3, top, 6, bottom - top);
+}
+
+function arcs(pen, y) {
+  label(pen, "reads", y + 4, "#7cc4ff");
+  if (!memory) return;
+  const shares = new Map();
+  for (const r of memory.readings) {
+    if (r.frame !== null) shares.set(r.frame, (shares.get(r.frame) || 0) + (r.mass ?? 0.05) / Math.max(1, memory.pathways));
+  }
+  pen.strokeStyle = "#7cc4ff"; pen.lineCap = "round";
+  for (const [frame, share] of shares) {
+    const from = x(store.frame), to = x(frame), depth = Math.min(ARCS - 4, 8 + Math.abs(from - to) / 6);
+    pen.globalAlpha = 0.45 + 0.55 * Math.min(1, share); pen.lineWidth = 1 + 7 * share;
+    pen.beginPath(); pen.moveTo(from, y); pen.bezierCurveTo(from, y + depth, to, y + depth, to, y); pen.stroke();
+  }
+  pen.globalAlpha = 1;
+}
+
+function curve(pen, y, width) {
+  pen.fillStyle = "#191d24"; pen.fillRect(left, y, width - left, CURVE);
+  const points = [];
+  for (const [frame, summary] of store.views[0]) if (summary[store.object]?.[4]) points.push([frame, summary[store.object][4]]);
+  points.sort((a, b) => a[0] - b[0]);
+  const most = Math.max(1, ...points.map((p) => p[1]));
+  label(pen, points.length ? `≤ ${size(most)}` : "memory", y + 4, "#aeb7c6");
+  pen.strokeStyle = "#a3e635"; pen.lineWidth = 1.5; pen.beginPath();
+  points.forEach(([frame, bytes], i) => {
+    const at = y + CURVE - 3 - (CURVE - 7) * (bytes / most);
+    if (i && frame - points[i - 1][0] <= 1) pen.lineTo(x(frame), at);
+    else pen.moveTo(x(frame), at);
+  });
+  pen.stroke();
+}
+
+export const size = (bytes) => (bytes >= 1e6 ? `${(bytes / 1e6).toFixed(1)} MB` : `${Math.round(bytes / 1e3)} kB`);
+
+async function fillStrip() {
+  const mine = ++token, count = Math.max(3, Math.floor(strip.clientWidth / 74));
+  const wanted = [...new Set(Array.from({ length: count }, (_, i) => Math.floor(((i + 0.5) * length()) / count)))];
+  strip.replaceChildren(...wanted.map((index) => {
+    const image = document.createElement("img");
+    Object.assign(image, { alt: "", title: `frame ${index}`, draggable: false });
+    image.addEventListener("click", () => show(index));
+    return image;
+  }));
+  for (const [i, index] of wanted.entries()) {
+    try {
+      await thumbs.get(index); // waits for the index of a long file
+    } catch {
+      continue;
+    }
+    if (mine !== token) return;
+    strip.children[i].src = `${base()}/frame/${index}?width=160`;
+  }
+}
+
+export function setUp() {
+  const seek = (event) => { if (store.session) show(frameAt(event.clientX)); };
+  canvas.addEventListener("pointerdown", (event) => { canvas.setPointerCapture(event.pointerId); seek(event); });
+  canvas.addEventListener("pointermove", (event) => event.buttons && seek(event));
+  store.on("frame object session opened", draw);
+  store.on("opened", fillStrip);
+  let counted = 0;
+  store.on("session", () => {
+    if (store.session.exact && counted !== length()) { counted = length(); fillStrip(); }
+  });
+  addEventListener("resize", () => { if (store.session) { draw(); fillStrip(); } });
+  document.getElementById("legend").innerHTML = [
+    ['<path d="M5 0l5 5-5 5-5-5z" fill="#ffd166"/>', "prompt"],
+    ['<rect y="3" width="10" height="7" fill="#4aa3ff"/>', "predicted IoU"],
+    ['<rect y="8" width="10" height="2" fill="#7d8797"/>', "absent"],
+    ['<rect x="1" y="1" width="8" height="8" fill="none" stroke="#7cc4ff" stroke-width="1.5"/>', "map held now"],
+    ['<path d="M0 1q5 12 10 0" fill="none" stroke="#7cc4ff" stroke-width="2"/>', "read now, by share of attention"],
+    ['<rect x="4" width="2" height="6" fill="#fff"/>', "an entry left"],
+    ['<path d="M0 9L5 3l5 2" fill="none" stroke="#a3e635" stroke-width="1.5"/>', "bytes held"],
+  ].map(([shape, text]) => `<li><svg width="11" height="11" viewBox="0 0 11 11">${shape}</svg>${text}</li>`).join("");
+}

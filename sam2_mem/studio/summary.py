@@ -1,0 +1,68 @@
+"""What pages show of a session beside its frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pycocotools import mask as coco
+
+from sam2_mem.studio.run import FrameView, PolicyRun
+from sam2_mem.studio.session import StudioSession
+from sam2_mem.tracking.session_log import SessionStep
+
+
+def session_state(session: StudioSession) -> dict[str, Any]:
+    """Everything about a session that is not of one frame, as plain values."""
+    video, worker = session.video, session.worker
+    length, exact = video.length
+    run = session.runs[0]
+    return {
+        "video": session.log.video,
+        "frames": length,
+        "exact": exact,
+        "indexed": video.indexed,
+        "height": video.source.height,
+        "width": video.source.width,
+        "fps": video.source.fps or 24.0,
+        "policies": [{"name": name, "fields": values} for name, values in session.policies],
+        "stale": len(session.runs) > 1 and session.compared != session.log.steps,
+        "objects": [{"id": i, "name": session.log.names.get(i, f"object {i}")} for i in run.state.obj_ids],
+        "prompts": prompts_of(session.log.steps),
+        "job": worker.job,
+        "message": worker.message,
+        "undo": len(session.undo_stack),
+        "redo": len(session.redo_stack),
+    }
+
+
+def prompts_of(steps: Iterable[SessionStep]) -> dict[int, dict[int, dict[str, Any]]]:
+    """What has been said after some steps, by frame and object."""
+    said: dict[int, dict[int, dict[str, Any]]] = {}
+    for step in steps:
+        if step.kind == "remove":
+            said = {f: {i: p for i, p in by_id.items() if i != step.obj_id} for f, by_id in said.items()}
+        elif step.kind != "track":
+            by_object = said.setdefault(step.frame or 0, {})
+            by_object.pop(step.obj_id or 0, None)
+            if step.kind == "prompt":
+                by_object[step.obj_id or 0] = step.as_json()
+    return {f: by_id for f, by_id in said.items() if by_id}
+
+
+def differences(first: PolicyRun, second: PolicyRun, size: list[int]) -> dict[int, float]:
+    """By frame of both runs the smallest IoU of an object's two masks, 1 where both are empty; ``size`` is (H, W)."""
+    a, b = dict(first.frames), dict(second.frames)
+    return {f: _agreement(a[f], b[f], size) for f in a.keys() & b.keys() if b[f].masks}
+
+
+def _agreement(first: FrameView, second: FrameView, size: list[int]) -> float:
+    ious = [_iou(first.masks[i], second.masks[i], size) for i in first.masks.keys() & second.masks.keys()]
+    return round(min(ious, default=1.0), 4)
+
+
+def _iou(first: str, second: str, size: list[int]) -> float:
+    a, b = ({"size": size, "counts": counts.encode("ascii")} for counts in (first, second))
+    if not coco.area(a) and not coco.area(b):
+        return 1.0
+    return float(coco.iou([a], [b], [0])[0, 0])

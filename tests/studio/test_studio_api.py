@@ -1,0 +1,386 @@
+"""The studio's requests: open, click, track, correct, undo, other policies, compare, export, reopen."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from micro import blob, micro_predictor, one_thread, picture  # noqa: F401
+from PIL import Image
+from test_studio_security import HOST, TOKEN, save_video
+
+from sam2_mem import build_sam2_video_predictor
+from sam2_mem.studio import run as run_module
+from sam2_mem.studio.policies import policy_form, policy_from
+from sam2_mem.studio.server import Studio, studio_app
+from sam2_mem.tracking.session_log import load_session, outline_mask
+from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
+from sam2_mem.video import open_video, read_rle
+
+COUNT = 10
+DEMO = Path(__file__).resolve().parents[2] / "notebooks" / "videos"
+
+
+class Page:
+    """A client with one session open."""
+
+    def __init__(self, studio: Studio, path: str = "clip", **opening: str) -> None:
+        self.client = TestClient(studio_app(studio, TOKEN, [HOST]), base_url=f"http://{HOST}")
+        self.key = self.post("api/sessions", path=path, **opening)["key"]
+
+    def post(self, address: str, **body: Any) -> dict[str, Any]:
+        answer = self.client.post(f"/{TOKEN}/{address}", json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def refused(self, path: str, **body: Any) -> str:
+        answer = self.client.post(f"/{TOKEN}/api/sessions/{self.key}/{path}", json=body)
+        assert 400 <= answer.status_code < 500, answer.text
+        return answer.json()["detail"]
+
+    def do(self, address: str, **body: Any) -> dict[str, Any]:
+        return self.post(f"api/sessions/{self.key}/{address}", **body)
+
+    def get(self, path: str, **query: Any) -> Any:
+        answer = self.client.get(f"/{TOKEN}/api/sessions/{self.key}/{path}", params=query)
+        assert answer.status_code == 200, answer.text
+        return answer
+
+    def changes(self, since: int = 0) -> dict[str, Any]:
+        return self.get("changes", since=since, wait=0).json()
+
+    def state(self) -> dict[str, Any]:
+        return self.changes()["state"]
+
+    def finish(self) -> dict[str, Any]:
+        """The state when nothing is running any more."""
+        deadline = time.monotonic() + 60
+        while (state := self.state())["job"] is not None:
+            assert time.monotonic() < deadline, state
+            time.sleep(0.01)
+        return state
+
+    def ids(self, frame: int, run: int = 0) -> np.ndarray:
+        return np.array(Image.open(io.BytesIO(self.get(f"mask/{frame}", run=run).content)))
+
+    def outline(self, frame: int, obj_id: int, number: int = 0) -> np.ndarray:
+        """Draw around a blob; the mask that was drawn."""
+        contours, _ = cv2.findContours(blob(number, frame).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        corners = contours[0][:, 0].tolist()
+        self.do("step", kind="prompt", frame=frame, obj_id=obj_id, outline=corners)
+        return outline_mask(corners, (64, 64))
+
+    def click(self, frame: int, x: float, y: float, obj_id: int = 1) -> None:
+        self.do("step", kind="prompt", frame=frame, obj_id=obj_id, points=[[x, y]], labels=[1])
+
+    def track(self, frame: int = 0, **options: Any) -> dict[str, Any]:
+        self.do("track", frame=frame, **options)
+        return self.finish()
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Iterator[Studio]:
+    save_video(tmp_path / "clip", COUNT)
+    studio = Studio(micro_predictor(), tmp_path, config="micro")
+    yield studio
+    studio.close()
+
+
+@pytest.fixture
+def page(studio: Studio) -> Page:
+    return Page(studio)
+
+
+def truth(
+    studio: Studio, said: Callable[[SAM2VideoPredictor, Any], None], policy: str = "fifo"
+) -> dict[int, np.ndarray]:
+    """Ids of every frame as the predictor gives them, without the studio."""
+    predictor = micro_predictor(policy)
+    state = predictor.init_state(studio.folder / "clip")
+    said(predictor, state)
+    masks = {}
+    for frame, ids, logits in predictor.propagate_in_video(state):
+        masks[frame] = np.zeros(logits.shape[-2:], np.uint8)
+        for row in reversed(range(len(ids))):
+            masks[frame][(logits[row, 0] > 0).numpy()] = ids[row]
+    return masks
+
+
+# -- the way through --------------------------------------------------------------------------------------------------
+
+
+def test_open_and_look(page: Page) -> None:
+    state = page.state()
+    assert (state["frames"], state["exact"], state["width"], state["height"]) == (COUNT, True, 64, 64)
+    image = Image.open(io.BytesIO(page.get("frame/3").content))
+    assert image.size == (64, 64)
+    assert np.abs(np.array(image).astype(int) - picture(3)).mean() < 12
+    assert Image.open(io.BytesIO(page.get("frame/3", width=16).content)).size == (16, 16)
+    assert not page.ids(3).any() and page.changes()["frames"] == [{}, {}]
+
+
+def test_masks_are_those_of_the_predictor(page: Page, studio: Studio) -> None:
+    mask = page.outline(0, 1, 1)
+    page.click(0, 20, 40, obj_id=2)
+    page.track()
+
+    def said(predictor: SAM2VideoPredictor, state: Any) -> None:
+        predictor.add_new_mask(state, 0, 1, mask)
+        predictor.add_new_points_or_box(state, 0, 2, [[20, 40]], [1])
+
+    expected = truth(studio, said)
+    assert [f for f in range(COUNT) if not np.array_equal(page.ids(f), expected[f])] == []
+    assert len({mask.tobytes() for mask in expected.values()}) > 2
+
+
+def test_what_is_new(page: Page) -> None:
+    page.outline(2, 1)
+    first = page.changes()
+    assert list(first["frames"][0]) == ["2"] and first["state"]["objects"] == [{"id": 1, "name": "object 1"}]
+    assert first["state"]["prompts"]["2"]["1"]["kind"] == "prompt"
+    page.track(2, max_frames=3)
+    news = page.changes(first["version"])
+    assert sorted(map(int, news["frames"][0])) == [2, 3, 4, 5]
+    iou, _, present, tokens, held, left = news["frames"][0]["3"]["1"]
+    assert 0 <= iou <= 1 and isinstance(present, bool) and tokens == 32 and held > 0 and left == 0
+    assert page.changes(news["version"])["frames"] == [{}, {}]
+
+
+def test_what_memory_did(page: Page) -> None:
+    page.outline(0, 1)
+    page.track()
+    record = page.get("memory/9", obj_id=1).json()["record"]
+    assert {e["kind"] for e in record["entries"]} == {"prompt", "map"}
+    frames = [r["frame"] for r in record["readings"]]
+    assert frames[0] == 0 and set(frames[1:]) == set(range(3, 9))
+    assert 0.1 < sum(r["mass"] for r in record["readings"]) <= 1 and all(
+        r["slot"] is not None for r in record["readings"]
+    )
+    assert record["history"]["8"]["entered"] == {"on": 8, "action": "written", "reason": "tracked"}
+    assert page.get("memory/9", obj_id=7).json() == {"record": None}
+
+
+def test_backwards_and_stop(page: Page, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    page.outline(6, 1)
+    page.track(6, reverse=True)
+    assert sorted(map(int, page.changes()["frames"][0])) == list(range(7))
+    seen, apply = threading.Event(), run_module.PolicyRun.apply
+
+    def slow(self: run_module.PolicyRun, step: Any) -> Iterator[int]:
+        for frame in apply(self, step):
+            if frame == 7:
+                seen.set()
+                time.sleep(0.3)
+            yield frame
+
+    monkeypatch.setattr(run_module.PolicyRun, "apply", slow)
+    page.do("track", frame=6)
+    assert seen.wait(20)
+    assert "is running" in page.refused("step", kind="clear", frame=6, obj_id=1)
+    page.do("stop")
+    assert page.state()["job"] is None and max(map(int, page.changes()["frames"][0])) == 7
+    assert studio.sessions[page.key].log.steps[-1].max_frames == 1, "the log says what was done"
+    page.do("stop")
+
+
+def test_correct_undo_redo(page: Page) -> None:
+    page.outline(0, 1, 1)
+    page.track()
+    before = [page.ids(f) for f in range(COUNT)]
+    page.outline(3, 1, 0)
+    corrected = page.ids(3)
+    assert not np.array_equal(corrected, before[3])
+    page.track(3)
+    after = [page.ids(f) for f in range(COUNT)]
+    assert any(not np.array_equal(a, b) for a, b in zip(after[4:], before[4:]))
+    for _ in range(2):
+        page.do("undo")
+    assert all(np.array_equal(page.ids(f), before[f]) for f in range(COUNT))
+    assert list(page.state()["prompts"]) == ["0"]
+    page.outline(3, 1, 0)
+    page.track(3)
+    assert all(np.array_equal(page.ids(f), after[f]) for f in range(COUNT)), "the state went back as well"
+    page.do("undo")
+    page.do("redo")
+    assert all(np.array_equal(page.ids(f), after[f]) for f in range(COUNT))
+    assert "nothing was undone" in page.refused("redo")
+
+
+def test_clear_remove_rename(page: Page) -> None:
+    page.outline(0, 1, 0)
+    page.outline(0, 2, 1)
+    page.do("name", obj_id=2, name="cup")
+    assert [o["name"] for o in page.state()["objects"]] == ["object 1", "cup"]
+    assert set(np.unique(page.ids(0))) == {0, 1, 2}
+    page.do("step", kind="remove", obj_id=1)
+    assert set(np.unique(page.ids(0))) == {0, 2} and list(page.state()["prompts"]["0"]) == ["2"]
+    page.do("step", kind="clear", frame=0, obj_id=2)
+    assert not page.ids(0).any() and page.state()["prompts"] == {}
+    page.do("undo")
+    assert set(np.unique(page.ids(0))) == {0, 2}
+
+
+def test_another_policy(page: Page, studio: Studio) -> None:
+    mask = page.outline(0, 1, 1)
+    page.track()
+    first = [page.ids(f) for f in range(COUNT)]
+    page.do("compare", name="fifo", fields={"num_maskmem": 1})
+    state = page.finish()
+    assert state["policies"] == [{"name": "fifo", "fields": {}}, {"name": "fifo", "fields": {"num_maskmem": 1}}]
+    second = [page.ids(f, run=1) for f in range(COUNT)]
+    assert all(np.array_equal(page.ids(f), first[f]) for f in range(COUNT)), "the first run stays"
+    differences = {int(f): iou for f, iou in page.get("differences").json().items()}
+    same = [f for f in range(COUNT) if np.array_equal(first[f], second[f])]
+    assert [f for f, iou in differences.items() if iou == 1] == same and len(same) < COUNT
+    expected = (first[9] & second[9]).sum() / max(1, (first[9] | second[9]).sum())
+    assert differences[9] == pytest.approx(expected, abs=1e-3) or 9 in same
+    page.outline(3, 1, 1)
+    assert page.state()["stale"]
+    page.do("undo")
+    page.do("policy", name="keyframe", fields={})
+    page.finish()
+    expected = truth(studio, lambda p, s: p.add_new_mask(s, 0, 1, mask), "keyframe")
+    assert all(np.array_equal(page.ids(f), expected[f]) for f in range(COUNT))
+    page.do("undo")
+    assert page.state()["policies"][0]["name"] == "fifo"
+    assert all(np.array_equal(page.ids(f), first[f]) for f in range(COUNT))
+    assert "expected fields of fifo" in page.refused("policy", name="fifo", fields={"x": 1})
+    assert "num_maskmem" in page.refused("compare", name="fifo", fields={"num_maskmem": 99})
+    assert "num_maskmem as int" in page.refused("policy", name="fifo", fields={"num_maskmem": "7"})
+
+
+def test_exports_and_reopening(page: Page, studio: Studio) -> None:
+    page.outline(0, 1, 0)
+    page.outline(0, 2, 1)
+    page.do("name", obj_id=1, name="cup")
+    page.track()
+    masks = [page.ids(f) for f in range(COUNT)]
+    kinds = ["png", "png_per_object", "rle", "overlay", "script", "session"]
+    written = page.do("export", kinds=kinds)["written"]
+    folder = studio.folder / "sam2_mem_results" / "clip"
+    assert written == [
+        f"sam2_mem_results/clip/{n}"
+        for n in ("png", "png_per_object", "clip.json", "clip_overlay.mp4", "clip.py", "clip.session.json")
+    ]
+    assert all(np.array_equal(np.array(Image.open(folder / "png" / f"{f:05d}.png")), masks[f]) for f in range(COUNT))
+    assert all((frame.masks()[2] >= (masks[frame.index] == 2)).all() for frame in read_rle(folder / "clip.json").frames)
+    assert len(list((folder / "png_per_object" / "002").iterdir())) == COUNT
+    with open_video(folder / "clip_overlay.mp4") as drawn:
+        assert drawn.count_frames() == COUNT
+    compile((folder / "clip.py").read_text(), "clip.py", "exec")
+    again = Page(studio, "sam2_mem_results/clip/clip.session.json")
+    state = again.finish()
+    assert state["objects"][0]["name"] == "cup" and state["policies"][0]["name"] == "fifo"
+    assert all(np.array_equal(again.ids(f), masks[f]) for f in range(COUNT))
+    assert again.get("memory/9", obj_id=2).json()["record"]["readings"], "memory is there as well"
+    log = load_session(folder / "clip.session.json")
+    assert len(log.steps) == 3 and len(log.masks) == COUNT
+
+
+def test_a_full_disk_and_a_vanished_video(page: Page, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    page.outline(0, 1)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sam2_mem.studio.export.save_session", full)
+    assert "No space left" in page.refused("export", kinds=["session"])
+    for path in (studio.folder / "clip").iterdir():
+        path.unlink()
+    answer = page.client.get(f"/{TOKEN}/api/sessions/{page.key}/frame/7")
+    assert answer.status_code == 400 and "cannot read frame 7" in answer.json()["detail"]
+    page.do("track", frame=0)
+    assert "cannot read frame" in page.finish()["message"]
+    assert page.ids(0).any(), "what was there stays"
+
+
+def test_mistakes(page: Page, studio: Studio) -> None:
+    assert "from 1 to 255" in page.refused("step", kind="prompt", frame=0, obj_id=0, points=[[1, 1]], labels=[1])
+    assert "inside the picture" in page.refused("step", kind="prompt", frame=0, obj_id=1, points=[[99, 1]], labels=[1])
+    assert "frame of the video" in page.refused("step", kind="prompt", frame=99, obj_id=1, points=[[9, 1]], labels=[1])
+    assert page.state()["objects"] == [] and page.state()["undo"] == 0
+    page.do("track", frame=0)
+    assert "nothing to track" in page.finish()["message"]
+    assert "expected a mask, got none" in page.refused("export", kinds=["png"])
+    assert "expected results out of" in page.refused("export", kinds=["gif"])
+    (studio.folder / "x.session.json").write_text("{}")
+    answer = page.client.post(f"/{TOKEN}/api/sessions", json={"path": "x.session.json"})
+    assert answer.status_code == 400 and "expected a session" in answer.json()["detail"]
+    gone = page.client.get(f"/{TOKEN}/api/sessions/s99/changes")
+    assert gone.status_code == 400 and "open it again" in gone.json()["detail"]
+
+
+def test_a_second_page_sees_the_same(page: Page, studio: Studio) -> None:
+    page.outline(0, 1)
+    other = Page(studio)
+    other.key = page.key
+    assert other.changes()["frames"] == page.changes()["frames"]
+    start = page.client.get(f"/{TOKEN}/api/start").json()
+    assert start["sessions"] == {"s1": "clip", "s2": "clip"}
+    assert page.client.delete(f"/{TOKEN}/api/sessions/s2").status_code == 200
+    assert list(studio.sessions) == ["s1"]
+
+
+def test_files_are_listed_by_what_they_are(page: Page, studio: Studio) -> None:
+    (studio.folder / "notes.txt").write_text("x")
+    (studio.folder / "a.mp4").write_bytes(b"x")
+    (studio.folder / "a.session.json").write_text("{}")
+    (studio.folder / "sub").mkdir()
+    items = page.client.get(f"/{TOKEN}/api/files").json()["items"]
+    kinds = {"a.mp4": "video", "a.session.json": "session", "clip": "images", "sub": "folder"}
+    assert {item["name"]: item["kind"] for item in items} == kinds
+
+
+# -- policies as forms ------------------------------------------------------------------------------------------------
+
+
+def test_forms_of_all_policies(page: Page) -> None:
+    start = page.client.get(f"/{TOKEN}/api/start").json()
+    assert {"fifo", "xmem", "sam2long"} <= set(start["policies"])
+    form = page.client.get(f"/{TOKEN}/api/policies/fifo").json()
+    fields = {field["name"]: field for field in form["fields"]}
+    assert fields["num_maskmem"] | {"help": ""} == {
+        "name": "num_maskmem", "value": 7, "kind": "int", "optional": False, "choices": [], "at_least": 1, "at_most": None,
+        "special": [], "help": "",
+    }  # fmt: skip
+    assert "memory maps read per frame" in fields["num_maskmem"]["help"] and fields["max_prompts"]["help"]
+    assert form["about"].startswith("First in, first out")
+
+
+@pytest.mark.parametrize("name", ["fifo", "xmem", "sam2long", "keyframe", "samurai"])
+def test_a_form_as_it_is_gives_the_policy(name: str) -> None:
+    form = policy_form(micro_predictor(name).policy)
+    json.dumps(form)
+    policy, changed = policy_from(name, {field["name"]: field["value"] for field in form})
+    assert policy == micro_predictor(name).policy and changed == {}
+    assert {field["kind"] for field in form} <= {"bool", "int", "float", "str"} and all(f["help"] for f in form[:1])
+
+
+def test_fields_of_a_form_have_their_type() -> None:
+    policy, changed = policy_from("sam2long", {"max_lag": None, "iou_thre": 1})
+    assert changed == {"max_lag": None, "iou_thre": 1.0} and isinstance(policy.iou_thre, float)
+    for values in ({"iou_thre": "x"}, {"skip_oldest_pointer": 1}, {"num_maskmem": True}, {"output": "other"}):
+        with pytest.raises(ValueError, match=next(iter(values))):
+            policy_from("sam2long", values)
+
+
+# -- the small model on the demo clip ---------------------------------------------------------------------------------
+
+
+def test_one_click_on_the_demo_gives_a_mask() -> None:
+    predictor = build_sam2_video_predictor("nano_v2", device="cpu")
+    studio = Studio(predictor, DEMO)
+    page = Page(studio, "demo")
+    page.do("step", kind="prompt", frame=0, obj_id=1, points=[[56, 130]], labels=[1])
+    mask, fish = page.ids(0) == 1, np.array(Image.open(DEMO / "demo_gt" / "demo" / "00000.png")) == 1
+    studio.close()
+    assert (mask & fish).sum() / (mask | fish).sum() > 0.5
