@@ -1,4 +1,4 @@
-"""Line and scatter charts by matplotlib, without a display: the same bytes for the same numbers."""
+"""Line, scatter and forest charts by matplotlib, without a display: the same bytes for the same numbers."""
 
 from __future__ import annotations
 
@@ -36,6 +36,20 @@ class Axes:
     y_range: tuple[float, float] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """A line of a forest chart: a value and the ends of its interval."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+ABOVE, BELOW, AROUND = "#1a7f37", "#b3261e", "#5f6b7a"
+"""Colours of intervals above zero, below zero and around it."""
+
+
 def series_color(index: int) -> tuple[float, float, float]:
     """Red, green and blue in [0, 1]. Neighbours lie far apart in hue; every other round is darker."""
     hue, is_dark = (0.6 + index * 0.618034) % 1.0, (index // 6) % 2
@@ -43,14 +57,50 @@ def series_color(index: int) -> tuple[float, float, float]:
 
 
 def line_chart(path: Path, axes: Axes, series: Sequence[Series]) -> None:
-    """One line for each series. The ending of ``path`` says the format: .svg or .png."""
-    with _plot(path, axes, series) as plot:
+    """One line for each series, named at its right end. The ending of ``path`` says the format: .svg or .png."""
+    with _plot(path, axes, ()) as plot:
         for index, line in enumerate(series):
             x, y = np.asarray(line.x, np.float64), np.asarray(line.y, np.float64)
             finite = np.isfinite(np.concatenate(([np.nan], y, [np.nan])))
             isolated = finite[1:-1] & ~finite[:-2] & ~finite[2:]
-            plot.plot(x, y, label=_wrapped(line.name), linewidth=1.8, color=series_color(index))
+            plot.plot(x, y, linewidth=1.8, color=series_color(index))
             plot.plot(x[isolated], y[isolated], linestyle="none", marker="o", color=series_color(index))
+        _fit_upright(plot, axes, series)
+        _name_lines(plot, series)
+
+
+def _name_lines(plot: Any, series: Sequence[Series]) -> None:
+    """The name of each line beside its last value, moved so that names do not overlap."""
+    low, high = plot.get_ylim()
+    size = 9 if len(series) <= 24 else 7
+    step = 1.5 * size / (0.8 * 0.75 * SIZE[1])  # of the height of the axes
+    ends = []
+    for index, line in enumerate(series):
+        finite = [y for y in line.y if math.isfinite(y)]
+        ends.append(((finite[-1] - low) / (high - low) if finite and high > low else 0.0, index))
+    place = -math.inf
+    placed = []
+    for end, index in sorted(ends):
+        place = max(end, place + step)
+        placed.append((place, index))
+    excess = max(0.0, placed[-1][0] - 1.0) if placed else 0.0
+    for place, index in placed:
+        color = [0.65 * value for value in series_color(index)]  # darker than the line, to be read on white
+        style = {"transform": plot.transAxes, "color": color, "fontsize": size, "va": "center"}
+        plot.text(1.01, place - excess, _wrapped(series[index].name), **style)
+
+
+def forest_chart(path: Path, axes: Axes, ranges: Sequence[Range]) -> None:
+    """One horizontal interval for each range, the first on top, beside a line at zero."""
+    with _plot(path, axes, ()) as plot:
+        plot.axvline(0.0, color="#2d2d2d", linewidth=1)
+        for place, item in enumerate(ranges):
+            color = ABOVE if item.low > 0 else BELOW if item.high < 0 else AROUND
+            plot.plot([item.low, item.high], [place, place], color=color, linewidth=2.2, solid_capstyle="butt")
+            plot.plot([item.value], [place], color=color, marker="o", markersize=6)
+        size = 9 if len(ranges) <= 24 else 7
+        plot.set_yticks(range(len(ranges)), [_wrapped(item.name) for item in ranges], fontsize=size)
+        plot.set_ylim(len(ranges) - 0.5, -0.5)
 
 
 def scatter_chart(path: Path, axes: Axes, points: Sequence[Series]) -> None:
@@ -59,6 +109,14 @@ def scatter_chart(path: Path, axes: Axes, points: Sequence[Series]) -> None:
         for index, point in enumerate(points):
             style = {"color": series_color(index), "marker": "o", "markersize": 9, "markeredgecolor": "white"}
             plot.plot(point.x, point.y, label=_wrapped(point.name), linestyle="none", **style)
+
+
+def _fit_upright(plot: Any, axes: Axes, series: Sequence[Series]) -> None:
+    """The ends of the upright axis: those asked for, or from 0 on where no value is negative."""
+    if axes.y_range is not None:
+        plot.set_ylim(*axes.y_range)
+    elif all(value >= 0 for curve in series for value in curve.y if math.isfinite(value)):
+        plot.set_ylim(bottom=max(0.0, plot.get_ylim()[0]))
 
 
 def _wrapped(name: str) -> str:
@@ -81,11 +139,8 @@ def _plot(path: Path, axes: Axes, series: Sequence[Series]) -> Iterator[Any]:
         plot.grid(color="#e4e4e4")
         plot.set_axisbelow(True)
         plot.spines[["top", "right"]].set_visible(False)
-        if axes.y_range is not None:
-            plot.set_ylim(*axes.y_range)
-        elif all(value >= 0 for curve in series for value in curve.y if math.isfinite(value)):
-            plot.set_ylim(bottom=max(0.0, plot.get_ylim()[0]))
         if series:
+            _fit_upright(plot, axes, series)
             figure.legend(loc="outside right upper", frameon=False, fontsize=9 if len(series) <= 24 else 7)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

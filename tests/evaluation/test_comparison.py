@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import os
@@ -709,8 +710,8 @@ def test_the_page_needs_nothing_else(done: ResultFolder) -> None:
     text = (done.root / "report" / "index.html").read_text()
     page = Page()
     page.feed(text)
-    assert page.open == [] and page.scripts == 0
-    assert len(page.links) == 4 and all(link.startswith("data:image/svg+xml;base64,") for link in page.links)
+    assert page.open == [] and page.scripts == 1, "the one that sorts tables"
+    assert len(page.links) == 5 and all(link.startswith("data:image/svg+xml;base64,") for link in page.links)
     assert "http" not in text and "@import" not in text and "url(" not in text
     assert "keyframe" in text and "J&amp;F - fifo" in text
 
@@ -724,12 +725,18 @@ def test_the_page_in_a_browser(done: ResultFolder, tmp_path: Path) -> None:
         said = [line for line in chrome.console() if "favicon" not in line["message"]]
         assert said == []
         sizes = chrome.run("return [...document.images].map(i => [i.complete, i.naturalWidth, i.naturalHeight])")
-        assert sizes == [[True, *charts.SIZE]] * 4
+        assert sizes == [[True, *charts.SIZE]] * 5
         assert (
             chrome.run("return performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:'))") == []
         )
         cells = chrome.run("return [...document.querySelectorAll('tbody tr td:first-child')].map(c => c.textContent)")
         assert cells[:10] == ["fifo", "keyframe"] * 5 and len(cells) == 10 + 10
+        bold = chrome.run("return [...document.querySelectorAll('td.best')].map(c => parseFloat(c.textContent))")
+        assert bold and all(isinstance(value, (int, float)) for value in bold)
+        sort = "const t = document.querySelector('table'); t.tHead.rows[0].cells[2].click();"
+        values = "return [...t.tBodies[0].rows].map(r => parseFloat(r.cells[2].textContent));"
+        once, twice = chrome.run(sort + values), chrome.run(sort + values)
+        assert once == sorted(once, reverse=True) and twice == once[::-1], "a click sorts, another turns it round"
         chrome.click("summary")
         assert chrome.run("return document.querySelector('details').open")
         assert chrome.run("return document.documentElement.scrollWidth <= window.innerWidth"), "nothing sticks out"
@@ -817,6 +824,31 @@ def test_charts_show_their_series(tmp_path: Path) -> None:
         color = 255 * np.array(charts.series_color(index))
         near = np.abs(plot - color).max(2) < 12
         assert (near.sum() > 50) == seen
+
+
+def test_a_forest_chart_tells_intervals_above_below_and_around_zero_apart(tmp_path: Path) -> None:
+    axes = charts.Axes(title="t", x_label="x", y_label="")
+    ranges = [
+        charts.Range(name="better", value=2.0, low=1.0, high=3.0),
+        charts.Range(name="like", value=0.1, low=-1.0, high=1.0),
+        charts.Range(name="worse", value=-2.0, low=-3.0, high=-1.0),
+    ]
+    colors = (charts.ABOVE, charts.AROUND, charts.BELOW)
+    for shown in (ranges, ranges[:1]):
+        charts.forest_chart(tmp_path / "a.svg", axes, shown)
+        text = (tmp_path / "a.svg").read_text()
+        assert [color in text for color in colors] == [True, len(shown) > 1, len(shown) > 1]
+
+
+def test_names_of_lines_do_not_overlap(tmp_path: Path) -> None:
+    """Twelve lines that end at one height, and one far below."""
+    axes = charts.Axes(title="t", x_label="x", y_label="y")
+    lines = [charts.Series(name=f"line{n}", x=[0, 1], y=[0, 10 + 0.01 * n]) for n in range(12)]
+    charts.line_chart(tmp_path / "a.svg", axes, [*lines, charts.Series(name="low", x=[0, 1], y=[0, 1])])
+    text = (tmp_path / "a.svg").read_text()
+    places = re.findall(r"<!-- (line\d+|low) -->\s*<g [^>]*transform=\"translate\(([\d.]+) ([\d.]+)\)", text)
+    heights = sorted(float(y) for _, _, y in places)
+    assert len(places) == 13 and min(b - a for a, b in itertools.pairwise(heights)) > 8
 
 
 def test_charts_as_svg(tmp_path: Path) -> None:

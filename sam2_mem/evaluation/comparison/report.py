@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import stdev
+from typing import Any
 
 import numpy as np
 
-from sam2_mem.evaluation.charts import Axes, Series, line_chart, scatter_chart
+from sam2_mem.evaluation.charts import Axes, Range, Series, forest_chart, line_chart, scatter_chart
 from sam2_mem.evaluation.comparison.jobs import Result, ResultFolder, write_line
 from sam2_mem.evaluation.comparison.statistics import (
     EVERYTHING,
@@ -35,6 +36,8 @@ from sam2_mem.evaluation.tables import text_table
 
 BINS = 40
 """Points of a line over time."""
+FOREST = "differences"
+"""Name of the chart that the page begins with."""
 COSTS = ("state_bytes", "tokens_held", "tokens_read", "pointers_read")
 MACHINE_COSTS = ("frames_per_second", "peak_bytes", "growth_bytes")
 
@@ -43,12 +46,14 @@ MACHINE_COSTS = ("frames_per_second", "peak_bytes", "growth_bytes")
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text, the first column a name. ``folded``: shown when asked for."""
+    """Cells as text, the first column a name. ``folded``: shown when asked for. ``best``: (line, column) of the cells that are
+    the best of their column."""
 
     title: str
     head: Sequence[str]
     lines: Sequence[Sequence[str]]
     folded: bool = False
+    best: frozenset[tuple[int, int]] = frozenset()
 
 
 def group_tables(comparison: PairedComparison, group: str, rows: Sequence[PolicyRow]) -> list[Table]:
@@ -76,6 +81,12 @@ def score_table(comparison: PairedComparison, rows: Sequence[PolicyRow]) -> Tabl
     most, compared = max(row.objects for row in rows), max(row.compared for row in rows)
     title = "Scores" if compared == most else f"Scores over the {compared} objects that every policy has"
     lines: list[list[str]] = []
+    best = {
+        (number, column)
+        for column, name in enumerate(names, start=2)
+        for number, row in enumerate(rows)
+        if row.figures[name] == _best(name, [r.figures[name] for r in rows])
+    }
     for row in rows:
         figures, difference = [_percent(row.figures[name]) for name in names], row.difference
         paired = "" if difference.num_values == row.objects else f" ({difference.num_values})"
@@ -85,7 +96,14 @@ def score_table(comparison: PairedComparison, rows: Sequence[PolicyRow]) -> Tabl
         incomplete = row.objects < most or row.failed
         objects = f"{row.objects} of {most}" if row.objects < most else str(row.objects)
         lines.append([row.policy + (" (!)" if incomplete else ""), objects, *figures, *cells])
-    return Table(title, head, lines)
+    return Table(title, head, lines, best=frozenset(best))
+
+
+def _best(name: str, values: Sequence[float]) -> float:
+    """The lowest of decays and of masks elsewhere, the highest of all else; NaN if no value is defined."""
+    defined = [value for value in values if not math.isnan(value)]
+    choose = min if name.endswith("-decay") or name == "elsewhere" else max
+    return choose(defined, default=math.nan)
 
 
 def object_table(comparison: PairedComparison, data: str) -> Table:
@@ -206,12 +224,22 @@ def draw_charts(comparison: PairedComparison, rows: Sequence[PolicyRow], folder:
     return drawn
 
 
-_Chart = tuple[str, Callable[[Path, Axes, Sequence[Series]], None], Axes, list[Series]]
+_Chart = tuple[str, Callable[[Path, Axes, Sequence[Any]], None], Axes, list[Any]]
 
 
 def _charts(comparison: PairedComparison, rows: Sequence[PolicyRow], data: str) -> Iterator[_Chart]:
     """(name, what draws it, axes, series) of the charts of one data set."""
     results = {policy: comparison.of(policy, data) for policy in comparison.policies}
+    headline = comparison.headline(data)
+    label = f"{headline} - {comparison.baseline}, points; bars: 95 % intervals, paired by object"
+    axes = Axes(title=f"Difference to {comparison.baseline}, {data}", x_label=label, y_label="")
+    ranges = [
+        Range(name=row.policy, value=100 * d.mean, low=100 * d.low, high=100 * d.high)
+        for row in sorted(rows, key=lambda row: -row.difference.mean)
+        if row.policy != comparison.baseline and (d := row.difference).num_values
+    ]
+    if ranges:
+        yield FOREST, forest_chart, axes, ranges
     axes = Axes(title=f"J over time, {data}", x_label="part of the video, %", y_label="J, %")
     yield "j_over_time", line_chart, axes, [over_time(of_policy, name=name) for name, of_policy in results.items()]
     axes = Axes(title=f"State over frames, {data}", x_label="frame", y_label="MB")
@@ -221,7 +249,6 @@ def _charts(comparison: PairedComparison, rows: Sequence[PolicyRow], data: str) 
         axes,
         [bytes_over_frames(of_policy, name) for name, of_policy in results.items()],
     )
-    headline = comparison.headline(data)
     axes = Axes(title=f"{headline} and state, {data}", x_label="state, MB", y_label=f"{headline}, %")
     points = {row.policy: (row, [100 * row.figures[headline]]) for row in rows}
     yield (
@@ -256,8 +283,10 @@ def write_report(folder: ResultFolder) -> bool:
     write_line(report / "summary.csv", summary_csv(rows).rstrip("\n"))
     write_line(report / "objects.csv", objects_csv(comparison).rstrip("\n"))
     about, remarks = _about(comparison), _remarks(comparison)
-    charts = [(title, base64.b64encode((report / file).read_bytes()).decode()) for title, file in drawn]
-    page = render("comparison.html", about=about, tables=tables, charts=charts, remarks=remarks)
+    charts = [(title, file, base64.b64encode((report / file).read_bytes()).decode()) for title, file in drawn]
+    first = [(title, content) for title, file, content in charts if file.startswith(FOREST)]
+    others = [(title, content) for title, file, content in charts if not file.startswith(FOREST)]
+    page = render("comparison.html", about=about, first=first, tables=tables, charts=others, remarks=remarks)
     write_line(report / "index.html", page)
     parts = ["# Memory policies compared", _bullets(about)]
     for group, of_group in tables.items():
