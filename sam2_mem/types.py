@@ -86,12 +86,14 @@ class FrameContext:
     """The frame a policy is asked about: its index, the direction of time and the features of the image.
 
     ``num_frames`` is None on a live stream. ``features`` may be None in tests of policies that do not look at images.
+    ``measured`` is what the policy's ``measure_for_read`` gave, on the CPU.
     """
 
     index: int
     features: FrameFeatures | None = None
     reverse: bool = False
     num_frames: int | None = None
+    measured: Tensor | None = None
 
     def age(self, frame: int) -> int:
         """Frames between ``frame`` and this one along the direction of tracking; negative for frames ahead."""

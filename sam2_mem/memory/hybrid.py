@@ -12,7 +12,7 @@ from typing_extensions import Self
 from sam2_mem.memory.anchors import AnchorBank, AnchorRule, Tracked
 from sam2_mem.memory.bank import Bank
 from sam2_mem.memory.bounded import PolicyWrapper
-from sam2_mem.memory.policy import MemoryPolicy, Merging, Needs, setting
+from sam2_mem.memory.policy import MeasuresReads, MemoryPolicy, Merging, Needs, setting
 from sam2_mem.memory.reading import time_span
 from sam2_mem.memory.tokens import token_count
 from sam2_mem.memory.trace import EntryInfo, infos_of
@@ -175,6 +175,9 @@ class Hybrid(PolicyWrapper):
         self, state: Any, frame: FrameContext, masks: Tensor, usage: Sequence[ReadUsage] | None
     ) -> Tensor | None:
         return self.short.measure(state.short, frame, masks, self._own_usage(state, frame, usage))
+
+    def measure_for_read(self, state: Any, frame: FrameContext) -> Tensor | None:
+        return self.short.measure_for_read(state.short, frame) if isinstance(self.short, MeasuresReads) else None
 
     def choose(self, state: Any, frame: FrameContext, hypotheses: Hypotheses) -> MaskSelection:
         visible = replace(hypotheses, usage=self._own_usage(state, frame, hypotheses.usage))

@@ -23,6 +23,11 @@ def map_likeness(tokens: MemoryTokens, reference: MemoryTokens) -> Tensor:
     return F.cosine_similarity(feat, other, dim=1).mean()
 
 
+def map_likenesses(entries: Sequence[MemoryEntry], reference: MemoryEntry) -> Tensor:
+    """``map_likeness`` of each of ``entries`` to ``reference``, (n)."""
+    return torch.stack([map_likeness(e.tokens, reference.tokens) for e in entries])
+
+
 def likenesses(entries: Sequence[MemoryEntry], reference: MemoryEntry, by: str = "map") -> list[float]:
     """Likeness of each of ``entries`` to ``reference``, in -1..1; comes to the CPU in one transfer.
 
@@ -34,7 +39,7 @@ def likenesses(entries: Sequence[MemoryEntry], reference: MemoryEntry, by: str =
     if not entries:
         return []
     if by == "map":
-        return torch.stack([map_likeness(e.tokens, reference.tokens) for e in entries]).tolist()
+        return map_likenesses(entries, reference).tolist()
     if by == "pointer":
         return cosines([e.pointer for e in entries], reference.pointer)
     return cosines([e.summary for e in entries], reference.summary)

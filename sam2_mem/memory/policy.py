@@ -15,7 +15,7 @@ One frame, for one object:
 
 A prompt instead goes ``state = policy.prompt(state, frame, entry)``. ``capacity``, ``read`` and ``write`` have to be
 written; ``prompt``, ``choose``, ``forget`` and ``unprompt`` have defaults that fit most policies. What else a policy can do
-is an ability, a protocol whose methods it has: ``Merging``, ``Revising``, ``HasSensory``, ``Explains``.
+is an ability, a protocol whose methods it has: ``Merging``, ``Revising``, ``HasSensory``, ``MeasuresReads``, ``Explains``.
 """
 
 from __future__ import annotations
@@ -283,6 +283,15 @@ class HasSensory(Protocol):
 
     def sensory(self, state: Any) -> Tensor | None:
         """State of sensory memory (Ch, H, W): what the latest entry brought. None before the first. Pure."""
+
+
+@runtime_checkable
+class MeasuresReads(Protocol):
+    """Ability of a policy: reads by numbers that only the device knows."""
+
+    def measure_for_read(self, state: Any, frame: FrameContext) -> Tensor | None:
+        """Numbers (n) float32 that ``read`` goes by, as ``FrameContext.measured``. They come for all objects in one transfer,
+        for which the host waits once more; else as ``MemoryPolicy.measure``."""
 
 
 # -- helpers ----------------------------------------------------------------------------------------------------------

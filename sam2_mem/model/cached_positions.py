@@ -7,9 +7,10 @@ must never be written to.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from sam2_mem.model.position_encoding import sine_position_map
 from sam2_mem.model.rope import grid_coordinates
+
+T = TypeVar("T")
 
 
 @lru_cache(maxsize=32)
@@ -72,3 +75,34 @@ def _unchanged(weight: Tensor, before: Tensor | tuple[int, int]) -> bool:
     if isinstance(before, tuple):
         return weight.device.type != "cpu" and _snapshot(weight) == before
     return weight.device == before.device and weight.dtype == before.dtype and torch.equal(weight, before)
+
+
+class SameTensors:
+    """Tensors as a key: equal are only those of the same objects, which live as long as the key."""
+
+    def __init__(self, tensors: Sequence[Tensor | None]) -> None:
+        self.tensors = tuple(tensors)
+
+    def __hash__(self) -> int:
+        return hash(tuple(map(id, self.tensors)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SameTensors) or len(self.tensors) != len(other.tensors):
+            return False
+        return all(a is b for a, b in zip(self.tensors, other.tensors))
+
+
+_KNOWN: OrderedDict[tuple, Any] = OrderedDict()
+MAX_KNOWN = 32
+
+
+def known(key: tuple, make: Callable[[], T]) -> T:
+    """``make()``, or what it gave when ``key`` last came; the latest ``MAX_KNOWN`` are kept."""
+    value = _KNOWN.pop(key, None)
+    if value is None:
+        with torch.inference_mode(False), torch.no_grad():
+            value = make()
+    _KNOWN[key] = value
+    while len(_KNOWN) > MAX_KNOWN:
+        _KNOWN.popitem(last=False)
+    return value

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sam2_mem.memory.policy import MemoryPolicy
+from sam2_mem.memory.policy import MeasuresReads, MemoryPolicy
 from sam2_mem.model.mask_decoder import DecoderMaps
 from sam2_mem.model.sam2 import SAM2, Decoded
 from sam2_mem.tracking import sensory_update
@@ -104,6 +104,9 @@ class MemoryReader:
                 it are not given it.
         """
         frames = [self.context_for(track, context) for track in tracks]
+        if isinstance(self.policy, MeasuresReads) and features.low.device.type != "cpu":
+            wanted = [self.policy.measure_for_read(track.state, frame) for track, frame in zip(tracks, frames)]
+            frames = [replace(frame, measured=m) for frame, m in zip(frames, vectors_to_cpu(wanted))]
         reads_of_track = [self.policy.read(track.state, frame) for track, frame in zip(tracks, frames)]
         requested = self._requested_usage(tracks, frames)
         usage = Usage.TOKENS if report_usage and requested is Usage.NONE else requested
@@ -222,8 +225,9 @@ def split_by_track(
         areas = (decoded.masks > 0).flatten(2).float().mean(2)
         tables.append(torch.cat([decoded.objectness[:, None], decoded.iou, areas], dim=1).detach())
     rows_in_order = [(b, r) for b, decoded in enumerate(batches) for r in range(len(decoded.iou))]
-    table, measured = _to_cpu(torch.cat(tables), wanted or [None] * len(masks))
-    scores = dict(zip(rows_in_order, table.tolist()))
+    table, *measured = vectors_to_cpu([torch.cat(tables), *(wanted or [None] * len(masks))])
+    assert table is not None, "every row has scores"
+    scores = dict(zip(rows_in_order, table.view(len(rows_in_order), -1).tolist()))
     end = 1 + batches[0].iou.shape[1]
     result = []
     for number, rows in enumerate(rows_of_track):
@@ -241,11 +245,8 @@ def split_by_track(
     return result
 
 
-def _to_cpu(table: Tensor, vectors: Sequence[Tensor | None]) -> tuple[Tensor, list[Tensor | None]]:
-    """All of them on the CPU, in one transfer."""
-    if all(vector is None for vector in vectors):
-        return table.cpu(), list(vectors)
-    joined = torch.cat([table.flatten(), *(v.flatten() for v in vectors if v is not None)]).cpu()
-    first, rest = joined[: table.numel()].view(table.shape), joined[table.numel() :]
-    parts = iter(rest.split([v.numel() for v in vectors if v is not None]))
-    return first, [None if v is None else next(parts) for v in vectors]
+def vectors_to_cpu(vectors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Vectors of one device on the CPU, in one transfer."""
+    flat = [v.flatten() for v in vectors if v is not None]
+    parts = iter(torch.cat(flat).cpu().split([len(v) for v in flat]) if flat else ())
+    return [None if v is None else next(parts) for v in vectors]

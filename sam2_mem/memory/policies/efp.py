@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from sam2_mem.memory.bank import Bank
-from sam2_mem.memory.likeness import likenesses
+from sam2_mem.memory.likeness import likenesses, map_likenesses
 from sam2_mem.memory.policy import MemoryPolicy, setting
 from sam2_mem.memory.reading import keep_window, map_frames, window_capacity, window_read
 from sam2_mem.types import FrameContext, Hypotheses, MaskSelection, MemoryEntry, MemoryRead
@@ -42,17 +44,27 @@ class EFP(MemoryPolicy[Bank]):
         )
         return (read,)
 
+    def measure_for_read(self, state: Bank, frame: FrameContext) -> Tensor | None:
+        """Likeness of the maps that are compared."""
+        candidates, newest, excess = self._compared(state, frame)
+        return map_likenesses(candidates, newest) if newest is not None and excess > 0 else None
+
     def _redundant(self, state: Bank, frame: FrameContext) -> set[int]:
         """Frames whose maps are most like that of the previous frame, of equals the older; none without that map."""
+        candidates, newest, excess = self._compared(state, frame)
+        if newest is None or excess <= 0:
+            return set()
+        scores = likenesses(candidates, newest) if frame.measured is None else frame.measured.tolist()
+        ranked = sorted(zip(scores, candidates), key=lambda x: -x[0])
+        return {e.frame for _, e in ranked[:excess]}
+
+    def _compared(self, state: Bank, frame: FrameContext) -> tuple[list[MemoryEntry], MemoryEntry | None, int]:
+        """Maps within reach behind that of the previous frame, newest first; that map; how many too many they are."""
         by_frame = {e.frame: e for e in state.entries}
         slots = dict(map_frames(frame, num_maskmem=self.num_maskmem))
         newest = by_frame.get(slots.pop(0, frame.index))
         candidates = [by_frame[f] for f in slots.values() if f in by_frame]
-        excess = len(candidates) - max(0, self.num_maskmem - 2 - self.remove)
-        if newest is None or excess <= 0:
-            return set()
-        ranked = sorted(zip(likenesses(candidates, newest), candidates), key=lambda x: -x[0])
-        return {e.frame for _, e in ranked[:excess]}
+        return candidates, newest, len(candidates) - max(0, self.num_maskmem - 2 - self.remove)
 
     def frames_behind(self, frame: FrameContext) -> tuple[Sequence[int], Sequence[int]]:
         """As in FIFO."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,8 +15,9 @@ from typing_extensions import Self
 from sam2_mem._moved import renamed
 from sam2_mem.memory.frame_bank import SLOT_RULES, FrameBank, is_due, read_bank
 from sam2_mem.memory.policy import MemoryPolicy, Needs, setting
+from sam2_mem.memory.tokens import foreground_weights, masked_mean
 from sam2_mem.memory.trace import Action, EntryInfo, Reason, entry_infos
-from sam2_mem.types import FrameContext, Hypotheses, MaskSelection, MemoryEntry, MemoryRead
+from sam2_mem.types import FrameContext, Hypotheses, MaskSelection, MemoryEntry, MemoryRead, ReadUsage
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +156,16 @@ class HQSMem(MemoryPolicy[SmartBank]):
         pointers = self.max_obj_ptrs_in_encoder
         return (read_bank(state, frame, slot_rule=self.tpos_policy, max_obj_ptrs=pointers, ordered=True),)
 
+    def measure(
+        self, state: SmartBank, frame: FrameContext, masks: Tensor, usage: Sequence[ReadUsage] | None
+    ) -> Tensor | None:
+        """Cosines (M, bank) of every candidate's embedding with those of the bank, where they follow from its mask."""
+        known, source = self._embeddings(state, frame.index), frame.features
+        if self.embed != "obj_pool" or source is None or not known or not is_due(state, frame, self.gap):
+            return None
+        means = [masked_mean(source.low, foreground_weights(mask, source.grid), is_empty=False) for mask in masks[0]]
+        return torch.cat([_cosines(known, self._unit(state, mean)) for mean in means if mean is not None])
+
     def write(
         self,
         state: SmartBank,
@@ -168,11 +179,19 @@ class HQSMem(MemoryPolicy[SmartBank]):
             state = state.add(self._embed(state, frame, entry) if in_bank else replace(entry, summary=None))
         candidate = self._embed(state, frame, entries[-1]) if due else None
         if candidate is not None and (not self.skip_absent or self._is_visible(candidate)):
-            state = self._update(state, candidate)
+            state = self._update(state, candidate, self._measured(state, frame, hypotheses, selection))
         else:
             text = "the object is absent" if due else "the bank is not due"
             state = replace(state, reasons=(Reason(frame.index, f"previous frame only; {text}"),))
         return state.keep_reachable(frame.index, max_obj_ptrs=self.max_obj_ptrs_in_encoder)
+
+    def _measured(
+        self, state: SmartBank, frame: FrameContext, hypotheses: Hypotheses, selection: MaskSelection
+    ) -> Tensor | None:
+        """The row of ``measure`` that belongs to the selected mask."""
+        if hypotheses.measured is None:
+            return None
+        return hypotheses.measured.view(hypotheses.masks.shape[1], -1)[selection.output.candidate]
 
     # -- the embedding ------------------------------------------------------------------------------------------
 
@@ -185,20 +204,29 @@ class HQSMem(MemoryPolicy[SmartBank]):
         elif self.embed == "frame_pool":
             assert frame.features is not None, "embed=frame_pool reads the features of the frame"
             raw = frame.features.low.mean(0)
-        elif self.embed == "obj_pool" and raw is not None and state.centre is not None:
+        return replace(entry, summary=None if raw is None else self._unit(state, raw))
+
+    def _unit(self, state: SmartBank, raw: Tensor) -> Tensor:
+        """z of an object's features, of unit length."""
+        if self.embed == "obj_pool" and state.centre is not None:
             raw = raw - state.centre
-        return replace(entry, summary=None if raw is None else F.normalize(raw.float(), dim=0))
+        return F.normalize(raw.float(), dim=0)
 
     def _is_visible(self, entry: MemoryEntry) -> bool:
         return entry.summary is not None and entry.objectness > self.min_obj_score_logits
 
-    def _resemblances(self, state: SmartBank, entry: MemoryEntry) -> list[Resemblance]:
-        """Every bank frame compared with ``entry``; one transfer from the device. An undefined z resembles nothing."""
+    def _embeddings(self, state: SmartBank, index: int) -> dict[int, Tensor]:
+        """z of the bank frames beside frame ``index`` that have one."""
+        return {e.frame: e.summary for e in state.bank(besides=index) if e.summary is not None}
+
+    def _resemblances(self, state: SmartBank, entry: MemoryEntry, measured: Tensor | None) -> list[Resemblance]:
+        """Every bank frame compared with ``entry``, whose cosines are those ``measured`` or come in a transfer of their own.
+        An undefined z resembles nothing."""
         bank, z = state.bank(besides=entry.frame), entry.summary
         relevance: dict[int, float] = {}
-        embeddings = {e.frame: e.summary for e in bank if e.summary is not None}
+        embeddings = self._embeddings(state, entry.frame)
         if z is not None and embeddings:
-            cosines = (torch.stack([x.to(z) for x in embeddings.values()]) @ z).tolist()
+            cosines = (_cosines(embeddings, z) if measured is None else measured).tolist()
             relevance = {f: max(c, 0.0) if self.clamp_negative else c for f, c in zip(embeddings, cosines)}
         return [Resemblance(e.frame, relevance.get(e.frame, 0.0), self._age(state, entry.frame, e.frame)) for e in bank]
 
@@ -209,9 +237,9 @@ class HQSMem(MemoryPolicy[SmartBank]):
 
     # -- the update ---------------------------------------------------------------------------------------------
 
-    def _update(self, state: SmartBank, entry: MemoryEntry) -> SmartBank:
+    def _update(self, state: SmartBank, entry: MemoryEntry, measured: Tensor | None) -> SmartBank:
         """The bank with ``entry``, whose summary is z, and without what has to leave for it."""
-        bank = self._resemblances(state, entry)
+        bank = self._resemblances(state, entry, measured)
         pinned = set(state.prompted_frames()) if self.protect_first else set()
         free = [r for r in bank if r.frame not in pinned]
         replaced = self.replaced_by(free)
@@ -276,6 +304,11 @@ class HQSMem(MemoryPolicy[SmartBank]):
         """Without scores: resemblances belong to a pair of frames, so they come with the events."""
         bank = {e.frame for e in state.members()}
         return entry_infos(state.all_entries(), lambda e: "bank" if e.frame in bank else "previous", {}, "")
+
+
+def _cosines(embeddings: Mapping[int, Tensor], z: Tensor) -> Tensor:
+    """Of ``embeddings`` (C) of unit length with ``z`` (C), in their order."""
+    return torch.stack([x.to(z) for x in embeddings.values()]) @ z
 
 
 __getattr__ = renamed(__name__)

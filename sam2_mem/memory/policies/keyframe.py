@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
+from torch import Tensor
 from typing_extensions import Self
 
 from sam2_mem.memory.bank import Bank, drop, put, shifted
 from sam2_mem.memory.policy import MemoryPolicy, Needs, setting
 from sam2_mem.memory.reading import map_frames, pointer_window, rank_slots
-from sam2_mem.memory.significance import significances
+from sam2_mem.memory.significance import pair_distances, significances
 from sam2_mem.memory.tokens import pool_tokens
 from sam2_mem.memory.trace import Action, EntryInfo, Reason, entry_infos
 from sam2_mem.types import (
@@ -25,6 +27,7 @@ from sam2_mem.types import (
     MemoryTokens,
     MergeRequest,
     ReadItem,
+    ReadUsage,
 )
 
 
@@ -120,7 +123,7 @@ class Keyframe(MemoryPolicy[Keyframes]):
         return Keyframes()
 
     def prompt(self, state: Keyframes | None, frame: FrameContext, entry: MemoryEntry) -> Keyframes:
-        return self._contest(super().prompt(state, frame, entry), frame)[0]
+        return self._contest(super().prompt(state, frame, entry), frame, None)[0]
 
     def read(self, state: Keyframes, frame: FrameContext) -> Sequence[MemoryRead]:
         tracked = state.tracked()
@@ -161,8 +164,20 @@ class Keyframe(MemoryPolicy[Keyframes]):
             return grown
         if not isinstance(leaving, MemoryEntry):
             return replace(grown, reasons=(leaving,))
-        fitting, scores, losers = self._contest(replace(grown, full=put(grown.full, leaving)), frame)
+        joined = replace(grown, full=put(grown.full, leaving))
+        fitting, scores, losers = self._contest(joined, frame, hypotheses.measured)
         return replace(fitting, reasons=self._reasons(leaving.frame, fitting, scores, losers))
+
+    def measure(
+        self, state: Keyframes, frame: FrameContext, masks: Tensor, usage: Sequence[ReadUsage] | None
+    ) -> Tensor | None:
+        """Distances of all pairs that a contest of this frame compares."""
+        leaving = self._leaving(state, frame)
+        if not isinstance(leaving, MemoryEntry):
+            return None
+        full = put(drop(state.full, frame.index), leaving)
+        joined = replace(state, full=full, compact=drop(state.compact, frame.index))
+        return pair_distances(joined.keyframes(), joined.prompts, pointer_weight=self.pointer_weight)
 
     def _leaving(self, state: Keyframes, frame: FrameContext) -> MemoryEntry | Reason | None:
         """The entry that the next frame will no longer read as recent, on every ``gap``-th frame, or why it is no
@@ -193,8 +208,15 @@ class Keyframe(MemoryPolicy[Keyframes]):
 
     # -- the budget ---------------------------------------------------------------------------------------------
 
-    def _contest(self, state: Keyframes, frame: FrameContext) -> tuple[Keyframes, dict[int, float], dict[int, float]]:
+    def _contest(
+        self, state: Keyframes, frame: FrameContext, measured: Tensor | None
+    ) -> tuple[Keyframes, dict[int, float], dict[int, float]]:
         """Demote and drop the least significant keyframes until the state fits.
+
+        Args:
+            state: with all keyframes.
+            frame: the frame.
+            measured: what ``measure`` gave; None asks the device.
 
         Returns:
             the state that fits; the significance of all keyframes before, empty where they fitted; the significance of those
@@ -202,8 +224,13 @@ class Keyframe(MemoryPolicy[Keyframes]):
         """
         before: dict[int, float] = {}
         losers: dict[int, float] = {}
+        places, distances = _places(state), None
         while self._over_budget(state):
-            scores = significances(state.keyframes(), state.prompts, pointer_weight=self.pointer_weight)
+            if measured is not None:
+                remaining = torch.tensor([places.index(place) for place in _places(state)])
+                distances = measured.view(len(places), -1)[remaining][:, remaining]
+            keys, weight = state.keyframes(), self.pointer_weight
+            scores = significances(keys, state.prompts, pointer_weight=weight, distances=distances)
             before = before or scores
             demotes = bool(state.full) and (len(state.full) > self.max_whole or not state.compact)
             weakest = min(state.full if demotes else state.compact, key=lambda e: scores[e.frame])
@@ -251,3 +278,11 @@ class Keyframe(MemoryPolicy[Keyframes]):
         scores = significances(state.keyframes(), state.prompts, pointer_weight=self.pointer_weight) if kinds else {}
         entries = [e for e in state.all_entries() if e.frame not in kinds] + [*state.keyframes()]
         return entry_infos(entries, lambda e: kinds.get(e.frame, "recent"), scores, "significance")
+
+
+def _places(state: Keyframes) -> list[tuple[int, bool]]:
+    """What tells entries that are compared apart, in the order of ``pair_distances``."""
+    return [
+        *((e.frame, False) for e in state.keyframes()),
+        *((p.frame, True) for p in state.prompts if p.summary is not None),
+    ]

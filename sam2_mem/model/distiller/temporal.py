@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sam2_mem.model.distiller.base import GridTokens, PooledTokens, TokenDistiller
 from sam2_mem.model.distiller.parts import FrameGRU, Refinement, WindowAttention
 from sam2_mem.model.distiller.spatial import SpatialDistiller
-from sam2_mem.model.distiller.windows import EMPTY, Tube, WindowLayout, join_entries, layout, tube_geometry
+from sam2_mem.model.distiller.windows import EMPTY, Tube, WindowLayout, join_entries
 from sam2_mem.types import MemoryTokens
 
 FRAMES = ("spatial", "pool")
@@ -63,8 +63,7 @@ class TemporalDistiller(TokenDistiller):
 
     def merge(self, tube: Sequence[MemoryTokens], grid: tuple[int, int], cells: int) -> MemoryTokens:
         joined = join_entries(tube, self.merged_time.dtype)
-        windows = layout(joined.xy, cells)
-        geometry = tube_geometry(joined, windows, grid, cells)
+        windows, geometry = joined.windows(cells), joined.geometry(grid, cells)
         pool = self._pool_jointly if self.recurrence is None else self._pool_by_frame
         feat, correction = self.refinement(pool(joined, windows), geometry.pos)
         return MemoryTokens(feat[0], geometry.pos, geometry.xy, geometry.log_count + correction[0])

@@ -5,16 +5,20 @@ Letters as in ``sam2_mem.types``; here N tokens, of one map or of several, lie i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from sam2_mem._moved import renamed
-from sam2_mem.model.cached_positions import grid_xy, sine_tokens
+from sam2_mem.model.acceleration.transfer import to_device_async
+from sam2_mem.model.cached_positions import SameTensors, grid_xy, known, sine_tokens
 from sam2_mem.types import MemoryTokens
+
+T = TypeVar("T")
 
 EMPTY = -1e4
 """Log-count of a place in a window that holds no token: finite, so that a window may hold nothing of some frame."""
@@ -89,6 +93,10 @@ def weighted_sum(x: Tensor, weights: Tensor) -> Tensor:
     return (x * weights.unsqueeze(-1)).sum(-2)
 
 
+_SHARED_COUNTS: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""Log-counts that follow from coordinates alone, and are the same tensor for all entries of the same coordinates."""
+
+
 class Tube(NamedTuple):
     """Tokens of several maps, oldest first, one after the other.
 
@@ -99,6 +107,8 @@ class Tube(NamedTuple):
         log_count: (N).
         frame: (N) number of the map each token comes from.
         frames: number of maps.
+        entries: the maps, none for a part of their tokens. Entries share coordinates, positions and counts as tensors, so
+            that what depends on those alone is worked out once and not asked of the device again.
     """
 
     feat: Tensor
@@ -107,26 +117,57 @@ class Tube(NamedTuple):
     log_count: Tensor
     frame: Tensor
     frames: int
+    entries: tuple[MemoryTokens, ...] = ()
 
     def at(self, chosen: Tensor) -> Tube:
         """The tokens where ``chosen`` (N) is true."""
         names = ("feat", "pos", "xy", "log_count", "frame")
-        return self._replace(**{name: getattr(self, name)[chosen] for name in names})
+        return self._replace(entries=(), **{name: getattr(self, name)[chosen] for name in names})
+
+    def all_placed(self) -> bool:
+        """Whether no token lacks a place."""
+        return self._known("placed", [e.xy for e in self.entries], lambda: not bool(self.xy.isnan().any()))
+
+    def windows(self, cells: int) -> WindowLayout:
+        """Windows of ``cells`` x ``cells`` cells over all tokens, see ``layout``."""
+        return self._known(f"layout {cells}", [e.xy for e in self.entries], lambda: layout(self.xy, cells))
+
+    def geometry(self, grid: tuple[int, int], cells: int) -> WindowGeometry:
+        """Of ``windows``, see ``tube_geometry``."""
+        shared = all(e.log_count is None or e.log_count in _SHARED_COUNTS for e in self.entries)
+        parts = [x for e in self.entries for x in (e.xy, e.pos, e.pos if e.log_count is None else e.log_count)]
+        key = f"geometry {grid} {cells}"
+        found = self._known(key, parts if shared else [], lambda: tube_geometry(self, self.windows(cells), grid, cells))
+        if shared and self.entries:
+            _SHARED_COUNTS[found.log_count] = True
+        return found
+
+    def _known(self, what: str, parts: Sequence[Tensor | None], make: Callable[[], T]) -> T:
+        """``make()``, or what it gave for the same ``parts`` of the entries; they are not asked for where there are none."""
+        whole = len(parts) > 0 and all(part is not None for part in parts)
+        return known((what, SameTensors(parts)), make) if whole else make()
 
 
 def join_entries(entries: Sequence[MemoryTokens], dtype: torch.dtype) -> Tube:
     """``entries`` as one tube, on the device of their positions and in ``dtype``. Tokens without coordinates count as lying
     in cell (0, 0), those without a count as one."""
     device = entries[0].pos.device
-    sizes = torch.tensor([len(e) for e in entries])
     return Tube(
-        feat=torch.cat([e.feat.to(device, dtype) for e in entries]),
+        feat=torch.cat([e.feat.to(device, non_blocking=True).to(dtype) for e in entries]),
         pos=torch.cat([e.pos.to(device) for e in entries]),
         xy=torch.cat([e.pos.new_zeros(len(e), 2) if e.xy is None else e.xy.to(device) for e in entries]),
         log_count=torch.cat([_counts(e) for e in entries]),
-        frame=torch.arange(len(entries)).repeat_interleave(sizes).to(device),
+        frame=_numbers(tuple([len(e) for e in entries]), device),
         frames=len(entries),
+        entries=tuple(entries),
     )
+
+
+@lru_cache(maxsize=32)
+def _numbers(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """The number of its entry for every token of entries of ``sizes``."""
+    with torch.inference_mode(False):
+        return to_device_async(torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)), device)
 
 
 def _counts(entry: MemoryTokens) -> Tensor:
@@ -154,13 +195,12 @@ def _close(a: Tensor, b: Tensor) -> bool:
 def mean_tokens(tube: Tube, grid: tuple[int, int], cells: int) -> MemoryTokens:
     """One token for every window of ``cells`` x ``cells`` cells: the mean by count, with the total count. Of tokens that have
     no place, those of one number in their entries, before the others."""
-    placed = ~tube.xy.isnan().any(-1)
-    if not placed.all():
+    if not tube.all_placed():
+        placed = ~tube.xy.isnan().any(-1)
         means = mean_tokens(tube.at(placed), grid, cells)
         spacing = round((grid[0] * grid[1] / int(tube.frame[placed].bincount().max())) ** 0.5)
         return _joined(_mean_by_number(tube.at(~placed), max(1.0, cells / spacing)), means)
-    windows = layout(tube.xy, cells)
-    geometry = tube_geometry(tube, windows, grid, cells)
+    windows, geometry = tube.windows(cells), tube.geometry(grid, cells)
     feat = weighted_sum(windows.gather(tube.feat), windows.priors(tube.log_count).softmax(-1).to(tube.feat.dtype))
     return MemoryTokens(feat=feat, pos=geometry.pos, xy=geometry.xy, log_count=geometry.log_count)
 
