@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sam2_mem.tracking.batching import bucket
 
+ARBITER_NAMES = ("none", "recent", "variance")
 MEMORY_DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -23,6 +24,8 @@ class TrackerSettings:
         forget_radius: in frames, see above.
         memory_dtype: what spatial memory is rounded to, as in SAM 2; "float32" to keep it exact.
         storage_device: where spatial memory waits, e.g. "cpu"; None for the device of the model.
+        arbiter: which of two objects whose masks nearly coincide gives way, see ``sam2_mem.tracking.arbiter``: "none",
+            "recent" (SAM 3) or "variance" (SAM2MOT).
         history: outputs kept per object, for corrections; unbounded where the policy is.
         archive_bytes: the budget for memory and masks of frames that an object has left behind, kept on the host for sessions
             on a video that can be read anywhere, so that they equal SAM 2's, which keeps everything; 0 for none. A frame of
@@ -41,6 +44,7 @@ class TrackerSettings:
     forget_radius: int = 7
     memory_dtype: str = "bfloat16"
     storage_device: str | None = None
+    arbiter: str = "none"
     history: int = 16
     archive_bytes: int = 2**32
     max_padding: float = 0.0
@@ -49,6 +53,8 @@ class TrackerSettings:
     def __post_init__(self) -> None:
         if self.memory_dtype not in MEMORY_DTYPES:
             raise ValueError(f"expected memory_dtype in {MEMORY_DTYPES}, got {self.memory_dtype!r}")
+        if self.arbiter not in ARBITER_NAMES:
+            raise ValueError(f"expected arbiter out of {', '.join(ARBITER_NAMES)}, got {self.arbiter!r}")
         for name in ("fill_hole_area", "remove_region_area", "forget_radius", "max_rows", "archive_bytes"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"expected {name} >= 0, got {getattr(self, name)}")

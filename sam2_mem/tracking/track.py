@@ -14,6 +14,9 @@ from sam2_mem.model.acceleration.transfer import to_device_async
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.types import ABSENT_LOGIT, CandidateId, FrameContext, Hypotheses, SensoryUpdate
 
+SCORE_MEMORY = 10
+"""Frames of which ``VisibilityHistory`` holds object scores."""
+
 
 @dataclass(frozen=True, eq=False)
 class MaskOutput:
@@ -118,6 +121,24 @@ class TrackedRanges:
         self._runs = runs
 
 
+@dataclass(frozen=True)
+class VisibilityHistory:
+    """What is known of an object from frames before.
+
+    Attributes:
+        hidden_at: the latest frame on which its mask was empty or gave way; None if there was none.
+        scores: object-score logits of the latest frames, oldest first.
+    """
+
+    hidden_at: int | None = None
+    scores: tuple[float, ...] = ()
+
+    def after(self, frame: int, objectness: float, *, is_hidden: bool) -> VisibilityHistory:
+        """The history with one more frame."""
+        scores = (*self.scores, objectness)[-SCORE_MEMORY:]
+        return VisibilityHistory(frame if is_hidden else self.hidden_at, scores)
+
+
 @dataclass(eq=False)
 class Track:
     """Bookkeeping of one object. Ids never change, positions in a batch do.
@@ -125,7 +146,8 @@ class Track:
     ``state`` is None until the first prompt has been taken into memory; ``pending`` holds prompts that have not;
     ``outputs`` the latest masks and those of prompted frames; ``latest`` frame and direction of the latest step;
     ``frozen`` memory is read but no longer written; ``has_dropped_prompts``: there was no room for all; ``reference`` what
-    it looked like on the first frame on which it is visible, where there is a refiner.
+    it looked like on the first frame on which it is visible, where there is a refiner; ``visibility`` when it was last
+    hidden, where there is an arbiter.
     """
 
     obj_id: int
@@ -137,6 +159,7 @@ class Track:
     frozen: bool = False
     has_dropped_prompts: bool = False
     reference: ReferenceAppearance | None = None
+    visibility: VisibilityHistory = VisibilityHistory()
 
     def prompted_frames(self) -> set[int]:
         return set() if self.state is None else set(self.state.prompted_frames())

@@ -20,6 +20,7 @@ from sam2_mem.memory.policy import MemoryPolicy, Revising
 from sam2_mem.memory.trace import Cause, Change, Listener, notify, trace_record
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.prompts import Prompt
+from sam2_mem.tracking.arbiter import ARBITERS, Arbiter, arbitrate
 from sam2_mem.tracking.archive import Archive, Kind
 from sam2_mem.tracking.mask_postprocessing import clean_masks
 from sam2_mem.tracking.memory_reader import MemoryReader, TrackPrediction
@@ -45,6 +46,7 @@ class Tracker:
         reader: predicts masks from memory; None for the ordinary one.
         writer: makes memory of masks; None for the ordinary one.
         archive: keeps what leaves memory, for a session that comes back to it; None keeps nothing.
+        arbiter: which of two objects that meet is hidden; None for that of the settings.
 
     A ``listener`` hears of every change of memory, with the policy's reasons (``sam2_mem.memory.trace``). It changes
     no result; without one, nothing is asked.
@@ -62,12 +64,14 @@ class Tracker:
         reader: MemoryReader | None = None,
         writer: MemoryWriter | None = None,
         archive: Archive | None = None,
+        arbiter: Arbiter | None = None,
     ) -> None:
         self.model = model
         self.policy = policy
         self.settings = TrackerSettings() if settings is None else settings
         self.num_frames = num_frames
         self.refiner = refiner
+        self.arbiter = ARBITERS[self.settings.arbiter] if arbiter is None else arbiter
         parts = (model, policy, self.settings)
         self.prompt_decoder = PromptDecoder(*parts) if prompt_decoder is None else prompt_decoder
         self.reader = MemoryReader(*parts) if reader is None else reader
@@ -215,9 +219,12 @@ class Tracker:
             outputs.append(gated_output(self.model, features.index, hypotheses, selection.output, self._gate))
         if self.refiner is not None:
             outputs = self._refine(self.refiner, predictions, selections, outputs, features)
+        unwritten = {track.obj_id for track in tracks if track.frozen}
+        if self.arbiter is not None:
+            unwritten |= arbitrate(self.arbiter, self.model, self.policy, predictions, selections, outputs)
         memories = self.writer.encode_memories(predictions, selections, outputs, features)
         for prediction, selection, output, entries in zip(predictions, selections, outputs, memories):
-            self._write(prediction, selection, output, entries)
+            self._write(prediction, selection, output, entries, is_kept=prediction.track.obj_id not in unwritten)
         masks = self._clean(torch.stack([output.logits for output in outputs]))
         for track, output, logits in zip(tracks, outputs, masks):
             self._show(track, replace(output, logits=logits.clone()))
@@ -226,7 +233,7 @@ class Tracker:
         revisions: list[Revision] = []
         for prediction in predictions:
             track = prediction.track
-            if not track.frozen:
+            if track.obj_id not in unwritten:
                 changed = self._revising.revise(track.state, prediction.frame)
                 revisions += [self._apply_revision(track, revision) for revision in changed]
         return tuple(revisions)
@@ -257,12 +264,15 @@ class Tracker:
         selection: MaskSelection,
         output: MaskOutput,
         entries: Sequence[MemoryEntry],
+        *,
+        is_kept: bool,
     ) -> None:
+        """``is_kept``: memory takes the frame in."""
         track, frame, hypotheses = prediction.track, prediction.frame, prediction.hypotheses
         if output.refined or self.settings.non_overlap_masks_for_mem_enc:  # not the mask that was measured
             hypotheses = replace(hypotheses, measured=None)
         cause, state = Cause.READ, track.state
-        if not track.frozen:
+        if is_kept:
             cause, state = Cause.WRITE, self.policy.write(track.state, frame, hypotheses, selection, entries)
             state = self.writer.merge_pending(state, frame)
         selected = {"selection": selection, "entries": tuple(entries)}
