@@ -10,6 +10,7 @@ import webbrowser
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from sam2_mem.build_sam import build_sam2_video_predictor
 from sam2_mem.cli.arguments import add_machine_arguments, command_parser, exit_status, set_threads, user_path
@@ -29,8 +30,8 @@ everything. The address that is printed holds a secret; who lacks it gets nothin
 the working folder only. docs/studio.md has pictures and keys. It needs: pip install "sam2_mem[studio]"
 """
 SMALL_MODEL = (
-    "The small model nano_v2 is at work, since no checkpoint was named: it answers clicks and boxes, with rough outlines. "
-    "For real work name an official one: --config sam2.1_hiera_t --checkpoint checkpoints/sam2.1_hiera_tiny.pt"
+    "The small model nano_v2 is at work, since no checkpoint was named: clicks and boxes work, outlines are rough. For an "
+    "official one: --config sam2.1_hiera_t --checkpoint FILE"
 )
 BLIND = "The small model nano does not answer clicks: draw outlines, or start with --config nano_v2"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -93,8 +94,18 @@ def serve(args: argparse.Namespace) -> int:
     if not args.no_browser:
         webbrowser.open(address)
     settings = uvicorn.Config(studio_app(studio, token, hosts), log_level="warning", access_log=False, lifespan="off")
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, *arguments: Any) -> None:
+            """Before it ends, pages that wait for changes are answered."""
+            super().handle_exit(*arguments)
+            for session in studio.sessions.values():
+                session.changes.note()
+
     try:
-        uvicorn.Server(settings).run(sockets=[listening])
+        Server(settings).run(sockets=[listening])
+    except KeyboardInterrupt:
+        pass
     finally:
         studio.close()
     return 0

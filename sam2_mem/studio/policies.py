@@ -15,7 +15,7 @@ from sam2_mem.memory.policy import MemoryPolicy
 def about(policy: MemoryPolicy) -> str:
     """The first sentence about a policy."""
     text = " ".join((inspect.getdoc(type(policy)) or "").split("\n\n")[0].split())
-    return re.split(r"(?<=[.;:]) ", text)[0]
+    return re.split(r"(?<=\.) (?=[A-Z])", text)[0].replace("``", "")
 
 
 def policy_form(policy: MemoryPolicy) -> list[dict[str, Any]]:
@@ -42,7 +42,7 @@ def _field_helps(kind: type) -> dict[str, str]:
         for entry in re.split(r"\n(?= {4}\w+:)", f"\n{section}"):
             match = re.match(r" {4}(\w+): (.*)", entry, re.DOTALL)
             if match:
-                helps[match[1]] = " ".join(match[2].split("\n\n")[0].split())
+                helps[match[1]] = " ".join(match[2].split("\n\n")[0].replace("``", "").split())
     return helps
 
 

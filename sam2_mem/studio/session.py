@@ -95,8 +95,9 @@ class StudioSession:
         self.policies: list[tuple[str, dict[str, Any]]] = [(log.policy, changed)]
 
     def close(self) -> None:
-        """Stop, and let go of the video."""
+        """Stop, let go of the video, and answer the pages that wait for changes."""
         self.worker.close()
+        self.changes.note()
         self.video.source.close()
 
     def do(self, step: SessionStep) -> list[int]:

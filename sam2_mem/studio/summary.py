@@ -30,6 +30,7 @@ def session_state(session: StudioSession) -> dict[str, Any]:
         "objects": [{"id": i, "name": session.log.names.get(i, f"object {i}")} for i in run.state.obj_ids],
         "prompts": prompts_of(session.log.steps),
         "job": worker.job,
+        "reached": worker.reached,
         "message": worker.message,
         "undo": len(session.undo_stack),
         "redo": len(session.redo_stack),

@@ -46,14 +46,16 @@ class Worker:
         changes: told of every step forward.
 
     Attributes:
-        job: what is being done: kind, parts done, parts in all, frame; None for nothing.
+        job: what is being done: kind, parts done, parts in all; None for nothing.
         message: what went wrong last.
+        reached: the frame that was done last.
         stopped: set when what is being done should end.
     """
 
     def __init__(self, name: str, changes: Changes) -> None:
         self.job: dict[str, Any] | None = None
         self.message = ""
+        self.reached: int | None = None
         self.stopped = threading.Event()
         self._changes = changes
         self._lock = threading.Lock()
@@ -68,7 +70,7 @@ class Worker:
         with self._lock:
             self.check_idle()
             self.stopped.clear()
-            self.job = {"kind": kind, "done": 0, "total": total, "frame": None}
+            self.job = {"kind": kind, "done": 0, "total": total}
         self.message = ""
         self._changes.note()
         return self._thread.submit(self._guarded, task)
@@ -76,7 +78,8 @@ class Worker:
     def advance(self, frame: int | None = None) -> None:
         """One part is done; called by the thread."""
         if self.job is not None:
-            self.job = {**self.job, "done": self.job["done"] + 1, "frame": frame}
+            self.job = {**self.job, "done": self.job["done"] + 1}
+        self.reached = frame
         self._changes.note()
 
     def stop(self) -> None:

@@ -15,6 +15,7 @@ async function track(reverse) {
   if (!store.session?.objects.length) return say("Click on an object first.");
   await attempt(async () => {
     await idle();
+    store.following = true;
     await post(`${base()}/track`, { frame: store.frame, reverse });
     say("");
   });
@@ -78,14 +79,14 @@ function progress() {
 }
 const WORDS = { track: "tracking", replay: "repeating the session", policy: "tracking under the new policy", compare: "tracking under the other policy", export: "writing", prompt: "one moment" };
 
-async function news({ finished, changed }) {
+async function news({ finished }) {
   const { session } = store;
   progress();
   at("undo").disabled = !session.undo;
   at("redo").disabled = !session.redo;
   at("policy-name").textContent = session.policies.map((p) => p.name + (Object.keys(p.fields).length ? "*" : "")).join(" | ");
-  if (session.job?.kind === "track" && session.job.frame !== null && changed.includes(session.job.frame)) show(session.job.frame);
-  if (finished?.kind === "track" && changed.length) show(changed.at(-1));
+  const tracking = (session.job || finished)?.kind === "track";
+  if (store.following && tracking && session.reached !== null && session.reached !== store.frame) show(session.reached, true);
   if (comparing() && finished) {
     store.differences = await get(`${base()}/differences`);
     store.emit("frame");

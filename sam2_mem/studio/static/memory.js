@@ -1,7 +1,7 @@
 // What the memory of the chosen object holds and reads on this frame, and why.
 
 import { get } from "./api.js";
-import { base, show, store } from "./store.js";
+import { base, comparing, show, store } from "./store.js";
 import { setMemory, size } from "./timeline.js";
 
 const element = (tag, properties = {}, ...children) => {
@@ -22,7 +22,7 @@ function style(kind) {
   return kinds.get(kind);
 }
 
-const slotName = (slot) => (slot === null ? "no slot" : slot === -1 ? "prompt slot" : slot === -2 ? "merged slot" : `slot ${Number(slot.toFixed(1))}`);
+const slotName = (slot) => (slot === null ? "no slot" : slot === -1 ? "prompt" : slot === -2 ? "merged" : `slot ${Number(slot.toFixed(1))}`);
 const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
 
 function reasons(history, frame) {
@@ -43,7 +43,7 @@ function card(entry, words, history, share) {
   const body = [inside, name, element("span", { className: "words" }, ...words)];
   if (share !== undefined) {
     const bar = element("i");
-    bar.style.width = percent(Math.min(1, share ?? 0));
+    bar.style.width = `${100 * Math.min(1, share ?? 0)}%`;
     body.push(element("span", { className: "share" }, bar));
   }
   const button = element("button", { type: "button", title: reasons(history, frame) || kind }, ...body);
@@ -66,7 +66,7 @@ function joined(record) {
 
 function fill(record) {
   const empty = (text) => element("li", { className: "none", textContent: text });
-  const values = store.views[0].get(store.frame)?.[store.object];
+  const values = store.views[store.run].get(store.frame)?.[store.object];
   const facts = [];
   if (values) {
     const mask = store.session.prompts[store.frame]?.[store.object] ? "prompted" : values[2] ? "tracked" : "object absent";
@@ -85,7 +85,7 @@ function fill(record) {
   const taken = new Set(read.map((r) => r.frame));
   const held = (record?.entries || []).filter((e) => !taken.has(e.frame));
   at("held").replaceChildren(...(held.length ? held.slice(0, 24).map((e) => card(e, [
-    e.score === null ? e.tokens ? `${e.tokens} t` : "pointer" : `${e.score_name} ${Number(e.score.toFixed(2))}`,
+    e.score === null ? e.tokens ? `${e.tokens} tokens` : "no map" : `${e.score_name} ${Number(e.score.toFixed(2))}`,
   ], record.history)) : [empty("nothing")]));
   at("events").replaceChildren(...(record?.events.length ? record.events.map((e) => element("li", {},
     element("b", { textContent: `${e.action}${e.frame === null ? "" : ` ${e.frame}`}` }),
@@ -93,11 +93,17 @@ function fill(record) {
   )) : [element("li", { textContent: "nothing" })]));
 }
 
+const chosen = () => store.session.objects.find((o) => o.id === store.object);
+
+function heading() {
+  at("memory-of").textContent = chosen() ? `of ${chosen().name}${comparing() ? `, ${store.session.policies[store.run].name}` : ""}, frame ${store.frame}` : "";
+}
+
 async function update() {
   if (!store.session) return;
-  const mine = ++turn, object = store.session.objects.find((o) => o.id === store.object);
-  at("memory-of").textContent = object ? `of ${object.name}, frame ${store.frame}` : "";
-  const { record } = object ? await get(`${base()}/memory/${store.frame}?obj_id=${store.object}`) : { record: null };
+  const mine = ++turn, object = chosen();
+  heading();
+  const { record } = object ? await get(`${base()}/memory/${store.frame}?obj_id=${store.object}&run=${store.run}`) : { record: null };
   if (mine !== turn) return;
   fill(record);
   setMemory(record);
@@ -105,5 +111,8 @@ async function update() {
 
 export function setUp() {
   store.on("frame object", update);
-  store.on("session", ({ changed, finished }) => { if (finished || changed.includes(store.frame)) update(); });
+  store.on("session", ({ changed, finished }) => {
+    heading();
+    if (finished || changed.includes(store.frame)) update();
+  });
 }

@@ -1,6 +1,6 @@
 // The frame with its masks and prompts, once or twice, and what the pointer says on it.
 
-import { color, comparing, frames, masks, promptOf, say, step, store } from "./store.js";
+import { chooseRun, color, comparing, frames, masks, promptOf, say, step, store } from "./store.js";
 
 const views = ["first", "second"].map((id) => document.getElementById(id));
 const overlay = new OffscreenCanvas(1, 1);
@@ -163,17 +163,20 @@ export function toggleCursor() {
 }
 
 function captions() {
-  const { policies, stale } = store.session;
-  document.getElementById("beside").hidden = !comparing();
-  document.getElementById("first-name").textContent = comparing() ? policies[0].name : "";
-  if (comparing()) {
-    const iou = store.differences[store.frame];
-    const agreement = iou === undefined ? "" : ` · IoU with the first ${iou.toFixed(2)} (pink: here only, blue: there only)`;
-    document.getElementById("second-name").textContent = policies[1].name + agreement + (stale ? " · older prompts: compare again" : "");
-  }
+  const { policies, stale } = store.session, at = (id) => document.getElementById(id);
+  at("beside").hidden = at("first-name").hidden = !comparing();
+  if (!comparing()) return;
+  ["first-name", "second-name"].forEach((id, run) => {
+    at(id).textContent = policies[run].name + (Object.keys(policies[run].fields).length ? "*" : "");
+    at(id).setAttribute("aria-pressed", String(store.run === run));
+  });
+  const iou = store.differences[store.frame];
+  const agreement = iou === undefined ? "" : `IoU with the first ${iou.toFixed(2)} · pink: here only, blue: there only`;
+  at("agreement").textContent = stale ? "older prompts: compare again" : agreement;
 }
 
 export function setUp() {
+  ["first-name", "second-name"].forEach((id, run) => document.getElementById(id).addEventListener("click", () => chooseRun(run)));
   for (const canvas of views) {
     canvas.addEventListener("contextmenu", (event) => event.preventDefault());
     canvas.addEventListener("pointerdown", (event) => {

@@ -5,8 +5,8 @@ import { Cache, Refused, get, picture, post, wait } from "./api.js";
 const target = new EventTarget();
 
 export const store = {
-  start: null, key: null, session: null, frame: 0, object: 1, tool: "plus", opacity: 0.45,
-  views: [new Map(), new Map()], versions: [new Map(), new Map()], differences: {},
+  start: null, key: null, session: null, frame: 0, object: 1, run: 0, tool: "plus", opacity: 0.45,
+  views: [new Map(), new Map()], versions: [new Map(), new Map()], differences: {}, following: false,
   on(name, listener) { for (const part of name.split(" ")) target.addEventListener(part, (event) => listener(event.detail)); },
   emit(name, detail) { target.dispatchEvent(new CustomEvent(name, { detail })); },
 };
@@ -53,8 +53,10 @@ export async function attempt(action) {
   }
 }
 
-export function show(frame) {
+/** Go to a frame. What the user does ends the following of a pass. */
+export function show(frame, following = false) {
   if (!store.session) return;
+  store.following &&= following;
   const last = store.session.frames - 1;
   store.frame = Math.max(0, Math.min(last, Math.round(frame)));
   store.emit("frame");
@@ -62,6 +64,12 @@ export function show(frame) {
 
 export function choose(id) {
   store.object = id;
+  store.emit("object");
+}
+
+/** Whose memory is shown, where two runs are compared. */
+export function chooseRun(run) {
+  store.run = run;
   store.emit("object");
 }
 
@@ -87,7 +95,7 @@ export async function open(path, policy) {
 }
 
 export function attach(key) {
-  Object.assign(store, { key, session: null, frame: 0, object: 1, differences: {} });
+  Object.assign(store, { key, session: null, frame: 0, object: 1, run: 0, differences: {} });
   for (const part of [...store.views, ...store.versions]) part.clear();
   for (const part of [frames, thumbs, maskPictures]) part.clear();
   watch(++watching, key);
@@ -127,6 +135,7 @@ function take(news) {
     }
   });
   if (news.state.message && news.state.message !== before?.message) say(news.state.message);
+  if (!comparing()) store.run = 0;
   const ids = news.state.objects.map((o) => o.id);
   if (first) store.emit("opened");
   if (first && ids.length) choose(ids[0]);

@@ -60,7 +60,7 @@ function label(pen, text, y, ink = "#eef1f6") {
 /** Calls `paint(position, width, values)` for every column of pixels that has tracked frames of an object. */
 function columns(id, width, paint) {
   const cell = (width - left) / length(), byColumn = new Map();
-  for (const [frame, summary] of store.views[0]) {
+  for (const [frame, summary] of store.views[store.run]) {
     const values = summary[id];
     if (!values) continue;
     const at = cell >= 1 ? frame : Math.floor(frame * cell);
@@ -131,10 +131,10 @@ function arcs(pen, y) {
 function curve(pen, y, width) {
   pen.fillStyle = "#191d24"; pen.fillRect(left, y, width - left, CURVE);
   const points = [];
-  for (const [frame, summary] of store.views[0]) if (summary[store.object]?.[4]) points.push([frame, summary[store.object][4]]);
+  for (const [frame, summary] of store.views[store.run]) if (summary[store.object]?.[4]) points.push([frame, summary[store.object][4]]);
   points.sort((a, b) => a[0] - b[0]);
   const most = Math.max(1, ...points.map((p) => p[1]));
-  label(pen, points.length ? `≤ ${size(most)}` : "memory", y + 4, "#aeb7c6");
+  label(pen, points.length ? `max ${size(most)}` : "memory", y + 4, "#aeb7c6");
   pen.strokeStyle = "#a3e635"; pen.lineWidth = 1.5; pen.beginPath();
   points.forEach(([frame, bytes], i) => {
     const at = y + CURVE - 3 - (CURVE - 7) * (bytes / most);
