@@ -88,8 +88,10 @@ def serve(args: argparse.Namespace) -> int:
     if args.checkpoint is None:
         studio.note = {"nano_v2": SMALL_MODEL, "nano": BLIND}.get(Path(args.config).stem, "")
     port, token = listening.getsockname()[1], new_token()
-    hosts = [f"{'[::1]' if name == '::1' else name}:{port}" for name in {*LOOPBACK, args.host}]
-    address = f"http://{'localhost' if args.host in LOOPBACK else args.host}:{port}/{token}/"
+    names = host_names(args.host)
+    hosts = [f"{f'[{name}]' if ':' in name else name}:{port}" for name in names]
+    address = f"http://{hosts[0]}/{token}/"
+    listening.listen()  # from here on requests wait for the server, so that the page may be opened
     announce(address, folder, studio.note, args.host)
     if not args.no_browser:
         webbrowser.open(address)
@@ -109,6 +111,18 @@ def serve(args: argparse.Namespace) -> int:
     finally:
         studio.close()
     return 0
+
+
+def host_names(host: str) -> list[str]:
+    """The names under which a server that listens on ``host`` may be asked; that of its page first."""
+    if host in LOOPBACK:
+        return ["localhost", "127.0.0.1", "::1"]
+    own = socket.gethostname()
+    try:
+        addresses = sorted({str(info[4][0]) for info in socket.getaddrinfo(own, None)})
+    except OSError:
+        addresses = []
+    return [own if host in ("0.0.0.0", "::") else host, own, *addresses, *LOOPBACK]
 
 
 def working_folder(folder: Path | None, video: str | None, demo: bool) -> tuple[Path, str | None]:

@@ -164,7 +164,10 @@ class SessionLog:
         if self.policy_fields:
             policy = f"replace(build_policy({policy}), **{dict(self.policy_fields)!r})"
         lines = [
-            '"""Repeats a session: the same prompts and passes, one PNG of object ids for every frame."""',
+            '"""Repeats a session: the same prompts and passes, one PNG of object ids for every frame.',
+            "",
+            "Run it in the folder where the path of the video begins.",
+            '"""',
             "",
             "from dataclasses import replace",
             "",

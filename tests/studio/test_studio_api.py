@@ -14,11 +14,12 @@ import cv2
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from micro import blob, micro_predictor, one_thread, picture  # noqa: F401
+from micro import blob, in_tiers, micro_predictor, one_thread, picture  # noqa: F401
 from PIL import Image
 from test_studio_security import HOST, TOKEN, save_video
 
 from sam2_mem import build_sam2_video_predictor
+from sam2_mem.config import policy_names
 from sam2_mem.studio import run as run_module
 from sam2_mem.studio.policies import policy_form, policy_from
 from sam2_mem.studio.server import Studio, studio_app
@@ -338,6 +339,20 @@ def test_files_are_listed_by_what_they_are(page: Page, studio: Studio) -> None:
     items = page.client.get(f"/{TOKEN}/api/files").json()["items"]
     kinds = {"a.mp4": "video", "a.session.json": "session", "clip": "images", "sub": "folder"}
     assert {item["name"]: item["kind"] for item in items} == kinds
+
+
+@pytest.mark.parametrize("name", in_tiers(policy_names(), ("sam2long", "xmem")))
+def test_every_policy_tracks_and_explains(studio: Studio, name: str) -> None:
+    page = Page(studio, "clip", policy=name)
+    page.outline(0, 1, 1)
+    state = page.track()
+    assert state["message"] == "" and state["policies"] == [{"name": name, "fields": {}}]
+    expected = truth(studio, lambda p, s: p.add_new_mask(s, 0, 1, page.ids(0) == 1), name)
+    assert sorted(map(int, page.changes()["frames"][0])) == sorted(expected) == list(range(COUNT))
+    record = page.get("memory/9", obj_id=1).json()["record"]
+    assert record["entries"] and record["readings"] and record["bytes"] > 0
+    page.do("undo")
+    assert list(page.changes()["state"]["prompts"]) == ["0"] and page.changes()["frames"][0]["9"] is None
 
 
 # -- policies as forms ------------------------------------------------------------------------------------------------

@@ -58,8 +58,8 @@ COLOR = """([x, y]) => {
 
 
 @pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
-    """A studio over the first frames of the demo clip, as a server of its own."""
+def served(tmp_path: Path) -> Iterator[tuple[Studio, str]]:
+    """A studio, and its address: over the first frames of the demo clip, as a server of its own."""
     (tmp_path / "clip").mkdir()
     for index in range(FRAMES):
         shutil.copy(DEMO / f"{index:05d}.jpg", tmp_path / "clip")
@@ -72,10 +72,15 @@ def address(tmp_path: Path) -> Iterator[str]:
     server = uvicorn.Server(settings)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
-    yield f"http://{host}/{TOKEN}/"
+    yield studio, f"http://{host}/{TOKEN}/"
     server.should_exit = True
     studio.close()
     thread.join(20)
+
+
+@pytest.fixture
+def address(served: tuple[Studio, str]) -> str:
+    return served[1]
 
 
 @pytest.fixture
@@ -203,6 +208,19 @@ def test_from_the_first_click_to_a_session_that_opens_again(address: str, page: 
     idle(page)
     assert page.locator("#objects li:nth-child(2) input").input_value() == "blue fish"
     assert page.inner_text("#policy-name") == "fifo*"
+
+
+def test_a_page_without_a_video(served: tuple[Studio, str], page: Page) -> None:
+    studio, address = served
+    studio.first_video = None
+    page.goto(address)
+    page.wait_for_selector("#open-big")
+    picture(page, "empty")
+    page.click("#open-big")
+    page.click('#listing button:has-text("clip")')
+    shown(page, 0)
+    page.click("#track")
+    page.wait_for_selector('#message:has-text("Click on an object first")')
 
 
 def test_by_keyboard_alone(address: str, page: Page) -> None:

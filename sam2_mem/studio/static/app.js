@@ -109,19 +109,24 @@ function wire() {
     at("message").classList.toggle("good", good);
   });
   store.on("opened", () => {
+    enable(true);
     at("empty").hidden = true;
-    at("views").hidden = false;
+    for (const id of ["views", "transport", "time"]) at(id).hidden = false;
     at("video").textContent = at("video").title = store.session.video;
   });
   store.on("session", news);
   store.on("frame session", () => { at("position").textContent = store.session ? `frame ${store.frame} of ${store.session.frames - 1}` : "–"; });
 }
 
+function enable(open) {
+  for (const id of ["add", "clear", "undo", "redo", "policy", "export"]) at(id).disabled = !open;
+}
+
 async function main() {
+  enable(false);
   store.start = await get("api/start");
-  for (const part of [dialogs, objects, stage, timeline, memory]) part.setUp();
   wire();
-  at("views").hidden = true;
+  for (const part of [dialogs, objects, stage, timeline, memory]) part.setUp();
   at("note").hidden = !store.start.note;
   at("note").textContent = store.start.note;
   const running = Object.entries(store.start.sessions).filter(([, name]) => name === store.start.first);

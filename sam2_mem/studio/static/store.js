@@ -106,12 +106,12 @@ async function watch(mine, key) {
   let since = 0, failures = 0;
   while (mine === watching) {
     try {
-      const news = await get(`api/sessions/${key}/changes?since=${since}&wait=${since ? 10 : 0}`);
+      const indexing = store.session && (!store.session.exact || store.session.indexed < store.session.frames);
+      const news = await get(`api/sessions/${key}/changes?since=${since}&wait=${since ? (indexing ? 0.3 : 10) : 0}`);
       if (mine !== watching) return;
       failures = 0;
       take(news);
       since = news.version;
-      if (!store.session.exact || store.session.indexed < store.session.frames) await wait(60);
     } catch (error) {
       if (mine !== watching) return;
       say(error.message);
