@@ -23,6 +23,20 @@ from sam2_mem.types import (
     Usage,
 )
 
+
+@dataclass(frozen=True, eq=False)
+class CountedTokens(MemoryTokens):
+    """Tokens with the attention that they have received so far.
+
+    Attributes:
+        received: (L) float32, summed over frames.
+        reads: of these frames.
+    """
+
+    received: Tensor | None = None
+    reads: int = 0
+
+
 Attention = Mapping[int, Tensor]
 """Attention (L) that tokens received, by the identity of their ``MemoryTokens``."""
 
@@ -38,26 +52,32 @@ class TokenBounded(Bounded):
     Attributes:
         score: what tokens are valued by. "knorm": the norm of feature plus position, the input of memory attention's keys,
             small is valuable. "snap": the attention received from the queries of the latest frame; tokens that it did not read
-            are worth nothing.
+            are worth nothing. "usage": the mean of it over all frames that have read the token (XMem, Cheng & Schwing 2022).
     """
 
-    score: str = setting("knorm", choices=("knorm", "snap"))
+    score: str = setting("knorm", choices=("knorm", "snap", "usage"))
+
+    @property
+    def _by_attention(self) -> bool:
+        return self.score != "knorm"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         name = type(self.policy.unwrapped).__name__
         if self.policy.needs.whole_maps:
             raise ValueError(f"expected a policy that reads parts of maps, got {name}; use memory_bound=bytes")
-        if self.score == "snap" and self.policy.needs.usage is Usage.ITEMS_BY_QUERY:
-            raise ValueError(f"expected score=knorm for {name}, which asks for another kind of attention, got 'snap'")
+        if self._by_attention and self.policy.needs.usage is Usage.ITEMS_BY_QUERY:
+            raise ValueError(
+                f"expected score=knorm for {name}, which asks for another kind of attention, got {self.score!r}"
+            )
 
     @property
     def needs(self) -> Needs:
         needs = self.policy.needs
-        return replace(needs, usage=Usage.TOKENS) if self.score == "snap" else needs
+        return replace(needs, usage=Usage.TOKENS) if self._by_attention else needs
 
     def usage_at(self, state: Any, frame: FrameContext) -> Usage:
-        return Usage.TOKENS if self.score == "snap" else super().usage_at(state, frame)
+        return Usage.TOKENS if self._by_attention else super().usage_at(state, frame)
 
     def write(
         self,
@@ -68,10 +88,13 @@ class TokenBounded(Bounded):
         entries: Sequence[MemoryEntry],
     ) -> Any:
         attention: Attention = {}
-        if self.score == "snap":
+        if self._by_attention:
             assert hypotheses.usage is not None, "usage was asked for"
             attention = received(self.policy.read(state, frame), hypotheses.usage)
         written = self.policy.write(state, frame, hypotheses, selection, entries)
+        if self.score == "usage":
+            tracked = [e.tokens for e in written.all_entries() if e.tokens is not None and not e.is_prompt]
+            written = replace_tokens(written, counted(tracked, attention))
         return self._fit(self._thin(written, frame, attention), frame)
 
     def _thin(self, state: Any, frame: FrameContext, attention: Attention) -> Any:
@@ -90,7 +113,9 @@ class TokenBounded(Bounded):
         """How valuable each of ``tokens`` is, (L) float32."""
         if self.score == "knorm":
             return -(tokens.feat.float() + tokens.pos.float()).norm(dim=1)
-        mass = attention.get(id(tokens))
+        if self.score == "usage" and isinstance(tokens, CountedTokens) and tokens.received is not None:
+            return tokens.received / tokens.reads
+        mass = attention.get(id(tokens)) if self.score == "snap" else None
         return torch.zeros(len(tokens), device=tokens.feat.device) if mass is None else mass.float()
 
 
@@ -102,6 +127,19 @@ def received(reads: Sequence[MemoryRead], usage: Sequence[ReadUsage]) -> Attenti
         for item, mass in zip(read.items, use.tokens):
             total[id(item.tokens)] = total[id(item.tokens)] + mass if id(item.tokens) in total else mass
     return total
+
+
+def counted(maps: Sequence[MemoryTokens], attention: Attention) -> dict[int, MemoryTokens]:
+    """Those of ``maps`` that were read, with what they received added, by the identity of what they were."""
+    result: dict[int, MemoryTokens] = {}
+    for tokens in maps:
+        mass = attention.get(id(tokens))
+        if mass is None or id(tokens) in result:
+            continue
+        before = tokens if isinstance(tokens, CountedTokens) else CountedTokens(**vars(tokens))
+        total = mass.float() if before.received is None else before.received + mass
+        result[id(tokens)] = replace(before, received=total, reads=before.reads + 1)
+    return result
 
 
 def thinned(maps: Sequence[MemoryTokens], values: Sequence[Tensor], excess: int) -> dict[int, MemoryTokens]:
@@ -124,10 +162,17 @@ def thinned(maps: Sequence[MemoryTokens], values: Sequence[Tensor], excess: int)
     parts = goes.split([len(tokens) for tokens in maps])
     stays = [(~part).nonzero().flatten() for part in parts]
     return {
-        id(tokens): gather_tokens(tokens, index.to(tokens.feat.device))
+        id(tokens): _gathered(tokens, index.to(tokens.feat.device))
         for tokens, index in zip(maps, stays)
         if len(index) < len(tokens)
     }
+
+
+def _gathered(tokens: MemoryTokens, index: Tensor) -> MemoryTokens:
+    gathered = gather_tokens(tokens, index)
+    if not isinstance(tokens, CountedTokens) or tokens.received is None:
+        return gathered
+    return CountedTokens(**vars(gathered), received=tokens.received[index], reads=tokens.reads)
 
 
 def replace_tokens(state: Any, new: Mapping[int, MemoryTokens]) -> Any:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sam2_mem.memory.bank import Bank
 from sam2_mem.memory.policy import MeasuresReads, MemoryPolicy
 from sam2_mem.model.mask_decoder import DecoderMaps
 from sam2_mem.model.sam2 import SAM2, Decoded
@@ -52,6 +53,23 @@ class TrackPrediction:
     def mask_key(self, candidate: CandidateId) -> tuple[RowIndex, int]:
         """Equal for candidates that are the same mask, also through different pathways."""
         return self.rows[candidate.pathway], candidate.candidate
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """How the latest mask of an object came about.
+
+    Attributes:
+        prediction: what the network said.
+        shown: the candidate that was shown.
+        before: memory before the frame.
+        after: memory since.
+    """
+
+    prediction: TrackPrediction
+    shown: CandidateId
+    before: Bank | None = None
+    after: Bank | None = None
 
 
 class DecodedBatch(NamedTuple):

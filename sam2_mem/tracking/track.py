@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from sam2_mem.memory.bank import Bank
 from sam2_mem.model.acceleration.transfer import to_device_async
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.types import ABSENT_LOGIT, CandidateId, FrameContext, Hypotheses, SensoryUpdate
+
+if TYPE_CHECKING:
+    from sam2_mem.tracking.memory_reader import Decision
 
 SCORE_MEMORY = 10
 """Frames of which ``VisibilityHistory`` holds object scores."""
@@ -147,7 +150,7 @@ class Track:
     ``outputs`` the latest masks and those of prompted frames; ``latest`` frame and direction of the latest step;
     ``frozen`` memory is read but no longer written; ``has_dropped_prompts``: there was no room for all; ``reference`` what
     it looked like on the first frame on which it is visible, where there is a refiner; ``visibility`` when it was last
-    hidden, where there is an arbiter.
+    hidden, where there is an arbiter; ``decision`` how the latest mask came about, where the tracker keeps that.
     """
 
     obj_id: int
@@ -160,6 +163,7 @@ class Track:
     has_dropped_prompts: bool = False
     reference: ReferenceAppearance | None = None
     visibility: VisibilityHistory = VisibilityHistory()
+    decision: Decision | None = None
 
     def prompted_frames(self) -> set[int]:
         return set() if self.state is None else set(self.state.prompted_frames())

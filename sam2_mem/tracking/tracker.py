@@ -7,7 +7,7 @@ A tracker executes what policies decide. It is made of three parts: ``PromptDeco
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.arbiter import ARBITERS, Arbiter, arbitrate
 from sam2_mem.tracking.archive import Archive, Kind
 from sam2_mem.tracking.mask_postprocessing import clean_masks
-from sam2_mem.tracking.memory_reader import MemoryReader, TrackPrediction
+from sam2_mem.tracking.memory_reader import Decision, MemoryReader, TrackPrediction
 from sam2_mem.tracking.memory_writer import MemoryWriter
 from sam2_mem.tracking.prompt_decoder import PromptDecoder
 from sam2_mem.tracking.recall import Recall
@@ -47,6 +47,7 @@ class Tracker:
         writer: makes memory of masks; None for the ordinary one.
         archive: keeps what leaves memory, for a session that comes back to it; None keeps nothing.
         arbiter: which of two objects that meet is hidden; None for that of the settings.
+        keeps_decisions: hold the candidates of the latest frame, so that a user may choose another one.
 
     A ``listener`` hears of every change of memory, with the policy's reasons (``sam2_mem.memory.trace``). It changes
     no result; without one, nothing is asked.
@@ -65,6 +66,7 @@ class Tracker:
         writer: MemoryWriter | None = None,
         archive: Archive | None = None,
         arbiter: Arbiter | None = None,
+        keeps_decisions: bool = False,
     ) -> None:
         self.model = model
         self.policy = policy
@@ -72,6 +74,7 @@ class Tracker:
         self.num_frames = num_frames
         self.refiner = refiner
         self.arbiter = ARBITERS[self.settings.arbiter] if arbiter is None else arbiter
+        self.keeps_decisions = keeps_decisions
         parts = (model, policy, self.settings)
         self.prompt_decoder = PromptDecoder(*parts) if prompt_decoder is None else prompt_decoder
         self.reader = MemoryReader(*parts) if reader is None else reader
@@ -211,23 +214,53 @@ class Tracker:
         predictions = self.reader.predict(
             tracks, features, context, keep_conditioned=self.refiner is not None, report_usage=report_usage
         )
-        selections, outputs = [], []
+        selections, outputs, decisions = [], [], []
         for prediction in predictions:
             track, hypotheses = prediction.track, prediction.hypotheses
             selection = self.policy.choose(track.state, prediction.frame, hypotheses)
             selections.append(replace(selection, remember=()) if track.frozen else selection)
             outputs.append(gated_output(self.model, features.index, hypotheses, selection.output, self._gate))
+            if self.keeps_decisions:
+                decisions.append(Decision(replace(prediction, conditioned=()), selection.output))
         if self.refiner is not None:
             outputs = self._refine(self.refiner, predictions, selections, outputs, features)
         unwritten = {track.obj_id for track in tracks if track.frozen}
         if self.arbiter is not None:
             unwritten |= arbitrate(self.arbiter, self.model, self.policy, predictions, selections, outputs)
+        before = [track.state for track in tracks]
+        revisions = self.take_in(predictions, selections, outputs, features, unwritten=unwritten)
+        if self.keeps_decisions:
+            for track, decision, state in zip(tracks, decisions, before):
+                track.decision = replace(decision, before=state, after=track.state)
+        return revisions
+
+    def take_in(
+        self,
+        predictions: Sequence[TrackPrediction],
+        selections: Sequence[MaskSelection],
+        outputs: Sequence[MaskOutput],
+        features: FrameFeatures,
+        *,
+        unwritten: Collection[int] = (),
+    ) -> tuple[Revision, ...]:
+        """Memory takes in the chosen masks of a frame, and they are shown.
+
+        Args:
+            predictions: of N objects, at least one.
+            selections: (N) by their policies.
+            outputs: (N) their masks.
+            features: of the frame.
+            unwritten: ids of objects whose memory stays as it is.
+
+        Returns:
+            earlier masks that this changes.
+        """
         memories = self.writer.encode_memories(predictions, selections, outputs, features)
         for prediction, selection, output, entries in zip(predictions, selections, outputs, memories):
             self._write(prediction, selection, output, entries, is_kept=prediction.track.obj_id not in unwritten)
         masks = self._clean(torch.stack([output.logits for output in outputs]))
-        for track, output, logits in zip(tracks, outputs, masks):
-            self._show(track, replace(output, logits=logits.clone()))
+        for prediction, output, logits in zip(predictions, outputs, masks):
+            self._show(prediction.track, replace(output, logits=logits.clone()))
         if self._revising is None:
             return ()
         revisions: list[Revision] = []

@@ -18,6 +18,7 @@ from sam2_mem.memory.serialization import load_memory, save_memory
 from sam2_mem.memory.trace import Cause, Listener
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.prompts import Prompt
+from sam2_mem.tracking.alternatives import ChoosesAlternatives
 from sam2_mem.tracking.archive import Archive
 from sam2_mem.tracking.embedders import Embedder
 from sam2_mem.tracking.frame_loop import run
@@ -137,7 +138,7 @@ class PredictorBase:
         return suppress_overlap(large) if self.settings.non_overlap_masks else large
 
 
-class SAM2VideoPredictor(PredictorBase):
+class SAM2VideoPredictor(ChoosesAlternatives, PredictorBase):
     """Tracks objects through videos and streams; see ``PredictorBase``. Everything about a video is in its state."""
 
     @classmethod
@@ -184,7 +185,13 @@ class SAM2VideoPredictor(PredictorBase):
         length = num_frames if source is None else _length_if_cheap(source)
         archive = Archive(settings.archive_bytes if interactive and source is not None and source.seekable else 0)
         tracker = Tracker(
-            self.model, self.policy, settings=settings, num_frames=length, refiner=self.refiner, archive=archive
+            self.model,
+            self.policy,
+            settings=settings,
+            num_frames=length,
+            refiner=self.refiner,
+            archive=archive,
+            keeps_decisions=interactive,
         )
         return InferenceState(
             tracker=tracker,

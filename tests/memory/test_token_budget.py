@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -43,19 +44,22 @@ def literal(held: Held, now: int, values: dict[tuple[int, int], float], budget: 
     return held
 
 
-@pytest.mark.parametrize("score", ["knorm", "snap"])
+@pytest.mark.parametrize("score", ["knorm", "snap", "usage"])
 @pytest.mark.parametrize("budget", [30, 44])
 def test_the_least_valuable_tokens_leave(score: str, budget: int) -> None:
     rng, policy = np.random.default_rng(budget), bounded(budget, score, num_maskmem=5)
     history = {0: random_entry(0, rng, prompt=True)}
-    state, thin = policy.prompt(None, at(0), history[0]), 0
+    state, thin, tally = policy.prompt(None, at(0), history[0]), 0, defaultdict(list)
     for t in range(1, 60):
         history[t] = random_entry(t, rng)
         (read,) = policy.read(state, at(t))
         usage = ReadUsage(tokens=tuple(torch.tensor(rng.random(len(i.tokens))) for i in read.items))
         whole = {e.frame: e for e in state.all_entries() if e.tokens is not None}
         mass = {id(i.tokens): u.tolist() for i, u in zip(read.items, usage.tokens)}
-        seen = scored(history[t], (usage,) if score == "snap" else None)
+        seen = scored(history[t], None if score == "knorm" else (usage,))
+        for f, e in whole.items():
+            for c, received in zip(cells(e), mass.get(id(e.tokens), ())):
+                tally[f, c].append(received)
         plain = policy.policy.write(state, at(t), seen, policy.choose(state, at(t), seen), [history[t]])
         state = policy.write(state, at(t), seen, policy.choose(state, at(t), seen), [history[t]])
         before = {e.frame: cells(e) for e in plain.all_entries() if e.tokens is not None}
@@ -65,6 +69,8 @@ def test_the_least_valuable_tokens_leave(score: str, budget: int) -> None:
             for n, c in enumerate(cs):
                 if score == "knorm":
                     values[f, c] = -feat[c].norm().item()
+                elif score == "usage":
+                    values[f, c] = np.mean(tally[f, c]) if tally[f, c] else 0.0
                 else:
                     values[f, c] = mass.get(id(whole[f].tokens), [0.0] * 9)[n] if f in whole else 0.0
         after = {e.frame: cells(e) for e in state.all_entries() if e.tokens is not None}
@@ -95,8 +101,8 @@ def test_whole_frames_leave_where_tokens_are_not_enough() -> None:
         *(
             pytest.param(name, score, marks=pytest.mark.full)
             for name in ("fifo", "keyframe", "distilled", "rmem", "sam2long", "samurai", "sparse", "hybrid")
-            for score in ("knorm", "snap")
-            if (name, score) not in {("fifo", "snap"), ("rmem", "snap")}
+            for score in ("knorm", "snap", "usage")
+            if (name, score) not in {("fifo", "snap"), ("rmem", "snap"), ("rmem", "usage")}
         ),
     ],
 )
@@ -147,5 +153,5 @@ def test_what_does_not_go_together() -> None:
         TokenBounded(policy=XMem(), max_bytes=10**6)
     with pytest.raises(ValueError, match="expected score=knorm for RMem"):
         TokenBounded(policy=RMem(), max_bytes=10**6, score="snap")
-    with pytest.raises(ValueError, match="expected score out of knorm, snap"):
+    with pytest.raises(ValueError, match="expected score out of knorm, snap, usage"):
         TokenBounded(policy=FIFO(), max_bytes=10**6, score="expected")
