@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from micro import features_at, mask_prompt, micro_tracker, one_thread  # noqa: F401
+from micro import run as tracked
+from policy_contract import check_pure
 
+from sam2_mem.memory.channel_reduction import ReducedTokens, reduce_channels, restore_channels
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.policies.keyframe import Keyframe, Keyframes
 from sam2_mem.memory.significance import significances
+from sam2_mem.memory.token_budget import TokenBounded
 from sam2_mem.memory.tokens import pool_grid, token_count
 from sam2_mem.model.cached_positions import grid_xy, sine_tokens
 from sam2_mem.types import (
@@ -177,3 +183,82 @@ def test_reverse_reads_what_lies_ahead_and_rewrites_frames():
 def test_bad_values_are_refused(bad):
     with pytest.raises(ValueError, match=f"expected {next(iter(bad))}"):
         Keyframe(**bad)
+
+
+# -- fewer channels ---------------------------------------------------------------------------------------------------
+
+
+def wide_tokens(rng: np.random.Generator, count: int = 40, width: int = 16) -> MemoryTokens:
+    """Features of which a few directions hold most of the variance."""
+    scales = 3.0 / (1 + np.arange(width)) ** 2
+    features = rng.normal(size=(count, width)) * scales @ np.linalg.qr(rng.normal(size=(width, width)))[0] + 5
+    return MemoryTokens(torch.tensor(features, dtype=torch.float32), torch.zeros(count, width))
+
+
+@pytest.mark.parametrize("channels", [1, 4, 8])
+def test_fewer_channels_are_those_of_a_truncated_decomposition(channels):
+    tokens = wide_tokens(np.random.default_rng(channels))
+    features = tokens.feat.numpy().astype(np.float64)
+    u, s, v = np.linalg.svd(features - features.mean(0), full_matrices=False)
+    expected = (u[:, :channels] * s[:channels]) @ v[:channels] + features.mean(0)
+    reduced = reduce_channels(tokens, channels)
+    assert reduced.feat.shape == (40, channels) and len(reduced) == 40
+    numbers = sum(x.numel() for x in (reduced.feat, reduced.basis, reduced.mean))
+    assert reduced.equivalent == numbers / 16
+    restored = restore_channels(reduced)
+    assert restored.feat.shape == (40, 16) and restored.pos is tokens.pos
+    np.testing.assert_allclose(restored.feat, expected, atol=1e-4)
+    error = np.abs(expected - features).max()
+    assert error > 1e-2, "control: something is lost"
+
+
+def test_where_nothing_is_saved_tokens_stay():
+    tokens = wide_tokens(np.random.default_rng(0))
+    few = wide_tokens(np.random.default_rng(0), count=4)
+    assert reduce_channels(tokens, 0) is reduce_channels(tokens, 16) is reduce_channels(tokens, 12) is tokens
+    assert reduce_channels(few, 4) is few and restore_channels(tokens) is tokens
+
+
+def wide_run(policy: Keyframe, frames: int) -> Keyframes:
+    rng, grid = np.random.default_rng(0), (12, 12)
+    state = None
+    for t in range(frames):
+        tokens = replace(wide_tokens(rng, 144), xy=grid_xy(*grid, CPU))
+        features = replace(context(t).features, grid=grid)
+        vectors = (torch.tensor(rng.normal(size=8), dtype=torch.float32) for _ in range(2))
+        new = MemoryEntry(t, tokens, next(vectors), iou=0.9, objectness=3.0, is_prompt=t == 0, summary=next(vectors))
+        at = FrameContext(t, features)
+        state = policy.prompt(None, at, new) if t == 0 else policy.write(state, at, NOTHING, ONE, [new])
+    return state
+
+
+def test_more_keyframes_fit_into_the_same_bytes():
+    budget = (
+        6 * 144 + 4 * 36
+    ) * 64  # prompt, four recent frames, a whole keyframe, four compact ones; 16 float32 channels
+    fields = {"budget_bytes": budget, "bytes_per_token": 64, "gap": 1, "max_compact": 40}
+    plain, reduced = (wide_run(Keyframe(**fields, channels=channels), 60) for channels in (0, 4))
+    assert len(plain.compact) == 4 < len(reduced.compact)
+    parts = {id(e.tokens): e.tokens for e in reduced.all_entries() if e.tokens is not None}.values()
+    numbers = sum(
+        t.feat.numel() + (t.basis.numel() + t.mean.numel() if isinstance(t, ReducedTokens) else 0) for t in parts
+    )
+    assert reduced.stored_tokens() * 16 == numbers <= budget / 4
+    policy = Keyframe(**fields, channels=4)
+    read = policy.read(reduced, context(60))[0]
+    assert {i.tokens.feat.shape[1] for i in read.items} == {16}
+    assert reduced.token_count() <= policy.capacity(144)
+    with pytest.raises(ValueError, match="expected a policy that reads parts of maps, got Keyframe"):
+        TokenBounded(policy=policy, max_bytes=10**6)
+
+
+def test_fewer_channels_with_a_network():
+    prompts, frames = {0: [mask_prompt(1, 0, 1)]}, [features_at(t) for t in range(24)]
+    fields = {"gap": 1, "recent": 1, "max_whole": 0, "pool": 2}
+    scores = []
+    for channels in (0, 16, 1):
+        results = tracked(micro_tracker(Keyframe(**fields, channels=channels)), frames, prompts)
+        scores.append(torch.tensor([(r.scores[0].iou, r.scores[0].objectness) for r in results]))
+    assert torch.equal(scores[0], scores[1]), "all channels"
+    assert (scores[0] - scores[2]).abs().max() > 1e-3, "control"
+    check_pure(Keyframe(**fields, channels=1))

@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from sam2_mem.memory.bank import Bank, drop, put, shifted
+from sam2_mem.memory.channel_reduction import ReducedTokens, reduce_channels, restore_channels
 from sam2_mem.memory.policy import MemoryPolicy, Needs, setting
 from sam2_mem.memory.reading import map_frames, pointer_window, rank_slots
 from sam2_mem.memory.significance import pair_distances, significances
@@ -52,6 +53,11 @@ class Keyframes(Bank):
     def all_entries(self) -> tuple[Entry, ...]:
         return (*super().all_entries(), *self.keyframes())
 
+    def stored_tokens(self) -> float:
+        """Tokens of all channels that take the room of what is held."""
+        reduced = [e.tokens for e in self.compact if isinstance(e.tokens, ReducedTokens)]
+        return self.token_count() - sum(len(tokens) - tokens.equivalent for tokens in reduced)
+
     def without(self, frame: int) -> Self:
         full, compact = drop(self.full, frame), drop(self.compact, frame)
         return replace(super().without(frame), full=full, compact=compact, demoted=())
@@ -90,6 +96,7 @@ class Keyframe(MemoryPolicy[Keyframes]):
         max_compact: most compact ones.
         pool: a compact keyframe keeps one token for every ``pool`` x ``pool`` stored ones, which are cells unless the
             network's distiller has made fewer of them.
+        channels: numbers that a compact keyframe keeps of each token's features, their principal components; 0: all of them.
         compact_by: "mean" of each block; "distiller", that of the network, which is the mean too where it has not learned.
         gap: frames between candidates.
         min_iou: predicted IoU below which a frame is no candidate.
@@ -103,6 +110,7 @@ class Keyframe(MemoryPolicy[Keyframes]):
     max_whole: int = setting(1, at_least=0)
     max_compact: int = setting(12, at_least=0)
     pool: int = setting(2, at_least=2)
+    channels: int = setting(0, at_least=0)
     compact_by: str = setting("mean", choices=("mean", "distiller"))
     gap: int = setting(4, at_least=1)
     min_iou: float = 0.5
@@ -111,13 +119,13 @@ class Keyframe(MemoryPolicy[Keyframes]):
 
     @property
     def needs(self) -> Needs:
-        return Needs(summary=True)
+        return Needs(summary=True, whole_maps=self.channels > 0)
 
     def capacity(self, tokens_per_map: int) -> int:
         """Prompts and recent frames on both sides; keyframes as far as the budget goes."""
         always = tokens_per_map * (self.max_prompts + 2 * self.recent + 1)
-        keys = min(self.budget_bytes // self.bytes_per_token, tokens_per_map * (self.max_whole + self.max_compact))
-        return always + keys
+        keys = tokens_per_map * (self.max_whole + self.max_compact)
+        return always + (keys if self.channels else min(self.budget_bytes // self.bytes_per_token, keys))
 
     def new_state(self, frame: FrameContext) -> Keyframes:
         return Keyframes()
@@ -134,7 +142,7 @@ class Keyframe(MemoryPolicy[Keyframes]):
         keys = [e for e in state.keyframes() if e.frame not in just_read]
         keys.sort(key=lambda e: abs(e.frame - frame.index))
         slots = rank_slots(len(keys) + self.recent - 1)[self.recent - 1 :]
-        items += [ReadItem(e.tokens, slot) for e, slot in zip(keys, slots)]
+        items += [ReadItem(restore_channels(e.tokens), slot) for e, slot in zip(keys, slots)]
         pointers = pointer_window(state.prompts, tracked, frame, max_obj_ptrs=self.max_obj_ptrs_in_encoder)
         return (MemoryRead(items=tuple(items), pointers=tuple(pointers)),)
 
@@ -202,6 +210,7 @@ class Keyframe(MemoryPolicy[Keyframes]):
         self, state: Keyframes, frame: FrameContext, request: MergeRequest, tokens: MemoryTokens
     ) -> Keyframes:
         (entry,) = request.entries
+        tokens = reduce_channels(tokens, self.channels)
         compact = (replace(e, tokens=tokens) if e.frame == entry.frame else e for e in state.compact)
         demoted = tuple(e for e in state.demoted if e is not entry)
         return replace(state, compact=tuple(compact), demoted=demoted)
@@ -244,14 +253,15 @@ class Keyframe(MemoryPolicy[Keyframes]):
     def _over_budget(self, state: Keyframes) -> bool:
         if len(state.full) > self.max_whole or len(state.compact) > self.max_compact:
             return True
-        return bool(state.keyframes()) and state.token_count() * self.bytes_per_token > self.budget_bytes
+        return bool(state.keyframes()) and state.stored_tokens() * self.bytes_per_token > self.budget_bytes
 
     def _demote(self, state: Keyframes, entry: MemoryEntry, frame: FrameContext) -> Keyframes:
         """``entry`` moved from the whole to the compact keyframes."""
         state = replace(state, full=drop(state.full, entry.frame))
         if self.max_compact == 0 or frame.features is None:
             return state
-        small = replace(entry, tokens=pool_tokens(entry.tokens, frame.features.grid, self.pool))
+        pooled = pool_tokens(entry.tokens, frame.features.grid, self.pool)
+        small = replace(entry, tokens=reduce_channels(pooled, self.channels))
         demoted = (*state.demoted, entry) if self.compact_by == "distiller" else ()
         return replace(state, compact=put(state.compact, small), demoted=demoted)
 
