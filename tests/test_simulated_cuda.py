@@ -8,6 +8,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,23 +18,30 @@ import pytest
 import torch
 import torch.nn.functional as F
 from micro import (
+    SIDE,
     blob,
+    click_prompt,
     in_tiers,
+    mask_prompt,
     micro_model,
     one_thread,  # noqa: F401
     picture,
+    pictures,
 )
 from simulated_cuda import CudaTensor, SimulatedCuda
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sam2_mem import SAM2VideoPredictor
+from sam2_mem import SAM2ImagePredictor, SAM2VideoPredictor
 from sam2_mem.build_sam import build_policy
-from sam2_mem.model.acceleration.cuda_graphs import cuda_graphs
+from sam2_mem.memory.bounded import Bounded
+from sam2_mem.model import attention_operators
+from sam2_mem.model.acceleration.cuda_graphs import GraphSettings, cuda_graphs, optimize
 from sam2_mem.model.acceleration.half_weights import HalfWeights
 from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.batching import CUDA_BYTES, _rows_in_free_memory, row_limit
 from sam2_mem.tracking.mask_postprocessing import fill_holes
+from sam2_mem.tracking.refine import HQRefiner
 from sam2_mem.tracking.settings import TrackerSettings
 
 WARM_UP = 3
@@ -285,6 +295,21 @@ def counts(cuda: SimulatedCuda, predictor: SAM2VideoPredictor, count: int, frame
     return result
 
 
+def short_memory() -> SAM2VideoPredictor:
+    """``fifo`` whose memory is full after three tracked frames."""
+    tracking = predictor(tracker={"history": 1})
+    tracking.policy = replace(tracking.policy, num_maskmem=2, max_obj_ptrs_in_encoder=3)
+    return tracking
+
+
+@pytest.mark.full
+def test_three_transfers_bring_the_inputs_of_a_frame(cuda: SimulatedCuda) -> None:
+    """The picture, numbers of pointers, flags of masks; kernels are those of one object and few more."""
+    one, ten = (counts(cuda, short_memory(), count, 7) for count in (1, 10))
+    assert one.transfers[-2:] == ten.transfers[-2:] == [3, 3] and ten.waits[-1] == 1, cuda.report()
+    assert ten.launches[-1] < 1.5 * one.launches[-1]
+
+
 FRAMES = {"efp": 11, "hq_smem": 8, "keyframe": 13, "distilled": 14}
 """Frames until a policy has done what it does now and then: has updated a bank, compared keyframes, merged summaries."""
 
@@ -347,6 +372,80 @@ def test_memory_attention_leaves_cudnn_out(cuda: SimulatedCuda) -> None:
     assert [key[-1] for key in cuda.attention] == ["flash/mem_efficient", "cudnn/flash/mem_efficient", "cudnn"]
 
 
+# -- lifecycles -------------------------------------------------------------------------------------------------------
+
+
+def video_session(cuda: SimulatedCuda, folder: Path, device: str, **init: bool) -> list[Tensor]:
+    """Mask, box, click, a late object, a correction, a removal, both directions, memory in a file."""
+    tracking = predictor(device=device)
+    on = partial(torch.as_tensor, device=device)
+    state, shown = tracking.init_state(pictures(8), **init), []
+    tracking.add_new_mask(state, 1, 0, on(blob(0, 1)))
+    tracking.add_new_points_or_box(state, 1, 1, box=on([4.0, 4.0, 30.0, 30.0]))
+    click = click_prompt(2, 1, 2)
+    tracking.add_new_points_or_box(state, 1, 2, points=on(click.points.numpy()), labels=on([1]))
+    shown += [m for *_, m in tracking.propagate_in_video(state, max_frame_num_to_track=3)]
+    tracking.add_new_points_or_box(state, 3, 1, points=on([[10.0, 10.0]]), labels=on([1]))
+    more = {"points": [[12.0, 12.0]], "labels": [0], "clear_old_points": False}
+    tracking.add_new_points_or_box(state, 3, 1, **more)
+    tracking.add_new_mask(state, 4, 5, blob(1, 4))
+    shown += [m for *_, m in tracking.propagate_in_video(state, 3)]
+    tracking.remove_object(state, 0)
+    shown += [m for *_, m in tracking.propagate_in_video(state, 4, reverse=True)]
+    tracking.save_memory(state, 5, folder / f"{device}.pt")
+    state = tracking.init_state(pictures(8)[3:])
+    tracking.load_memory(state, 9, folder / f"{device}.pt", frame_idx=0)
+    tracking.add_new_mask(state, 0, 1, blob(2, 3))
+    shown += [m for *_, m in tracking.propagate_in_video(state, 0, 2)]
+    return [m.float().cpu() for m in shown]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("offload", [False, True], ids=["as is", "offloaded"])
+def test_a_session(cuda: SimulatedCuda, tmp_path: Path, offload: bool) -> None:
+    here = video_session(cuda, tmp_path, "cuda", offload_state_to_cpu=offload)
+    cpu = video_session(cuda, tmp_path, "cpu")
+    assert len(here) == len(cpu) > 10
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(here, cpu, strict=True))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("change", ["bound", "refiner", "overlap", "listener"])
+def test_parts_around_a_policy(cuda: SimulatedCuda, change: str) -> None:
+    tracking = predictor("xmem" if change == "bound" else "fifo")
+    if change == "bound":
+        tracking.policy = Bounded(policy=tracking.policy, max_bytes=2**16, bytes_per_token=32)
+    if change == "refiner":
+        tracking.refiner = HQRefiner(tau_hq=0.0, hq_min_iou=0.0)
+    if change == "overlap":
+        tracking.tracker_settings = TrackerSettings(non_overlap_masks_for_mem_enc=True)
+    state = tracking.init_state()
+    traces: list[Any] = []
+    if change == "listener":
+        tracking.listen(state, SimpleNamespace(read_mass=True, on_change=traces.append))
+    for t in range(6):
+        masks = tracking.track_frame(state, picture(t), objects(2) if t == 0 else ())[2]
+    assert masks.isfinite().all() and bool(traces) == (change == "listener")
+
+
+OPERATORS = ["Exact", "LowDim", "Auto", "Packed", "Pooled", "TopK", "BlockTopK", "SparsePointers"]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators(cuda: SimulatedCuda, name: str) -> None:
+    tracking = predictor(tracker={"max_padding": 0.9})
+    tracking.model.memory_attention.operator = getattr(attention_operators, name)()
+    state = tracking.init_state()
+    with half():
+        for t in range(4):
+            prompts = {0: [mask_prompt(0)], 2: [mask_prompt(1, 2, 1)]}.get(t, ())
+            masks = tracking.track_frame(state, picture(t), prompts)[2]
+    assert masks.isfinite().all()
+    if name == "BlockTopK":
+        assert not any("math" in key[-1] for key in cuda.attention), "blocks are attended to by a fused kernel"
+
+
 def test_holes_are_filled_without_a_wait(cuda: SimulatedCuda) -> None:
     torch.manual_seed(0)
     logits = F.avg_pool2d(torch.randn(3, 1, 64, 64), 3, 1, 1).squeeze(1)
@@ -358,3 +457,34 @@ def test_holes_are_filled_without_a_wait(cuda: SimulatedCuda) -> None:
     assert torch.equal(filled.cpu(), expected) and not torch.equal(expected, logits)
     fill_holes(x, 100)
     assert cuda.waits, "control: larger ones are looked for on the host"
+
+
+@pytest.mark.full
+def test_image_predictor(cuda: SimulatedCuda) -> None:
+    segment = SAM2ImagePredictor(copy.deepcopy(micro_model()).to("cuda"), max_hole_area=8)
+    segment.set_image(picture(0))
+    on = partial(torch.as_tensor, device="cuda")
+    points, box = [[10.0, 12.0]], [4.0, 4.0, 30.0, 30.0]
+    expected = segment.predict(points, [1], box=box)
+    for p, labels, b in ((on(points), on([1]), box), (points, [1], on(box)), (on(points), on([1]), on(box))):
+        for a, c in zip(segment.predict(p, labels, box=b), expected, strict=True):
+            np.testing.assert_array_equal(a, c)
+    assert segment.predict(mask_input=on(expected[2][:1]))[0].shape == (3, SIDE, SIDE)
+
+
+# -- recorded ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.full
+def test_recorded_masks_on_a_device_that_is_not_the_current_one() -> None:
+    micro_model()
+    with SimulatedCuda(devices=2):
+        never, fast = predictor(), predictor(device="cuda:1")
+        optimize(never.model, GraphSettings(after=99))
+        optimize(fast.model, GraphSettings(after=1))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of an empty recording
+            shown = stream(fast, 1, 8)
+        assert torch.equal(shown, stream(never, 1, 8)) and not never.model.runner.recordings
+        parts = {key[0] for key in fast.model.runner.recordings}
+        assert {"encode_image", "decode", "encode_memory"} <= parts and not fast.model.runner.refused

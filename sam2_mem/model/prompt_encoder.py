@@ -6,6 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from sam2_mem.model.cached_positions import cached
 from sam2_mem.model.layers import LayerNorm2d
 from sam2_mem.model.position_encoding import RandomFourierPosition
 
@@ -57,8 +58,11 @@ class PromptEncoder(nn.Module):
         self.mask_input_size = 4 * image_embedding_size
 
     def dense_position(self) -> Tensor:
-        """Position code of the image map, (1, C, h, h)."""
-        return self.pe_layer.grid(self.image_embedding_size, self.image_embedding_size)[None]
+        """Position code of the image map, (1, C, h, h); kept while its weights, the size and autocast stay."""
+        matrix, side = self.pe_layer.positional_encoding_gaussian_matrix, self.image_embedding_size
+        kind = matrix.device.type
+        precision = torch.get_autocast_dtype(kind).itemsize if torch.is_autocast_enabled(kind) else 0
+        return cached((matrix,), (side, precision), lambda: self.pe_layer.grid(side, side)[None])
 
     def forward(
         self, points: Tensor | None = None, labels: Tensor | None = None, mask_logits: Tensor | None = None
@@ -84,8 +88,7 @@ class PromptEncoder(nn.Module):
             )
         batch = batches.pop() if batches else 1
         if points is None and labels is None:
-            points = self.not_a_point_embed.weight.new_zeros(batch, 1, 2)
-            labels = points.new_full((batch, 1), -1)
+            return self.not_a_point_embed.weight.expand(batch, 2, -1), self._embed_mask(mask_logits, batch)
         if points is None or labels is None or labels.shape != points.shape[:2]:
             got = tuple(None if x is None else tuple(x.shape) for x in (points, labels))
             raise ValueError(f"expected points (B, N, 2) and labels (B, N), got {got}; give both, one label per point")

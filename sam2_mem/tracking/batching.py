@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -134,8 +136,9 @@ def _batch(
     """One row per read, padded to the longest of ``lengths``, of the dtype and on the device of ``like``."""
     longest, num_items = max(lengths), max([len(read.items) for read in reads])
     runs: list[_Run] = []
+    keys: dict[tuple, Tensor] = {}
     for read, length, of_pointers in zip(reads, lengths, numbers):
-        runs += _item_runs(read.items, model, like)
+        runs += _item_runs(read.items, model, like, keys)
         if read.pointers:
             runs.append(_pointer_run(read.pointers, of_pointers, num_items, model, like))
         if length < longest:
@@ -149,7 +152,7 @@ def _batch(
     xy = [torch.zeros(len(r.feat), 2, device=like.device) if r.xy is None else r.xy.to(like.device) for r in xy_runs]
     weighted, biased = any(run.gain is not None for run in runs), any(run.bias is not None for run in runs)
     return RowBatch(
-        feat=torch.cat([run.feat for run in runs]).view(*shape, -1),
+        feat=_joined([run.feat for run in runs], like).view(*shape, -1),
         pos=torch.cat([run.pos for run in runs]).view(*shape, -1),
         xy=torch.cat(xy).view(-1, longest, 2),
         gain=_column([run.gain for run in runs], sizes, like, default=1.0).view(shape) if weighted else None,
@@ -170,7 +173,19 @@ def _item_of_token(runs: tuple[tuple[int, int], ...], device: torch.device) -> T
         return to_device_async(torch.repeat_interleave(*torch.tensor(runs).unbind(1)), device)
 
 
-def _item_runs(items: Sequence[ReadItem], model: SAM2, like: Tensor) -> list[_Run]:
+def _joined(parts: Sequence[Tensor], like: Tensor) -> Tensor:
+    """``parts`` (n, Cm) one after the other, in the dtype and on the device of ``like``: neighbours of one dtype together."""
+    there = [part.to(like.device, non_blocking=True) for part in parts]
+    groups = [list(group) for _, group in groupby(there, key=attrgetter("dtype"))]
+    return (
+        torch.cat([torch.cat(group).to(like.dtype) for group in groups])
+        if len(groups) > 1
+        else torch.cat(there).to(like)
+    )
+
+
+def _item_runs(items: Sequence[ReadItem], model: SAM2, like: Tensor, keys: dict[tuple, Tensor]) -> list[_Run]:
+    """Runs of the items of a row, with features as they are stored; ``keys``: sums of positions and codes that rows share."""
     if not items:
         return []
     time = model.slot_code([item.slot for item in items])
@@ -181,9 +196,10 @@ def _item_runs(items: Sequence[ReadItem], model: SAM2, like: Tensor) -> list[_Ru
     runs = []
     for number, (item, code) in enumerate(zip(items, time.to(like.dtype))):
         tokens = item.tokens
-        feat = tokens.feat.to(like.device, non_blocking=True).to(like.dtype)
-        pos, gain = tokens.pos.to(like) + code, None if item.gain == 1.0 else item.gain
-        runs.append(_Run(number, feat, pos, tokens.xy, gain, tokens.log_count))
+        key, gain = (id(tokens.pos), item.slot, item.order), None if item.gain == 1.0 else item.gain
+        if key not in keys:
+            keys[key] = tokens.pos.to(like) + code
+        runs.append(_Run(number, tokens.feat, keys[key], tokens.xy, gain, tokens.log_count))
     return runs
 
 
@@ -191,7 +207,7 @@ def _pointer_run(
     pointers: Sequence[ReadPointer], numbers: _PointerNumbers, item: int, model: SAM2, like: Tensor
 ) -> _Run:
     """Each pointer (C) is C / Cm tokens; all of them carry the same code of time."""
-    stacked = torch.stack([p.pointer.to(like) for p in pointers])
+    stacked = torch.stack([p.pointer.to(like.device) for p in pointers]).to(like.dtype)
     split = stacked.shape[1] // model.memory_width
     code = model.pointer_code(numbers.offsets).to(like.dtype).repeat_interleave(split, dim=0)
     gain = None if numbers.gains is None else numbers.gains.to(like.dtype).repeat_interleave(split)

@@ -134,6 +134,7 @@ class Recording:
     def __init__(self, record: Recorder, function: Callable, args: tuple) -> None:
         with torch.inference_mode(False), torch.no_grad():
             copies = map_tensors(args, lambda x: x.detach().clone(), share=False)
+        function(*copies)  # whatever is worked out once and kept is there before tensors are counted
         with ExternalTensors() as external:
             function(*copies)
         self.inputs, self.external = list(tensors_in(copies)), external.tensors

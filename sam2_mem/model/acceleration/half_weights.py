@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import is_not
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ class HalfWeights:
 
     def _reset(self) -> None:
         self._lock = threading.RLock()
-        self._copies: dict[int, tuple[tuple, dict[str, Tensor]]] = {}
+        self._copies: dict[str, Copies] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"modules": self.modules}
@@ -57,32 +58,52 @@ class HalfWeights:
             kind = next((weight.device.type for module in modules for weight in module.parameters()), "cpu")
             if torch.is_grad_enabled() or not torch.is_autocast_enabled(kind):
                 return function(*args)
-            with self._exchanged(modules, torch.get_autocast_dtype(kind)):
+            with self._exchanged(part, modules, torch.get_autocast_dtype(kind)):
                 return function(*args)
 
     @contextmanager
-    def _exchanged(self, modules: list[nn.Module], dtype: torch.dtype) -> Iterator[None]:
+    def _exchanged(self, part: str, modules: list[nn.Module], dtype: torch.dtype) -> Iterator[None]:
         """Modules with copies of their weights in ``dtype`` in the place of their weights."""
-        before = [dict(module._parameters) for module in modules]
+        copies = self._copies.get(part)
+        if copies is None or copies.dtype is not dtype or not copies.are_valid():
+            copies = self._copies[part] = Copies(modules, dtype)
         try:
-            for module in modules:
-                module._parameters.update(self._cast(module, dtype))  # type: ignore[arg-type]
+            copies.take_place()
             yield
         finally:
-            for module, weights in zip(modules, before):
-                module._parameters.update(weights)
-
-    def _cast(self, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-        weights = {name: weight for name, weight in module._parameters.items() if weight is not None}
-        version = (dtype, *map(_version, weights.values()))
-        known = self._copies.get(id(module))
-        if known is None or known[0] != version:
-            with torch.inference_mode(False), torch.no_grad():
-                known = version, {name: weight.to(dtype) for name, weight in weights.items()}
-            self._copies[id(module)] = known
-        return known[1]
+            copies.give_back()
 
 
-def _version(weight: Tensor) -> tuple[int, int]:
-    """Another one after the weight was moved or written to; a write through ``.data`` goes unnoticed."""
-    return (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+class Copies:
+    """Copies of the weights of modules in ``dtype``.
+
+    Args:
+        modules: with weights.
+        dtype: of the copies.
+    """
+
+    def __init__(self, modules: list[nn.Module], dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        places = [(m._parameters, name, w) for m in modules for name, w in m._parameters.items() if w is not None]
+        self._places: list[tuple[dict[str, Any], str, Tensor]] = places  # type: ignore[assignment]
+        self._versions = self._current_versions()
+        with torch.inference_mode(False), torch.no_grad():
+            self._tensors = [weight.to(dtype) for _, _, weight in places]
+
+    def _current_versions(self) -> list[tuple[int, int]]:
+        """Others after weights were moved or written to; a write through ``.data`` goes unnoticed."""
+        return [(w.data_ptr(), 0 if w.is_inference() else w._version) for _, _, w in self._places]
+
+    def are_valid(self) -> bool:
+        """Whether the weights are still those that were copied."""
+        weights = [weight for _, _, weight in self._places]
+        replaced = map(is_not, [parameters.get(name) for parameters, name, _ in self._places], weights)
+        return not any(replaced) and self._current_versions() == self._versions
+
+    def take_place(self) -> None:
+        for (parameters, name, _), copy in zip(self._places, self._tensors):
+            parameters[name] = copy
+
+    def give_back(self) -> None:
+        for parameters, name, weight in self._places:
+            parameters[name] = weight

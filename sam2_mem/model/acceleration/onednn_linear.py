@@ -28,7 +28,10 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor, activation: Activation = "none") -> Tensor:
         """(..., in) -> (..., out)."""
-        return linear(x, self.weight, self.bias, activation)
+        if x.is_cpu:
+            return linear(x, self.weight, self.bias, activation)
+        y = F.linear(x, self.weight, self.bias)
+        return y if activation == "none" else ACTIVATIONS[activation](y)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none") -> Tensor:
