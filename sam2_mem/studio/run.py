@@ -14,6 +14,7 @@ import torch
 
 from sam2_mem.evaluation.inspection.recording import Recorder, as_json, frame_records
 from sam2_mem.memory.trace import Action, TraceRecord
+from sam2_mem.tracking.alternatives import Alternative
 from sam2_mem.tracking.inference_state import InferenceState
 from sam2_mem.tracking.session_log import SessionStep
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
@@ -165,6 +166,11 @@ class PolicyRun:
         frames = {entry["frame"] for entry in (*record["entries"], *record["readings"])}
         known = self.history.get(obj_id, {})
         return record | {"history": {f: known[f] for f in frames if f in known}}
+
+    def alternatives(self, obj_id: int) -> list[Alternative]:
+        """Other masks that an object could have on the frame that was tracked last; none where that is not known."""
+        with NETWORK:
+            return self.predictor.alternatives(self.state, obj_id)
 
     def snapshot(self) -> Snapshot:
         history = {obj_id: dict(entries) for obj_id, entries in self.history.items()}

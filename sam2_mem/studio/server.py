@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,10 +22,11 @@ from sam2_mem.studio.pictures import jpeg, mask_png
 from sam2_mem.studio.policies import about, policy_form
 from sam2_mem.studio.security import Gate, OutsideFolderError, confined
 from sam2_mem.studio.session import NotIndexedError, StudioSession
-from sam2_mem.studio.summary import differences, session_state
+from sam2_mem.studio.summary import differences, prompts_of, session_state
 from sam2_mem.studio.worker import BusyError
 from sam2_mem.tracking.session_log import SessionLog, SessionStep, load_session, step_from_json
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
+from sam2_mem.video import draw_overlay
 from sam2_mem.video.palette import object_color
 from sam2_mem.video.sources import VIDEO_EXTENSIONS
 from sam2_mem.video.stored import IMAGE_EXTENSIONS
@@ -268,6 +270,23 @@ def changes(request: Request, since: int = 0, wait: float = WAIT) -> dict[str, A
         view = session.runs[run].frames.get(index) if run < len(session.runs) else None
         frames[run][index] = None if view is None else view.summary()
     return {"version": version, "frames": frames, "state": session_state(session)}
+
+
+@videos.get("/{key}/alternatives")
+def alternatives(request: Request, obj_id: int) -> dict[str, Any]:
+    """The masks that an object could have on the frame tracked last, as small pictures; none while something is running."""
+    session = _session(request)
+    items = [] if session.worker.job is not None else session.runs[0].alternatives(obj_id)
+    if items and obj_id in prompts_of(session.log.steps).get(items[0].frame, {}):
+        items = []  # what was said there stands
+    shown = []
+    for item in items:
+        image = session.video.source[item.frame].image
+        drawn = draw_overlay(image, {obj_id: (item.mask > 0).cpu().numpy()}, labels=False)
+        picture = "data:image/jpeg;base64," + base64.b64encode(jpeg(drawn, 160)).decode()
+        scores = {"iou": item.iou, "objectness": item.objectness, "pathway": item.pathway}
+        shown.append({"number": item.number, "shown": item.is_shown, "picture": picture, **scores})
+    return {"frame": items[0].frame if items else None, "alternatives": shown}
 
 
 @videos.get("/{key}/differences")

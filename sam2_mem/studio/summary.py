@@ -43,7 +43,7 @@ def prompts_of(steps: Iterable[SessionStep]) -> dict[int, dict[int, dict[str, An
     for step in steps:
         if step.kind == "remove":
             said = {f: {i: p for i, p in by_id.items() if i != step.obj_id} for f, by_id in said.items()}
-        elif step.kind != "track":
+        elif step.kind in ("prompt", "clear"):
             by_object = said.setdefault(step.frame or 0, {})
             by_object.pop(step.obj_id or 0, None)
             if step.kind == "prompt":

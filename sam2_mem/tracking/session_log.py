@@ -20,7 +20,7 @@ from sam2_mem.tracking.inference_state import InferenceState
 from sam2_mem.tracking.video_predictor import Masks, SAM2VideoPredictor
 
 FORMAT = 1
-KINDS = ("prompt", "clear", "remove", "track")
+KINDS = ("prompt", "clear", "remove", "track", "choose")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class SessionStep:
 
     Attributes:
         kind: ``prompt``: all that is said of an object on a frame, in place of what was said there before; ``clear``: a prompt
-            taken back; ``remove``: an object removed; ``track``: a pass.
+            taken back; ``remove``: an object removed; ``track``: a pass; ``choose``: another mask on the frame tracked last.
         frame: of a prompt; the first one of a pass, None for the earliest prompted one.
         obj_id: the object, None for a pass.
         points: x, y in pixels of the video.
@@ -38,6 +38,7 @@ class SessionStep:
         outline: x, y of the corners of a polygon, whose inside is the mask.
         max_frames: of a pass, frames after the first; None for all.
         reverse: a pass towards the start.
+        number: of the mask that is chosen, see ``predictor.choose_alternative``; None: the object is not there.
     """
 
     kind: str
@@ -49,6 +50,7 @@ class SessionStep:
     outline: tuple[tuple[float, float], ...] = ()
     max_frames: int | None = None
     reverse: bool = False
+    number: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -64,6 +66,9 @@ class SessionStep:
             yield from predictor.propagate_in_video(state, self.frame, self.max_frames, self.reverse)
             return
         assert self.obj_id is not None, "checked when the step was made"
+        if self.kind == "choose":
+            yield predictor.choose_alternative(state, self.obj_id, self.number)
+            return
         if self.kind == "remove":
             for frame, masks in predictor.remove_object(state, self.obj_id, strict=True)[1]:
                 yield frame, state.obj_ids, masks
@@ -84,6 +89,8 @@ class SessionStep:
         """The same as a line of Python, with ``predictor`` and ``state``; of a pass the iterator of its masks."""
         if self.kind == "track":
             return f"predictor.propagate_in_video(state, {self.frame}, {self.max_frames}, reverse={self.reverse})"
+        if self.kind == "choose":
+            return f"predictor.choose_alternative(state, {self.obj_id}, {self.number})"
         if self.kind == "remove":
             return f"predictor.remove_object(state, {self.obj_id})"
         if self.kind == "clear":
@@ -197,10 +204,14 @@ class SessionLog:
 
 
 def _script_steps(steps: Sequence[SessionStep]) -> Iterator[str]:
+    kept = "masks[frame] = {i: (logits[k, 0] > 0).cpu().numpy() for k, i in enumerate(ids)}"
     for step in steps:
         if step.kind == "track":
             yield f"for frame, ids, logits in {step.call()}:"
-            yield "    masks[frame] = {i: (logits[k, 0] > 0).cpu().numpy() for k, i in enumerate(ids)}"
+            yield f"    {kept}"
+        elif step.kind == "choose":
+            yield f"frame, ids, logits = {step.call()}"
+            yield kept
         else:
             yield step.call()
 

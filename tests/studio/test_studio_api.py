@@ -216,6 +216,25 @@ def test_correct_undo_redo(page: Page) -> None:
     assert "nothing was undone" in page.refused("redo")
 
 
+def test_another_mask(page: Page) -> None:
+    page.outline(0, 1, 1)
+    page.track(0, max_frames=4)
+    before = page.ids(4)
+    news = page.get("alternatives", obj_id=1).json()
+    assert news["frame"] == 4 and sum(a["shown"] for a in news["alternatives"]) <= 1
+    assert all(a["picture"].startswith("data:image/jpeg;base64,") for a in news["alternatives"])
+    other = next(a["number"] for a in news["alternatives"] if not a["shown"])
+    page.do("step", kind="choose", obj_id=1, number=other)
+    chosen = page.ids(4)
+    assert chosen.any() and not np.array_equal(chosen, before)
+    assert page.get("memory/4", obj_id=1).json()["record"]["readings"]
+    page.do("undo")
+    assert np.array_equal(page.ids(4), before)
+    assert "the number of an alternative" in page.refused("step", kind="choose", obj_id=1, number=99)
+    page.outline(4, 1, 0)
+    assert page.get("alternatives", obj_id=1).json()["alternatives"] == [], "a prompted frame has none"
+
+
 def test_clear_remove_rename(page: Page) -> None:
     page.outline(0, 1, 0)
     page.outline(0, 2, 1)

@@ -152,7 +152,13 @@ def test_from_the_first_click_to_a_session_that_opens_again(address: str, page: 
     shown(page, FRAMES - 1)
     page.wait_for_selector("#read img")
     assert len(page.query_selector_all("#read .share")) == 7
+    page.wait_for_selector("#alternatives li:nth-child(3) img")
     picture(page, "tracked")
+    page.click("#alternatives li:not(:has-text('shown')) button >> nth=0")  # another mask on the frame tracked last
+    page.wait_for_selector("#undo:enabled")
+    idle(page)
+    page.keyboard.press("Control+z")
+    idle(page)
 
     timeline = page.locator("#timeline").bounding_box()  # scrub
     page.mouse.click(timeline["x"] + 96 + (timeline["width"] - 96) * 13.5 / FRAMES, timeline["y"] + 30)

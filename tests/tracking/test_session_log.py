@@ -26,6 +26,7 @@ STEPS = (
     SessionStep(kind="track", frame=4, max_frames=3, reverse=True),
     SessionStep(kind="prompt", frame=8, obj_id=2, box=(10.0, 10.0, 40.0, 44.0)),
     SessionStep(kind="track", frame=8, max_frames=2),
+    SessionStep(kind="choose", obj_id=1, number=2),
 )
 
 
@@ -59,6 +60,7 @@ def test_a_saved_session_repeats(video: Path, tmp_path: Path) -> None:
     assert loaded == log
     assert differing(run(predictor, video, loaded.steps), truth) == []
     assert differing(run(predictor, video, (*STEPS[:4], replace(STEPS[4], box=(1, 1, 60, 60)), STEPS[5])), truth)
+    assert differing(run(predictor, video, STEPS[:-1]), truth) == [10], "the mask that was chosen is another one"
 
 
 def test_what_is_no_session_is_refused(tmp_path: Path) -> None:

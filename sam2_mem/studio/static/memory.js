@@ -1,7 +1,7 @@
 // What the memory of the chosen object holds and reads on this frame, and why.
 
 import { get } from "./api.js";
-import { base, comparing, show, store } from "./store.js";
+import { base, comparing, show, step, store } from "./store.js";
 import { setMemory, size } from "./timeline.js";
 
 const element = (tag, properties = {}, ...children) => {
@@ -99,6 +99,24 @@ function heading() {
   at("memory-of").textContent = chosen() ? `of ${chosen().name}${comparing() ? `, ${store.session.policies[store.run].name}` : ""}, frame ${store.frame}` : "";
 }
 
+/** Masks that the object could have on the frame tracked last; one click takes another one. */
+async function fillAlternatives(mine) {
+  const { job, reached } = store.session, box = at("other-masks");
+  const possible = !job && store.run === 0 && reached === store.frame && chosen();
+  const news = possible ? await get(`${base()}/alternatives?obj_id=${store.object}`).catch(() => null) : null;
+  if (mine !== turn) return;
+  box.hidden = !news || news.frame !== store.frame || news.alternatives.length < 2;
+  if (box.hidden) return;
+  at("alternatives").replaceChildren(...news.alternatives.map((a) => {
+    const name = element("span", { className: "kind", textContent: a.shown ? "shown" : `mask ${a.number + 1}` });
+    name.style.background = a.shown ? "#1d4ed8" : "#4b5563";
+    const words = element("span", { className: "words" }, element("b", { textContent: `IoU ${a.iou.toFixed(2)}` }), a.pathway ? ` pathway ${a.pathway}` : "");
+    const button = element("button", { type: "button", title: "show this mask, and remember it" }, element("img", { src: a.picture, alt: `mask ${a.number + 1}` }), name, words);
+    button.addEventListener("click", () => step({ kind: "choose", obj_id: store.object, number: a.number }));
+    return element("li", {}, button);
+  }));
+}
+
 async function update() {
   if (!store.session) return;
   const mine = ++turn, object = chosen();
@@ -107,6 +125,7 @@ async function update() {
   if (mine !== turn) return;
   fill(record);
   setMemory(record);
+  await fillAlternatives(mine);
 }
 
 export function setUp() {
