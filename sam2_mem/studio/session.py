@@ -41,11 +41,8 @@ class StudioVideo:
     @property
     def length(self) -> tuple[int, bool]:
         """Frames of the video, and whether that is exact; a file's own word until its frames have been counted."""
-        if self.source.num_frames is None and self._times is not None and self._times.num_frames:
-            self.source.count_frames()
-        if self.source.num_frames is not None:
-            return self.source.num_frames, True
-        return self.source.stated_length or 1, False
+        counted = self.source.num_frames if self._times is None else self._times.num_frames
+        return (self.source.stated_length or 1, False) if counted is None else (counted, True)
 
     @property
     def indexed(self) -> int:

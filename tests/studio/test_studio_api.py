@@ -26,6 +26,7 @@ from sam2_mem.studio.server import Studio, studio_app
 from sam2_mem.tracking.session_log import load_session, outline_mask
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.video import open_video, read_rle
+from sam2_mem.video.indexed import IndexedFileSource
 
 COUNT = 10
 DEMO = Path(__file__).resolve().parents[2] / "notebooks" / "videos"
@@ -127,6 +128,29 @@ def test_open_and_look(page: Page) -> None:
     assert np.abs(np.array(image).astype(int) - picture(3)).mean() < 12
     assert Image.open(io.BytesIO(page.get("frame/3", width=16).content)).size == (16, 16)
     assert not page.ids(3).any() and page.changes()["frames"] == [{}, {}]
+
+
+def test_a_video_file(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own word for its length does not count once its frames are counted; a frame that would take long has to wait."""
+    writer = cv2.VideoWriter(str(studio.folder / "film.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 25.0, (64, 48))
+    for index in range(40):
+        writer.write(np.full((48, 64, 3), 5 * index, np.uint8))
+    writer.release()
+    page = Page(studio, "film.mp4")
+    video = studio.sessions[page.key].video
+    assert isinstance(video.source, IndexedFileSource) and video.source.times.wait(30)
+    video.source.stated_length = 999
+    state = page.state()
+    assert (state["frames"], state["exact"], state["indexed"], state["fps"]) == (40, True, 40, 25.0)
+    for frame in (39, 3, 20):
+        image = np.array(Image.open(io.BytesIO(page.get(f"frame/{frame}").content)))
+        assert image.mean() == pytest.approx(5 * frame, abs=4)
+    assert page.client.get(f"/{TOKEN}/api/sessions/{page.key}/frame/40").status_code == 400
+    monkeypatch.setattr(video.source.times, "num_frames", None)
+    state = page.state()
+    assert (state["frames"], state["exact"]) == (999, False)
+    waiting = page.client.get(f"/{TOKEN}/api/sessions/{page.key}/frame/500")
+    assert waiting.status_code == 503 and "not indexed yet, 40 are" in waiting.json()["detail"]
 
 
 def test_masks_are_those_of_the_predictor(page: Page, studio: Studio) -> None:
