@@ -315,7 +315,7 @@ FRAMES = {"efp": 11, "hq_smem": 8, "keyframe": 13, "distilled": 14}
 
 
 @pytest.mark.parametrize(
-    "policy", in_tiers(["fifo", "samurai", "sam2long", "dam4sam", "rmem", "xmem", *FRAMES], ["fifo"])
+    "policy", in_tiers(["fifo", "samurai", "hybrid", "sam2long", "dam4sam", "rmem", "xmem", *FRAMES], ["fifo"])
 )
 def test_the_host_waits_once_a_frame(cuda: SimulatedCuda, policy: str) -> None:
     """For the scores of all objects; under ``efp`` also for what the next read is chosen by. While memory fills up, layouts of

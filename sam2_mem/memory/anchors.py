@@ -100,6 +100,10 @@ class AnchorRule(ABC):
         """The most maps that the rule holds."""
         return self.max_long
 
+    def looks_at_pixels(self, bank: AnchorBank) -> bool:
+        """Whether ``update`` looks at the pixels of candidates on the next tracked frame. Pure."""
+        return False
+
     @abstractmethod
     def update(self, bank: AnchorBank, tracked: Tracked) -> tuple[AnchorBank, Sequence[Reason]]:
         """``bank`` after a tracked frame, of which it holds nothing yet, and why. Pure."""
@@ -120,6 +124,9 @@ class DistractorAnchors(AnchorRule):
     area_window: int = setting(300, at_least=1)
     min_gap: int = 5
     max_box_overlap: float = setting(0.7, at_least=0.0, at_most=1.0)
+
+    def looks_at_pixels(self, bank: AnchorBank) -> bool:
+        return bank.steps > 0 and (bank.joined_at is None or bank.steps + 1 - bank.joined_at > self.min_gap)
 
     def update(self, bank: AnchorBank, tracked: Tracked) -> tuple[AnchorBank, Sequence[Reason]]:
         candidate, step = tracked.selection.output, bank.steps + 1

@@ -8,6 +8,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
 from sam2_mem.memory.trace import Action, Reason
 from sam2_mem.types import CandidateId, Hypotheses
@@ -91,6 +92,11 @@ def promotion(
     if not overlap <= limit:
         return Reason(index, "recent memory; no distractor in sight: box overlap of the alternatives", overlap, limit)
     return Reason(index, "tells the object from a distractor: box overlap with it", overlap, limit, Action.PROMOTED)
+
+
+def packed_pixels(masks: Tensor) -> Tensor:
+    """Pixels of all candidates' ``masks`` (P, M, h, w), four to a number: what ``least_box_overlap`` takes as measured."""
+    return (masks > 0).flatten().view(torch.uint8).view(torch.float32)
 
 
 def least_box_overlap(hypotheses: Hypotheses, candidate: CandidateId) -> float:

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from typing_extensions import Self
 
 from sam2_mem.memory.anchors import AnchorBank, AnchorRule, Tracked
 from sam2_mem.memory.bank import Bank
 from sam2_mem.memory.bounded import PolicyWrapper
+from sam2_mem.memory.distractors import packed_pixels
 from sam2_mem.memory.policy import MeasuresReads, MemoryPolicy, Merging, Needs, setting
 from sam2_mem.memory.reading import time_span
 from sam2_mem.memory.tokens import token_count
@@ -174,14 +176,17 @@ class Hybrid(PolicyWrapper):
     def measure(
         self, state: Any, frame: FrameContext, masks: Tensor, usage: Sequence[ReadUsage] | None
     ) -> Tensor | None:
-        return self.short.measure(state.short, frame, masks, self._own_usage(state, frame, usage))
+        own = self.short.measure(state.short, frame, masks, self._own_usage(state, frame, usage))
+        looks = self.long is not None and self.long.looks_at_pixels(state.anchors)
+        wanted = [x.flatten() for x in (own, packed_pixels(masks) if looks else None) if x is not None]
+        return torch.cat(wanted) if wanted else None
 
     def measure_for_read(self, state: Any, frame: FrameContext) -> Tensor | None:
         return self.short.measure_for_read(state.short, frame) if isinstance(self.short, MeasuresReads) else None
 
     def choose(self, state: Any, frame: FrameContext, hypotheses: Hypotheses) -> MaskSelection:
-        visible = replace(hypotheses, usage=self._own_usage(state, frame, hypotheses.usage))
-        return self.short.choose(state.short, frame, visible)
+        usage, (own, _) = self._own_usage(state, frame, hypotheses.usage), _measured(self.long, state, hypotheses)
+        return self.short.choose(state.short, frame, replace(hypotheses, usage=usage, measured=own))
 
     def _own_usage(
         self, state: Any, frame: FrameContext, usage: Sequence[ReadUsage] | None
@@ -201,7 +206,8 @@ class Hybrid(PolicyWrapper):
         selection: MaskSelection,
         entries: Sequence[MemoryEntry],
     ) -> HybridBank:
-        visible = replace(hypotheses, usage=self._own_usage(state, frame, hypotheses.usage))
+        usage, (own, pixels) = self._own_usage(state, frame, hypotheses.usage), _measured(self.long, state, hypotheses)
+        visible = replace(hypotheses, usage=usage, measured=own)
         short = self.short.write(state.short, frame, visible, selection, entries)
         anchors = state.anchors.without(frame.index)
         if self.long is None:
@@ -211,7 +217,7 @@ class Hybrid(PolicyWrapper):
         entry = next((e for c, e in zip(selection.remember, entries) if same(c)), None)
         gate = self.short.min_obj_score_logits
         anchors, reasons = self.long.update(
-            anchors, Tracked(frame, replace(hypotheses, measured=None), selection, entry, short.prompts, gate)
+            anchors, Tracked(frame, replace(hypotheses, measured=pixels), selection, entry, short.prompts, gate)
         )
         return replace(HybridBank.joint(short, anchors), reasons=(*short.reasons, *reasons))
 
@@ -239,3 +245,12 @@ def _first_items(usage: ReadUsage, count: int) -> ReadUsage:
     """Usage of the first ``count`` items of a read."""
     tokens = None if usage.tokens is None else usage.tokens[:count]
     return ReadUsage(tokens, None if usage.items is None else usage.items[:, :count])
+
+
+def _measured(rule: AnchorRule | None, state: Any, hypotheses: Hypotheses) -> tuple[Tensor | None, Tensor | None]:
+    """What was measured, for ``short`` and for the rule of anchors, which measures pixels behind it or nothing."""
+    numbers = hypotheses.measured
+    if numbers is None or rule is None or not rule.looks_at_pixels(state.anchors):
+        return numbers, None
+    own, pixels = numbers.tensor_split([len(numbers) - hypotheses.masks.numel() // 4])
+    return own if len(own) else None, pixels

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from typing_extensions import Self
 
 from sam2_mem.memory.bank import Bank, drop, put, shifted
-from sam2_mem.memory.distractors import areas_with, promotion, visible_pixels
+from sam2_mem.memory.distractors import areas_with, packed_pixels, promotion, visible_pixels
 from sam2_mem.memory.policy import MemoryPolicy, best_candidate, setting
 from sam2_mem.memory.reading import anchors_of, pointer_window, tracked_near
 from sam2_mem.memory.tokens import restored
@@ -232,7 +231,7 @@ class DAM4SAM(MemoryPolicy[DistractorBank]):
     ) -> Tensor | None:
         """Pixels of all candidates where the frame may be promoted, four to a number."""
         is_soon = state.promoted_at is not None and state.steps + 1 - state.promoted_at <= self.min_gap
-        return None if state.steps == 0 or is_soon else (masks > 0).flatten().view(torch.uint8).view(torch.float32)
+        return None if state.steps == 0 or is_soon else packed_pixels(masks)
 
     def choose(self, state: DistractorBank, frame: FrameContext, hypotheses: Hypotheses) -> PromotionSelection:
         best = best_candidate(hypotheses)
