@@ -119,14 +119,15 @@ def test_half_precision(clip: Clip) -> None:
     assert rough.isfinite().all() and iou(full, rough) > 0.9
 
 
-def test_memory_that_waits_on_the_host(clip: Clip) -> None:
-    predictor = nano(DEVICE, "fifo", "tracker.storage_device=cpu")
+@pytest.mark.parametrize("policy", ["fifo", "sparse", "keyframe"])
+def test_memory_that_waits_on_the_host(policy: str, clip: Clip) -> None:
+    predictor = nano(DEVICE, policy, "tracker.storage_device=cpu")
     _, first = first_masks(clip)
     state = predictor.init_state()
     predictor.track_frame(state, clip.frames[0], [Prompt(0, mask=first[0])])
     held = [e.tokens.feat.device.type for e in state.tracker.tracks[0].state.all_entries()]
     assert held == ["cpu"]
-    assert iou(track(predictor, clip), track(nano(DEVICE), clip)) > SAME
+    assert iou(track(predictor, clip), track(nano(DEVICE, policy), clip)) > SAME
 
 
 @pytest.mark.parametrize("policy", ["fifo", "xmem", "sam2long"])
@@ -211,7 +212,7 @@ def test_optimized_memory_is_flat(clip: Clip) -> None:
     assert sizes[-1] <= sizes[-2] + 2**16, sizes
 
 
-WAITING_ONCE = ["fifo", "sam2long", "samurai", "dam4sam", "rmem", "xmem"]
+WAITING_ONCE = ["fifo", "sam2long", "samurai", "dam4sam", "rmem", "xmem", "keyframe", "hq_smem", "hybrid"]
 
 
 @pytest.mark.parametrize(
