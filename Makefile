@@ -4,8 +4,8 @@
 # make gpu-check  the same set-up, then on a CUDA device: equality, waits, speed beside `sam2`, memory; results in runs/gpu (10 minutes)
 # make style   the same set-up, then ruff and mypy; what they ask for is in pyproject.toml
 # make docs    the documentation site, in site/
-# make demo    the same set-up, then segment the demo video; the result is in outputs/demo
-#              (DEMO_POLICY=fifo for SAM 2's own memory, which fills up with the tree and loses the fish behind it)
+# make demo    the same set-up, then segment the demo video; the result is in outputs/demo, and in outputs/demo/memory the same beside
+#              SAM 2's own memory (fifo), which fills up with the tree and loses the fish behind it (DEMO_POLICY=... for another policy)
 # make clean   remove the virtual environment, the site and the results of the demo
 #
 # VENV=DIR         another place for the virtual environment (also as an environment variable)
@@ -19,7 +19,7 @@ VENV ?= .venv
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
 WORKERS ?= 2
-DEMO_CFG ?= configs/nano.yaml
+DEMO_CFG ?= configs/nano_v2.yaml
 DEMO_CKPT ?=
 DEMO_POLICY ?= dam4sam
 
@@ -62,6 +62,9 @@ demo: $(READY)
 	    --input_mask_dir notebooks/videos/demo_prompts --output_mask_dir outputs/demo \
 	    --track_object_appearing_later_in_video --save_overlay --contact_sheet --device cpu \
 	    memory_policy=$(DEMO_POLICY)
+	$(PY) tools/inspect_memory.py show --config $(DEMO_CFG) $(if $(DEMO_CKPT),--weights $(DEMO_CKPT)) \
+	    --video notebooks/videos/demo --masks notebooks/videos/demo_prompts/demo --policies fifo,$(DEMO_POLICY) \
+	    --width 280 --out outputs/demo/memory
 
 # The library. It is built with the environment's own setuptools, so that no second copy is fetched.
 $(READY): $(RECIPE)

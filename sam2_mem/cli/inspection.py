@@ -25,6 +25,7 @@ from sam2_mem.cli.arguments import (
     user_path,
 )
 from sam2_mem.evaluation.charts import Axes, Series, line_chart
+from sam2_mem.evaluation.inspection.animation import write_animation
 from sam2_mem.evaluation.inspection.memory_deciphering import Deciphered, Study, decipher, means, table
 from sam2_mem.evaluation.inspection.page import write_page
 from sam2_mem.evaluation.inspection.recording import ObjectRecord, record_video
@@ -39,7 +40,7 @@ USAGE = """Show what memory holds on a video, and why.
         --policies fifo,sam2long --out out/memory
     sam2-mem inspect decipher --video notebooks/videos/demo --truth notebooks/videos/demo_gt/demo --out out/study
 
-`show` writes a picture for every policy and object, and index.html: frame, mask and memory under one slider. `decipher`
+`show` writes a picture for every policy and object, animation.webp with the policies side by side, and index.html: frame, mask and memory under one slider. `decipher`
 is RMem's study: how well a frame is decoded from banks of different size and contents made of true masks; it needs
 ground truth. docs/inspection.md explains both.
 """
@@ -127,7 +128,7 @@ def show(
     width: int = 256,
     read_mass: bool = True,
 ) -> int:
-    """Watch policies on a video; writes ``<policy>_<object>.png`` and ``index.html`` into ``out``."""
+    """Watch policies on a video; writes ``<policy>_<object>.png``, ``animation.webp`` and ``index.html`` into ``out``."""
     setting = network.setting()
     recordings = []
     for name in tqdm(dict.fromkeys(policies), unit="policy", disable=None, leave=False):
@@ -144,6 +145,7 @@ def show(
                 raise ValueError(f"expected objects out of {sorted(recorded.objects)}, got {obj_id}")
             sheet = out / f"{recorded.policy}_{obj_id}.png"
             write_sheet(sheet, recorded, obj_id, _sheet_frame(recorded.objects[obj_id], frame))
+    write_animation(out / "animation.webp", recordings)
     policy_names = ", ".join(recorded.policy for recorded in recordings)
     write_page(out / "index.html", recordings, title=f"{video.name}: memory of {policy_names}")
     print(f"{out / 'index.html'}")

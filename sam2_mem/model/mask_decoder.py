@@ -32,7 +32,9 @@ class MaskDecoder(nn.Module):
 
     `dynamic_multimask_via_stability`: outside training an unstable single mask is replaced by the alternative of the
     highest predicted IoU. A mask is stable where the areas above +delta and above -delta agree to `thresh`.
-    `high_res_features`: masks are drawn with the finer maps of the image encoder as well.
+    `high_res_features`: masks are drawn with the finer maps of the image encoder as well. `mask_bias`: added to mask logits
+    outside training, for a network whose masks are too small or too large on what it was not trained on; 0, as in official
+    models, changes nothing.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class MaskDecoder(nn.Module):
         dynamic_multimask_via_stability: bool = False,
         dynamic_multimask_stability_delta: float = 0.05,
         dynamic_multimask_stability_thresh: float = 0.98,
+        mask_bias: float = 0.0,
     ) -> None:
         super().__init__()
         dim, num_masks = transformer_dim, num_multimask_outputs + 1
@@ -56,6 +59,7 @@ class MaskDecoder(nn.Module):
         self.dynamic_multimask_via_stability = dynamic_multimask_via_stability
         self.dynamic_multimask_stability_delta = dynamic_multimask_stability_delta
         self.dynamic_multimask_stability_thresh = dynamic_multimask_stability_thresh
+        self.mask_bias = mask_bias
         self.transformer = TwoWayTransformer(
             dim=dim, depth=transformer_depth, num_heads=transformer_heads, mlp_dim=transformer_mlp_dim
         )
@@ -100,8 +104,9 @@ class MaskDecoder(nn.Module):
         tokens, cells = self._run_transformer(image + dense, image_pe, sparse)
         mask_tokens = tokens[:, 2 : 2 + self.mask_tokens.num_embeddings]
         maps = self._upscale(cells, high_res)
+        masks = self._draw_masks(mask_tokens, maps.fine)
         return DecodedMasks(
-            masks=self._draw_masks(mask_tokens, maps.fine),
+            masks=masks + self.mask_bias if self.mask_bias and not self.training else masks,
             iou=self.iou_prediction_head(tokens[:, 1]),
             tokens=mask_tokens,
             object_logit=self.pred_obj_score_head(tokens[:, 0]),

@@ -87,6 +87,7 @@ class SAM2(nn.Module):
         dense_points: points and boxes are also drawn as a mask prompt, see ``PromptEncoder``; 0: never, as in official models.
         occupancy_hint: whether masks of tracked frames start from the cells that the object is expected to cover, see
             ``OccupancyHead``; official checkpoints lack it.
+        mask_bias: added to mask logits outside training; 0: not, as in official models.
         no_obj_embed_spatial: whether a learned vector marks the memory of frames without the object (2.1 only).
         high_res_features: whether masks are drawn with the image encoder's maps of strides 4 and 8 as well.
         mem_enc_scale: factor on mask probabilities before memory encoding.
@@ -121,6 +122,7 @@ class SAM2(nn.Module):
         sensory_channels: int = 0,
         dense_points: float = 0.0,
         occupancy_hint: bool = False,
+        mask_bias: float = 0.0,
         no_obj_embed_spatial: bool = True,
         high_res_features: bool = True,
         mem_enc_scale: float = 20.0,
@@ -161,6 +163,7 @@ class SAM2(nn.Module):
             dynamic_multimask_via_stability=dynamic_multimask_via_stability,
             dynamic_multimask_stability_delta=dynamic_multimask_stability_delta,
             dynamic_multimask_stability_thresh=dynamic_multimask_stability_thresh,
+            mask_bias=mask_bias,
         )
         self.obj_ptr_proj = MLP(width, width, width, 3)
         self.obj_ptr_tpos_proj = pointer_time

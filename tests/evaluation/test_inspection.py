@@ -30,6 +30,7 @@ from sam2_mem.evaluation.inspection import (
     frame_records,
     record_video,
 )
+from sam2_mem.evaluation.inspection.animation import GAP
 from sam2_mem.evaluation.inspection.drawing import Drawing
 from sam2_mem.evaluation.inspection.memory_deciphering import Study, _Decoder, decipher, means, table
 from sam2_mem.evaluation.inspection.page import page, write_page
@@ -377,7 +378,9 @@ def test_the_tool_shows(tmp_path: Path) -> None:
     done = tool("show", *words, "--stop", "14", "--frame", "10", "--width", "64", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     sheets = {f"{name}_{obj_id}.png" for name in ("fifo", "dam4sam") for obj_id in (1, 2)}
-    assert {p.name for p in tmp_path.iterdir()} == {"index.html"} | sheets
+    assert {p.name for p in tmp_path.iterdir()} == {"index.html", "animation.webp"} | sheets
+    with Image.open(tmp_path / "animation.webp") as animation:
+        assert animation.n_frames == 14 and animation.width == 2 * (64 + GAP), "one panel for each policy"
     assert [p["name"] for p in data_of((tmp_path / "index.html").read_text())["policies"]] == ["fifo", "dam4sam"]
     wrong = tool("show", "--video", demo / "demo", "--out", tmp_path)
     assert wrong.returncode == 2 and "expected one of masks, box and point, got none" in wrong.stderr

@@ -46,7 +46,7 @@ def decoded(model: SAM2, *, prompted: bool = False) -> Tensor:
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_official_networks_have_neither(name: str) -> None:
     config = compose(name)
-    assert config.model.dense_points == 0 and config.model.occupancy_hint is False
+    assert config.model.dense_points == 0 and config.model.occupancy_hint is False and config.model.mask_bias == 0
     golden = json.loads((GOLDEN / f"{Path(name).stem}.json").read_text())
     with torch.device("meta"):
         keys = build_sam2(config, "random", device="meta").state_dict()
@@ -132,6 +132,13 @@ def test_expected_cells_are_the_mask_prompt_of_tracked_frames() -> None:
     assert torch.equal(decoded(model), network().decode(conditioned, features, mask_logits=hint).masks)
     assert not torch.equal(decoded(model), decoded(network()))
     assert torch.equal(decoded(model, prompted=True), decoded(network(), prompted=True))
+
+
+@pytest.mark.parametrize("prompted", [False, True])
+def test_a_bias_of_masks_is_added_outside_training(prompted: bool) -> None:
+    plain, biased = network(), network(mask_bias=0.4)
+    assert torch.equal(decoded(biased, prompted=prompted), decoded(plain, prompted=prompted) + 0.4)
+    assert torch.equal(decoded(biased.train(), prompted=prompted), decoded(plain.train(), prompted=prompted))
 
 
 def test_the_network_takes_images_of_another_size() -> None:

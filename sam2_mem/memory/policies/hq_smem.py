@@ -128,7 +128,7 @@ class HQSMem(MemoryPolicy[SmartBank]):
     cap: int | None = setting(7, at_least=2, special=(None,))
     overflow: str = setting("age", choices=("age", "oldest"))
     gate: str = setting("zdel", choices=("zdel", "max_rel"))
-    tau_mem: float = setting(0.8, at_least=-1.0, at_most=2.0)
+    tau_mem: float = setting(0.95, at_least=-1.0, at_most=2.0)
     embed: str = setting("obj_pool", choices=("obj_pool", "frame_pool", "pointer", "dino"))
     age_unit: str = setting("frames", choices=("frames", "updates"))
     gap: int | None = setting(None, at_least=1)
