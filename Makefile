@@ -19,7 +19,7 @@ VENV ?= .venv
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
 WORKERS ?= 2
-DEMO_CFG ?= configs/nano_v2.yaml
+DEMO_CFG ?= configs/nano.yaml
 DEMO_CKPT ?=
 DEMO_POLICY ?= dam4sam
 
