@@ -150,8 +150,7 @@ class SAM2(nn.Module):
         )
         self.image_encoder = image_encoder
         self.mask_downsample = nn.Conv2d(1, 1, kernel_size=MASK_STRIDE, stride=MASK_STRIDE)
-        self.memory_attention = memory_attention
-        self.memory_encoder = memory_encoder
+        self.memory_attention, self.memory_encoder = memory_attention, memory_encoder
         self._register_vectors(num_maskmem, learned_absence=no_obj_embed_spatial)
         size = {"image_embedding_size": image_size // STRIDE, "image_size": image_size}
         self.sam_prompt_encoder = PromptEncoder(embed_dim=width, **size, dense_points=dense_points)
