@@ -34,6 +34,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sam2_mem import SAM2ImagePredictor, SAM2VideoPredictor
 from sam2_mem.build_sam import build_policy
+from sam2_mem.cli.vos import main as segment_command
 from sam2_mem.memory.bounded import Bounded
 from sam2_mem.model import attention_operators
 from sam2_mem.model.acceleration.cuda_graphs import GraphSettings, cuda_graphs, optimize
@@ -43,6 +44,7 @@ from sam2_mem.tracking.batching import CUDA_BYTES, _rows_in_free_memory, row_lim
 from sam2_mem.tracking.mask_postprocessing import fill_holes
 from sam2_mem.tracking.refine import HQRefiner
 from sam2_mem.tracking.settings import TrackerSettings
+from sam2_mem.video import read_mask_png
 
 WARM_UP = 3
 """Tracked frames after which the temporal codes of any policy have been met."""
@@ -488,3 +490,30 @@ def test_recorded_masks_on_a_device_that_is_not_the_current_one() -> None:
         assert torch.equal(shown, stream(never, 1, 8)) and not never.model.runner.recordings
         parts = {key[0] for key in fast.model.runner.recordings}
         assert {"encode_image", "decode", "encode_memory"} <= parts and not fast.model.runner.refused
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("more", [[], ["--use_vos_optimized_video_predictor"]], ids=["eager", "recorded"])
+def test_the_command(cuda: SimulatedCuda, tmp_path: Path, more: list[str]) -> None:
+    """``sam2-mem segment`` writes the masks that it writes on a CPU, but for bfloat16."""
+    demo = Path(__file__).resolve().parents[1] / "notebooks" / "videos"
+    frames, masks = tmp_path / "frames", {}
+    frames.mkdir()
+    for number in range(3):
+        (frames / f"{number:05d}.jpg").symlink_to(demo / "demo" / f"{number:05d}.jpg")
+    for device in ("cpu", "cuda"):
+        out = tmp_path / device
+        words = [
+            "--sam2_cfg",
+            "nano",
+            "--video",
+            str(frames),
+            "--mask",
+            str(demo / "demo_prompts" / "demo" / "00000.png"),
+        ]
+        extra = more if device == "cuda" else []
+        assert segment_command([*words, "--output", str(out), "--device", device, *extra]) == 0
+        masks[device] = [read_mask_png(path).ids == 1 for path in sorted(out.rglob("0*.png"))]
+    assert len(masks["cuda"]) == len(masks["cpu"]) == 3
+    for host, device_mask in zip(masks["cpu"], masks["cuda"]):
+        assert host.any() and (host & device_mask).sum() / (host | device_mask).sum() > 0.95
