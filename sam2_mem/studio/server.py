@@ -64,23 +64,23 @@ class Studio:
 
     def open(self, path: str, policy: str) -> str:
         """Open a video, or a saved session; the id of the session."""
-        found = confined(self.folder, path)
+        file = confined(self.folder, path)
         log = SessionLog(video=path, config=self.config, checkpoint=self.checkpoint, policy=policy)
-        saved = load_session(found) if path.endswith(exports.SESSION_ENDING) else None
+        saved = load_session(file) if path.endswith(exports.SESSION_ENDING) else None
         if saved is not None:
             if (saved.config, saved.checkpoint) != (self.config, self.checkpoint):
                 raise ValueError(
                     f"expected a session of the network {self.config}, got one of {saved.config}: start the studio with "
                     f"--config {saved.config}" + (f" --checkpoint {saved.checkpoint}" if saved.checkpoint else "")
                 )
-            found = confined(self.folder, saved.video)
+            file = confined(self.folder, saved.video)
             log = SessionLog(**{**vars(saved), "steps": (), "masks": {}})
         with self.lock:
             if len(self.sessions) >= MAX_SESSIONS:
                 raise ValueError(f"{MAX_SESSIONS} videos are open already; close one first")
             self.opened += 1
             key = f"s{self.opened}"
-            self.sessions[key] = StudioSession(found, self.predictor, log)
+            self.sessions[key] = StudioSession(file, self.predictor, log)
         if saved is not None:
             self.sessions[key].replay(saved.steps, saved.masks)
         return key

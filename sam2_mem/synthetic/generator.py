@@ -406,9 +406,8 @@ def build_clip(spec: SyntheticSpec) -> SyntheticVideo:
             scene = _draw_scene(_stream(spec.seed, number, 3), spec, level, frame, moving_objects, camera)
             cut = sampler.cut()
             if cut is not None:
-                scene = replace(
-                    scene, cut=cut, other_background=_draw_background(_stream(spec.seed, number, 4), scene, level)
-                )
+                other, _ = _draw_backdrop(_stream(spec.seed, number, 4), scene.background.size, level)
+                scene = replace(scene, cut=cut, other_background=Texture.from_rgb(other))
             return SyntheticVideo(scene)
     raise ValueError(
         f"expected room for {spec.num_objects} objects that are well visible at first, got {spec.width} x "
@@ -478,10 +477,7 @@ def _draw_scene(
     """Add the skins, the background, the light and the sensor."""
     longest = max(frame.width, frame.height)
     size = 128 if longest <= 128 else 256 if longest <= 320 else 512
-    kind = str(rng.choice(level.backgrounds))
-    backdrop = make_background(rng, size, kind=kind, vivid=0.65 * level.vivid, lines=level.lines)
-    appearance = AppearanceSampler(rng, level, backdrop.reshape(-1, 3)[::7].mean(axis=0))
-    paint_blobs(rng, backdrop, appearance, level.blobs)
+    backdrop, appearance = _draw_backdrop(rng, size, level)
     skins = appearance.draw_skins(moving_objects)
     angle, lit = rng.uniform(0, 2 * np.pi), rng.random() < level.shadow
     return Scene(
@@ -501,13 +497,13 @@ def _draw_scene(
     )
 
 
-def _draw_background(rng: np.random.Generator, scene: Scene, level: Level) -> Texture:
-    """The background of another scene, with still blobs in it."""
-    size, kind = scene.background.size, str(rng.choice(level.backgrounds))
+def _draw_backdrop(rng: np.random.Generator, size: int, level: Level) -> tuple[np.ndarray, AppearanceSampler]:
+    """A background (size, size, 3) uint8 with still blobs in it, and what draws skins that stand out from it."""
+    kind = str(rng.choice(level.backgrounds))
     backdrop = make_background(rng, size, kind=kind, vivid=0.65 * level.vivid, lines=level.lines)
     appearance = AppearanceSampler(rng, level, backdrop.reshape(-1, 3)[::7].mean(axis=0))
     paint_blobs(rng, backdrop, appearance, level.blobs)
-    return Texture.from_rgb(backdrop)
+    return backdrop, appearance
 
 
 def _draw_quality(rng: np.random.Generator, spec: SyntheticSpec, level: Level) -> int | None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from davis_clip import write_davis_clip
 from PIL import Image
 from simulated_cuda import SimulatedCuda
 
 from sam2_mem.cli import train as commands
 from sam2_mem.model.trunks.efficientnet_lite import EfficientNetLite0
-from sam2_mem.synthetic.generator import make_clip
 from sam2_mem.training.trainer import CHECKPOINT, write_weights
 
 NANO = str(Path(__file__).resolve().parents[2] / "checkpoints" / "sam2_mem_nano.safetensors")
@@ -23,11 +23,7 @@ NANO = str(Path(__file__).resolve().parents[2] / "checkpoints" / "sam2_mem_nano.
 def folders(tmp_path: Path) -> Path:
     """``davis``: a procedural clip laid out as DAVIS 2017. ``pictures``: cut-outs and photographs. ``trunk.safetensors``."""
     rng = np.random.default_rng(0)
-    for frame in make_clip(5, level="easy", num_frames=4, height=128, width=128):
-        for kind, ending, picture in (("JPEGImages", "jpg", frame.image), ("Annotations", "png", frame.masks)):
-            path = tmp_path / "davis" / kind / "480p" / "clip" / f"{frame.index:05d}.{ending}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(path)
+    write_davis_clip(tmp_path / "davis", num_frames=4)
     for number in range(8):
         cutout = np.dstack([rng.integers(0, 255, (64, 64, 3)), 255 * np.eye(64).repeat(1, 0)]).astype(np.uint8)
         cutout[8:56, 8:56, 3] = 255

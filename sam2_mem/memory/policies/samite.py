@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sam2_mem.memory.box_motion import MotionBank, MotionWindow
 from sam2_mem.memory.likeness import cosines
+from sam2_mem.memory.motion_window import MotionBank, MotionWindow
 from sam2_mem.memory.policy import Needs, setting
 from sam2_mem.types import Entry, FrameContext
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from sam2_mem.memory.box_motion import MotionBank, MotionSelection, MotionWindow, candidate_boxes
+from sam2_mem.memory.box_motion import MotionSelection, candidate_boxes
 from sam2_mem.memory.kalman_filter import MaskBox, box_iou
 from sam2_mem.memory.likeness import cosines
+from sam2_mem.memory.motion_window import MotionBank, MotionWindow
 from sam2_mem.memory.policy import Needs, setting
 from sam2_mem.memory.tokens import foreground_weights, masked_mean
 from sam2_mem.memory.trace import Action, Reason

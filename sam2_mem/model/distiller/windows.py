@@ -137,10 +137,12 @@ class Tube(NamedTuple):
         shared = all(e.log_count is None or e.log_count in _SHARED_COUNTS for e in self.entries)
         parts = [x for e in self.entries for x in (e.xy, e.pos, e.pos if e.log_count is None else e.log_count)]
         key = f"geometry {grid} {cells}"
-        found = self._known(key, parts if shared else [], lambda: tube_geometry(self, self.windows(cells), grid, cells))
+        result = self._known(
+            key, parts if shared else [], lambda: tube_geometry(self, self.windows(cells), grid, cells)
+        )
         if shared and self.entries:
-            _SHARED_COUNTS[found.log_count] = True
-        return found
+            _SHARED_COUNTS[result.log_count] = True
+        return result
 
     def _known(self, what: str, parts: Sequence[Tensor | None], make: Callable[[], T]) -> T:
         """``make()``, or what it gave for the same ``parts`` of the entries; they are not asked for where there are none."""

@@ -5,19 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor
 from typing_extensions import Self
 
-from sam2_mem.memory.bank import Bank
-from sam2_mem.memory.box_motion import (
-    MotionSelection,
-    MotionState,
-    candidate_boxes,
-    choose_by_motion,
-    next_motion,
-)
-from sam2_mem.memory.kalman_filter import BoxFilter, mask_boxes, occupied_lines
-from sam2_mem.memory.policy import MemoryPolicy, Needs, best_candidate, setting
+from sam2_mem.memory.box_motion import ChoosesByMotion, FollowedBank, MotionSelection, MotionState
+from sam2_mem.memory.kalman_filter import BoxFilter, mask_boxes
+from sam2_mem.memory.policy import Needs, best_candidate, setting
 from sam2_mem.memory.reading import (
     anchors_of,
     closest_prompts,
@@ -39,41 +31,33 @@ from sam2_mem.types import (
     MemoryEntry,
     MemoryRead,
     ReadItem,
-    ReadUsage,
 )
 
 OFF_COURSE = "off course"
 
 
 @dataclass(frozen=True, eq=False)
-class SamuraiBank(Bank):
-    """A state with the motion of the object.
+class SamuraiBank(FollowedBank):
+    """A state with the frames that are off the predicted course.
 
     Attributes:
-        motion: None until a mask has been seen, and after the filter lost it.
         off_course: tracked frames that are never accepted: those whose mask did not meet the predicted box well enough, and
             the one next to the first prompt.
     """
 
-    motion: MotionState | None = None
     off_course: tuple[int, ...] = ()
 
     def archivable(self) -> dict[int, tuple[MemoryEntry, str]]:
         """As in ``Bank``; frames off the course are marked."""
         return {e.frame: (e, OFF_COURSE if e.frame in self.off_course else "") for e in self.entries}
 
-    def add_prompt(self, entry: MemoryEntry, max_prompts: int | None) -> Self:
-        """As in ``Bank``; a prompt ends the filter."""
-        return replace(super().add_prompt(entry, max_prompts), motion=None)
-
     def shift_frames(self, by: int) -> Self:
-        """As in ``Bank``; the filter does not go along into another video."""
-        off_course = tuple(f + by for f in self.off_course)
-        return replace(super().shift_frames(by), motion=None, off_course=off_course)
+        """As in ``FollowedBank``."""
+        return replace(super().shift_frames(by), off_course=tuple(f + by for f in self.off_course))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Samurai(MemoryPolicy[SamuraiBank]):
+class Samurai(ChoosesByMotion[SamuraiBank]):
     """SAMURAI (Yang et al. 2024, arXiv 2411.11922), zero-shot visual tracking with motion-aware memory.
 
     Choosing the mask. A Kalman filter follows the box of the mask
@@ -98,8 +82,6 @@ class Samurai(MemoryPolicy[SamuraiBank]):
     image size of 1024; memory that can no longer be read is dropped.
 
     Attributes:
-        stable_frames_threshold: frames before the motion score counts; 15 in the code.
-        stable_ious_threshold: predicted IoU that keeps the filter alive; 0.3.
         kf_score_weight: share of the motion score, 0..1; 0.15 for the large model, 0.25 for the others (preset
             ``samurai_bplus_s_t``).
         memory_bank_iou_threshold: predicted IoU; 0.5.
@@ -116,9 +98,6 @@ class Samurai(MemoryPolicy[SamuraiBank]):
         only_obj_ptrs_in_the_past_for_eval: as in FIFO.
     """
 
-    stable_frames_threshold: int = setting(15, at_least=1)
-    stable_ious_threshold: float = 0.3
-    kf_score_weight: float = setting(0.15, at_least=0.0, at_most=1.0)
     memory_bank_iou_threshold: float = 0.5
     memory_bank_obj_score_threshold: float = 0.0
     memory_bank_kf_score_threshold: float = 0.0
@@ -196,19 +175,6 @@ class Samurai(MemoryPolicy[SamuraiBank]):
         frames = grown.tracked()
         return grown if grown is state else replace(grown, off_course=tuple(f for f in off_course if f in frames))
 
-    # -- choosing -----------------------------------------------------------------------------------------------
-
-    def measure(
-        self, state: SamuraiBank, frame: FrameContext, masks: Tensor, usage: Sequence[ReadUsage] | None
-    ) -> Tensor:
-        """Lines that masks occupy, which boxes follow from."""
-        return occupied_lines(masks[0]).float()
-
-    def choose(self, state: SamuraiBank, frame: FrameContext, hypotheses: Hypotheses) -> MotionSelection:
-        boxes = candidate_boxes(hypotheses, self.min_obj_score_logits)
-        weight, stable_frames = self.kf_score_weight, self.stable_frames_threshold
-        return choose_by_motion(state.motion, frame, hypotheses, boxes, weight=weight, stable_frames=stable_frames)
-
     # -- writing ------------------------------------------------------------------------------------------------
 
     def write(
@@ -220,9 +186,7 @@ class Samurai(MemoryPolicy[SamuraiBank]):
         entries: Sequence[MemoryEntry],
     ) -> SamuraiBank:
         assert isinstance(selection, MotionSelection), "a selection that this policy has made"
-        iou = hypotheses.iou[selection.output.pathway][selection.output.candidate]
-        stable_iou, stable_frames = self.stable_ious_threshold, self.stable_frames_threshold
-        motion = next_motion(state.motion, frame, selection, iou, stable_iou=stable_iou, stable_frames=stable_frames)
+        motion = self.motion_after(state, frame, hypotheses, selection)
         off_course = tuple(f for f in state.off_course if f != frame.index)
         is_off = selection.kf_score is not None and selection.kf_score <= self.memory_bank_kf_score_threshold
         if is_off or self._is_first(state, frame):
