@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from sam2_mem.build_sam import build_training
-from sam2_mem.cli.arguments import user_path
+from sam2_mem.cli.arguments import exit_status, user_path
 from sam2_mem.cli.evaluate_training import Bench, report
 from sam2_mem.config import compose_training
 from sam2_mem.model.trunks.efficientnet_lite import convert_weights
@@ -189,7 +189,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.verb in TAKE_OVERRIDES:
         arguments["overrides"] = overrides
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    return FUNCTIONS[arguments.pop("verb")](**arguments)
+    function = FUNCTIONS[arguments.pop("verb")]
+    return exit_status(lambda: function(**arguments))
 
 
 def _parser() -> argparse.ArgumentParser:

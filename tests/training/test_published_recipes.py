@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from davis_clip import write_davis_clip
 
 from sam2_mem.build_sam import build_sam2
 from sam2_mem.cli import train as commands
 from sam2_mem.config import compose_training
-from sam2_mem.synthetic.generator import make_clip
 from sam2_mem.training.trainer import CHECKPOINT
 
 NANO = Path(__file__).resolve().parents[2] / "checkpoints" / "sam2_mem_nano.safetensors"
@@ -28,11 +27,7 @@ SMALL = [
 def davis(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A procedural clip laid out as DAVIS 2017."""
     root = tmp_path_factory.mktemp("davis")
-    for frame in make_clip(5, level="easy", num_frames=6, height=128, width=128):
-        for kind, picture in (("JPEGImages", frame.image), ("Annotations", frame.masks)):
-            path = root / kind / "480p" / "clip" / f"{frame.index:05d}.{'jpg' if picture.ndim == 3 else 'png'}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(path)
+    write_davis_clip(root, num_frames=6)
     return root
 
 
@@ -84,3 +79,11 @@ def test_both_are_for_official_checkpoints() -> None:
     plan = compose_training("finetune", ["data.layout=mose"]).plan
     assert plan.stages[0].clips.layout == "mose"
     assert np.isclose(plan.optimisation.rate * plan.optimisation.rates.image_encoder, 3e-6)
+
+
+def test_a_missing_file_is_said_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As by every other command: exit status 2, what was expected, no traceback."""
+    weights = str(tmp_path / "none.pt")
+    assert commands.main(["run", "finetune", "--out", str(tmp_path / "run"), "--device", "cpu", "--init", weights]) == 2
+    text = capsys.readouterr().err.strip().splitlines()[-1]
+    assert text.startswith("error: expected a checkpoint file") and "none.pt" in text
