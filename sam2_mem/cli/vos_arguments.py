@@ -32,6 +32,7 @@ Everything in the config can be changed by key=value at the end, the memory poli
     sam2-mem segment ... memory_policy=fifo memory_policy.num_maskmem=5 model.image_size=512
 """
 DEFAULT_CONFIG = "configs/sam2.1/sam2.1_hiera_b+.yaml"
+FORMATS = ("coco", "yolo", "rle")
 DEFAULT_CHECKPOINT = "./checkpoints/sam2.1_hiera_base_plus.pt"
 
 
@@ -139,6 +140,14 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         "--contact_sheet", action=choice, help="<video>_sheet.png, 24 small overlays (default: with --video)"
     )
     group.add_argument("--save_rle", action="store_true", help="<video>_masks.json, COCO run lengths")
+    group.add_argument(
+        "--format",
+        type=_formats,
+        default=(),
+        metavar="NAME[,NAME...]",
+        help="polygons beside the PNGs: coco (<video>_coco.json), yolo (folder <video>_yolo of pictures and labels, each "
+        "object a class); rle as --save_rle",
+    )
 
 
 def _add_tracking(group: argparse._ArgumentGroup) -> None:
@@ -175,6 +184,14 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 def _integers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in _numbers(text))
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    unknown = sorted(set(names) - set(FORMATS))
+    if unknown:
+        raise argparse.ArgumentTypeError(f"expected formats out of {', '.join(FORMATS)}, got {', '.join(unknown)}")
+    return names
 
 
 def _box(text: str) -> tuple[float, ...]:

@@ -21,6 +21,7 @@ from sam2_mem.tracking.run_manifest import Json, RunFolder, VideoReport, write_j
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.tracking.vos import FrameMasks, MaskRules, PromptPlan, plan_from_folder, precision, segment
 from sam2_mem.video import (
+    COCOWriter,
     ContactSheetWriter,
     MaskWriter,
     MultiWriter,
@@ -29,6 +30,7 @@ from sam2_mem.video import (
     PerObjectWriter,
     RLEWriter,
     VideoSource,
+    YOLOWriter,
     open_video,
 )
 from sam2_mem.video.sources import VIDEO_EXTENSIONS
@@ -81,7 +83,8 @@ class Outputs:
     """What to write.
 
     Masks go to ``<folder>/<video>/<frame>.png``, or with ``per_object`` to ``<folder>/<video>/<object>/<frame>.png``;
-    at choice, ``<video>_overlay.mp4``, ``<video>_masks.json`` (run lengths) and ``<video>_sheet.png`` stand beside.
+    at choice, ``<video>_overlay.mp4``, ``<video>_masks.json`` (run lengths), ``<video>_sheet.png``, ``<video>_coco.json`` and
+    the folder ``<video>_yolo`` (polygons) stand beside.
     """
 
     folder: Path
@@ -89,10 +92,12 @@ class Outputs:
     overlay: bool = False
     rle: bool = False
     contact_sheet: bool = False
+    coco: bool = False
+    yolo: bool = False
 
     @property
     def extras(self) -> tuple[str, ...]:
-        return tuple(name for name in ("overlay", "rle", "contact_sheet") if getattr(self, name))
+        return tuple(name for name in ("overlay", "rle", "contact_sheet", "coco", "yolo") if getattr(self, name))
 
     def writer(self, name: str, plan: PromptPlan, fps: float | None) -> MaskWriter:
         root = self.folder
@@ -105,6 +110,10 @@ class Outputs:
             writers.append(RLEWriter(root / f"{name}_masks.json", video=name, resume=False))
         if self.contact_sheet:
             writers.append(ContactSheetWriter(root / f"{name}_sheet.png"))
+        if self.coco:
+            writers.append(COCOWriter(root / f"{name}_coco.json", video=name))
+        if self.yolo:
+            writers.append(YOLOWriter(root / f"{name}_yolo", images=True))
         return MultiWriter(*writers)
 
 

@@ -3,6 +3,7 @@
 from .frame import Frame, FrameLike, to_rgb
 from .overlay import ContactSheetWriter, OverlayWriter, draw_overlay
 from .palette import davis_palette, object_color
+from .polygons import COCOWriter, YOLOWriter, mask_polygons
 from .reading import (
     MaskPNG,
     finished_frames,
@@ -18,6 +19,7 @@ from .sources import open_video
 from .writers import MaskWriter, MultiWriter, PaletteWriter, PerObjectWriter
 
 __all__ = [
+    "COCOWriter",
     "ContactSheetWriter",
     "Frame",
     "FrameLike",
@@ -33,10 +35,12 @@ __all__ = [
     "RLEVideo",
     "RLEWriter",
     "VideoSource",
+    "YOLOWriter",
     "davis_palette",
     "draw_overlay",
     "finished_frames",
     "finished_object_frames",
+    "mask_polygons",
     "normalize",
     "object_color",
     "open_video",

@@ -3,6 +3,7 @@ and terminals that fail."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import resource
@@ -163,14 +164,14 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 401), (401, 7), (17, 31)], ids=str)
 def test_videos_of_odd_sizes(micro, tmp_path, size):
-    """With overlay, sheet and run lengths."""
+    """With overlay, sheet, run lengths and polygons."""
     (tmp_path / "a").mkdir()
     for index in range(3):
         image = np.random.default_rng(index).integers(0, 255, (*size, 3), np.uint8)
         Image.fromarray(image).save(tmp_path / "a" / f"{index}.png")
     save_mask(tmp_path / "m.png", np.ones(size, np.uint8))
     arguments = ["--video", str(tmp_path / "a"), "--mask", str(tmp_path / "m.png"), "--output", str(tmp_path / "out")]
-    assert tool.main([*micro.arguments(), *arguments, "--save_rle"]) == 0
+    assert tool.main([*micro.arguments(), *arguments, "--format", "rle,coco,yolo"]) == 0
     assert [read_mask_png(tmp_path / "out" / "a" / f"{i}.png").ids.shape for i in range(3)] == [size] * 3
     with open_video(tmp_path / "out" / "a_overlay.mp4") as drawn:
         assert drawn.count_frames() == 3 and (drawn.height, drawn.width) == tuple(side + side % 2 for side in size)
@@ -179,6 +180,10 @@ def test_videos_of_odd_sizes(micro, tmp_path, size):
     assert all(
         np.array_equal(m, read_mask_png(tmp_path / "out" / "a" / f"{i}.png").ids == 1) for i, m in enumerate(masks)
     )
+    polygons = json.loads((tmp_path / "out" / "a_coco.json").read_text())
+    assert [item["area"] for item in polygons["annotations"]] == [int(m.sum()) for m in masks if m.any()]
+    labels = [(tmp_path / "out" / "a_yolo" / "labels" / f"{i}.txt").read_text() for i in range(3)]
+    assert [bool(label) for label in labels] == [bool(m.any()) for m in masks] and masks[0].any()
 
 
 def test_a_config_that_names_weights_by_path(micro, data, tmp_path, monkeypatch, capsys):
