@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 NAME_LIMIT = 255
 """Bytes that a file's name may have on the usual file systems."""
@@ -29,11 +30,11 @@ def atomic_path(path: Path, *, concurrent: bool = False) -> Iterator[Path]:
 
     Args:
         path: the file to replace; its folder is made if it is missing.
-        concurrent: several processes may write ``path`` at once, so the temporary name holds the process id. Otherwise it
+        concurrent: several processes, of any machine, may write ``path`` at once, so the temporary name is unique. Otherwise it
             is fixed, so that a run that resumes after a kill writes over what the killed one left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = part_path(path, f".{os.getpid()}.part" if concurrent else ".part")
+    part = part_path(path, f".{uuid4().hex}.part" if concurrent else ".part")
     try:
         yield part
         os.replace(part, path)

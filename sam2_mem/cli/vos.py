@@ -197,6 +197,7 @@ def make_options(
         max_frames=args.max_frames,
         shard=args.shard,
         resume=args.resume,
+        share=args.share,
         settings=settings,
         about={
             "config_name": name,

@@ -171,6 +171,12 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--resume", action="store_true", help="skip videos that are complete; a video that was cut off starts again"
     )
+    group.add_argument(
+        "--share",
+        action="store_true",
+        help="runs with the same videos and output, on any machines, share the work: each takes the longest video that is left, "
+        "and those of runs that died; implies --resume",
+    )
     group.add_argument("--num_shards", type=int, default=1, help="split the videos between this many runs (default: 1)")
     group.add_argument("--shard_id", type=int, default=0, help="which of them this is, from 0")
 
@@ -218,6 +224,9 @@ def _check(args: argparse.Namespace) -> None:
     if args.max_frames is not None and args.max_frames < 1:
         raise ValueError(f"expected --max_frames >= 1, got {args.max_frames}")
     args.shard = Shard(index=args.shard_id, of=args.num_shards)
+    if args.share and args.num_shards > 1:
+        raise ValueError("expected --share without --num_shards: runs that share take videos as they come")
+    args.resume = args.resume or args.share
     if args.dataset is not None or args.root is not None:
         _check_dataset_name(args)
     elif args.video is not None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from sam2_mem.claims import ClaimFolder
 from sam2_mem.files import atomic_path
 
 Json = Mapping[str, Any]
@@ -47,8 +48,8 @@ class VideoReport:
 class RunFolder:
     """The output folder of a run, which several shards may share.
 
-    ``.vos/settings.json`` says with what the masks were made, ``.vos/done/<video>.json`` that a video is finished.
-    Every file appears complete or not at all.
+    ``.vos/settings.json`` says with what the masks were made, ``.vos/done/<video>.json`` that a video is finished,
+    ``.vos/failed/<video>.json`` that it has failed, ``.vos/claims`` who is at what. Every file appears complete or not at all.
     """
 
     def __init__(self, folder: Path, settings: Json) -> None:
@@ -80,7 +81,15 @@ class RunFolder:
 
     def finished(self, name: str) -> VideoReport | None:
         """The report of a video that is complete under these settings, else None."""
-        path = self._mark(name)
+        return self._report(self._mark("done", name))
+
+    def failed(self, name: str, since: float) -> VideoReport | None:
+        """The report of a run under these settings in which the video has failed, later than ``since`` (s, as the file system
+        dates files), else None."""
+        path = self._mark("failed", name)
+        return self._report(path) if path.is_file() and path.stat().st_mtime > since else None
+
+    def _report(self, path: Path) -> VideoReport | None:
         if not path.is_file():
             return None
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -92,13 +101,25 @@ class RunFolder:
 
     def begin(self, name: str) -> None:
         """From here on the video counts as unfinished."""
-        self._mark(name).unlink(missing_ok=True)
+        for kind in ("done", "failed"):
+            self._mark(kind, name).unlink(missing_ok=True)
 
     def finish(self, report: VideoReport) -> None:
-        write_json(self._mark(report.name), {"settings": self.hash, **asdict(report)})
+        """The video is finished, or has failed."""
+        write_json(
+            self._mark("failed" if report.error else "done", report.name), {"settings": self.hash, **asdict(report)}
+        )
 
-    def _mark(self, name: str) -> Path:
-        return self._notes / "done" / f"{name}.json"
+    def claims(self) -> ClaimFolder:
+        """Who is at which video, for runs that share them."""
+        return ClaimFolder(self._notes / "claims")
+
+    def now(self) -> float:
+        """The time by the clock of the file system, in s."""
+        return self.claims().now()
+
+    def _mark(self, kind: str, name: str) -> Path:
+        return self._notes / kind / f"{name}.json"
 
 
 def write_json(path: Path, content: Json) -> None:

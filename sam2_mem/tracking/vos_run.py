@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import platform
 import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import partial
@@ -15,6 +18,7 @@ from typing import Any
 
 import torch
 
+from sam2_mem.claims import Claim, ClaimLostError, shared
 from sam2_mem.files import find_name, read_lines
 from sam2_mem.tracking import run_manifest
 from sam2_mem.tracking.run_manifest import Json, RunFolder, VideoReport, write_json
@@ -128,6 +132,8 @@ class RunOptions:
         max_frames: of each video.
         shard: which of the videos.
         resume: skip those that are complete.
+        share: other runs with the same videos and folder work at the same time. Each claims the longest video that is left,
+            takes over those of runs that died, and ends when all are done; it skips those that are complete.
         settings: everything that the masks depend on; results of different settings are never mixed in one folder.
         about: what else ``run.json`` shall say.
     """
@@ -138,6 +144,7 @@ class RunOptions:
     max_frames: int | None = None
     shard: Shard = Shard()
     resume: bool = False
+    share: bool = False
     settings: Json = field(default_factory=dict)
     about: Json = field(default_factory=dict)
 
@@ -265,14 +272,51 @@ def run(
     log = _RunLog(predictor, options, folder.hash)
     log.write()
     tasks_of_shard = tasks[options.shard.index :: options.shard.of]
-    for number, task in enumerate(tasks_of_shard, start=1):
-        report = _done_before(folder, task, options)
-        if report is None:
-            title = f"{number}/{len(tasks_of_shard)} {task.name}"
-            report = _run_video(predictor, task, options, folder, partial(_titled, progress, title))
-        log.add(report)
+    titles = {task.name: f"{number}/{len(tasks_of_shard)} {task.name}" for number, task in enumerate(tasks_of_shard, 1)}
+
+    def segment_task(task: VideoTask, claim: Claim | None = None) -> VideoReport:
+        return _run_video(predictor, task, options, folder, partial(_titled, progress, titles[task.name]), claim)
+
+    if options.share:
+        _run_shared(tasks_of_shard, options, folder, log, segment_task)
+    else:
+        for task in tasks_of_shard:
+            log.add(_done_before(folder, task, options) or segment_task(task))
     log.finish()
     return log.reports
+
+
+def _run_shared(
+    tasks: Sequence[VideoTask],
+    options: RunOptions,
+    folder: RunFolder,
+    log: _RunLog,
+    segment_task: Callable[[VideoTask, Claim], VideoReport],
+) -> None:
+    """Claim videos until all are done or have failed since this run began, here or in another run."""
+    began, task_of = folder.now(), {task.name: task for task in sorted(tasks, key=_extent, reverse=True)}
+
+    def settled(name: str) -> VideoReport | None:
+        return _done_before(folder, task_of[name], options) or folder.failed(name, began)
+
+    with closing(shared(task_of, folder.claims(), lambda name: settled(name) is not None)) as claims:
+        for claim in claims:
+            with suppress(ClaimLostError):
+                log.add(segment_task(task_of[claim.name], claim))
+    reported = {report.name for report in log.reports}
+    for task in tasks:
+        report = None if task.name in reported else settled(task.name)
+        if report is not None:
+            log.add(report)
+
+
+def _extent(task: VideoTask) -> tuple[int, int]:
+    """Larger for longer videos, as far as it costs nothing to know: bytes of a file, entries of a folder."""
+    try:
+        path = Path(task.video() if callable(task.video) else task.video)
+        return (1, path.stat().st_size) if path.is_file() else (0, sum(1 for _ in path.iterdir()))
+    except (TypeError, ValueError, OSError):
+        return 0, 0
 
 
 def _titled(progress: Progress, title: str, frames: Iterator[FrameMasks], total: int | None) -> Iterator[FrameMasks]:
@@ -305,7 +349,7 @@ def _ignores_case(folder: Path) -> bool:
 
 def _done_before(folder: RunFolder, task: VideoTask, options: RunOptions) -> VideoReport | None:
     """The report of an earlier run that left all that is asked for now."""
-    report = folder.finished(task.name) if options.resume else None
+    report = folder.finished(task.name) if options.resume or options.share else None
     if report is None or not set(options.outputs.extras) <= set(report.outputs):
         return None
     if not _all_there(options.outputs, report):
@@ -337,20 +381,41 @@ def _run_video(
     options: RunOptions,
     folder: RunFolder,
     progress: Callable[[Iterator[FrameMasks], int | None], Iterator[FrameMasks]],
+    claim: Claim | None = None,
 ) -> VideoReport:
-    """Segment a video; its failure, or that of the disk, is in the report."""
+    """Segment a video; its failure, or that of the disk, is in the report. ClaimLostError where it is another run's now."""
     tally, begin, report = _Tally(), time.perf_counter(), VideoReport(name=task.name)
     try:
         folder.begin(task.name)
-        _segment_to_disk(predictor, task, options, tally, progress)
+        _segment_to_disk(predictor, task, options, tally, partial(_while_claimed, claim, progress))
         report = _report(task, options, tally, time.perf_counter() - begin)
+        if claim is not None:
+            claim.confirm()
         folder.finish(report)
+    except ClaimLostError as lost:
+        logger.warning("%s after %d frames; it is left to that run", lost, tally.frames)
+        raise
     except Exception as failure:
         error = f"{type(failure).__name__}: {failure}"
         expected = isinstance(failure, (ValueError, OSError))
         logger.error("%s failed after %d frames: %s", task.name, tally.frames, error, exc_info=not expected)
         report = _report(task, options, tally, time.perf_counter() - begin, error)
+        with suppress(OSError):  # the disk may be what has failed
+            folder.finish(report)
     return report
+
+
+def _while_claimed(
+    claim: Claim | None,
+    progress: Callable[[Iterator[FrameMasks], int | None], Iterator[FrameMasks]],
+    frames: Iterator[FrameMasks],
+    total: int | None,
+) -> Iterator[FrameMasks]:
+    """The frames, until the claim on their video is lost."""
+    for frame in progress(frames, total):
+        if claim is not None:
+            claim.check()
+        yield frame
 
 
 def _report(
@@ -409,7 +474,8 @@ class _RunLog:
     def __init__(self, predictor: SAM2VideoPredictor, options: RunOptions, settings_hash: str) -> None:
         self.reports: list[VideoReport] = []
         self._device = predictor.device
-        self._path = options.outputs.folder / options.shard.run_name
+        name = f"run.{platform.node()}.{os.getpid()}.json" if options.share else options.shard.run_name
+        self._path = options.outputs.folder / name
         self._fixed = {
             "command": sys.argv,
             **options.about,

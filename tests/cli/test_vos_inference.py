@@ -480,6 +480,48 @@ def test_killed_run_resumes_to_the_same_tree(run, micro, data, tmp_path):
     assert not [p for p in killed.rglob("*") if p.name.endswith((".part", ".jsonl")) and p.parent.name != ".vos"]
 
 
+def test_runs_that_share_take_the_longest_first_and_do_nothing_twice(run, data, tmp_path, caplog):
+    for name, count in (("a", 2), ("b", 5), ("c", 3)):
+        data.video(name, count)
+        data.mask(name)
+    data.video("d", 4)  # without a prompt: it fails
+    shared, whole = tmp_path / "shared", tmp_path / "whole"
+    caplog.set_level("INFO")
+    assert run(whole) == 1
+    assert run(shared, "--share") == 1
+    assert tree(shared) == tree(whole)
+    [log] = shared.glob("run.*.json")
+    videos = json.loads(log.read_text())["videos"]
+    assert [v["name"] for v in videos] == ["b", "d", "c", "a"]
+    assert [v["name"] for v in videos if v["error"]] == ["d"]
+    assert run(shared, "--share") == 1, "what has failed in an earlier run is tried again, once"
+    videos = json.loads(log.read_text())["videos"]
+    assert [(v["name"], v["resumed"]) for v in videos] == [("d", False), ("a", True), ("b", True), ("c", True)]
+    assert not any((shared / ".vos" / "claims").iterdir())
+
+
+@pytest.mark.full
+def test_a_run_takes_over_the_video_of_one_that_was_killed(micro, data, run, tmp_path):
+    for name, count in (("a", 40), ("b", 80)):
+        data.video(name, count, seed=ord(name))
+        data.mask(name)
+    shared, whole = tmp_path / "shared", tmp_path / "whole"
+    command = [sys.executable, TOOL, *micro.arguments(), *data.arguments(), "--share", "--output", shared]
+    first, second = (subprocess.Popen([str(c) for c in command], stderr=subprocess.PIPE, text=True) for _ in range(2))
+    patience = time.monotonic() + 120
+    while len(list((shared / "b").glob("*.png"))) < 5:
+        assert first.poll() is None and second.poll() is None and time.monotonic() < patience
+        time.sleep(0.005)
+    [claim] = (shared / ".vos" / "claims").glob("b,*")
+    victim, survivor = (first, second) if json.loads(claim.read_text())["pid"] == first.pid else (second, first)
+    victim.kill()
+    victim.communicate()
+    _, log = survivor.communicate(timeout=120)
+    assert survivor.returncode == 0 and "'b' is taken over from a run that has died" in log
+    assert run(whole) == 0
+    assert tree(shared) == tree(whole) and len(tree(whole)) == 120
+
+
 def test_resume_does_again_what_is_not_complete(run, data, tmp_path):
     for name in ("a", "b"):
         data.video(name, 3)
