@@ -9,10 +9,20 @@ from sam2_mem.files import atomic_path
 from sam2_mem.studio.pictures import decoded
 from sam2_mem.studio.run import PolicyRun
 from sam2_mem.studio.session import StudioSession
-from sam2_mem.video import MaskWriter, MultiWriter, OverlayWriter, PaletteWriter, PerObjectWriter, RLEWriter
+from sam2_mem.video import (
+    DatasetWriter,
+    MaskWriter,
+    MultiWriter,
+    OverlayWriter,
+    PaletteWriter,
+    PerObjectWriter,
+    RLEWriter,
+)
+from sam2_mem.video.h264 import H264
+from sam2_mem.video.layouts import FOLDERS
 
-KINDS = ("png", "png_per_object", "rle", "overlay", "script", "session")
-CODECS = ("avc1", "mp4v")
+KINDS = ("png", "png_per_object", "rle", *FOLDERS, "overlay", "script", "session")
+CODECS = (H264, "mp4v")
 SESSION_ENDING = ".session.json"
 
 
@@ -22,8 +32,9 @@ def export(session: StudioSession, run: PolicyRun, kinds: list[str], folder: Pat
     Args:
         session: whose results.
         run: the run whose masks are written.
-        kinds: out of ``KINDS``: PNGs of object ids, one PNG per object, COCO run lengths, a video with the masks drawn in, a
-            Python script that repeats the session, a file that the studio opens again.
+        kinds: out of ``KINDS``: PNGs of object ids, one PNG per object, COCO run lengths, data sets in the folders of DAVIS,
+            YouTube-VOS and SA-V, a video with the masks drawn in, a Python script that repeats the session, a file that the
+            studio opens again.
         folder: where to; what is there under the same names is replaced.
 
     Returns:
@@ -51,17 +62,24 @@ def save_session(session: StudioSession, path: Path) -> None:
     replace(session.log, masks=masks).save(path)
 
 
+def _mask_writers(session: StudioSession, kinds: list[str], folder: Path, stem: str) -> dict[Path, MaskWriter]:
+    """By the path of what each writes."""
+    results = {
+        "png": (folder / "png", lambda path: PaletteWriter(path.parent, path.name)),
+        "png_per_object": (folder / "png_per_object", lambda path: PerObjectWriter(path.parent, path.name)),
+        "rle": (folder / f"{stem}.json", lambda path: RLEWriter(path, video=session.log.video, resume=False)),
+        "overlay": (
+            folder / f"{stem}_overlay.mp4",
+            lambda path: OverlayWriter(path, fps=session.video.source.fps or 24.0, labels=False, codecs=CODECS),
+        ),
+    }
+    writers = {path: writer(path) for kind, (path, writer) in results.items() if kind in kinds}
+    datasets = {folder / kind: kind for kind in FOLDERS if kind in kinds}
+    return writers | {path: DatasetWriter(path, stem, kind, session.log.names) for path, kind in datasets.items()}
+
+
 def _write_masks(session: StudioSession, run: PolicyRun, kinds: list[str], folder: Path, stem: str) -> list[Path]:
-    writers: dict[Path, MaskWriter] = {}
-    if "png" in kinds:
-        writers[folder / "png"] = PaletteWriter(folder, "png")
-    if "png_per_object" in kinds:
-        writers[folder / "png_per_object"] = PerObjectWriter(folder, "png_per_object")
-    if "rle" in kinds:
-        writers[folder / f"{stem}.json"] = RLEWriter(folder / f"{stem}.json", video=session.log.video, resume=False)
-    if "overlay" in kinds:
-        path = folder / f"{stem}_overlay.mp4"
-        writers[path] = OverlayWriter(path, fps=session.video.source.fps or 24.0, labels=False, codecs=CODECS)
+    writers = _mask_writers(session, kinds, folder, stem)
     if not writers:
         return []
     frames = {frame: view for frame, view in sorted(run.frames.items()) if view.masks}

@@ -1,6 +1,7 @@
 """Video in and masks out, one frame at a time."""
 
 from .frame import Frame, FrameLike, to_rgb
+from .layouts import DatasetWriter
 from .overlay import ContactSheetWriter, OverlayWriter, draw_overlay
 from .palette import davis_palette, object_color
 from .polygons import COCOWriter, YOLOWriter, mask_polygons
@@ -21,6 +22,7 @@ from .writers import MaskWriter, MultiWriter, PaletteWriter, PerObjectWriter
 __all__ = [
     "COCOWriter",
     "ContactSheetWriter",
+    "DatasetWriter",
     "Frame",
     "FrameLike",
     "FrameRangeError",

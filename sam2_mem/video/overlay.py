@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from PIL import Image
 from sam2_mem.files import atomic_path, part_path
 
 from .frame import FrameLike
+from .h264 import H264, H264Video, has_h264
 from .palette import object_color
 from .writers import Masks, MaskWriter
 
@@ -45,7 +47,7 @@ def draw_overlay(
 class OverlayWriter(MaskWriter):
     """An mp4 of frames with their masks, in the order of the calls to `write`; `path` appears on close.
 
-    `codecs` are tried in order; ("avc1", "mp4v") gives H.264, which browsers play, where OpenCV was built with it.
+    `codecs` are tried in order: "h264" is that of PyAV, which browsers play, any other one a code of OpenCV's.
     Odd sizes are extended by one row or column, which the codecs need.
     """
 
@@ -68,7 +70,7 @@ class OverlayWriter(MaskWriter):
         self._part = part_path(self._path, ".part.mp4")
         self._fps, self._alpha, self._contour, self._labels = fps, alpha, contour, labels
         self._codecs = tuple(codecs)
-        self._video: cv2.VideoWriter | None = None
+        self._video: cv2.VideoWriter | H264Video | None = None
         self._num_frames = 0
 
     def _write(self, frame: FrameLike, masks: dict[int, np.ndarray], image: np.ndarray | None) -> None:
@@ -82,9 +84,14 @@ class OverlayWriter(MaskWriter):
         self._video.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
         self._num_frames += 1
 
-    def _open_video(self, width: int, height: int) -> cv2.VideoWriter:
+    def _open_video(self, width: int, height: int) -> cv2.VideoWriter | H264Video:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         for codec in self._codecs:
+            if codec == H264:
+                if has_h264():
+                    return H264Video(self._part, self._fps, (width, height))
+                logger.warning("PyAV is not installed, so '%s' is not H.264 and browsers may not play it", self._path)
+                continue
             # An absolute path: a colon in a relative one would make it an address.
             video = cv2.VideoWriter(
                 str(self._part.absolute()), cv2.VideoWriter.fourcc(*codec), self._fps, (width, height)
@@ -102,7 +109,7 @@ class OverlayWriter(MaskWriter):
         if self._video is None:
             logger.warning("no frame was written; '%s' is not made", self._path)
             return
-        self._video.release()
+        self._release(self._video)
         if (count := _stated_length(self._part)) != self._num_frames:
             self._part.unlink(missing_ok=True)
             raise OSError(
@@ -112,8 +119,17 @@ class OverlayWriter(MaskWriter):
 
     def _discard(self) -> None:
         if self._video is not None:
-            self._video.release()
+            with suppress(OSError):
+                self._release(self._video)
         self._part.unlink(missing_ok=True)
+
+    def _release(self, video: cv2.VideoWriter | H264Video) -> None:
+        """Finish the temporary file; where that fails it goes."""
+        try:
+            video.release()
+        except OSError:
+            self._part.unlink(missing_ok=True)
+            raise
 
 
 def _stated_length(path: Path) -> int:

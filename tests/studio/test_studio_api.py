@@ -20,6 +20,7 @@ from test_studio_security import HOST, TOKEN, save_video
 
 from sam2_mem import build_sam2_video_predictor
 from sam2_mem.config import policy_names
+from sam2_mem.evaluation.datasets import DatasetOnDisk
 from sam2_mem.studio import run as run_module
 from sam2_mem.studio.policies import policy_form, policy_from
 from sam2_mem.studio.server import Studio, studio_app
@@ -308,16 +309,22 @@ def test_exports_and_reopening(page: Page, studio: Studio) -> None:
     page.do("name", obj_id=1, name="cup")
     page.track()
     masks = [page.ids(f) for f in range(COUNT)]
-    kinds = ["png", "png_per_object", "rle", "overlay", "script", "session"]
+    kinds = ["png", "png_per_object", "rle", "overlay", "davis2017", "youtubevos", "sav", "script", "session"]
     written = page.do("export", kinds=kinds)["written"]
     folder = studio.folder / "sam2_mem_results" / "clip"
     assert written == [
         f"sam2_mem_results/clip/{n}"
-        for n in ("png", "png_per_object", "clip.json", "clip_overlay.mp4", "clip.py", "clip.session.json")
+        for n in (
+            *("png", "png_per_object", "clip.json", "clip_overlay.mp4", "davis2017", "youtubevos", "sav"),
+            *("clip.py", "clip.session.json"),
+        )
     ]
     assert all(np.array_equal(np.array(Image.open(folder / "png" / f"{f:05d}.png")), masks[f]) for f in range(COUNT))
     assert all((frame.masks()[2] >= (masks[frame.index] == 2)).all() for frame in read_rle(folder / "clip.json").frames)
     assert len(list((folder / "png_per_object" / "002").iterdir())) == COUNT
+    assert DatasetOnDisk("davis2017", folder / "davis2017").names == ["clip"]
+    assert [o.obj_id for o in DatasetOnDisk("youtubevos", folder / "youtubevos").objects["clip"]] == [1, 2]
+    assert len(list((folder / "sav" / "Annotations_6fps" / "clip" / "002").iterdir())) == COUNT
     with open_video(folder / "clip_overlay.mp4") as drawn:
         assert drawn.count_frames() == COUNT
     compile((folder / "clip.py").read_text(), "clip.py", "exec")

@@ -96,7 +96,8 @@ def page() -> Iterator[Page]:
         )
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on(  # a picture that is no longer wanted is let go by the page itself
-            "requestfailed", lambda request: errors.append(request.url) if request.failure != "net::ERR_ABORTED" else None
+            "requestfailed",
+            lambda request: errors.append(request.url) if request.failure != "net::ERR_ABORTED" else None,
         )
         yield page
         browser.close()

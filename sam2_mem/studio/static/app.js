@@ -16,13 +16,13 @@ async function track(reverse) {
   await attempt(async () => {
     await idle();
     store.following = true;
-    await post(`${base()}/track`, { frame: store.frame, reverse });
     say("");
+    await post(`${base()}/track`, { frame: store.frame, reverse });
   });
 }
 
 const stop = () => attempt(() => store.session?.job && post(`${base()}/stop`));
-const history = (verb) => attempt(async () => { await idle(); await post(`${base()}/${verb}`); say(""); });
+const history = (verb) => attempt(async () => { await idle(); say(""); await post(`${base()}/${verb}`); });
 
 async function play() {
   playing = !playing;

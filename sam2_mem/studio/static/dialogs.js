@@ -88,9 +88,9 @@ async function send(where) {
   const choice = { name: at("policy-list").value, fields: fieldValues() };
   await attempt(async () => {
     await idle();
+    say("");
     await post(`${base()}/${where}`, choice);
     at("policies").close();
-    say("");
   });
 }
 
@@ -100,7 +100,10 @@ const EXPORTS = [
   ["png", "PNG masks", "one picture of object ids for every frame", true],
   ["png_per_object", "PNG per object", "objects may overlap", false],
   ["rle", "COCO run lengths", "one JSON file", true],
-  ["overlay", "Overlay video", "the masks drawn in, mp4", false],
+  ["overlay", "Overlay video", "the masks drawn in, H.264", false],
+  ["davis2017", "DAVIS data set", "pictures, masks of ids, list of videos", false],
+  ["youtubevos", "YouTube-VOS data set", "the same with its meta file", false],
+  ["sav", "SA-V data set", "pictures, one mask per object", false],
   ["session", "Session", "opens here again: prompts, names, policy, masks", true],
   ["script", "Python script", "repeats the session", false],
 ];

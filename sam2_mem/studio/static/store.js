@@ -82,8 +82,8 @@ export async function idle() {
 export async function step(values) {
   await attempt(async () => {
     await idle();
-    await post(`${base()}/step`, values);
     say("");
+    await post(`${base()}/step`, values);
   });
 }
 
