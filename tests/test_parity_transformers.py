@@ -20,6 +20,7 @@ from transformers_oracle import (
     edgetam_config,
     enliven,
     needs_transformers,
+    sam2_config,
     saved,
 )
 
@@ -55,8 +56,8 @@ class Pair(NamedTuple):
         return sessions
 
 
-def pair(model: Any, folder: Path, config: str, *overrides: str, size: int = SIZE) -> Pair:
-    enliven(model)
+def pair(model: Any, folder: Path, config: str, *overrides: str, size: int = SIZE, loudness: float = 1.0) -> Pair:
+    enliven(model, loudness)
     path = saved(model, folder / "model.safetensors")
     ours = make_predictor(path, *AS_TRANSFORMERS, *overrides, config=config, image_size=size, postprocessing=True)
     path.unlink()
@@ -70,6 +71,21 @@ def edgetam(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
     model = transformers.EdgeTamVideoModel(edgetam_config(SIZE, SIDE, trunk=SMALL_TRUNK))
     return pair(model, tmp_path_factory.mktemp("edgetam"), "edgetam", *EDGETAM)
+
+
+def sam2_pair(letter: str, folder: Path, *, is_2_1: bool = True) -> Pair:
+    """A published size of SAM 2, on small images; logits of random weights would be up to 100, these are up to 20."""
+    import transformers
+
+    model = transformers.Sam2VideoModel(sam2_config(letter, is_2_1=is_2_1, size=SIZE))
+    family = "sam2.1" if is_2_1 else "sam2"
+    return pair(model, folder, f"configs/{family}/{family}_hiera_{letter}.yaml", loudness=0.2)
+
+
+@pytest.fixture(scope="module")
+def sam2(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """The tiny size of SAM 2.1."""
+    return sam2_pair("t", tmp_path_factory.mktemp("sam2"))
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +152,47 @@ def check(
     shown = torch.cat([x.logits.flatten() for x in theirs.shown])
     assert len(theirs.shown) >= frames and 0.02 < (shown > 0).float().mean() < 0.98 and shown.std() > 0.1
     assert worst(theirs.shown, ours.shown) <= tolerance
+
+
+# -- SAM 2 and 2.1 ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.__name__)
+def test_sam2(sam2: Pair, scenario: Callable[[Session, Clip], None], square_clip: Clip) -> None:
+    check(sam2, scenario, square_clip, frames=4)
+
+
+def test_control_other_codes_of_time_are_noticed(
+    sam2: Pair, square_clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = sam2.ours.model.maskmem_tpos_enc
+    monkeypatch.setattr(sam2.ours.model, "maskmem_tpos_enc", torch.nn.Parameter(codes.flip(0)))
+    theirs, ours = sam2.run(late_object, square_clip)
+    assert worst(theirs.shown[:2], ours.shown[:2]) <= TOLERANCE < worst(theirs.shown, ours.shown)
+
+
+@pytest.mark.parametrize(
+    ("letter", "is_2_1"),
+    [
+        ("t", False),
+        *[(letter, True) for letter in ("t", "s", "b+")],
+        *[pytest.param(letter, False, marks=pytest.mark.extended) for letter in ("s", "b+", "l")],
+        pytest.param("l", True, marks=pytest.mark.extended),
+    ],
+)
+def test_every_size_of_sam2(letter: str, is_2_1: bool, tmp_path: Path, square_clip: Clip) -> None:
+    """A click, then a tracked frame; control: a block that attends to the whole picture attends in windows."""
+    both = sam2_pair(letter, tmp_path, is_2_1=is_2_1)
+
+    def click_and_track(session: Session, clip: Clip) -> None:
+        session.points(0, 1, clip.centre(1))
+        session.track(0, 1)
+
+    check(both, click_and_track, square_clip, frames=3)
+    trunk = both.ours.model.image_encoder.trunk
+    next(block for block in trunk.blocks[2:] if not block.window).window = 4
+    theirs, ours = both.run(click_and_track, square_clip)
+    assert worst(theirs.shown, ours.shown) > TOLERANCE
 
 
 # -- EdgeTAM ----------------------------------------------------------------------------------------------------------

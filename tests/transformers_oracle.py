@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -108,8 +109,9 @@ def edgetam_config(size: int, side: int, *, trunk: dict[str, Any] | None = None,
 
 
 @torch.no_grad()
-def enliven(model: Any, seed: int = 0) -> None:
-    """Random weights under which masks are neither empty nor full and memory matters, in place."""
+def enliven(model: Any, loudness: float = 1.0, seed: int = 0) -> None:
+    """Random weights under which masks are neither empty nor full and memory matters, in place; mask logits are
+    ``loudness`` times as large as they would be."""
     generator = torch.Generator().manual_seed(seed)
     for name, value in official_names(model.state_dict()).items():
         if not value.is_floating_point() or "to_kv" in name:
@@ -128,6 +130,9 @@ def enliven(model: Any, seed: int = 0) -> None:
     codes = model.prompt_encoder.shared_embedding.positional_embedding
     model.shared_image_embedding.positional_embedding.copy_(codes)
     model.get_parameter("mask_decoder.pred_obj_score_head.proj_out.bias").fill_(5.0)
+    for head in model.mask_decoder.output_hypernetworks_mlps:
+        head.proj_out.weight.mul_(loudness)
+        head.proj_out.bias.mul_(loudness)
 
 
 def _gain(name: str) -> float:
@@ -138,7 +143,7 @@ def _gain(name: str) -> float:
 
 def saved(model: Any, path: Path) -> Path:
     """The weights as transformers would publish them."""
-    state = {name: value.clone().contiguous() for name, value in model.state_dict().items()}
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_file(state, path)
     return path
 
@@ -149,11 +154,14 @@ class TransformersPredictor:
     ``as_official``: a mask that was given is treated as by the official code of SAM 2: its object pointer comes from the single
     mask token (transformers takes the best of the three others), and it enters memory by way of its logits at a quarter of the
     size (transformers takes the mask at full size).
+
+    Memory stays in the precision that it is made in: transformers itself rounds SAM 2's to bfloat16, and EdgeTAM's not.
     """
 
     def __init__(self, model: Any, *, as_official: bool = True) -> None:
         self.model = model.eval()
         self.as_official = as_official
+        self.is_edgetam = type(model).__name__ == "EdgeTamVideoModel"
         if as_official:
             forward = model._single_frame_forward
             model._single_frame_forward = lambda **given: forward(**{"multimask_output": False, **given})
@@ -164,8 +172,7 @@ class TransformersPredictor:
         from transformers.models.edgetam_video.modeling_edgetam_video import EdgeTamVideoInferenceSession
         from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
-        is_edgetam = type(self.model).__name__ == "EdgeTamVideoModel"
-        session_type = EdgeTamVideoInferenceSession if is_edgetam else Sam2VideoInferenceSession
+        session_type = EdgeTamVideoInferenceSession if self.is_edgetam else Sam2VideoInferenceSession
         video = normalize(torch.stack([to_model_input(frame, self.size) for frame in frames]), "cpu")
         return session_type(video=video, video_height=self.size, video_width=self.size, dtype=torch.float32)
 
@@ -218,18 +225,27 @@ class TransformersPredictor:
             point_inputs=points,
             mask_inputs=mask,
             reverse=reverse,
-            run_mem_encoder=True,
+            **({"run_mem_encoder": True} if self.is_edgetam else {}),
         )
-        if mask is not None and self.as_official:
-            low = self.model._prepare_vision_features(session, frame, 1)[0][-1]
-            out["maskmem_features"], out["maskmem_pos_enc"] = self.model._encode_new_memory(
-                current_vision_feats=low,
-                pred_masks_high_res=self._at_video_size(out["pred_masks"]),
-                object_score_logits=out["object_score_logits"],
-                is_mask_from_pts=True,
-            )
+        is_given = mask is not None and self.as_official
+        if is_given or not self.is_edgetam:  # SAM 2's memory is left to the caller
+            masks = self._at_video_size(out["pred_masks"]) if is_given else out["high_res_masks"]
+            out |= self._memory(session, frame, masks, out["object_score_logits"], binarize=is_prompted)
         session.store_output(number, frame, output_value=out, is_conditioning_frame=is_prompted)
         return out["pred_masks"]
+
+    def _memory(
+        self, session: Any, frame: int, masks: Tensor, objectness: Tensor, *, binarize: bool
+    ) -> dict[str, Tensor]:
+        low = self.model._prepare_vision_features(session, frame, 1)[0][-1]
+        with mock.patch.object(torch, "bfloat16", torch.float32):
+            features, pos = self.model._encode_new_memory(
+                current_vision_feats=low,
+                pred_masks_high_res=masks,
+                object_score_logits=objectness,
+                is_mask_from_pts=binarize,
+            )
+        return {"maskmem_features": features, "maskmem_pos_enc": pos}
 
     def propagate_in_video(
         self, session: Any, start: int, most: int, reverse: bool = False
