@@ -197,6 +197,8 @@ def make_options(
         max_frames=args.max_frames,
         shard=args.shard,
         resume=args.resume,
+        checkpoint_every=args.checkpoint_every,
+        checkpoint_required=args.checkpoint_required,
         share=args.share,
         settings=settings,
         about={

@@ -11,6 +11,7 @@ from sam2_mem.cli.arguments import (
 )
 from sam2_mem.evaluation.datasets import LAYOUTS
 from sam2_mem.tracking.vos_run import Shard
+from sam2_mem.video.sources import ADDRESS
 
 USAGE = """Segment objects through videos from the masks, boxes or clicks of their first frames.
 
@@ -34,6 +35,8 @@ Everything in the config can be changed by key=value at the end, the memory poli
 DEFAULT_CONFIG = "configs/sam2.1/sam2.1_hiera_b+.yaml"
 FORMATS = ("coco", "yolo", "rle")
 DEFAULT_CHECKPOINT = "./checkpoints/sam2.1_hiera_base_plus.pt"
+CHECKPOINT_EVERY = 200
+"""Frames between two checkpoints."""
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -169,7 +172,16 @@ def _add_tracking(group: argparse._ArgumentGroup) -> None:
 
 def _add_running(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--resume", action="store_true", help="skip videos that are complete; a video that was cut off starts again"
+        "--resume",
+        action="store_true",
+        help="skip videos that are complete; go on with one that was cut off at its checkpoint",
+    )
+    group.add_argument(
+        "--checkpoint_every",
+        type=int,
+        metavar="FRAMES",
+        help=f"save the memory of a video each time, so that --resume goes on there with equal masks; 0: never (default: "
+        f"{CHECKPOINT_EVERY}, where it can be saved; given here, that it cannot is an error)",
     )
     group.add_argument(
         "--share",
@@ -227,12 +239,25 @@ def _check(args: argparse.Namespace) -> None:
     if args.share and args.num_shards > 1:
         raise ValueError("expected --share without --num_shards: runs that share take videos as they come")
     args.resume = args.resume or args.share
+    _check_checkpoints(args)
     if args.dataset is not None or args.root is not None:
         _check_dataset_name(args)
     elif args.video is not None:
         _check_single(args)
     else:
         _check_folders(args)
+
+
+def _check_checkpoints(args: argparse.Namespace) -> None:
+    """Whether videos must be saved, and how often they are."""
+    args.checkpoint_required = bool(args.checkpoint_every)
+    if args.checkpoint_every is None:
+        args.checkpoint_every = CHECKPOINT_EVERY
+    if args.checkpoint_every < 0:
+        raise ValueError(f"expected --checkpoint_every >= 0, got {args.checkpoint_every}")
+    is_stream = args.video is not None and (args.video.isdecimal() or ADDRESS.match(args.video) is not None)
+    if args.checkpoint_required and is_stream:
+        raise ValueError(f"expected --checkpoint_every with a video that can be read again, got '{args.video}'")
 
 
 def _present(args: argparse.Namespace, *names: str) -> list[str]:

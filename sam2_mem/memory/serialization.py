@@ -48,15 +48,12 @@ class MemoryFileError(ValueError):
 def save_memory(path: str | PathLike[str], policy: MemoryPolicy, state: Any) -> None:
     """Write a policy's state to ``path``; tensors are stored on the CPU. An existing file is replaced as a whole."""
     path, policy = Path(path), policy.unwrapped
-    packer = _Packer()
-    root = packer.pack(state)
     content = {
         "format": FORMAT,
         "version": VERSION,
         "policy": _name(type(policy)),
         "parameters": {f.name: repr(getattr(policy, f.name)) for f in fields(policy)},
-        "root": root,
-        "objects": packer.objects,
+        **packed(state),
     }
     with atomic_path(path) as part:
         torch.save(content, part)
@@ -82,7 +79,32 @@ def load_memory(path: str | PathLike[str], policy: MemoryPolicy, *, device: torc
         raise MemoryFileError(
             f"expected the memory of a {name}, got that of a {written_by} in '{path}'; build with its policy"
         )
-    return _Unpacker(content["objects"], allowed=type(policy).__module__).unpack(content["root"])
+    return unpacked(content, policy)
+
+
+def packed(value: Any, device: torch.device | None = None) -> dict[str, Any]:
+    """A value of tensors, numbers, containers and dataclasses as plain containers and tensors on the CPU, ``root`` and
+    ``objects``, which ``torch.load(weights_only=True)`` reads.
+
+    Args:
+        value: what to pack; values that are the same object stay one.
+        device: tensors elsewhere are marked, and go to the CPU when they are unpacked; None marks none.
+
+    Raises:
+        TypeError: something else is in it.
+    """
+    packer = _Packer(device)
+    root = packer.pack(value)
+    return {"root": root, "objects": packer.objects}
+
+
+def unpacked(content: dict[str, Any], policy: MemoryPolicy) -> Any:
+    """The inverse of ``packed``. Only classes of this package and of the module of ``policy`` are built.
+
+    Raises:
+        MemoryFileError: other classes.
+    """
+    return _Unpacker(content["objects"], allowed=type(policy.unwrapped).__module__).unpack(content["root"])
 
 
 def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
@@ -106,7 +128,8 @@ def _name(kind: type) -> str:
 class _Packer:
     """Values as plain containers. Dataclass instances go into ``objects`` once each and are referred to by number."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._device = device
         self.objects: list[dict[str, Any]] = []
         self._number: dict[int, int] = {}
         self._tensors: dict[int, Tensor] = {}
@@ -115,7 +138,7 @@ class _Packer:
         if value is None or isinstance(value, bool | int | float | str):
             return value
         if isinstance(value, Tensor):
-            return self._tensors.setdefault(id(value), value.detach().to("cpu", copy=True).contiguous())
+            return self._tensor(value)
         if isinstance(value, Enum):
             return {"enum": _name(type(value)), "name": value.name}
         if isinstance(value, tuple | list):
@@ -127,6 +150,13 @@ class _Packer:
         raise TypeError(
             f"a policy state is made of tensors, numbers, tuples and dataclasses, got {type(value).__name__}"
         )
+
+    def _tensor(self, value: Tensor) -> Any:
+        if id(value) not in self._tensors:
+            self._tensors[id(value)] = value.detach().to("cpu", copy=True).contiguous()
+        copied = self._tensors[id(value)]
+        is_elsewhere = self._device is not None and value.device.type != self._device.type
+        return {"host": copied} if is_elsewhere else copied
 
     def _object(self, value: Any) -> int:
         if id(value) not in self._number:
@@ -152,6 +182,7 @@ class _Unpacker:
         readers: dict[str, Callable[[dict[str, Any]], Any]] = {
             "enum": lambda v: self._class(v["enum"])[v["name"]],
             "sequence": self._sequence,
+            "host": lambda v: v["host"].cpu(),
             "mapping": lambda v: {self.unpack(k): self.unpack(x) for k, x in v["mapping"]},
             "object": lambda v: self._object(v["object"]),
         }

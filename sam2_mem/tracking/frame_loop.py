@@ -28,6 +28,7 @@ def run(
     final: bool = False,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     before_frame: Callable[[], None] | None = None,
+    waiting: deque[FrameResult] | None = None,
 ) -> Iterator[FrameResult]:
     """Track all objects of a session through ``frames``, one result for each.
 
@@ -41,6 +42,7 @@ def run(
             they come at once, each with its revisions of earlier ones.
         autocast: makes the context that the network runs in.
         before_frame: called before each frame, to take in what was said about objects since the last.
+        waiting: see ``delayed``.
     """
     tracker = state.tracker
 
@@ -62,11 +64,14 @@ def run(
 
     if not final:
         return track()
-    return delayed(track(), tracker.policy.needs.revise, torch.inference_mode()(tracker.finish))
+    return delayed(track(), tracker.policy.needs.revise, torch.inference_mode()(tracker.finish), waiting)
 
 
 def delayed(
-    results: Iterable[FrameResult], lag: int, finish: Callable[[], Sequence[Revision]] = tuple
+    results: Iterable[FrameResult],
+    lag: int,
+    finish: Callable[[], Sequence[Revision]] = tuple,
+    waiting: deque[FrameResult] | None = None,
 ) -> Iterator[FrameResult]:
     """The results of one pass with their revisions applied, in the same order, each ``lag`` frames later.
 
@@ -77,10 +82,12 @@ def delayed(
         results: of ``Tracker.step``.
         lag: ``policy.needs.revise``.
         finish: ``Tracker.finish``, asked at the end.
+        waiting: holds the results that wait, for a caller who looks at them between two results; those of an earlier part of
+            the pass may be in it.
     """
     if lag < 0:
         raise ValueError(f"expected lag >= 0, got {lag}")
-    waiting: deque[FrameResult] = deque()
+    waiting = deque() if waiting is None else waiting
     failure: Exception | None = None
     try:
         for result in results:
@@ -92,7 +99,8 @@ def delayed(
     except Exception as error:  # whatever it is, it is raised below
         failure = error
     revise(waiting, finish())
-    yield from waiting
+    while waiting:
+        yield waiting.popleft()
     if failure is not None:
         raise failure
 

@@ -28,7 +28,8 @@ class VideoReport:
     """How one video went.
 
     ``objects``: their ids. ``state_bytes``: the most that was held for all objects together. ``outputs``: what was
-    written beside the masks. ``error``: None if all went well. ``resumed``: done by an earlier run. ``stated_frames``: what
+    written beside the masks. ``error``: None if all went well. ``resumed``: done by an earlier run. ``went_on_at``: how many of
+    the frames an earlier run had done. ``stated_frames``: what
     the file claims to have, where fewer could be read.
     """
 
@@ -43,13 +44,15 @@ class VideoReport:
     error: str | None = None
     resumed: bool = False
     stated_frames: int | None = None
+    went_on_at: int = 0
 
 
 class RunFolder:
     """The output folder of a run, which several shards may share.
 
     ``.vos/settings.json`` says with what the masks were made, ``.vos/done/<video>.json`` that a video is finished,
-    ``.vos/failed/<video>.json`` that it has failed, ``.vos/claims`` who is at what. Every file appears complete or not at all.
+    ``.vos/failed/<video>.json`` that it has failed, ``.vos/claims`` who is at what, ``.vos/checkpoints/<video>.pt`` how far a
+    video is. Every file appears complete or not at all.
     """
 
     def __init__(self, folder: Path, settings: Json) -> None:
@@ -109,6 +112,12 @@ class RunFolder:
         write_json(
             self._mark("failed" if report.error else "done", report.name), {"settings": self.hash, **asdict(report)}
         )
+        if not report.error:
+            self.checkpoint(report.name).unlink(missing_ok=True)
+
+    def checkpoint(self, name: str) -> Path:
+        """The file from which a video that was begun goes on; it vanishes when the video is finished."""
+        return self._notes / "checkpoints" / f"{name}.pt"
 
     def claims(self) -> ClaimFolder:
         """Who is at which video, for runs that share them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -81,14 +82,17 @@ class ReferenceAppearance(NamedTuple):
 class TrackedRanges:
     """Which frames were tracked, and in which direction last, as runs of neighbouring frames: one run per pass."""
 
-    def __init__(self) -> None:
-        self._runs: list[tuple[int, int, bool]] = []
+    def __init__(self, runs: Iterable[tuple[int, int, bool]] = ()) -> None:
+        self._runs: list[tuple[int, int, bool]] = list(runs)
+
+    @property
+    def runs(self) -> tuple[tuple[int, int, bool], ...]:
+        """First frame, last frame and direction of each run."""
+        return tuple(self._runs)
 
     def copy(self) -> TrackedRanges:
         """The same frames, apart from later changes."""
-        twin = TrackedRanges()
-        twin._runs = list(self._runs)
-        return twin
+        return TrackedRanges(self._runs)
 
     def __contains__(self, frame: int) -> bool:
         return self.reverse_at(frame) is not None

@@ -21,6 +21,7 @@ import torch
 from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.frame_loop import run
 from sam2_mem.tracking.inference_state import InferenceState
+from sam2_mem.tracking.video_checkpoint import VideoCheckpoint, restore_tracks, take_checkpoint
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor, check_mask_shape
 from sam2_mem.types import FrameResult
 from sam2_mem.video import Frame, VideoSource, palette_masks, per_object_masks, read_mask_png
@@ -255,31 +256,88 @@ def segment(
     Raises:
         ValueError: see ``allow_empty``.
     """
-    asked: dict[int, Sequence[Prompt]] = {}
+    return iter(
+        VideoPass(predictor, state, plan, start=start, stop=stop, score_thresh=score_thresh, allow_empty=allow_empty)
+    )
 
-    def prompts_at(frame: Frame) -> list[Prompt]:
-        prompts = plan.prompts_at(frame)
+
+class VideoPass:
+    """A pass of ``segment``, which see for the arguments, that can be saved between two frames and gone on with later."""
+
+    def __init__(
+        self,
+        predictor: SAM2VideoPredictor,
+        state: InferenceState,
+        plan: PromptPlan,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        score_thresh: float = 0.0,
+        allow_empty: bool = False,
+    ) -> None:
+        self._predictor, self._state, self._plan = predictor, state, plan
+        self._start, self._stop = start, stop
+        self._score_thresh, self._allow_empty = score_thresh, allow_empty
+        self._next_shown = self._first_untracked = start
+        self._frames: deque[Frame] = deque()
+        self._results: deque[FrameResult] = deque()
+        self._prompts: dict[int, Sequence[Prompt]] = {}
+
+    def __iter__(self) -> Generator[FrameMasks, None, None]:
+        encode, autocast = self._predictor.encode, partial(_autocast, self._predictor.device)
+        results = run(
+            self._state,
+            self._untracked_frames(),
+            self._prompts_at,
+            encode=encode,
+            final=True,
+            autocast=autocast,
+            waiting=self._results,
+        )
+        for result in results:
+            self._next_shown = result.frame + 1
+            shown = _frame_masks(self._predictor, self._plan, self._frames.popleft(), result, self._score_thresh)
+            _check_prompted(shown, self._prompts.pop(result.frame, ()), allow_empty=self._allow_empty)
+            yield shown
+        unused = [index for index in self._plan.at if not self._start <= index < self._next_shown]
+        if unused:
+            last = self._next_shown - 1
+            message = "prompts on frames %s were not used: the pass covered frames %d to %d"
+            logger.warning(message, unused, self._start, last)
+
+    def _prompts_at(self, frame: Frame) -> list[Prompt]:
+        prompts = self._plan.prompts_at(frame)
         if prompts:
-            asked[frame.index] = prompts
+            self._prompts[frame.index] = prompts
         return prompts
 
-    waiting: deque[Frame] = deque()
+    def _untracked_frames(self) -> Iterator[Frame]:
+        """Those to be tracked; all that are yet to be shown wait in ``_frames``."""
+        known = max(self._next_shown - 1, self._start)  # a frame that is there, also where the last has been shown
+        for frame in self._state.iterate(known, self._stop, 1):
+            if frame.index < self._next_shown:
+                continue
+            self._frames.append(frame)
+            if frame.index >= self._first_untracked:
+                yield frame
+            else:
+                self._prompts_at(frame)
 
-    def frames() -> Iterator[Frame]:
-        for frame in state.iterate(start, stop, 1):
-            waiting.append(frame)
-            yield frame
+    # -- between two frames -----------------------------------------------------------------------------------------
 
-    autocast = partial(_autocast, predictor.device)
-    last = -1
-    for result in run(state, frames(), prompts_at, encode=predictor.encode, final=True, autocast=autocast):
-        last = result.frame
-        shown = _frame_masks(predictor, plan, waiting.popleft(), result, score_thresh)
-        _check_prompted(shown, asked.pop(result.frame, ()), allow_empty=allow_empty)
-        yield shown
-    unused = [index for index in plan.at if not start <= index <= last]
-    if unused:
-        logger.warning("prompts on frames %s were not used: the pass covered frames %d to %d", unused, start, last)
+    def checkpoint(self) -> VideoCheckpoint | None:
+        """What the pass holds, to be asked for between two frames; None where it cannot go on from there: the frames are at
+        their end and only masks that waited are yet to come."""
+        if len(self._results) != self._predictor.policy.needs.revise:
+            return None
+        first_untracked = self._results[-1].frame + 1 if self._results else self._next_shown
+        return take_checkpoint(self._state, self._next_shown, first_untracked, self._results)
+
+    def go_on(self, checkpoint: VideoCheckpoint) -> None:
+        """Continue the pass from which ``checkpoint`` was taken; to be called before the first frame."""
+        self._next_shown, self._first_untracked = checkpoint.next_shown, checkpoint.first_untracked
+        self._results.extend(checkpoint.results)
+        restore_tracks(self._state, checkpoint)
 
 
 def _check_prompted(shown: FrameMasks, prompts: Sequence[Prompt], *, allow_empty: bool) -> None:

@@ -10,23 +10,27 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sam2_mem.claims import Claim, ClaimLostError, shared
 from sam2_mem.files import find_name, read_lines
+from sam2_mem.memory.serialization import MemoryFileError
 from sam2_mem.tracking import run_manifest
 from sam2_mem.tracking.run_manifest import Json, RunFolder, VideoReport, write_json
+from sam2_mem.tracking.video_checkpoint import load_checkpoint, save_checkpoint, why_unsaved
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
-from sam2_mem.tracking.vos import FrameMasks, MaskRules, PromptPlan, plan_from_folder, precision, segment
+from sam2_mem.tracking.vos import FrameMasks, MaskRules, PromptPlan, VideoPass, plan_from_folder, precision
 from sam2_mem.video import (
     COCOWriter,
     ContactSheetWriter,
+    Frame,
     MaskWriter,
     MultiWriter,
     OverlayWriter,
@@ -36,6 +40,8 @@ from sam2_mem.video import (
     VideoSource,
     YOLOWriter,
     open_video,
+    palette_masks,
+    per_object_masks,
 )
 from sam2_mem.video.sources import VIDEO_EXTENSIONS
 
@@ -103,11 +109,12 @@ class Outputs:
     def extras(self) -> tuple[str, ...]:
         return tuple(name for name in ("overlay", "rle", "contact_sheet", "coco", "yolo") if getattr(self, name))
 
-    def writer(self, name: str, plan: PromptPlan, fps: float | None) -> MaskWriter:
-        root = self.folder
-        writers: list[MaskWriter] = [
-            PerObjectWriter(root, name) if self.per_object else PaletteWriter(root, name, plan.palette)
-        ]
+    def mask_writer(self, name: str, plan: PromptPlan) -> MaskWriter:
+        return PerObjectWriter(self.folder, name) if self.per_object else PaletteWriter(self.folder, name, plan.palette)
+
+    def extra_writer(self, name: str, fps: float | None) -> MaskWriter:
+        """Of everything that stands beside the masks."""
+        root, writers = self.folder, list[MaskWriter]()
         if self.overlay:
             writers.append(OverlayWriter(root / f"{name}_overlay.mp4", fps=fps or DEFAULT_FPS))
         if self.rle:
@@ -119,6 +126,19 @@ class Outputs:
         if self.yolo:
             writers.append(YOLOWriter(root / f"{name}_yolo", images=True))
         return MultiWriter(*writers)
+
+    def mask_files(self, name: str, frame: str, obj_ids: Sequence[int]) -> list[Path]:
+        """Those of one frame."""
+        folder = self.folder / name
+        folders = [folder / f"{obj_id:03d}" for obj_id in obj_ids] if self.per_object else [folder]
+        return [folder / f"{frame}.png" for folder in folders]
+
+    def read_masks(self, name: str, frame: Frame, obj_ids: Sequence[int]) -> dict[int, np.ndarray]:
+        """The (H, W) bool masks that were written for a frame."""
+        masks = dict.fromkeys(obj_ids, np.zeros(frame.image.shape[:2], dtype=bool))
+        if self.per_object:
+            return masks | per_object_masks(self.folder / name, frame.name)
+        return masks | palette_masks(self.folder / name / f"{frame.name}.png")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +152,8 @@ class RunOptions:
         max_frames: of each video.
         shard: which of the videos.
         resume: skip those that are complete.
+        checkpoint_every: frames between two checkpoints of a video, from which ``resume`` goes on; 0 for none.
+        checkpoint_required: that a video cannot be saved is an error; otherwise it is done without checkpoints.
         share: other runs with the same videos and folder work at the same time. Each claims the longest video that is left,
             takes over those of runs that died, and ends when all are done; it skips those that are complete.
         settings: everything that the masks depend on; results of different settings are never mixed in one folder.
@@ -144,6 +166,8 @@ class RunOptions:
     max_frames: int | None = None
     shard: Shard = Shard()
     resume: bool = False
+    checkpoint_every: int = 0
+    checkpoint_required: bool = False
     share: bool = False
     settings: Json = field(default_factory=dict)
     about: Json = field(default_factory=dict)
@@ -261,10 +285,12 @@ def run(
     A video that fails is reported with its error; the others go on. Masks written before an error stay.
 
     Raises:
-        ValueError: the folder holds results of other settings, or what is read; results would overwrite each other.
+        ValueError: the folder holds results of other settings, or what is read; results would overwrite each other; videos
+            under these settings cannot be saved in between, although they must.
         OSError: the folder or its ``run.json`` cannot be written.
     """
     folder = RunFolder(options.outputs.folder, options.settings)
+    options = _with_checkpoints_if_possible(predictor, options)
     _check_places(options.outputs.folder, tasks)
     folder.claim()
     if predictor.device.type == "cuda":
@@ -284,6 +310,23 @@ def run(
             log.add(_done_before(folder, task, options) or segment_task(task))
     log.finish()
     return log.reports
+
+
+def _with_checkpoints_if_possible(predictor: SAM2VideoPredictor, options: RunOptions) -> RunOptions:
+    """The same options, or without checkpoints where these videos cannot be saved; ValueError where they must."""
+    reason = why_unsaved(predictor.policy)
+    overlap = not options.outputs.per_object and not predictor.settings.non_overlap_masks
+    if reason is None and overlap and options.outputs.extras:
+        reason = (
+            f"masks that overlap are not all in palette PNGs, from which {', '.join(options.outputs.extras)} would be completed; "
+            "write one PNG for each object (--per_obj_png_file)"
+        )
+    if reason is None or not options.checkpoint_every:
+        return options
+    if options.checkpoint_required:
+        raise ValueError(f"expected videos that can be saved every {options.checkpoint_every} frames, got: {reason}")
+    logger.info("without checkpoints within a video: %s", reason)
+    return replace(options, checkpoint_every=0)
 
 
 def _run_shared(
@@ -373,6 +416,7 @@ class _Tally:
     size: tuple[int, int] | None = None
     state_bytes: int = 0
     stated_frames: int | None = None
+    went_on_at: int = 0
 
 
 def _run_video(
@@ -387,7 +431,8 @@ def _run_video(
     tally, begin, report = _Tally(), time.perf_counter(), VideoReport(name=task.name)
     try:
         folder.begin(task.name)
-        _segment_to_disk(predictor, task, options, tally, partial(_while_claimed, claim, progress))
+        saver = _Saver(folder, task, options, predictor, tally)
+        _segment_to_disk(predictor, task, options, tally, partial(_while_claimed, claim, progress), saver)
         report = _report(task, options, tally, time.perf_counter() - begin)
         if claim is not None:
             claim.confirm()
@@ -425,7 +470,7 @@ def _report(
         name=task.name,
         **asdict(tally),
         seconds=round(seconds, 3),
-        frames_per_second=round(tally.frames / seconds, 3),
+        frames_per_second=round((tally.frames - tally.went_on_at) / seconds, 3),
         outputs=() if error else options.outputs.extras,
         error=error,
     )
@@ -437,6 +482,7 @@ def _segment_to_disk(
     options: RunOptions,
     tally: _Tally,
     progress: Callable[[Iterator[FrameMasks], int | None], Iterator[FrameMasks]],
+    saver: _Saver,
 ) -> None:
     video = task.video() if callable(task.video) else task.video
     with open_video(video) as source:
@@ -445,7 +491,7 @@ def _segment_to_disk(
         state = predictor.init_state(source, interactive=False)
         tally.size = source.height, source.width
         stop = None if options.max_frames is None else task.start + options.max_frames
-        frames = segment(
+        frames = VideoPass(
             predictor,
             state,
             plan,
@@ -454,13 +500,89 @@ def _segment_to_disk(
             score_thresh=options.score_thresh,
             allow_empty=options.allow_empty,
         )
-        with options.outputs.writer(task.name, plan, source.fps) as writer:
-            for result in progress(frames, _length(source, task.start, stop)):
+        saver.go_on(frames, source)
+        extras = options.outputs.extra_writer(task.name, source.fps)
+        with MultiWriter(options.outputs.mask_writer(task.name, plan), extras) as writer:
+            saver.complete(extras, source)
+            total = _length(source, task.start + tally.frames, stop)
+            for result in progress(iter(frames), total):
                 writer.write(result.frame, result.masks)
                 tally.frames += 1
                 tally.state_bytes = max(tally.state_bytes, state.memory_bytes())
+                saver.after_frame(frames, source)
         if source.num_frames is not None and source.num_frames < (source.stated_length or 0):
             tally.stated_frames = source.stated_length
+
+
+@dataclass(eq=False)
+class _Saver:
+    """The checkpoint of one video: written now and then, and gone on from.
+
+    ``every``: frames between two of them, 0 where there are none.
+    """
+
+    folder: RunFolder
+    task: VideoTask
+    options: RunOptions
+    predictor: SAM2VideoPredictor
+    tally: _Tally
+
+    def __post_init__(self) -> None:
+        self.path = self.folder.checkpoint(self.task.name)
+        self.every = self.options.checkpoint_every
+
+    def go_on(self, frames: VideoPass, source: VideoSource) -> None:
+        """Continue where an earlier run has saved the video, if ``resume`` is asked for and all its masks are there."""
+        if not (self.options.resume or self.options.share) or not self.path.is_file():
+            self.path.unlink(missing_ok=True)
+            return
+        try:
+            checkpoint, about = load_checkpoint(self.path, self.predictor.policy, self.predictor.device)
+        except MemoryFileError as error:
+            logger.warning("%s begins anew: %s", self.task.name, error)
+            return
+        if about["settings"] != self.folder.hash or not self._masks_are_there(source, about["frames"]):
+            logger.warning("%s begins anew: its masks are missing, or were made by other settings", self.task.name)
+            return
+        frames.go_on(checkpoint)
+        self.tally.frames = self.tally.went_on_at = about["frames"]
+        self.tally.state_bytes = about["state_bytes"]
+        logger.info("%s goes on at frame %s", self.task.name, source.name(checkpoint.next_shown))
+
+    def _masks_are_there(self, source: VideoSource, count: int) -> bool:
+        names = (source.name(index) for index in range(self.task.start, self.task.start + count))
+        outputs, obj_ids = self.options.outputs, self.tally.objects
+        files = (file for name in names for file in outputs.mask_files(self.task.name, name, obj_ids))
+        return all(file.is_file() and file.stat().st_size > 0 for file in files)
+
+    def complete(self, extras: MaskWriter, source: VideoSource) -> None:
+        """Give the masks of frames that an earlier run has done to the writers of single files, which begin anew."""
+        if not self.tally.frames or not self.options.outputs.extras:
+            return
+        for frame in source.frames(self.task.start, self.task.start + self.tally.frames):
+            extras.write(frame, self.options.outputs.read_masks(self.task.name, frame, self.tally.objects))
+
+    def after_frame(self, frames: VideoPass, source: VideoSource) -> None:
+        """Save where it is time to. A first checkpoint on the first frame shows at once whether it can be done."""
+        is_first = self.tally.frames == self.tally.went_on_at + 1
+        if not self.every or not (is_first or self.tally.frames % self.every == 0):
+            return
+        try:
+            self._save(frames, source)
+        except ValueError as error:
+            if self.options.checkpoint_required:
+                raise
+            logger.warning("%s is done without checkpoints: %s", self.task.name, error)
+            self.every = 0
+
+    def _save(self, frames: VideoPass, source: VideoSource) -> None:
+        if not source.seekable:
+            raise ValueError("expected a video that can be read again, got a stream")
+        checkpoint = frames.checkpoint()
+        if checkpoint is not None:
+            counts = {"frames": self.tally.frames, "state_bytes": self.tally.state_bytes}
+            about = {"settings": self.folder.hash, "video": self.task.name, **counts}
+            save_checkpoint(self.path, checkpoint, self.predictor.policy, self.predictor.device, about)
 
 
 def _length(source: VideoSource, start: int, stop: int | None) -> int | None:

@@ -457,6 +457,7 @@ def test_killed_run_resumes_to_the_same_tree(run, micro, data, tmp_path):
         data.mask(name)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     command = [sys.executable, TOOL, *micro.arguments(), *data.arguments(), "--save_rle", "--output", killed]
+    command += ["--checkpoint_every", 4]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen(
         [str(c) for c in command], env=os.environ | threads, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -476,6 +477,8 @@ def test_killed_run_resumes_to_the_same_tree(run, micro, data, tmp_path):
     assert run(killed, "--save_rle", "--resume") == 0
     assert tree(killed) == tree(whole) and len(tree(whole)) == 71
     assert [v["resumed"] for v in record(killed)["videos"]] == [True, False, False]
+    assert record(killed)["videos"][1]["went_on_at"] >= 4
+    assert not any((killed / ".vos" / "checkpoints").iterdir())
     assert (killed / "a" / "00001.png").stat().st_mtime_ns == before
     assert not [p for p in killed.rglob("*") if p.name.endswith((".part", ".jsonl")) and p.parent.name != ".vos"]
 
@@ -520,6 +523,98 @@ def test_a_run_takes_over_the_video_of_one_that_was_killed(micro, data, run, tmp
     assert survivor.returncode == 0 and "'b' is taken over from a run that has died" in log
     assert run(whole) == 0
     assert tree(shared) == tree(whole) and len(tree(whole)) == 120
+
+
+class Stopped(BaseException):
+    """The process is taken away."""
+
+
+def stop_after(count: int, monkeypatch) -> None:
+    """Runs end within the first video, after so many frames."""
+
+    def progress(frames, name, total):
+        for number, frame in enumerate(frames, 1):
+            yield frame
+            if number == count:
+                raise Stopped
+
+    monkeypatch.setattr(tool, "show_progress", progress)
+
+
+EVERYTHING = ("--save_rle", "--save_overlay", "--contact_sheet", "--format", "coco,yolo")
+
+
+@pytest.mark.parametrize("layout", ["palette", pytest.param("per_object", marks=pytest.mark.full)])
+def test_a_video_that_was_cut_off_goes_on_with_equal_files(layout, run, micro, data, tmp_path, monkeypatch, caplog):
+    data.video("a", 11)
+    extra = [*EVERYTHING, "--checkpoint_every", "3"]
+    if layout == "palette":
+        data.mask("a")
+        data.mask("a", "00008", ids=ids_at(8))
+        extra.append("--use_all_masks")
+    else:
+        for obj_id in (1, 2):
+            data.mask(f"a/{obj_id:03d}", ids=(ids_at(0) == obj_id).astype(np.uint8), palette=None)
+        extra.append("--per_obj_png_file")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run(whole, *extra) == 0
+    with monkeypatch.context() as stopped:
+        stop_after(5, stopped)
+        with pytest.raises(Stopped):
+            run(cut, *extra)
+    encoded = []
+    encode = SAM2VideoPredictor.encode
+    monkeypatch.setattr(SAM2VideoPredictor, "encode", lambda self, f: encoded.append(f.index) or encode(self, f))
+    caplog.set_level("INFO")
+    assert run(cut, *extra, "--resume") == 0
+    assert "a goes on at frame 00003" in caplog.text
+    assert encoded == list(range(3, 11))
+    assert everything(cut) == everything(whole)
+    measured = dict.fromkeys(
+        ("seconds", "frames_per_second", "state_bytes"), 0
+    )  # views of one storage are apart on disk
+    report = record(whole)["videos"][0] | measured | {"went_on_at": 3}
+    assert record(cut)["videos"][0] | measured == report
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    """All results of a run but its notes."""
+    files = (p for p in folder.rglob("*") if p.is_file() and ".vos" not in p.parts and p.name != "run.json")
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+
+
+def test_a_video_whose_masks_are_gone_begins_anew(run, data, tmp_path, monkeypatch, caplog):
+    data.video("a", 6)
+    data.mask("a")
+    out = tmp_path / "out"
+    extra = ["--checkpoint_every", "2"]
+    with monkeypatch.context() as stopped:
+        stop_after(5, stopped)
+        with pytest.raises(Stopped):
+            run(out, *extra)
+    (out / "a" / "00002.png").unlink()
+    assert run(out, *extra, "--resume") == 0
+    assert "a begins anew: its masks are missing" in caplog.text
+    assert record(out)["videos"][0]["went_on_at"] == 0 and len(tree(out)) == 6
+
+
+def test_what_cannot_be_saved_is_said_before_the_work(run, micro, data, tmp_path, capsys, caplog):
+    data.video("a", 3)
+    data.mask("a")
+    unsettled = ["memory_policy=sam2long", "memory_policy.max_lag=null"]
+    assert run(tmp_path / "out", "--checkpoint_every", "100", *unsettled) == 2
+    assert "SAM2Long may change the masks of more than 1024 earlier frames" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    caplog.set_level("INFO")
+    assert run(tmp_path / "out", *unsettled) == 0
+    assert "without checkpoints within a video: SAM2Long" in caplog.text
+    overlapping = ["++predictor.non_overlap_masks=false", "--save_rle"]
+    assert run(tmp_path / "other", "--checkpoint_every", "100", *overlapping) == 2
+    assert "--per_obj_png_file" in capsys.readouterr().err
+    stream = ["--video", "rtsp://camera", "--box", "1,2,3,4", "--output", str(tmp_path), "--checkpoint_every", "9"]
+    with pytest.raises(SystemExit):
+        tool.main([*micro.arguments(), *stream])
+    assert "expected --checkpoint_every with a video that can be read again" in capsys.readouterr().err
 
 
 def test_resume_does_again_what_is_not_complete(run, data, tmp_path):
