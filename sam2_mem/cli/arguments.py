@@ -23,7 +23,7 @@ class Network:
     """Which network: ``config``, ``weights`` ("random" is allowed), ``overrides`` and ``vos_optimized`` as for
     ``build_sam2_video_predictor``."""
 
-    config: str = "nano"
+    config: str = "nano_v2"
     weights: str | None = None
     image_size: int | None = None
     device: str = "cpu"
@@ -67,7 +67,7 @@ def command_parser(usage: str) -> ArgumentParser:
 
 def add_network_arguments(parser: ArgumentParser, *, image_size: bool = True) -> None:
     """Those of ``Network``; without ``image_size`` where a command takes several."""
-    parser.add_argument("--config", default="nano", help="a model config (default: nano)")
+    parser.add_argument("--config", default="nano_v2", help="a model config (default: nano_v2)")
     parser.add_argument("--weights", help="a checkpoint, or random (default: those of the config)")
     if image_size:
         parser.add_argument("--image_size", type=int, help="side of the network's input (default: that of the config)")

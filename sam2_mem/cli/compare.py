@@ -81,7 +81,7 @@ class Options:
     videos: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
     baseline: str | None = None
-    config: str = "nano"
+    config: str = "nano_v2"
     checkpoint: str | None = None
     overrides: tuple[str, ...] = ()
     device: str = "auto"
@@ -114,7 +114,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--videos", nargs="+", default=(), help="only these, by name")
     parser.add_argument("--seeds", nargs="+", type=int, default=(0,), help="of whatever is random (default: 0)")
     parser.add_argument("--baseline", help="the policy that others are compared with (default: the first)")
-    parser.add_argument("--config", default="nano", help="a model config (default: nano)")
+    parser.add_argument("--config", default="nano_v2", help="a model config (default: nano_v2)")
     parser.add_argument("--checkpoint", help="weights, or random (default: those of the config)")
     parser.add_argument(
         "--set", nargs="+", default=(), metavar="KEY=VALUE", help="changes to the config of all policies"

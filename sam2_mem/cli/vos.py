@@ -38,7 +38,7 @@ from sam2_mem.video.sources import ADDRESS
 
 logger = logging.getLogger("vos_inference")
 
-SMALL_CONFIG = "configs/nano.yaml"
+SMALL_CONFIG = "configs/nano_v2.yaml"
 
 
 # -- network --------------------------------------------------------------------------------------------------------

@@ -264,7 +264,7 @@ def test_networks_are_shared_only_where_their_weights_are_the_same(tmp_path: Pat
         for parameter in model.memory_encoder.distiller.parameters():
             parameter.add_(0.5)
     save_part(model.memory_encoder.distiller, "memory_encoder.distiller.", tmp_path / "d.safetensors")
-    builder = PredictorBuilder(Options(out=tmp_path, device="cpu"))
+    builder = PredictorBuilder(Options(out=tmp_path, device="cpu", config="nano"))
 
     def network(policy: str):
         return builder.entry(policy).build().model
