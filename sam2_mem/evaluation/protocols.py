@@ -52,6 +52,14 @@ class Protocol(ABC, Generic[Source]):
         """The numbers of the data set, the one that papers report first; by default the means over all objects."""
         return tuple(Figure(name, mean(self.column(objects, name))) for name in self.columns)
 
+    def truth_ids(self, ids: np.ndarray) -> np.ndarray:
+        """Ids of a ground truth (H, W) as they are scored, (H, W)."""
+        return ids
+
+    def pred_ids(self, ids: np.ndarray) -> np.ndarray:
+        """The same of a prediction."""
+        return ids
+
     def column(self, objects: Iterable[ObjectScores], name: str) -> list[float]:
         """One number of each object."""
         index = self.columns.index(name)

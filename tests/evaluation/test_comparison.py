@@ -38,7 +38,14 @@ from sam2_mem.evaluation import charts
 from sam2_mem.evaluation.benchmark.measured_pass import MemoryCounter, PassCost, Stopwatch, measured_pass
 from sam2_mem.evaluation.benchmark.policy_costs import BenchmarkClip, Setting, count_memory
 from sam2_mem.evaluation.comparison.jobs import Job, Plan, PolicyEntry, Result, ResultFolder
-from sam2_mem.evaluation.comparison.report import BINS, breakdowns, over_time, write_report
+from sam2_mem.evaluation.comparison.report import (
+    BINS,
+    MOST_THUMBNAILS,
+    breakdowns,
+    over_time,
+    worst_pictures,
+    write_report,
+)
 from sam2_mem.evaluation.comparison.runner import run_plan
 from sam2_mem.evaluation.comparison.statistics import bootstrap, object_values, policy_row, policy_rows, read_comparison
 from sam2_mem.evaluation.comparison.videos import ComparisonVideo, comparison_videos, groups_of_videos
@@ -115,7 +122,7 @@ def lasting(root: Path) -> dict[str, Any]:
 
 
 def _lasting_text(name: str, path: Path) -> Any:
-    if name.endswith((".png", ".svg")):
+    if name.endswith((".png", ".svg", ".jpg")):
         return path.read_bytes()
     text = path.read_text()
     if name.endswith("summary.csv"):
@@ -706,12 +713,29 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
+def test_the_page_shows_the_worst_frames(done: ResultFolder) -> None:
+    """A picture of each of the worst videos of each policy, and no more."""
+    comparison = read_comparison(done)
+    for data in comparison.data:
+        for policy, pictures in worst_pictures(comparison, done, data).items():
+            scores = [r.worst["J"] for r in comparison.of(policy, data)]
+            assert 0 < len(pictures) <= MOST_THUMBNAILS and f"J {100 * min(scores):.1f}" in pictures[0].caption
+            page = (done.root / "report" / "index.html").read_text()
+            assert all(picture.content in page for picture in pictures)
+    for result in comparison.results:
+        lowest = min(value for scores in result.objects for value in scores["per_frame"]["J"])
+        assert result.worst["J"] == lowest
+        with Image.open(done.thumbnail(result.job)) as picture:
+            assert picture.size == (SIDE, SIDE)
+
+
 def test_the_page_needs_nothing_else(done: ResultFolder) -> None:
     text = (done.root / "report" / "index.html").read_text()
     page = Page()
     page.feed(text)
     assert page.open == [] and page.scripts == 1, "the one that sorts tables"
-    assert len(page.links) == 5 and all(link.startswith("data:image/svg+xml;base64,") for link in page.links)
+    drawn = [link for link in page.links if link.startswith("data:image/svg+xml;base64,")]
+    assert len(drawn) == 5 and all(link.startswith("data:image/jpeg;base64,") for link in set(page.links) - set(drawn))
     assert "http" not in text and "@import" not in text and "url(" not in text
     assert "keyframe" in text and "J&amp;F - fifo" in text
 
@@ -724,7 +748,9 @@ def test_the_page_in_a_browser(done: ResultFolder, tmp_path: Path) -> None:
         chrome.open(done.root / "report" / "index.html")
         said = [line for line in chrome.console() if "favicon" not in line["message"]]
         assert said == []
-        sizes = chrome.run("return [...document.images].map(i => [i.complete, i.naturalWidth, i.naturalHeight])")
+        sizes = chrome.run(
+            "return [...document.images].filter(i => i.src.includes('svg')).map(i => [i.complete, i.naturalWidth, i.naturalHeight])"
+        )
         assert sizes == [[True, *charts.SIZE]] * 5
         assert (
             chrome.run("return performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:'))") == []

@@ -66,6 +66,7 @@ class Result:
     tokens_read: tuple[float, ...] = ()
     pointers_read: tuple[float, ...] = ()
     error: str | None = None
+    worst: Json = field(default_factory=dict)
     machine: Json = field(default_factory=dict)
 
     @property
@@ -133,7 +134,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class ResultFolder:
-    """``run.json``, ``jobs/<job>.json``, ``masks/`` and, with a report, ``results.jsonl`` and ``report/``."""
+    """``run.json``, ``jobs/<job>.json``, ``thumbnails/<job>.jpg``, ``masks/`` and, with a report, ``results.jsonl`` and
+    ``report/``."""
 
     root: Path
 
@@ -161,6 +163,10 @@ class ResultFolder:
 
     def put(self, result: Result) -> None:
         write_line(self.path(result.job), result.line())
+
+    def thumbnail(self, job: Job) -> Path:
+        """The picture of the job's worst frame; jobs of earlier versions have none."""
+        return self.root / "thumbnails" / f"{job.file_name}.jpg"
 
     def mask_folder(self, job: Job) -> Path:
         name = Job(policy=job.policy, data=job.data, video="", seed=job.seed).file_name

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,6 +36,8 @@ from sam2_mem.evaluation.tables import text_table
 
 BINS = 40
 """Points of a line over time."""
+MOST_THUMBNAILS = 4
+"""Of a policy on a data set."""
 FOREST = "differences"
 """Name of the chart that the page begins with."""
 COSTS = ("state_bytes", "tokens_held", "tokens_read", "pointers_read")
@@ -266,6 +268,29 @@ def _charts(comparison: PairedComparison, rows: Sequence[PolicyRow], data: str) 
     )
 
 
+# -- worst frames ---------------------------------------------------------------------------------------------------
+
+
+class WorstPicture(NamedTuple):
+    """The thumbnail of a job, a JPEG in base 64, and what to write below it."""
+
+    caption: str
+    content: str
+
+
+def worst_pictures(comparison: PairedComparison, folder: ResultFolder, data: str) -> dict[str, list[WorstPicture]]:
+    """Those of the ``MOST_THUMBNAILS`` videos of lowest J, worst first, by policy."""
+    pictures: dict[str, list[WorstPicture]] = {}
+    for policy in comparison.policies:
+        drawn = [r for r in comparison.of(policy, data) if r.worst and folder.thumbnail(r.job).is_file()]
+        for result in sorted(drawn, key=lambda result: result.worst["J"])[:MOST_THUMBNAILS]:
+            worst = result.worst
+            caption = f"{result.video}, object {worst['object']}, frame {worst['frame']}: J {_percent(worst['J'])}"
+            content = base64.b64encode(folder.thumbnail(result.job).read_bytes()).decode()
+            pictures.setdefault(policy, []).append(WorstPicture(caption, content))
+    return pictures
+
+
 # -- the report -----------------------------------------------------------------------------------------------------
 
 
@@ -286,7 +311,10 @@ def write_report(folder: ResultFolder) -> bool:
     charts = [(title, file, base64.b64encode((report / file).read_bytes()).decode()) for title, file in drawn]
     first = [(title, content) for title, file, content in charts if file.startswith(FOREST)]
     others = [(title, content) for title, file, content in charts if not file.startswith(FOREST)]
-    page = render("comparison.html", about=about, first=first, tables=tables, charts=others, remarks=remarks)
+    worst = {data: worst_pictures(comparison, folder, data) for data in comparison.data}
+    page = render(
+        "comparison.html", about=about, first=first, tables=tables, worst=worst, charts=others, remarks=remarks
+    )
     write_line(report / "index.html", page)
     parts = ["# Memory policies compared", _bullets(about)]
     for group, of_group in tables.items():

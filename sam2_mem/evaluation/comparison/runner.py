@@ -19,10 +19,12 @@ import torch
 from sam2_mem.evaluation.benchmark.measured_pass import PassCost, measured_pass, warm_up
 from sam2_mem.evaluation.comparison.jobs import Job, Plan, PolicyEntry, Result, ResultFolder
 from sam2_mem.evaluation.comparison.oracle import TruthPredictor
+from sam2_mem.evaluation.comparison.thumbnails import draw_thumbnail, masks_of, worst_frame
 from sam2_mem.evaluation.comparison.videos import ComparisonVideo, decoded
 from sam2_mem.evaluation.packed_masks import PackedMasks, PredictedVideo
 from sam2_mem.evaluation.protocols import Protocol
-from sam2_mem.evaluation.results import ObjectScores
+from sam2_mem.evaluation.results import ObjectScores, VideoScores
+from sam2_mem.files import atomic_path
 from sam2_mem.tracking import run_manifest
 from sam2_mem.tracking.run_manifest import Json
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
@@ -91,7 +93,9 @@ class _JobRunner:
             predictor = self._predictor(entry, video)
             _feed_truth(predictor, video)
             cost, packed = self._track(job, predictor, video)
-            scores = protocol.score(PredictedVideo(video.truth, packed))
+            predicted = PredictedVideo(video.truth, packed)
+            scores = protocol.score(predicted)
+            worst = self._draw_worst(job, video, predicted, scores)
         except Exception as error:
             expected = isinstance(error, (ValueError, OSError))
             logger.error("%s on %s %s failed: %s", job.policy, job.data, job.video, error, exc_info=not expected)
@@ -106,8 +110,20 @@ class _JobRunner:
             tokens_held=cost.tokens_held,
             tokens_read=cost.tokens_read,
             pointers_read=cost.pointers_read,
+            worst=worst,
             machine=_machine(predictor.device, cost, began, self._commit),
         )
+
+    def _draw_worst(self, job: Job, video: ComparisonVideo, predicted: PredictedVideo, scores: VideoScores) -> Json:
+        """The picture of the worst frame, beside the results; its object, frame and J."""
+        worst = worst_frame(scores.objects, video.protocol.frame_columns)
+        if worst is None:
+            return {}
+        image = self._source(video)[predicted.masks.names.index(worst.frame)].image
+        picture = draw_thumbnail(image, *masks_of(predicted, video.protocol, worst))
+        with atomic_path(self._folder.thumbnail(job), concurrent=True) as part:
+            part.write_bytes(picture)
+        return {"object": worst.obj_id, "frame": worst.frame, "J": round(worst.j, 6)}
 
     def _predictor(self, entry: PolicyEntry, video: ComparisonVideo) -> SAM2VideoPredictor:
         built = self._built.get(entry.name)
