@@ -21,6 +21,7 @@ _HOME_OF = {
     "build_sam2_video_predictor_hf": "sam2_mem.build_sam",
     "SAM2VideoPredictor": "sam2_mem.tracking.video_predictor",
     "SAM2ImagePredictor": "sam2_mem.tracking.image_predictor",
+    "SAM2AutomaticMaskGenerator": "sam2_mem.tracking.automatic_masks",
     "MemoryPolicy": "sam2_mem.memory.policy",
     "Prompt": "sam2_mem.prompts",
 }

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from torch import nn
 
 from sam2_mem._moved import renamed
-from sam2_mem.checkpoint import build_with_weights, hub_checkpoint, load_part, part_fits
+from sam2_mem.checkpoint import OFFICIAL_MODELS, build_with_weights, hub_checkpoint, load_part, part_fits
 from sam2_mem.config import (
     CHOICES,
     PARTS,
@@ -36,18 +36,20 @@ from sam2_mem.config import (
     missing_model,
 )
 from sam2_mem.memory.policy import MemoryPolicy, Merging
-from sam2_mem.model.acceleration.cuda_graphs import optimize
 from sam2_mem.model.acceleration.half_weights import HalfWeights
 from sam2_mem.model.distiller import TokenDistiller
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.tracking.refine import Refiner
 from sam2_mem.tracking.tracker import TrackerSettings
-from sam2_mem.tracking.video_predictor import PredictorSettings, SAM2VideoPredictor
+from sam2_mem.tracking.video_predictor import PredictorSettings, SAM2VideoPredictor, SAM2VideoPredictorVOS
 
 logger = logging.getLogger(__name__)
 
 DISTILLER = "memory_encoder.distiller."
 """Prefix of what a token distiller has learned."""
+
+HF_MODEL_ID_TO_FILENAMES = OFFICIAL_MODELS
+"""SAM 2's name of the table."""
 
 NEW_PARTS = (DISTILLER, "bank_time.", "sensory.")
 """Prefixes of learned parts that official checkpoints lack."""
@@ -283,15 +285,6 @@ def _available(device: str | torch.device) -> torch.device:
     return target
 
 
-def _optimize(model: SAM2) -> None:
-    if model.device.type == "cuda":
-        optimize(model)
-        return
-    model.image_encoder.compile()
-    model.memory_encoder.compile()
-    model.memory_attention.compile(dynamic=True)
-
-
 # -- the public builders ------------------------------------------------------------------------------------------------
 
 
@@ -366,9 +359,8 @@ def build_sam2_video_predictor(
     embedder = _optional_part(config, "embedder", callable)
     if isinstance(embedder, nn.Module):
         embedder.to(model.device)
-    if vos_optimized:
-        _optimize(model)
-    return SAM2VideoPredictor(
+    kind = SAM2VideoPredictorVOS if vos_optimized else SAM2VideoPredictor
+    return kind(
         model,
         policy,
         tracker=_settings(TrackerSettings, config.get("tracker")),

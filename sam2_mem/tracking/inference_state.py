@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from copy import copy, deepcopy
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from sam2_mem.memory.tokens import tensor_bytes
 from sam2_mem.prompts import Prompt, as_integer
 from sam2_mem.tracking.track import Track, TrackedRanges
 from sam2_mem.tracking.tracker import Tracker
 from sam2_mem.types import FrameFeatures, ObjectScore, Revision
-from sam2_mem.video import Frame, FrameRangeError, VideoSource
+from sam2_mem.video import Frame, FrameRangeError, VideoSource, normalize
 from sam2_mem.video.frame import PictureReader
 
 FEATURE_CACHE = 2
@@ -172,6 +175,34 @@ class InferenceState:
         return {f: p for f, p in self.prompts.get(obj_id, {}).items() if (p.mask is not None) == masks}
 
 
+class NormalizedFrames(Sequence[Tensor]):
+    """What SAM 2 holds as ``state["images"]``, (T, 3, S, S) float32 on the CPU; a frame is read and resized when it is asked for.
+
+    Args:
+        source: the video.
+        image_size: S.
+    """
+
+    dtype = torch.float32
+    device = torch.device("cpu")
+
+    def __init__(self, source: VideoSource, image_size: int) -> None:
+        self.source, self.image_size = source, image_size
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size([len(self), 3, self.image_size, self.image_size])
+
+    def __len__(self) -> int:
+        return self.source.count_frames() if self.source.num_frames is None else self.source.num_frames
+
+    def __getitem__(self, index: Any) -> Any:
+        """(3, S, S) of a frame, (n, 3, S, S) of a slice."""
+        if isinstance(index, slice):
+            return torch.stack([self[number] for number in range(len(self))[index]])
+        return normalize(self.source[range(len(self))[index]].model_input(self.image_size), self.device)
+
+
 def _side(state: InferenceState, axis: int) -> int | None:
     return None if state.frame_size is None else state.frame_size[axis]
 
@@ -196,7 +227,7 @@ _KEYS: dict[str, Callable[[InferenceState], Any]] = {
     "obj_ids": lambda s: s.obj_ids,
     "obj_id_to_idx": lambda s: {obj_id: i for i, obj_id in enumerate(s.obj_ids)},
     "obj_idx_to_id": lambda s: dict(enumerate(s.obj_ids)),
-    "images": lambda s: s.source,
+    "images": lambda s: None if s.source is None else NormalizedFrames(s.source, s.tracker.model.image_size),
     "device": lambda s: s.tracker.model.device,
     "storage_device": lambda s: s.tracker.settings.storage_device or s.tracker.model.device,
     "offload_video_to_cpu": lambda s: s.offload_video_to_cpu,

@@ -52,13 +52,30 @@ def remove_regions(logits: Tensor, max_area: int) -> Tensor:
     return _repaint_small(logits, max_area, background=False)
 
 
+def repaint_around(
+    logits: Tensor, max_hole_area: float, max_region_area: float, threshold: float, margin: float
+) -> Tensor:
+    """(N, h, w) with small holes at ``threshold + margin`` and small regions at ``threshold - margin``, both of the masks as
+    they come; areas in pixels, 0 for never. The rule of SAM 2's image predictor."""
+    holes, regions = logits <= threshold, logits > threshold
+    if max_hole_area >= 1:
+        logits = logits.masked_fill(_small_parts(holes, int(max_hole_area)), threshold + margin)
+    if max_region_area >= 1:
+        logits = logits.masked_fill(_small_parts(regions, int(max_region_area)), threshold - margin)
+    return logits
+
+
 def _repaint_small(logits: Tensor, max_area: int, *, background: bool) -> Tensor:
     if max_area <= 0 or logits.shape[0] == 0:
         return logits
     value = HOLE_LOGIT if background else -HOLE_LOGIT
-    region = (logits <= 0) if background else (logits > 0)
-    if logits.device.type != "cpu" and max_area <= DEVICE_AREA:
-        return logits.masked_fill(small_regions(region, max_area), value)
+    return logits.masked_fill(_small_parts((logits <= 0) if background else (logits > 0), max_area), value)
+
+
+def _small_parts(region: Tensor, max_area: int) -> Tensor:
+    """``small_regions``, by OpenCV on a CPU and for large areas."""
+    if region.device.type != "cpu" and max_area <= DEVICE_AREA:
+        return small_regions(region, max_area)
     masks = region.cpu().numpy()
     small = np.zeros_like(masks)
     for number, mask in enumerate(masks):
@@ -66,9 +83,7 @@ def _repaint_small(logits: Tensor, max_area: int, *, background: bool) -> Tensor
         is_small = stats[:, cv2.CC_STAT_AREA] <= max_area
         is_small[0] = False  # label 0 is what lies outside the regions
         small[number] = is_small[labels]
-    if not small.any():
-        return logits
-    return logits.masked_fill(torch.from_numpy(small).to(logits.device), value)
+    return torch.from_numpy(small).to(region.device)
 
 
 def small_regions(region: Tensor, max_area: int) -> Tensor:

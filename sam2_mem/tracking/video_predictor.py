@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.memory.serialization import load_memory, save_memory
 from sam2_mem.memory.trace import Cause, Listener
+from sam2_mem.model.acceleration.cuda_graphs import speed_up
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.alternatives import ChoosesAlternatives
@@ -47,8 +48,12 @@ class PredictorSettings:
     non_overlap_masks: bool = False
 
 
-class PredictorBase:
+class PredictorBase(nn.Module):
     """A network and a policy, with what is done to frames before the tracker and to masks after it.
+
+    As in SAM 2, the predictor is the network to whoever takes it for an ``nn.Module``: parameters, state dict, devices and
+    attributes such as ``image_encoder`` are those of ``model``. An embedder goes along to another device, and its weights are
+    not counted.
 
     Args:
         model: the network.
@@ -58,6 +63,8 @@ class PredictorBase:
         refiner: see ``sam2_mem.tracking.refine``.
         embedder: see ``sam2_mem.tracking.embedders``; used by policies that ask for it and by refiners.
     """
+
+    model: SAM2
 
     def __init__(
         self,
@@ -74,7 +81,9 @@ class PredictorBase:
                 f"expected an embedder for this {type(policy).__name__}, got none; choose embedder=dino, or an embedding that "
                 "SAM 2 has, such as memory_policy.embed=obj_pool"
             )
-        self.model = model
+        super().__init__()
+        shared = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+        vars(self).update({name: vars(model)[name] for name in shared}, model=model, training=model.training)
         self.policy = policy
         self.tracker_settings = TrackerSettings() if tracker is None else tracker
         self.settings = PredictorSettings() if settings is None else settings
@@ -89,15 +98,26 @@ class PredictorBase:
     def image_size(self) -> int:
         return self.model.image_size
 
-    def to(self: Predictor, *args: Any, **kwargs: Any) -> Predictor:
-        self.model.to(*args, **kwargs)
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What the network has is set in the network; everything else is a plain attribute, modules too."""
+        if any(name in vars(self).get(kind, ()) for kind in ("_parameters", "_buffers", "_modules")):
+            super().__setattr__(name, value)
+        else:
+            object.__setattr__(self, name, value)
+
+    def _apply(self: Predictor, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Predictor:
+        self.model._apply(fn, recurse)
         if isinstance(self.embedder, nn.Module):
-            self.embedder.to(*args, **kwargs)
+            self.embedder._apply(fn, recurse)
         return self
 
-    def eval(self: Predictor) -> Predictor:
-        self.model.eval()
+    def train(self: Predictor, mode: bool = True) -> Predictor:
+        self.training = mode
+        self.model.train(mode)
         return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("a predictor is not called; use its methods: init_state, add_new_points_or_box, ...")
 
     def with_policy(self: Predictor, policy: Any) -> Predictor:
         """A predictor with the same network and settings, whose objects remember otherwise; weights are shared.
@@ -502,6 +522,15 @@ class SAM2VideoPredictor(ChoosesAlternatives, PredictorBase):
         state.edits += 1
         memory = memory.shift_frames(frame_idx - 1 - newest)
         state.tracker.change(track, Cause.LOAD, FrameContext(frame_idx), memory)
+
+
+class SAM2VideoPredictorVOS(SAM2VideoPredictor):
+    """The predictor that ``vos_optimized=True`` builds: its network is made quick first, see
+    ``sam2_mem.model.acceleration.cuda_graphs.speed_up``."""
+
+    def __init__(self, model: SAM2, policy: MemoryPolicy, **kwargs: Any) -> None:
+        speed_up(model)
+        super().__init__(model, policy, **kwargs)
 
 
 def _joined(old: Prompt, new: Prompt) -> Prompt:

@@ -282,3 +282,14 @@ def optimize(model: SAM2, settings: GraphSettings | None = None) -> None:
         layer.cross_attn_image.kernel = FastestKernel.on_cuda(any_length=True)
     precision: Callable[[], AbstractContextManager] = half_autocast(device) if half else nullcontext
     model.runner = GraphRunner(cuda_graphs(device), precision=precision, settings=settings)
+
+
+def speed_up(model: SAM2) -> None:
+    """``optimize`` on a CUDA device, ``torch.compile`` elsewhere, with which the first frames are slow; once for a network."""
+    if model.device.type == "cuda":
+        if not isinstance(model.runner, GraphRunner):
+            optimize(model)
+    elif model.image_encoder._compiled_call_impl is None:
+        model.image_encoder.compile()
+        model.memory_encoder.compile()
+        model.memory_attention.compile(dynamic=True)

@@ -1,0 +1,1 @@
+"""Modules at the import paths that they have in SAM 2."""
