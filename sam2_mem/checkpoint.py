@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 HOW_TO_DOWNLOAD = "run checkpoints/download_ckpts.sh to download the official files"
 
-_VIDEO_MODELS = ("sam2_video", "edgetam_video")
+_VIDEO_MODELS = ("sam2_video", "edgetam_video", "sam3_video", "sam3_tracker_video")
 """Kinds of transformers' models, in their config.json, that hold memory."""
 _REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+)")
 _FEW_FIT = 0.1
@@ -290,8 +290,9 @@ def hub_checkpoint(model_id: str) -> HubCheckpoint:
         raise ValueError(
             f"expected weights of a published size in '{model_id}', got others; build with a config of your own"
         )
-    size = settings.get("image_size", 1024)
-    return HubCheckpoint(network.config, path, (f"model.image_size={size[0] if isinstance(size, list) else size}",))
+    size = settings.get("image_size")
+    size = size[0] if isinstance(size, list) else size
+    return HubCheckpoint(network.config, path, () if size is None else (f"model.image_size={size}",))
 
 
 # -- reading ------------------------------------------------------------------------------------------------------------

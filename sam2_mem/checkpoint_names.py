@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
+from math import isqrt
 from typing import NamedTuple
 
 import torch
@@ -67,6 +68,23 @@ _TRANSFORMERS: Rules = (
     (r"^vision_encoder\.neck\.", "image_encoder.neck."),
     (r"patch_embed\.projection\.", "patch_embed.proj."),
 )
+_TRANSFORMERS_SAM3: Rules = (
+    (r"vision_encoder\.backbone\.", "image_encoder.trunk."),
+    (r"\.embeddings\.patch_embeddings\.projection\.", ".patch_embed.proj."),
+    (r"\.embeddings\.position_embeddings$", ".pos_embed"),
+    (r"trunk\.layer_norm\.", "trunk.ln_pre."),
+    (r"trunk\.layers\.(\d+)\.", r"trunk.blocks.\1."),
+    (r"\.layer_norm(\d)\.", r".norm\1."),
+    (r"\.attention\.o_proj\.", ".attn.proj."),
+    (r"\.attention\.", ".attn."),
+    (r"\.mlp\.fc1\.", ".mlp.layers.0."),
+    (r"\.mlp\.fc2\.", ".mlp.layers.1."),
+    (r"vision_encoder\.neck\.fpn_layers\.", "image_encoder.neck.convs."),
+    (r"\.scale_layers\.0\.", ".dconv_2x2_0."),
+    (r"\.scale_layers\.2\.", ".dconv_2x2_1."),
+    (r"\.proj1\.", ".conv_1x1."),
+    (r"\.proj2\.", ".conv_3x3."),
+)
 _TRANSFORMERS_PERCEIVER: Rules = (
     (r"latents_1d$", "latents"),
     (r"\.layer_norm_input\.", ".attn.norm_x."),
@@ -81,13 +99,30 @@ _TRANSFORMERS_PERCEIVER: Rules = (
     (r"\.q_proj\.", ".to_q."),
     (r"\.o_proj\.", ".to_out."),
 )
+_SAM3_VISION = (
+    *(f"vision_encoder.backbone.{part}." for part in ("embeddings", "layers", "layer_norm")),
+    "vision_encoder.neck.fpn_layers.",
+)
+"""Parts of transformers' image encoder of SAM 3; SAM 2's has none of these names."""
 _EDGETAM: Rules = ((r"^spatial_perceiver\.", "memory_encoder.distiller."),)
 _SAM3: Rules = (
     (r"^transformer\.encoder\.", "memory_attention."),
     (r"^maskmem_backbone\.", "memory_encoder."),
-    (r"mlp\.lin1\.", "mlp.layers.0."),
-    (r"mlp\.lin2\.", "mlp.layers.1."),
+    (r"mlp\.(lin1|fc1)\.", "mlp.layers.0."),
+    (r"mlp\.(lin2|fc2)\.", "mlp.layers.1."),
+    (r"\.dconv_2x2\.", ".dconv_2x2_0."),
 )
+_SAM3_PARTS = {
+    "tracker_model.": "",
+    "detector_model.vision_encoder.backbone.": "vision_encoder.backbone.",
+    "tracker_neck.": "vision_encoder.neck.",
+    "tracker.": "",
+    "detector.backbone.vision_backbone.trunk.": "image_encoder.trunk.",
+    "detector.backbone.vision_backbone.sam2_convs.": "image_encoder.neck.convs.",
+}
+"""What SAM 3's tracker uses of a file that also holds its detector: transformers' names, then those of the official file."""
+_SAM3_UNUSED = (re.compile(r"neck\.convs\.3\."), re.compile(r"\.freqs_cis$"))
+"""Entries that a tracker does without: the coarsest map, which is the detector's, and codes that follow from sizes."""
 
 
 def official_names(state: State, source: object = "the file") -> dict[str, Tensor]:
@@ -107,6 +142,8 @@ def official_names(state: State, source: object = "the file") -> dict[str, Tenso
         state = _from_transformers(state)
     if "maskmem_backbone.out_proj.weight" in state:
         state = _renamed(state, _SAM3)
+    if "image_encoder.trunk.ln_pre.weight" in state:
+        state = _trunk_of_sam3(state)
     return _renamed(state, _EDGETAM)
 
 
@@ -137,19 +174,20 @@ def _without_wrappers(state: State, source: object) -> dict[str, Tensor]:
 
 def _tracker_of_sam3(state: State, source: object) -> dict[str, Tensor]:
     """What the tracker of SAM 3 uses of a file that also holds its detector."""
-    prefixes = {
-        "tracker_model.": "",
-        "detector_model.vision_encoder.backbone.": "vision_encoder.backbone.",
-        "tracker_neck.": "vision_encoder.neck.",
-        "tracker.": "",
-    }
     tracker = {}
     for name, value in state.items():
-        prefix = next((p for p in prefixes if name.startswith(p)), None)
+        prefix = next((p for p in _SAM3_PARTS if name.startswith(p)), None)
         if prefix is not None:
-            tracker[prefixes[prefix] + name.removeprefix(prefix)] = value
+            tracker[_SAM3_PARTS[prefix] + name.removeprefix(prefix)] = value
     logger.info("%s holds SAM 3; %d of its %d entries are the tracker's", source, len(tracker), len(state))
     return tracker
+
+
+def _trunk_of_sam3(state: State) -> dict[str, Tensor]:
+    """Without what the tracker does not use; a position of a class token is not."""
+    used = {name: value for name, value in state.items() if not any(unused.search(name) for unused in _SAM3_UNUSED)}
+    code = used["image_encoder.trunk.pos_embed"]
+    return used | {"image_encoder.trunk.pos_embed": code[:, code.shape[1] - isqrt(code.shape[1]) ** 2 :]}
 
 
 # -- transformers -------------------------------------------------------------------------------------------------------
@@ -164,6 +202,8 @@ def _from_transformers(state: State) -> dict[str, Tensor]:
             renamed |= {f"sam_prompt_encoder.point_embeddings.{i}.weight": row[None] for i, row in enumerate(value)}
         elif name.startswith("spatial_perceiver."):
             renamed[_rename(name, _TRANSFORMERS_PERCEIVER)] = value
+        elif name.startswith(_SAM3_VISION):
+            renamed[_rename(name, _TRANSFORMERS_SAM3)] = value
         else:
             renamed[_downsampler_layer(_rename(name, _TRANSFORMERS))] = value
     return _with_joint_projections(renamed)
@@ -179,9 +219,13 @@ def _downsampler_layer(name: str) -> str:
 
 
 def _with_joint_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The perceiver's projections of keys and values are one matrix in the official file."""
+    """The perceiver's projections of keys and values are one matrix in the official file, and so are those of queries, keys
+    and values in the trunk of SAM 3."""
     joint = dict(state)
     for name in state:
+        if name.startswith("image_encoder.trunk.") and ".attn.q_proj." in name:
+            parts = [joint.pop(name.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
+            joint[name.replace(".q_proj.", ".qkv.")] = torch.cat(parts)
         if name.startswith("spatial_perceiver.") and name.endswith(".k_proj.weight"):
             value = joint.pop(name.replace(".k_proj.", ".v_proj."))
             joint[name.replace(".k_proj.", ".to_kv.")] = torch.cat([joint.pop(name), value])
@@ -215,7 +259,6 @@ SIZES = {(96, 12): "tiny", (96, 16): "small", (112, 24): "base_plus", (144, 48):
 LETTERS = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}
 ONLY_IN_2_1 = ("no_obj_embed_spatial", "obj_ptr_tpos_proj.")
 """Entries that SAM 2.1 has and SAM 2.0 lacks."""
-NOT_YET = "wait for a version that knows this network; so far it is recognised, not built"
 _TRUNK_BLOCK = re.compile(r"image_encoder\.trunk\.blocks\.(\d+)\.")
 
 
@@ -247,7 +290,7 @@ def _edgetam(state: State) -> PublishedNetwork | None:
 
 def _efficienttam(state: State) -> PublishedNetwork | None:
     lateral = state.get("image_encoder.neck.convs.0.conv_1x1.weight")
-    if lateral is None:
+    if lateral is None or "image_encoder.neck.convs.0.norm_0.weight" not in state:
         return None
     size = "s" if lateral.shape[1] == 384 else "ti"
     names = ", ".join(f"efficienttam_{size}{kind}" for kind in ("", "_1", "_2", "_512x512"))
@@ -270,8 +313,8 @@ def _sam3(state: State) -> PublishedNetwork | None:
         return PublishedNetwork(
             "SAM 3.1", "it is another network than SAM 2 (many objects in one memory map) and not supported"
         )
-    if any(name.startswith("image_encoder.trunk.layers.") for name in state):
-        return PublishedNetwork("SAM 3", NOT_YET)
+    if "image_encoder.trunk.ln_pre.weight" in state:
+        return PublishedNetwork.of_config("SAM 3", "configs/sam3/sam3_tracker.yaml")
     if key is not None and not any(name.startswith("image_encoder.") for name in state):
         return PublishedNetwork(
             "a tracker without its image encoder", "take the file that holds the image encoder as well"

@@ -518,7 +518,7 @@ def test_hub_reads_repositories_of_transformers(monkeypatch: pytest.MonkeyPatch,
     )
     assert hub_checkpoint("owner/name") == (T, folder / "model.safetensors", ("model.image_size=512",))
     (folder / "config.json").write_text(json.dumps({"model_type": "sam3"}))
-    with pytest.raises(ValueError, match="sam2_video or edgetam_video, got 'sam3'"):
+    with pytest.raises(ValueError, match="sam2_video or .* or sam3_tracker_video, got 'sam3'"):
         hub_checkpoint("owner/name")
 
 

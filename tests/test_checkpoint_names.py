@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from test_checkpoint import Shaped, golden, small_module, weights
 from transformers_oracle import needs_transformers, sam2_config
 
+from sam2_mem import build_sam2
 from sam2_mem.checkpoint import CheckpointError, load_checkpoint, read_state_dict
 from sam2_mem.checkpoint_names import LETTERS, SIZES, network_of, official_names
 
@@ -60,6 +61,34 @@ def test_trackers_of_sam3_have_the_shapes_of_sam_2_1() -> None:
     official = {f"tracker.{key}": shape for key, shape in listed("sam3_tracker").items()} | {"detector.x": [3]}
     assert shapes_of(official_names(state_of(official))) == expected
     assert tracker_without_trunk(shapes_of(official_names(state_of(listed("hf_sam3_tracker_video"))))) == expected
+
+
+def test_the_image_encoder_of_sam3_has_the_names_and_shapes_of_ours() -> None:
+    """Both ways, from transformers' names and from those of the official file."""
+    renamed = shapes_of(official_names(state_of(listed("hf_sam3_tracker_video"))))
+    with torch.device("meta"):
+        ours = build_sam2("sam3_tracker", "random", device="meta").state_dict()
+    assert renamed == shapes_of(ours)
+    assert shapes_of(official_names(state_of(official_sam3(renamed)))) == renamed
+
+
+def official_sam3(shapes: Shapes) -> Shapes:
+    """Names of the official file, which holds the detector as well."""
+    official = {f"tracker.{key}": shape for key, shape in listed("sam3_tracker").items()} | {"detector.x": [3]}
+    for key, shape in shapes.items():
+        if key.startswith("image_encoder."):
+            for ours, theirs in {
+                "image_encoder.trunk.": "detector.backbone.vision_backbone.trunk.",
+                "image_encoder.neck.convs.": "detector.backbone.vision_backbone.sam2_convs.",
+                "mlp.layers.0.": "mlp.fc1.",
+                "mlp.layers.1.": "mlp.fc2.",
+                "convs.1.dconv_2x2_0.": "convs.1.dconv_2x2.",
+            }.items():
+                key = key.replace(ours, theirs)
+            official[key.replace("sam2_convs.1.dconv_2x2_0.", "sam2_convs.1.dconv_2x2.")] = shape
+    trunk = "detector.backbone.vision_backbone.trunk."
+    official[f"{trunk}pos_embed"] = [1, 577, 1024]
+    return official | {f"{trunk}blocks.0.attn.freqs_cis": [5184, 32], f"{trunk[:-6]}sam2_convs.3.conv_1x1.bias": [256]}
 
 
 def test_sam3_of_transformers_is_cut_down_to_its_tracker() -> None:

@@ -21,6 +21,7 @@ from transformers_oracle import (
     enliven,
     needs_transformers,
     sam2_config,
+    sam3_config,
     saved,
 )
 
@@ -38,6 +39,16 @@ EDGETAM = (
     f"model.memory_attention.memory_grid={SIDE}",
     f"distiller.global_latents={SIDE**2}",
     f"distiller.window_latents={SIDE**2}",
+)
+SAM3_SIZE = 168
+SAM3 = (
+    "model.image_encoder.trunk.width=64",
+    "model.image_encoder.trunk.depth=2",
+    "model.image_encoder.trunk.num_heads=4",
+    "model.image_encoder.trunk.window=5",
+    "model.image_encoder.trunk.global_blocks=[1]",
+    "++model.image_encoder.trunk.trained_grid=4",
+    "model.image_encoder.neck.backbone_channel_list=[64]",
 )
 AS_TRANSFORMERS = ("tracker.memory_dtype=float32", "++tracker.fill_hole_area=0")
 """Transformers keeps memory in float32, and fills no holes."""
@@ -86,6 +97,21 @@ def sam2_pair(letter: str, folder: Path, *, is_2_1: bool = True) -> Pair:
 def sam2(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """The tiny size of SAM 2.1."""
     return sam2_pair("t", tmp_path_factory.mktemp("sam2"))
+
+
+@pytest.fixture(scope="module")
+def sam3(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """SAM 3's tracker over a small trunk."""
+    import transformers
+
+    model = transformers.Sam3TrackerVideoModel(sam3_config(SAM3_SIZE))
+    folder = tmp_path_factory.mktemp("sam3")
+    return pair(model, folder, "sam3_tracker", *SAM3, size=SAM3_SIZE, loudness=0.5)
+
+
+@pytest.fixture(scope="module")
+def sam3_clip() -> Clip:
+    return make_clip(6, SAM3_SIZE, SAM3_SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +219,28 @@ def test_every_size_of_sam2(letter: str, is_2_1: bool, tmp_path: Path, square_cl
     next(block for block in trunk.blocks[2:] if not block.window).window = 4
     theirs, ours = both.run(click_and_track, square_clip)
     assert worst(theirs.shown, ours.shown) > TOLERANCE
+
+
+# -- SAM 3's tracker --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.__name__)
+def test_sam3(sam3: Pair, scenario: Callable[[Session, Clip], None], sam3_clip: Clip) -> None:
+    check(sam3, scenario, sam3_clip, frames=4)
+
+
+def test_control_positions_of_a_whole_picture_in_cells_are_noticed(
+    sam3: Pair, sam3_clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trunk = sam3.ours.model.image_encoder.trunk
+    monkeypatch.setattr(trunk.blocks[1].attn, "side", SAM3_SIZE // 14)
+    theirs, ours = sam3.run(click, sam3_clip)
+    assert worst(theirs.shown, ours.shown) > TOLERANCE
+
+
+def test_control_masks_resized_before_they_are_probabilities_are_noticed(sam3: Pair, sam3_clip: Clip) -> None:
+    theirs, ours = Pair(TransformersPredictor(sam3.theirs.model, as_official=False), sam3.ours).run(box, sam3_clip)
+    assert worst(theirs.shown[:2], ours.shown[:2]) <= TOLERANCE < worst(theirs.shown, ours.shown)
 
 
 # -- EdgeTAM ----------------------------------------------------------------------------------------------------------

@@ -108,6 +108,25 @@ def edgetam_config(size: int, side: int, *, trunk: dict[str, Any] | None = None,
     )
 
 
+def sam3_config(size: int) -> Any:
+    """The same for SAM 3's tracker, with a small trunk of two layers, the second of which attends to the whole picture."""
+    import transformers
+
+    trunk = transformers.Sam3ViTConfig(
+        hidden_size=64,
+        intermediate_size=296,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=size,
+        window_size=5,
+        global_attn_indexes=[1],
+        pretrain_image_size=56,
+    )
+    return transformers.Sam3TrackerVideoConfig(
+        vision_config=transformers.Sam3VisionConfig(backbone_config=trunk), image_size=size
+    )
+
+
 @torch.no_grad()
 def enliven(model: Any, loudness: float = 1.0, seed: int = 0) -> None:
     """Random weights under which masks are neither empty nor full and memory matters, in place; mask logits are
@@ -153,7 +172,8 @@ class TransformersPredictor:
 
     ``as_official``: a mask that was given is treated as by the official code of SAM 2: its object pointer comes from the single
     mask token (transformers takes the best of the three others), and it enters memory by way of its logits at a quarter of the
-    size (transformers takes the mask at full size).
+    size (transformers takes the mask at full size). In SAM 3, masks become probabilities before they are resized for memory
+    (transformers resizes logits).
 
     Memory stays in the precision that it is made in: transformers itself rounds SAM 2's to bfloat16, and EdgeTAM's not.
     """
@@ -162,6 +182,7 @@ class TransformersPredictor:
         self.model = model.eval()
         self.as_official = as_official
         self.is_edgetam = type(model).__name__ == "EdgeTamVideoModel"
+        self.is_sam3 = type(model).__name__ == "Sam3TrackerVideoModel"
         if as_official:
             forward = model._single_frame_forward
             model._single_frame_forward = lambda **given: forward(**{"multimask_output": False, **given})
@@ -173,7 +194,8 @@ class TransformersPredictor:
         from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
         session_type = EdgeTamVideoInferenceSession if self.is_edgetam else Sam2VideoInferenceSession
-        video = normalize(torch.stack([to_model_input(frame, self.size) for frame in frames]), "cpu")
+        pictures = torch.stack([to_model_input(frame, self.size) for frame in frames])
+        video = pictures / 127.5 - 1 if self.is_sam3 else normalize(pictures, "cpu")
         return session_type(video=video, video_height=self.size, video_width=self.size, dtype=torch.float32)
 
     def add_new_mask(
@@ -238,6 +260,11 @@ class TransformersPredictor:
         self, session: Any, frame: int, masks: Tensor, objectness: Tensor, *, binarize: bool
     ) -> dict[str, Tensor]:
         low = self.model._prepare_vision_features(session, frame, 1)[0][-1]
+        if self.is_sam3 and self.as_official:
+            probabilities = (masks > 0).float() if binarize else masks.sigmoid()
+            side = 4 * self.model.prompt_encoder.mask_input_size[0]
+            resized = F.interpolate(probabilities, (side, side), mode="bilinear", antialias=True)
+            masks, binarize = resized.logit(), False
         with mock.patch.object(torch, "bfloat16", torch.float32):
             features, pos = self.model._encode_new_memory(
                 current_vision_feats=low,

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from sam2_mem.model.cached_positions import cached
 
+STRIDE = 16
+"""Pixels along a side of a cell that memory is read for, but where a trunk says otherwise."""
 NO_HEADS: Mapping[int, nn.Conv2d] = {}
 
 
@@ -18,6 +20,9 @@ class Trunk(Protocol):
 
     Attributes:
         channel_list: widths of its maps, coarse to fine.
+
+    ``stride``, pixels along a side of a cell of the coarsest map that is used, and ``size_multiple``, of which the sides of
+    a picture are, may say something else than 16 and 32.
     """
 
     channel_list: tuple[int, ...]
@@ -84,7 +89,7 @@ class FpnNeck(Neck):
         if unused or not set(heads) <= set(range(len(maps))):
             raise ValueError(f"expected heads of levels that take no part in the top-down path, got {sorted(heads)}")
         for level, conv, stage in zip(reversed(range(len(maps))), self.convs, reversed(maps)):
-            lateral = _fused_convolution(_lateral(conv), heads[level], stage) if level in heads else conv(stage)
+            lateral = fused_convolution(_lateral(conv), heads[level], stage) if level in heads else conv(stage)
             add_coarser = merged and level in self.top_down_levels
             merged.append(lateral + self._upsample(merged[-1]) if add_coarser else lateral)
         return merged[::-1]
@@ -99,11 +104,12 @@ def _lateral(level: nn.Module) -> nn.Conv2d:
     return cast("nn.Conv2d", level.conv)
 
 
-def _fused_convolution(lateral: nn.Conv2d, head: nn.Conv2d, stage: Tensor) -> Tensor:
-    """``head(lateral(stage))`` as one convolution, which is an eighth of the work."""
+def fused_convolution(lateral: nn.Conv2d, head: nn.Conv2d, stage: Tensor) -> Tensor:
+    """``head(lateral(stage))`` as one convolution, for a 1 x 1 ``head`` of an eighth of the channels an eighth of the work."""
     weights = cast("tuple[Tensor, ...]", (lateral.weight, lateral.bias, head.weight, head.bias))
     product = cached(weights, (), lambda: _product(*weights))
-    return F.conv2d(stage, product[:, :-1, None, None], product[:, -1])
+    kernel = product[:, :-1].unflatten(1, lateral.weight.shape[1:])
+    return F.conv2d(stage, kernel, product[:, -1], padding=cast("tuple[int, int]", lateral.padding))
 
 
 def _product(weight: Tensor, bias: Tensor, head_weight: Tensor, head_bias: Tensor) -> Tensor:
@@ -128,6 +134,8 @@ class ImageEncoder(nn.Module):
         self.trunk = trunk
         self.neck = neck
         self.scalp = scalp
+        self.stride = int(getattr(trunk, "stride", STRIDE))
+        self.size_multiple = int(getattr(trunk, "size_multiple", 2 * STRIDE))
 
     def forward(self, images: Tensor, *, heads: Mapping[int, nn.Conv2d] = NO_HEADS) -> list[Tensor]:
         """(B, 3, H, W) -> maps fine to coarse, (B, d_model, H/4, W/4), (.., H/8, W/8), (.., H/16, W/16) for scalp 1.

@@ -27,9 +27,9 @@ from sam2_mem.model.sensory import SensoryMemory
 from sam2_mem.model.temporal_encoding import BankTime, NoPointerTime, SinePointerTime, slot_rows
 from sam2_mem.types import MERGED_SLOT, FrameFeatures, RowBatch, Usage
 
-STRIDE = 16
 MASK_STRIDE = 4
-SIZE_MULTIPLE = 32
+MASKS_PER_CELL, MEMORY_MASK_PER_CELL = 4, 16
+"""Pixels along a side of a cell: of mask logits, and of masks as they enter the memory encoder."""
 PROMPT_LOGIT = 10.0
 
 
@@ -80,7 +80,7 @@ class SAM2(nn.Module):
         memory_attention: reads memory.
         memory_encoder: makes it.
         pointer_time: how the age of an object pointer is encoded (2.0 and 2.1 differ).
-        image_size: side S of the square input, a multiple of 32.
+        image_size: side S of the square input, a multiple of 32; of 14 in SAM 3.
         num_maskmem: rows of the learned temporal code (7).
         bank_time_codes: learned codes for places in a bank (4 in RMem), 0 for none; official checkpoints lack them.
         sensory_channels: of a learned sensory memory (64 in XMem), 0 for none; official checkpoints lack it.
@@ -139,8 +139,8 @@ class SAM2(nn.Module):
         dynamic_multimask_stability_thresh: float = 0.98,
     ) -> None:
         super().__init__()
-        _check_sizes(image_size, num_maskmem)
-        _check_memory_grid(memory_attention, memory_encoder, image_size)
+        _check_sizes(image_size, num_maskmem, image_encoder.size_multiple)
+        _check_memory_grid(memory_attention, memory_encoder, image_size // image_encoder.stride)
         self.image_size, self.binarize_prompted_masks = image_size, binarize_prompted_masks
         self.width, self.memory_width = width, memory_width = image_encoder.neck.d_model, memory_encoder.memory_width
         widths = {"width": width, "memory_width": memory_width}
@@ -152,7 +152,7 @@ class SAM2(nn.Module):
         self.mask_downsample = nn.Conv2d(1, 1, kernel_size=MASK_STRIDE, stride=MASK_STRIDE)
         self.memory_attention, self.memory_encoder = memory_attention, memory_encoder
         self._register_vectors(num_maskmem, learned_absence=no_obj_embed_spatial)
-        size = {"image_embedding_size": image_size // STRIDE, "image_size": image_size}
+        size = {"image_embedding_size": image_size // image_encoder.stride, "image_size": image_size}
         self.sam_prompt_encoder = PromptEncoder(embed_dim=width, **size, dense_points=dense_points)
         self.sam_mask_decoder = MaskDecoder(
             transformer_dim=width,
@@ -187,13 +187,18 @@ class SAM2(nn.Module):
         return self.no_mem_embed.device
 
     @property
+    def stride(self) -> int:
+        """Pixels along a side of a cell that memory is read for."""
+        return self.image_encoder.stride
+
+    @property
     def grid(self) -> tuple[int, int]:
-        return (self.image_size // STRIDE, self.image_size // STRIDE)
+        return (self.image_size // self.stride, self.image_size // self.stride)
 
     @property
     def mask_size(self) -> tuple[int, int]:
         """(h, w) of mask logits."""
-        return (self.image_size // MASK_STRIDE, self.image_size // MASK_STRIDE)
+        return (MASKS_PER_CELL * self.grid[0], MASKS_PER_CELL * self.grid[1])
 
     @property
     def tokens_per_map(self) -> int:
@@ -303,6 +308,7 @@ class SAM2(nn.Module):
         logits = (masks.unsqueeze(1).float() * 2 - 1) * PROMPT_LOGIT
         low = F.interpolate(logits, size=self.mask_size, mode="bilinear", antialias=True)
         prompt = self.mask_downsample(masks.unsqueeze(1).to(self.mask_downsample.weight.dtype))
+        prompt = _resized(prompt, self.mask_size)
         unconditioned = features.low.expand(masks.shape[0], -1, -1)
         decoded = self.decode(unconditioned, features, mask_logits=prompt, candidates=False)
         pointers = self.gate_pointers(decoded.pointers, decoded.objectness > 0)
@@ -331,7 +337,9 @@ class SAM2(nn.Module):
         dtype = self.no_mem_embed.dtype
         large = F.interpolate(logits.unsqueeze(1).float(), size=(self.image_size,) * 2, mode="bilinear")
         mask = torch.where(binarize[:, None, None, None], (large > 0).float(), large.sigmoid())
-        mask = (mask * self.mem_enc_scale + self.mem_enc_bias).to(dtype)
+        mask = _resized(mask * self.mem_enc_scale + self.mem_enc_bias, [MEMORY_MASK_PER_CELL * n for n in grid]).to(
+            dtype
+        )
         image = low.transpose(-1, -2).reshape(-1, self.width, *grid)
         maps = self.memory_encoder(image, mask)
         absent = (~present).to(maps.dtype)[:, None, None, None]
@@ -357,10 +365,10 @@ class SAM2(nn.Module):
 
 def set_image_size(model: SAM2, image_size: int) -> None:
     """Have a network take images of another side from here on."""
-    check_image_size(image_size)
-    _check_memory_grid(model.memory_attention, model.memory_encoder, image_size)
+    check_image_size(image_size, model.image_encoder.size_multiple)
+    _check_memory_grid(model.memory_attention, model.memory_encoder, image_size // model.stride)
     model.image_size = image_size
-    model.sam_prompt_encoder.resize(image_size, image_size // STRIDE)
+    model.sam_prompt_encoder.resize(image_size, image_size // model.stride)
 
 
 def _finer_maps(maps: Sequence[Tensor], number: int) -> tuple[Tensor, Tensor] | None:
@@ -371,21 +379,21 @@ def _finer_maps(maps: Sequence[Tensor], number: int) -> tuple[Tensor, Tensor] | 
     return fine[number], middle[number]
 
 
-def check_image_size(image_size: int) -> None:
+def check_image_size(image_size: int, multiple: int = 32) -> None:
     """Raises ValueError unless the network can take a square picture of this side."""
-    if image_size < SIZE_MULTIPLE or image_size % SIZE_MULTIPLE:
-        below = max(SIZE_MULTIPLE, image_size // SIZE_MULTIPLE * SIZE_MULTIPLE)
+    if image_size < multiple or image_size % multiple:
+        below = max(multiple, image_size // multiple * multiple)
         raise ValueError(
-            f"expected image_size to be a positive multiple of {SIZE_MULTIPLE}, got {image_size}; "
-            f"try {below} or {below + SIZE_MULTIPLE}"
+            f"expected image_size to be a positive multiple of {multiple}, got {image_size}; "
+            f"try {below} or {below + multiple}"
         )
 
 
-def _check_memory_grid(memory_attention: MemoryAttention, memory_encoder: MemoryEncoder, image_size: int) -> None:
+def _check_memory_grid(memory_attention: MemoryAttention, memory_encoder: MemoryEncoder, cells: int) -> None:
     """A distiller with a grid of its own takes maps of some sizes only; attention that turns keys by such a grid needs the
     distiller it was trained with."""
     distiller, side = memory_encoder.distiller, memory_attention.memory_grid
-    distiller.tokens_per_map((image_size // STRIDE, image_size // STRIDE))
+    distiller.tokens_per_map((cells, cells))
     if side is not None and distiller.side != side:
         raise ValueError(
             f"expected a distiller with {side} tokens along a side, by which this memory attention turns keys, got "
@@ -393,10 +401,17 @@ def _check_memory_grid(memory_attention: MemoryAttention, memory_encoder: Memory
         )
 
 
-def _check_sizes(image_size: int, num_maskmem: int) -> None:
-    check_image_size(image_size)
+def _check_sizes(image_size: int, num_maskmem: int, multiple: int) -> None:
+    check_image_size(image_size, multiple)
     if num_maskmem < 1:
         raise ValueError(f"expected num_maskmem >= 1, got {num_maskmem}")
+
+
+def _resized(masks: Tensor, size: Sequence[int]) -> Tensor:
+    """(R, 1, h, w) -> (R, 1, *size), as it is where it has that size."""
+    if tuple(masks.shape[-2:]) == tuple(size):
+        return masks
+    return F.interpolate(masks.float(), size=tuple(size), mode="bilinear", antialias=True).to(masks.dtype)
 
 
 def _small_noise(*shape: int) -> Tensor:

@@ -79,14 +79,19 @@ class PooledAttention(nn.Module):
 
 
 class HieraBlock(nn.Module):
-    """Pre-norm transformer block on windows; it may change the width and halve the grid."""
+    """Pre-norm transformer block on windows; it may change the width and halve the grid. `attention`: in place of the usual
+    one."""
 
-    def __init__(self, plan: BlockPlan, *, mlp_ratio: float, drop_path: float) -> None:
+    def __init__(
+        self, plan: BlockPlan, *, mlp_ratio: float, drop_path: float, attention: PooledAttention | None = None
+    ) -> None:
         super().__init__()
         self.window = plan.window
         self.pool = plan.pool
         self.norm1 = nn.LayerNorm(plan.dim, eps=1e-6)
-        self.attn = PooledAttention(dim=plan.dim, dim_out=plan.dim_out, num_heads=plan.num_heads, pool=plan.pool)
+        self.attn = attention or PooledAttention(
+            dim=plan.dim, dim_out=plan.dim_out, num_heads=plan.num_heads, pool=plan.pool
+        )
         self.norm2 = nn.LayerNorm(plan.dim_out, eps=1e-6)
         self.mlp = MLP(plan.dim_out, int(plan.dim_out * mlp_ratio), plan.dim_out, 2, activation="gelu")
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
