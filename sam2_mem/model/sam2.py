@@ -187,13 +187,9 @@ class SAM2(nn.Module):
         return self.no_mem_embed.device
 
     @property
-    def stride(self) -> int:
-        """Pixels along a side of a cell that memory is read for."""
-        return self.image_encoder.stride
-
-    @property
     def grid(self) -> tuple[int, int]:
-        return (self.image_size // self.stride, self.image_size // self.stride)
+        """Cells that memory is read for, (rows, columns)."""
+        return (self.image_size // self.image_encoder.stride, self.image_size // self.image_encoder.stride)
 
     @property
     def mask_size(self) -> tuple[int, int]:
@@ -366,9 +362,9 @@ class SAM2(nn.Module):
 def set_image_size(model: SAM2, image_size: int) -> None:
     """Have a network take images of another side from here on."""
     check_image_size(image_size, model.image_encoder.size_multiple)
-    _check_memory_grid(model.memory_attention, model.memory_encoder, image_size // model.stride)
+    _check_memory_grid(model.memory_attention, model.memory_encoder, image_size // model.image_encoder.stride)
     model.image_size = image_size
-    model.sam_prompt_encoder.resize(image_size, image_size // model.stride)
+    model.sam_prompt_encoder.resize(image_size, image_size // model.image_encoder.stride)
 
 
 def _finer_maps(maps: Sequence[Tensor], number: int) -> tuple[Tensor, Tensor] | None:
