@@ -41,6 +41,7 @@ EXTRAS_REQUIRE = {
         "mypy>=2.4",
         "transformers>=5.24",
         "timm>=1.0.20",
+        "submitit>=1.5",
         "fastapi>=0.115",
         "uvicorn>=0.30",
         "httpx>=0.27",
@@ -50,7 +51,7 @@ EXTRAS_REQUIRE = {
     "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
     "studio": ["fastapi>=0.115", "uvicorn>=0.30", "av>=14"],
     "hub": ["huggingface_hub>=0.23"],
-    "submitit": ["submitit>=1.5"],
+    "cluster": ["submitit>=1.5"],
 }
 
 

@@ -388,7 +388,7 @@ def test_every_requirement_is_pinned() -> None:
     }
     assert "torch" in required
     # Optional and of the user's own choice, so not among the versions that the tests are run with.
-    assert required - constraints().keys() <= {"huggingface-hub", "submitit"}
+    assert required - constraints().keys() <= {"huggingface-hub"}
 
 
 # -- the changelog ----------------------------------------------------------------------------------------------------
@@ -499,4 +499,4 @@ def test_sizes_and_names_of_the_library() -> None:
     assert house.largest_class[0] <= 20, house.largest_class
     assert house.vague_percent < 1.0
     assert house.classes_twice == []
-    assert house.lines <= 41_700
+    assert house.lines <= 41_930

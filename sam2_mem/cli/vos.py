@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,19 @@ from sam2_mem import __version__
 from sam2_mem._moved import renamed
 from sam2_mem.build_sam import RANDOM, build_sam2_video_predictor
 from sam2_mem.checkpoint import HOW_TO_DOWNLOAD, OFFICIAL_MODELS, local_path, sha256_of
+from sam2_mem.claims import ClaimFolder
 from sam2_mem.cli.arguments import exit_status
+from sam2_mem.cli.launcher import Cluster, launch
 from sam2_mem.cli.progress import progress
 from sam2_mem.cli.vos_arguments import DEFAULT_CHECKPOINT, DEFAULT_CONFIG, parse_arguments
 from sam2_mem.cli.vos_datasets import apply_dataset_defaults, dataset_video_tasks, find_dataset, write_submission
 from sam2_mem.config import checkpoint_dir, compose_video, config_names
+from sam2_mem.tracking.run_manifest import RunFolder
 from sam2_mem.tracking.vos import Clicks, FrameMasks, MaskRules, plan_from_clicks, plan_from_mask, precision
 from sam2_mem.tracking.vos_run import (
     Outputs,
     RunOptions,
+    Shard,
     VideoReport,
     VideoTask,
     dataset_tasks,
@@ -211,7 +216,18 @@ def make_options(
     )
 
 
-def segment_videos(args: argparse.Namespace) -> list[VideoReport]:
+@dataclass(frozen=True)
+class Setup:
+    """What is to be segmented by what: the videos, the name of a config, the config with its weights, the weights."""
+
+    tasks: list[VideoTask]
+    name: str
+    config: DictConfig
+    weights: Weights
+
+
+def make_setup(args: argparse.Namespace) -> Setup:
+    """ValueError or OSError where the arguments cannot be used."""
     if args.dataset is not None:
         apply_dataset_defaults(args, find_dataset(args))
     tasks = make_tasks(args)
@@ -220,15 +236,51 @@ def segment_videos(args: argparse.Namespace) -> list[VideoReport]:
     config = compose_video(name, [non_overlap, *args.overrides], apply_postprocessing=args.apply_postprocessing)
     weights = choose_weights(args, name, config)
     OmegaConf.update(config, "checkpoint", None if weights.path is None else str(weights.path), force_add=True)
+    return Setup(tasks, name, config, weights)
+
+
+def segment_videos(args: argparse.Namespace) -> list[VideoReport]:
+    setup = make_setup(args)
     torch.manual_seed(args.seed)
     predictor = build_sam2_video_predictor(
-        config,
+        setup.config,
         device=args.device,
         apply_postprocessing=False,  # it is in the config already
         vos_optimized=args.use_vos_optimized_video_predictor,
     )
-    options = make_options(args, name, config, weights.described(args.seed), predictor.device.type)
-    return run(predictor, tasks, options, progress=show_progress)
+    described, device = setup.weights.described(args.seed), predictor.device.type
+    options = make_options(args, setup.name, setup.config, described, device)
+    return run(predictor, setup.tasks, options, progress=show_progress)
+
+
+# -- tasks of a cluster ---------------------------------------------------------------------------------------------
+
+
+def segment_as_task(args: argparse.Namespace) -> int:
+    """What each task of ``--launcher`` does."""
+    return exit_status(lambda: print_summary(segment_videos(args), args.output_mask_dir))
+
+
+def launch_tasks(args: argparse.Namespace) -> list[VideoReport]:
+    """Segment with tasks that share the videos; the reports of all of them."""
+    names = [task.name for task in make_setup(copy(args)).tasks]
+    out = args.output_mask_dir.resolve()
+    began = ClaimFolder(out / ".vos").now()
+    shared = argparse.Namespace(
+        **vars(args) | {"share": True, "resume": True, "shard": Shard(), "output_mask_dir": out}
+    )
+    failures = launch(
+        segment_as_task, shared, Cluster.of(args), folder=out / ".vos" / "submitit", name="sam2-mem-segment"
+    )
+    for line in failures:
+        logger.warning("%s", line)
+    if not (out / ".vos" / "settings.json").is_file():
+        raise ValueError(f"no task has begun a video; {failures[0] if failures else 'see their logs'}")
+    folder = RunFolder.existing(out)
+    missing = "not done when all tasks had ended; the same command goes on with it"
+    return [
+        folder.finished(name) or folder.failed(name, began) or VideoReport(name=name, error=missing) for name in names
+    ]
 
 
 def print_summary(reports: Sequence[VideoReport], folder: Path) -> int:
@@ -249,7 +301,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
 
     def segment() -> int:
-        status = print_summary(segment_videos(args), args.output_mask_dir)
+        reports = launch_tasks(args) if args.launcher else segment_videos(args)
+        status = print_summary(reports, args.output_mask_dir)
         if args.dataset is not None:
             print(write_submission(find_dataset(args), args.output_mask_dir, archive=args.zip))
         return status

@@ -9,6 +9,7 @@ from sam2_mem.cli.arguments import (
     command_parser,
     user_path,
 )
+from sam2_mem.cli.launcher import add_launcher_arguments
 from sam2_mem.evaluation.datasets import LAYOUTS
 from sam2_mem.tracking.vos_run import Shard
 from sam2_mem.video.sources import ADDRESS
@@ -191,6 +192,7 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--num_shards", type=int, default=1, help="split the videos between this many runs (default: 1)")
     group.add_argument("--shard_id", type=int, default=0, help="which of them this is, from 0")
+    add_launcher_arguments(group)
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -238,6 +240,8 @@ def _check(args: argparse.Namespace) -> None:
     args.shard = Shard(index=args.shard_id, of=args.num_shards)
     if args.share and args.num_shards > 1:
         raise ValueError("expected --share without --num_shards: runs that share take videos as they come")
+    if args.launcher and args.shard_id:
+        raise ValueError("expected --launcher without --shard_id: it starts all --num_shards tasks")
     args.resume = args.resume or args.share
     _check_checkpoints(args)
     if args.dataset is not None or args.root is not None:

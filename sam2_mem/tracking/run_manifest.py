@@ -61,6 +61,11 @@ class RunFolder:
         self.hash = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
         self._notes = folder / ".vos"
 
+    @classmethod
+    def existing(cls, folder: Path) -> RunFolder:
+        """The folder of a run, under its own settings; FileNotFoundError if there is none."""
+        return cls(folder, json.loads((folder / ".vos" / "settings.json").read_text(encoding="utf-8")))
+
     @staticmethod
     def is_one(folder: Path) -> bool:
         """Whether a run has written there."""
