@@ -135,6 +135,22 @@ def _without_removed(config: DictConfig) -> DictConfig:
     return remaining
 
 
+def bound_policy(policy: MemoryPolicy, bound: str, **fields: Any) -> MemoryPolicy:
+    """``policy`` in a wrapper that keeps its memory within a budget.
+
+    Args:
+        policy: any.
+        bound: a name out of the group ``memory_bound``.
+        **fields: in place of those of its config.
+
+    Raises:
+        ConfigError: an unknown name, or a value that the wrapper does not take.
+    """
+    return _bounded(
+        policy, OmegaConf.create({"memory_bound": OmegaConf.merge(choice_config("memory_bound", bound), fields)})
+    )
+
+
 def _bounded(policy: MemoryPolicy, config: DictConfig) -> MemoryPolicy:
     """The policy in the wrapper of the group ``memory_bound``, if one is chosen."""
     bound_config = config.get("memory_bound")

@@ -109,10 +109,11 @@ def config_names() -> list[str]:
 
 def policy_names() -> list[str]:
     """Names of all memory policies and presets, as ``memory_policy=`` takes them."""
-    return _choice_names("memory_policy")
+    return choice_names("memory_policy")
 
 
-def _choice_names(group: str) -> list[str]:
+def choice_names(group: str) -> list[str]:
+    """Names of the files of a group of ``CHOICES``."""
     root = config_dir() / group
     return sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
 
@@ -234,7 +235,7 @@ def compose_training(config: str | PathLike[str], overrides: Sequence[str] = ())
 
 def choice_config(group: str, name: str) -> DictConfig:
     """One file of a group of ``CHOICES``, composed: a preset lists only its differences from what it builds on."""
-    if name not in _choice_names(group):
+    if name not in choice_names(group):
         raise _unknown_choice(group, name)
     return deepcopy(_compose_choice(config_dir(), group, name))
 
@@ -367,7 +368,7 @@ def _advice_for_reference_config(config: DictConfig, path: Path) -> str:
 
 def _unknown_choice(group: str, name: str) -> ConfigError:
     label = CHOICES.get(group, "a rule of long-term memory")
-    return ConfigError(f"expected {label} out of {', '.join(_choice_names(group))}, got {name!r}")
+    return ConfigError(f"expected {label} out of {', '.join(choice_names(group))}, got {name!r}")
 
 
 def _explained(error: Exception, name: str) -> ConfigError:

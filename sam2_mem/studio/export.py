@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sam2_mem.files import atomic_path
@@ -17,11 +17,14 @@ from sam2_mem.video import (
     PaletteWriter,
     PerObjectWriter,
     RLEWriter,
+    YOLOWriter,
 )
 from sam2_mem.video.h264 import H264
 from sam2_mem.video.layouts import FOLDERS
 
-KINDS = ("png", "png_per_object", "rle", *FOLDERS, "overlay", "script", "session")
+KINDS = ("png", "png_per_object", "rle", "yolo", *FOLDERS, "overlay", "script", "session")
+WITHOUT_PICTURES = {"png", "png_per_object", "rle", "script", "session"}
+"""Results for which no frame has to be read, so that they can also be written when the video has vanished."""
 CODECS = (H264, "mp4v")
 SESSION_ENDING = ".session.json"
 
@@ -32,7 +35,8 @@ def export(session: StudioSession, run: PolicyRun, kinds: list[str], folder: Pat
     Args:
         session: whose results.
         run: the run whose masks are written.
-        kinds: out of ``KINDS``: PNGs of object ids, one PNG per object, COCO run lengths, data sets in the folders of DAVIS,
+        kinds: out of ``KINDS``: PNGs of object ids, one PNG per object, COCO run lengths, YOLO
+            polygons with pictures, data sets in the folders of DAVIS,
             YouTube-VOS and SA-V, a video with the masks drawn in, a Python script that repeats the session, a file that the
             studio opens again.
         folder: where to; what is there under the same names is replaced.
@@ -62,6 +66,14 @@ def save_session(session: StudioSession, path: Path) -> None:
     replace(session.log, masks=masks).save(path)
 
 
+@dataclass(frozen=True)
+class _NamedFrame:
+    """A frame whose picture nobody needs."""
+
+    index: int
+    name: str
+
+
 def _mask_writers(session: StudioSession, kinds: list[str], folder: Path, stem: str) -> dict[Path, MaskWriter]:
     """By the path of what each writes."""
     results = {
@@ -74,6 +86,9 @@ def _mask_writers(session: StudioSession, kinds: list[str], folder: Path, stem: 
         ),
     }
     writers = {path: writer(path) for kind, (path, writer) in results.items() if kind in kinds}
+    if "yolo" in kinds:
+        names = {i: session.log.names.get(i, f"object {i}") for i in session.runs[0].state.obj_ids}
+        writers[folder / "yolo"] = YOLOWriter(folder / "yolo", class_names=names, images=True)
     datasets = {folder / kind: kind for kind in FOLDERS if kind in kinds}
     return writers | {path: DatasetWriter(path, stem, kind, session.log.names) for path, kind in datasets.items()}
 
@@ -85,10 +100,12 @@ def _write_masks(session: StudioSession, run: PolicyRun, kinds: list[str], folde
     frames = {frame: view for frame, view in sorted(run.frames.items()) if view.masks}
     if not frames:
         raise ValueError("expected a mask, got none: click on an object first")
-    size = session.video.source.height, session.video.source.width
+    source = session.video.source
+    size, named = (source.height, source.width), WITHOUT_PICTURES.issuperset(kinds)
     with MultiWriter(*writers.values()) as writer:
         for frame, view in frames.items():
-            writer.write(session.video.source[frame], {i: decoded(counts, size) for i, counts in view.masks.items()})
+            item = _NamedFrame(frame, source.name(frame)) if named else source[frame]
+            writer.write(item, {i: decoded(counts, size) for i, counts in view.masks.items()})
             session.worker.advance(frame)
             if session.worker.stopped.is_set():
                 raise InterruptedError("stopped; what is not complete was not written")

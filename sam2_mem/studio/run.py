@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from sam2_mem.evaluation.inspection.recording import Recorder, as_json, frame_records
+from sam2_mem.evaluation.inspection.recording import ObjectRecord, Recorder, as_json, frame_records, from_json
+from sam2_mem.evaluation.inspection.timeline import Styles
 from sam2_mem.memory.trace import Action, TraceRecord
 from sam2_mem.tracking.alternatives import Alternative
 from sam2_mem.tracking.inference_state import InferenceState
@@ -84,6 +85,7 @@ class PolicyRun:
         self.state = predictor.init_state(source)
         self.frames: dict[int, FrameView] = {}
         self.history: dict[int, dict[int, dict[str, Any]]] = {}
+        self._kinds: dict[str, None] = {}
         self._recorder = Recorder(read_mass=True)
         self._records: dict[tuple[int, int], list[TraceRecord]] = {}
         predictor.listen(self.state, self._recorder)
@@ -144,6 +146,7 @@ class PolicyRun:
                 entries[event["frame"]] = entries.get(event["frame"], {}) | {"left": note}
         left = sum(event["action"] in DEPARTED for event in record["events"])
         view = self.frames.get(frame, FrameView())
+        self._kinds |= dict.fromkeys(entry["kind"] for entry in record["entries"])
         packed = zlib.compress(json.dumps(record).encode(), 1)
         numbers = record["tokens"], record["bytes"], left
         memory, counted = view.memory | {obj_id: packed}, view.numbers | {obj_id: numbers}  # type: ignore[operator]
@@ -165,7 +168,19 @@ class PolicyRun:
         record = json.loads(zlib.decompress(packed))
         frames = {entry["frame"] for entry in (*record["entries"], *record["readings"])}
         known = self.history.get(obj_id, {})
-        return record | {"history": {f: known[f] for f in frames if f in known}}
+        styles = self.styles()
+        kinds = {kind: [letter, styles.colors[kind]] for kind, letter in styles.letters.items()}
+        return record | {"history": {f: known[f] for f in frames if f in known}, "kinds": kinds}
+
+    def styles(self) -> Styles:
+        """Letters and colours of the kinds of entries that there were."""
+        return Styles.of(list(self._kinds))
+
+    def records(self, obj_id: int, frames: range, name: str) -> ObjectRecord:
+        """What memory did for an object on those of ``frames`` on which it was tracked; ``name`` of the policy."""
+        packed = (view.memory.get(obj_id) for frame in frames if (view := self.frames.get(frame)) is not None)
+        records = (from_json(json.loads(zlib.decompress(record))) for record in packed if record is not None)
+        return ObjectRecord(name, obj_id, tuple(records))
 
     def alternatives(self, obj_id: int) -> list[Alternative]:
         """Other masks that an object could have on the frame that was tracked last; none where that is not known."""

@@ -18,7 +18,12 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 BODY_LIMIT = 2**20
-"""Bytes that a request may carry: prompts, never files."""
+"""Bytes that a request may carry."""
+
+UPLOAD_LIMIT = 4 * 2**30
+"""Bytes that a video may have that is sent to ``UPLOAD_PATH``."""
+
+UPLOAD_PATH = "/api/uploads"
 
 HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'; "
@@ -89,8 +94,9 @@ class Gate:
         if not hmac.compare_digest(start, f"{self._prefix}/".encode()):
             return 403, "the address lacks the token that the studio printed when it was started"
         length = headers.get("content-length", "0")
-        if "transfer-encoding" in headers or not length.isdigit() or int(length) > BODY_LIMIT:
-            return 413, f"a request may carry {BODY_LIMIT} bytes, and says how many it carries"
+        limit = UPLOAD_LIMIT if scope["path"] == f"{self._prefix}{UPLOAD_PATH}" else BODY_LIMIT
+        if "transfer-encoding" in headers or not length.isdigit() or int(length) > limit:
+            return 413, f"a request to this address may carry {limit >> 20} MiB, and says how many bytes it carries"
         return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -15,25 +15,33 @@ from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, Field
 
 from sam2_mem.build_sam import build_policy
-from sam2_mem.config import policy_names
-from sam2_mem.evaluation.inspection.timeline import COLORS
+from sam2_mem.config import choice_names, policy_names
+from sam2_mem.evaluation.inspection.timeline import drawings
 from sam2_mem.studio import export as exports
+from sam2_mem.studio.camera import STOPPED, RecordedCamera, new_recording
 from sam2_mem.studio.pictures import jpeg, mask_png
 from sam2_mem.studio.policies import about, policy_form
-from sam2_mem.studio.security import Gate, OutsideFolderError, confined
+from sam2_mem.studio.security import UPLOAD_PATH, Gate, OutsideFolderError, confined
 from sam2_mem.studio.session import NotIndexedError, StudioSession
+from sam2_mem.studio.setups import Networks, RunSetup
 from sam2_mem.studio.summary import differences, prompts_of, session_state
-from sam2_mem.studio.worker import BusyError
+from sam2_mem.studio.uploads import receive
+from sam2_mem.studio.worker import BusyError, error_words
 from sam2_mem.tracking.session_log import SessionLog, SessionStep, load_session, step_from_json
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
-from sam2_mem.video import draw_overlay
+from sam2_mem.video import VideoSource, draw_overlay
 from sam2_mem.video.palette import object_color
 from sam2_mem.video.sources import VIDEO_EXTENSIONS
 from sam2_mem.video.stored import IMAGE_EXTENSIONS
+from sam2_mem.video.streams import CameraSource
 
 MAX_SESSIONS = 8
 WAIT = 10.0
 """Seconds that a page's question for changes may stay open."""
+CHART_FRAMES = 240
+"""Frames of a video that are drawn in one chart."""
+SHARED = Path(str(files("sam2_mem.evaluation") / "templates" / "charts.js"))
+"""The script that the page has in common with the inspection page."""
 STATIC = Path(str(files("sam2_mem.studio") / "static"))
 MEDIA_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
@@ -49,6 +57,7 @@ class Studio:
         checkpoint: its weights, None for those of the config.
         note: what a user should know of the network.
         first_video: a path that the page opens by itself.
+        camera: opens the camera of an index.
     """
 
     predictor: SAM2VideoPredictor
@@ -61,6 +70,10 @@ class Studio:
     sessions: dict[str, StudioSession] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     opened: int = 0
+    camera: Callable[[int], VideoSource] = CameraSource
+
+    def __post_init__(self) -> None:
+        self.networks = Networks(self.predictor, self.config, self.checkpoint, self.folder)
 
     def open(self, path: str, policy: str) -> str:
         """Open a video, or a saved session; the id of the session."""
@@ -68,22 +81,47 @@ class Studio:
         log = SessionLog(video=path, config=self.config, checkpoint=self.checkpoint, policy=policy)
         saved = load_session(file) if path.endswith(exports.SESSION_ENDING) else None
         if saved is not None:
-            if (saved.config, saved.checkpoint) != (self.config, self.checkpoint):
-                raise ValueError(
-                    f"expected a session of the network {self.config}, got one of {saved.config}: start the studio with "
-                    f"--config {saved.config}" + (f" --checkpoint {saved.checkpoint}" if saved.checkpoint else "")
-                )
             file = confined(self.folder, saved.video)
+            if not file.exists():
+                raise FileNotFoundError(
+                    f"the video of this session, '{saved.video}', is not there; put it back, and open it again"
+                )
             log = SessionLog(**{**vars(saved), "steps": (), "masks": {}})
+        key = self._add(lambda: StudioSession(file, self.networks, log))
+        if saved is not None:
+            self.sessions[key].replay(saved.steps, saved.masks)
+        return key
+
+    def open_camera(self, index: int, policy: str) -> str:
+        """Begin to record from a camera, and open that; the id of the session. ValueError where there is no such camera."""
+        camera = self.camera(index)
+        folder = new_recording(self.folder)
+        video = folder.relative_to(self.folder).as_posix()
+        log = SessionLog(video=video, config=self.config, checkpoint=self.checkpoint, policy=policy)
+        try:
+            source = RecordedCamera(camera, folder)
+        except ValueError:
+            folder.rmdir()
+            raise
+        key = self._add(lambda: StudioSession(folder, self.networks, log, source))
+        session = self.sessions[key]
+
+        def tell() -> None:
+            if source.ended not in ("", STOPPED):
+                session.worker.say(f"the camera has ended: {source.ended}")
+            session.changes.note()
+
+        source.on_frame = tell
+        return key
+
+    def _add(self, session: Callable[[], StudioSession]) -> str:
         with self.lock:
             if len(self.sessions) >= MAX_SESSIONS:
                 raise ValueError(f"{MAX_SESSIONS} videos are open already; close one first")
             self.opened += 1
             key = f"s{self.opened}"
-            self.sessions[key] = StudioSession(file, self.predictor, log)
-        if saved is not None:
-            self.sessions[key].replay(saved.steps, saved.masks)
-        return key
+            self.sessions[key] = session()
+            return key
 
     def listing(self, path: str) -> dict[str, Any]:
         """What can be opened in a folder: sub-folders, videos (files, and folders of images), saved sessions."""
@@ -119,15 +157,27 @@ class Opening(BaseModel):
     policy: str | None = None
 
 
+class CameraOpening(BaseModel):
+    index: int = Field(default=0, ge=0, le=99)
+    policy: str | None = None
+
+
 class Pass(BaseModel):
     frame: int
     reverse: bool = False
     max_frames: int | None = None
 
 
-class PolicyChoice(BaseModel):
+class Choice(BaseModel):
     name: str
     fields: dict[str, Any] = Field(default_factory=dict)
+    network: str = ""
+    distiller: str = "none"
+    bound: str = "none"
+    max_bytes: int | None = Field(default=None, ge=1)
+
+    def setup(self) -> RunSetup:
+        return RunSetup(policy=self.name, **self.model_dump(exclude={"name"}))
 
 
 class NewName(BaseModel):
@@ -155,7 +205,7 @@ def studio_app(studio: Studio, token: str, hosts: list[str]) -> Gate:
 
 def _telling(status: int) -> Any:
     def answer(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"detail": str(error) or type(error).__name__}, status)
+        return JSONResponse({"detail": error_words(error)}, status)
 
     return answer
 
@@ -184,7 +234,7 @@ def page() -> Response:
 
 @pages.get("/static/{name}")
 def _static(name: str) -> Response:
-    path = STATIC / name
+    path = SHARED if name == SHARED.name else STATIC / name
     if "/" in name or path.suffix not in MEDIA_TYPES or not path.is_file():
         return JSONResponse({"detail": f"there is no {name}"}, 404)
     return FileResponse(path, media_type=MEDIA_TYPES[path.suffix], headers={"cache-control": "no-cache"})
@@ -200,8 +250,10 @@ def start(request: Request) -> dict[str, Any]:
         "first": studio.first_video,
         "policy": studio.policy,
         "policies": policy_names(),
+        "networks": {name: name or studio.config for name in studio.networks.available()},
+        "distillers": choice_names("distiller"),
+        "bounds": choice_names("memory_bound"),
         "colors": ["#{:02x}{:02x}{:02x}".format(*object_color(i)) for i in range(1, 256)],
-        "kind_colors": COLORS,
         "sessions": {key: session.log.video for key, session in studio.sessions.items()},
     }
 
@@ -229,6 +281,21 @@ def open_video_or_session(request: Request, opening: Opening) -> dict[str, Any]:
     return {"key": key, **session_state(studio.sessions[key])}
 
 
+@pages.post("/api/camera")
+def open_camera(request: Request, camera: CameraOpening) -> dict[str, Any]:
+    studio = _studio(request)
+    key = studio.open_camera(camera.index, camera.policy or studio.policy)
+    return {"key": key, **session_state(studio.sessions[key])}
+
+
+@pages.post(UPLOAD_PATH)
+async def upload(request: Request, name: str) -> dict[str, Any]:
+    """A video as the body of the request; where it is in the working folder."""
+    folder = _studio(request).folder
+    path = await receive(folder, name, int(request.headers.get("content-length", 0)), request.stream())
+    return {"path": path.resolve().relative_to(folder.resolve()).as_posix()}
+
+
 @videos.delete("/{key}")
 def close_session(request: Request, key: str) -> dict[str, Any]:
     session = _session(request)
@@ -239,7 +306,11 @@ def close_session(request: Request, key: str) -> dict[str, Any]:
 
 @videos.get("/{key}/frame/{index}")
 def frame(request: Request, index: int, width: int | None = None) -> Response:
-    image = _session(request).video.frame(index).image
+    video = _session(request).video
+    try:
+        image = video.frame(index).image
+    except (ValueError, OSError) as error:
+        raise type(error)(video.explained(error)) from error
     return Response(jpeg(image, width), media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})
 
 
@@ -260,10 +331,26 @@ def memory(request: Request, index: int, obj_id: int, run: int = 0) -> dict[str,
     return {"record": record}
 
 
-@videos.get("/{key}/changes")
-def changes(request: Request, since: int = 0, wait: float = WAIT) -> dict[str, Any]:
-    """What is newer than version ``since``; stays open until there is something, or for ``wait`` seconds."""
+@videos.get("/{key}/charts/{index}")
+def charts(request: Request, index: int, obj_id: int, run: int = 0) -> dict[str, Any]:
+    """Memory through time, around a frame: the numbers of the frames, and the drawings of the inspection page as SVG."""
     session = _session(request)
+    if run >= len(session.runs):
+        return {"frames": [], "drawings": []}
+    name = session.setups[run].as_json()["label"]
+    window = range(max(0, index - CHART_FRAMES // 2), index + CHART_FRAMES // 2)
+    record = session.runs[run].records(obj_id, window, name)
+    pictures = drawings(record, session.runs[run].styles()) if record.frames else []
+    return {"frames": [frame.frame for frame in record.frames], "drawings": [drawing.svg() for drawing in pictures]}
+
+
+@videos.get("/{key}/changes")
+def changes(request: Request, since: int = 0, wait: float = WAIT, page: str = "") -> dict[str, Any]:
+    """What is newer than version ``since``; stays open until there is something, or for ``wait`` seconds. ``page`` is a
+    name that the page has made up for itself."""
+    session = _session(request)
+    if page:
+        session.changes.visit(page)
     version, keys = session.changes.since(since, min(wait, WAIT))
     frames: list[dict[int, Any]] = [{}, {}]
     for run, index in keys:
@@ -320,6 +407,15 @@ def track(request: Request, order: Pass) -> dict[str, Any]:
     return {}
 
 
+@work.post("/camera/stop")
+def stop_camera(request: Request) -> dict[str, Any]:
+    """End the recording of a camera; what was recorded stays open."""
+    source = _session(request).video.source
+    if isinstance(source, RecordedCamera):
+        source.stop()
+    return {}
+
+
 @work.post("/stop")
 def stop(request: Request) -> dict[str, Any]:
     _session(request).worker.stop()
@@ -345,14 +441,14 @@ def rename(request: Request, new: NewName) -> dict[str, Any]:
 
 
 @work.post("/policy")
-def use_policy(request: Request, choice: PolicyChoice) -> dict[str, Any]:
-    _session(request).use_policy(choice.name, choice.fields)
+def use_policy(request: Request, choice: Choice) -> dict[str, Any]:
+    _session(request).use(choice.setup())
     return {}
 
 
 @work.post("/compare")
-def compare(request: Request, choice: PolicyChoice) -> dict[str, Any]:
-    _session(request).compare(choice.name, choice.fields)
+def compare(request: Request, choice: Choice) -> dict[str, Any]:
+    _session(request).compare(choice.setup())
     return {}
 
 

@@ -8,19 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
-from typing import Any
 
-from sam2_mem.studio.policies import policy_from
+from sam2_mem.studio.camera import RecordedCamera
 from sam2_mem.studio.run import FrameView, PolicyRun, Snapshot
-from sam2_mem.studio.worker import Changes, Worker
+from sam2_mem.studio.setups import Networks, RunSetup
+from sam2_mem.studio.worker import Changes, Worker, error_words
 from sam2_mem.tracking.session_log import SessionLog, SessionStep
-from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.video import VideoSource, open_video
 from sam2_mem.video.frame import Frame
 from sam2_mem.video.indexed import IndexedFileSource
 
 UNDO_LIMIT = 30
+UNDO_BYTES = 256 * 2**20
+"""Memory of frames that only undo still holds."""
+
+
+_NUMBERS = count()
 
 
 class NotIndexedError(RuntimeError):
@@ -30,12 +35,17 @@ class NotIndexedError(RuntimeError):
 class StudioVideo:
     """Frames for pages: at once, or not at all.
 
+    Args:
+        path: of the video.
+        source: the video where it is open already.
+
     Attributes:
         source: of the frames.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.source: VideoSource = open_video(path, cache=16, indexed=True)
+    def __init__(self, path: Path, source: VideoSource | None = None) -> None:
+        self._path = path
+        self.source: VideoSource = open_video(path, cache=16, indexed=True) if source is None else source
         self._times = self.source.times if isinstance(self.source, IndexedFileSource) else None
 
     @property
@@ -43,6 +53,11 @@ class StudioVideo:
         """Frames of the video, and whether that is exact; a file's own word until its frames have been counted."""
         counted = self.source.num_frames if self._times is None else self._times.num_frames
         return (self.source.stated_length or 1, False) if counted is None else (counted, True)
+
+    @property
+    def live(self) -> bool:
+        """Whether it is a camera that runs."""
+        return isinstance(self.source, RecordedCamera) and not self.source.ended
 
     @property
     def indexed(self) -> int:
@@ -55,6 +70,15 @@ class StudioVideo:
             raise NotIndexedError(f"frame {index} is not indexed yet, {len(self._times)} are")
         return self.source[index]
 
+    def explained(self, error: BaseException) -> str:
+        """An error in words; where the video has vanished that comes first."""
+        if self._path.exists():
+            return error_words(error)
+        return (
+            f"the video '{self._path.name}' is not there any more: put it back, and go on here; what has been tracked is still "
+            f"here, and can be exported as session or run lengths ({error_words(error)})"
+        )
+
 
 @dataclass(frozen=True)
 class Work:
@@ -62,6 +86,11 @@ class Work:
 
     snapshot: Snapshot
     log: SessionLog
+    setup: RunSetup
+
+    def storages(self) -> dict[int, int]:
+        """Bytes by address of the memory that is kept."""
+        return self.snapshot.state.tracker.archive.storages()
 
 
 class StudioSession:
@@ -69,27 +98,29 @@ class StudioSession:
 
     Args:
         path: of the video.
-        predictor: whose network is used.
+        networks: to choose from.
         log: what the session begins with: video as logs call it, network, policy, names; its steps are done by ``replay``.
+        source: the video where it is open already.
 
     Attributes:
-        runs: the steps under the policy of the log, and, where two are compared, under another one.
-        policies: names of their policies, with the fields that were changed.
+        runs: the steps under the setup of the log, and, where two are compared, under another one.
+        setups: what they work with.
         compared: the steps that the second run has done.
     """
 
-    def __init__(self, path: Path, predictor: SAM2VideoPredictor, log: SessionLog) -> None:
-        self.video = StudioVideo(path)
+    def __init__(self, path: Path, networks: Networks, log: SessionLog, source: VideoSource | None = None) -> None:
+        setup = networks.setup_of(log)
+        self.video = StudioVideo(path, source)
         self.log = log
         self.changes = Changes()
-        self.worker = Worker(f"studio-{path.name}", self.changes)
+        self.worker = Worker(f"studio-{next(_NUMBERS)}", self.changes, self.video.explained)
         self.undo_stack: list[Work] = []
         self.redo_stack: list[Work] = []
         self.compared: tuple[SessionStep, ...] = ()
-        self._predictor = predictor
-        run, changed = self._run_under(log.policy, log.policy_fields, 0)
+        self._networks = networks
+        run, setup = self._run_under(setup, 0)
         self.runs: list[PolicyRun] = [run]
-        self.policies: list[tuple[str, dict[str, Any]]] = [(log.policy, changed)]
+        self.setups: list[RunSetup] = [setup]
 
     def close(self) -> None:
         """Stop, let go of the video, and answer the pages that wait for changes."""
@@ -128,16 +159,16 @@ class StudioSession:
             self.changes.note(0, frame)
         self.worker.submit("replay", lambda: self._finish_all(steps), len(masks))
 
-    def use_policy(self, name: str, values: Mapping[str, Any]) -> None:
-        """Do all steps again under another policy, in place of the first run."""
+    def use(self, setup: RunSetup) -> None:
+        """Do all steps again under another setup, in place of the first run."""
         self.worker.check_idle()
-        run, changed = self._run_under(name, values, 0)
+        run, setup = self._run_under(setup, 0)
 
         def again() -> None:
             self.undo_stack.append(self._work())
             before, steps = self.runs[0], self.log.steps
-            self.runs[0], self.policies[0] = run, (name, changed)
-            self.log = replace(self.log, policy=name, policy_fields=changed, steps=())
+            self.runs[0], self.setups[0] = run, setup
+            self.log = replace(self._networks.logged(setup, self.log), steps=())
             for frame in before.frames:
                 self.changes.note(0, frame)
             self._finish_all(steps)
@@ -145,12 +176,12 @@ class StudioSession:
         self.redo_stack.clear()
         self.worker.submit("policy", again, max(1, len(self.runs[0].frames)))
 
-    def compare(self, name: str, values: Mapping[str, Any]) -> None:
-        """Do all steps under another policy beside the first."""
-        run, changed = self._run_under(name, values, 1)
+    def compare(self, setup: RunSetup) -> None:
+        """Do all steps under another setup beside the first."""
+        run, setup = self._run_under(setup, 1)
         self.end_comparison()
         self.runs.append(run)
-        self.policies.append((name, changed))
+        self.setups.append(setup)
         self.compared = steps = self.log.steps
 
         def beside() -> None:
@@ -162,7 +193,7 @@ class StudioSession:
     def end_comparison(self) -> None:
         self.worker.check_idle()
         before = self.runs[1].frames if len(self.runs) > 1 else {}
-        del self.runs[1:], self.policies[1:]
+        del self.runs[1:], self.setups[1:]
         for frame in before:
             self.changes.note(1, frame)
         self.changes.note()
@@ -179,7 +210,20 @@ class StudioSession:
             raise
         self.undo_stack = [*self.undo_stack[1 - UNDO_LIMIT :], before]
         self.redo_stack.clear()
+        self._trim_undo()
         return frames
+
+    def _trim_undo(self) -> None:
+        """Let go of what could be undone longest ago, while undo alone holds more than ``UNDO_BYTES``."""
+        counted = self.runs[0].state.tracker.archive.storages()
+        total = 0
+        for number, work in reversed(list(enumerate(self.undo_stack))):
+            added = {address: size for address, size in work.storages().items() if address not in counted}
+            counted |= added
+            total += sum(added.values())
+            if total > UNDO_BYTES:
+                del self.undo_stack[: number + 1]
+                return
 
     def _finish(self, step: SessionStep) -> list[int]:
         """Do a step until it is done or stopped; the log gets what was really done."""
@@ -207,20 +251,18 @@ class StudioSession:
                 break
         return frames
 
-    def _run_under(self, name: str, values: Mapping[str, Any], number: int) -> tuple[PolicyRun, dict[str, Any]]:
-        policy, changed = policy_from(name, values)
-        predictor = self._predictor.with_policy(policy)
-        return PolicyRun(predictor, self.video.source, lambda frame: self.changes.note(number, frame)), changed
+    def _run_under(self, setup: RunSetup, number: int) -> tuple[PolicyRun, RunSetup]:
+        predictor, setup = self._networks.predictor(setup)
+        return PolicyRun(predictor, self.video.source, lambda frame: self.changes.note(number, frame)), setup
 
     def _work(self) -> Work:
-        return Work(self.runs[0].snapshot(), self.log)
+        return Work(self.runs[0].snapshot(), self.log, self.setups[0])
 
     def _restore(self, work: Work) -> None:
-        if (work.log.policy, work.log.policy_fields) != self.policies[0]:
+        if work.setup != self.setups[0]:
             before = self.runs[0]
-            self.runs[0], changed = self._run_under(work.log.policy, work.log.policy_fields, 0)
+            self.runs[0], self.setups[0] = self._run_under(work.setup, 0)
             self.runs[0].frames = before.frames
-            self.policies[0] = work.log.policy, changed
         self.log = work.log
         self.runs[0].restore(work.snapshot)
         self.changes.note()

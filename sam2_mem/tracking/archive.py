@@ -75,6 +75,10 @@ class Archive:
         record = self._records.get((Kind.MASK, obj_id, frame))
         return record.value if record is not None and isinstance(record.value, MaskOutput) else None
 
+    def storages(self) -> dict[int, int]:
+        """Bytes by address of everything that is held here; archives of copied sessions share most of it."""
+        return dict(pair for record in self._records.values() for pair in record.storages)
+
     def missing(self, kind: Kind, obj_id: int, frames: Iterable[int]) -> list[int]:
         """Those of ``frames`` that have left both memory and the archive."""
         ranges = self._missing.get((kind, obj_id))

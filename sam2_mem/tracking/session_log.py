@@ -140,6 +140,9 @@ class SessionLog:
         checkpoint: weights, None for those of the config.
         policy: name of the memory policy.
         policy_fields: fields of the policy that differ from those of that name.
+        distiller: name of the token distiller.
+        memory_bound: name of the bound on memory.
+        max_bytes: of that bound, None for its own default.
         names: what the objects are called, by id.
         steps: in the order in which they were done.
         masks: results by frame and object id as COCO run lengths (``sam2_mem.video.rle``), to be shown without tracking again.
@@ -150,6 +153,9 @@ class SessionLog:
     checkpoint: str | None = None
     policy: str = "fifo"
     policy_fields: Mapping[str, Any] = field(default_factory=dict)
+    distiller: str = "none"
+    memory_bound: str = "none"
+    max_bytes: int | None = None
     names: Mapping[int, str] = field(default_factory=dict)
     steps: tuple[SessionStep, ...] = ()
     masks: Mapping[int, Mapping[int, str]] = field(default_factory=dict)
@@ -164,6 +170,15 @@ class SessionLog:
         values = asdict(self) | {"format": FORMAT, "steps": [step.as_json() for step in self.steps]}
         with atomic_path(Path(path)) as part:
             part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+    def _parts(self) -> str:
+        """The arguments of the builder beside network and policy."""
+        overrides = [] if self.distiller == "none" else [f"distiller={self.distiller}"]
+        if self.memory_bound != "none":
+            overrides.append(f"memory_bound={self.memory_bound}")
+            overrides += [] if self.max_bytes is None else [f"memory_bound.max_bytes={self.max_bytes}"]
+        extra = f"hydra_overrides_extra={overrides!r}, " if overrides else ""
+        return f'device="auto", {extra}'
 
     def script(self, out: str = "masks") -> str:
         """A Python script that repeats the session and writes PNGs of object ids into the folder ``out``."""
@@ -183,7 +198,7 @@ class SessionLog:
             "from sam2_mem.tracking.session_log import outline_mask",
             "from sam2_mem.video import PaletteWriter",
             "",
-            f'predictor = build_sam2_video_predictor({self.config!r}, {self.checkpoint!r}, device="auto", memory_policy={policy})',
+            f"predictor = build_sam2_video_predictor({self.config!r}, {self.checkpoint!r}, {self._parts()}memory_policy={policy})",
             f"state = predictor.init_state({self.video!r})",
             *([f"names = {dict(self.names)!r}"] if self.names else []),
             "masks = {}",

@@ -20,7 +20,9 @@ from test_studio_security import HOST, TOKEN, save_video
 
 from sam2_mem import build_sam2_video_predictor
 from sam2_mem.config import policy_names
+from sam2_mem.evaluation import inspection
 from sam2_mem.evaluation.datasets import DatasetOnDisk
+from sam2_mem.evaluation.inspection.timeline import drawings
 from sam2_mem.studio import run as run_module
 from sam2_mem.studio.policies import policy_form, policy_from
 from sam2_mem.studio.server import Studio, studio_app
@@ -280,7 +282,10 @@ def test_another_policy(page: Page, studio: Studio) -> None:
     first = [page.ids(f) for f in range(COUNT)]
     page.do("compare", name="fifo", fields={"num_maskmem": 1})
     state = page.finish()
-    assert state["policies"] == [{"name": "fifo", "fields": {}}, {"name": "fifo", "fields": {"num_maskmem": 1}}]
+    assert [(p["name"], p["fields"], p["label"]) for p in state["policies"]] == [
+        ("fifo", {}, "fifo"),
+        ("fifo", {"num_maskmem": 1}, "fifo*"),
+    ]
     second = [page.ids(f, run=1) for f in range(COUNT)]
     assert all(np.array_equal(page.ids(f), first[f]) for f in range(COUNT)), "the first run stays"
     differences = {int(f): iou for f, iou in page.get("differences").json().items()}
@@ -396,7 +401,7 @@ def test_every_policy_tracks_and_explains(studio: Studio, name: str) -> None:
     page = Page(studio, "clip", policy=name)
     page.outline(0, 1, 1)
     state = page.track()
-    assert state["message"] == "" and state["policies"] == [{"name": name, "fields": {}}]
+    assert state["message"] == "" and [(p["name"], p["fields"]) for p in state["policies"]] == [(name, {})]
     expected = truth(studio, lambda p, s: p.add_new_mask(s, 0, 1, page.ids(0) == 1), name)
     assert sorted(map(int, page.changes()["frames"][0])) == sorted(expected) == list(range(COUNT))
     record = page.get("memory/9", obj_id=1).json()["record"]
@@ -449,3 +454,93 @@ def test_one_click_on_the_demo_gives_a_mask() -> None:
     mask, fish = page.ids(0) == 1, np.array(Image.open(DEMO / "demo_gt" / "demo" / "00000.png")) == 1
     studio.close()
     assert (mask & fish).sum() / (mask | fish).sum() > 0.5
+
+
+# -- other networks, distillers and bounds ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def nano() -> SAM2VideoPredictor:
+    return build_sam2_video_predictor("nano", device="cpu", hydra_overrides_extra=["model.image_size=64"])
+
+
+@pytest.mark.full
+def test_another_network_a_distiller_and_a_bound_beside_the_first(nano: SAM2VideoPredictor, tmp_path: Path) -> None:
+    save_video(tmp_path / "clip", COUNT)
+    studio = Studio(nano, tmp_path, config="nano")
+    page = Page(studio)
+    start = page.client.get(f"/{TOKEN}/api/start").json()
+    assert start["networks"][""] == "nano" and start["networks"]["nano_v2"] == "nano_v2"
+    assert {"none", "pool2", "temporal"} <= set(start["distillers"]) and set(start["bounds"]) == {
+        "none",
+        "bytes",
+        "tokens",
+    }
+    mask = page.outline(0, 1, 1)
+    page.track()
+    first = [page.ids(f) for f in range(COUNT)]
+    page.do("compare", name="fifo", bound="bytes", max_bytes=8192)
+    assert page.finish()["policies"][1]["label"] == "fifo · bytes"
+    bounded = page.get("memory/9", obj_id=1, run=1).json()["record"]
+    unbounded = page.get("memory/9", obj_id=1).json()["record"]
+    assert bounded["tokens"] <= 8192 // 128 < unbounded["tokens"]
+    page.do("compare", name="distilled", distiller="pool2")
+    assert page.finish()["message"] == "" and page.state()["policies"][1]["distiller"] == "pool2"
+    predictor = build_sam2_video_predictor("nano", device="cpu", hydra_overrides_extra=["distiller=pool2"])
+    predictor = predictor.with_policy("distilled")
+    state = predictor.init_state(tmp_path / "clip")
+    predictor.add_new_mask(state, 0, 1, mask)
+    expected = [(logits[0, 0] > 0).numpy() for _, _, logits in predictor.propagate_in_video(state)]
+    assert all(np.array_equal(page.ids(f, run=1) == 1, expected[f]) for f in range(COUNT))
+    page.do("compare", name="fifo", network="nano_v2")
+    state = page.finish()
+    assert state["message"] == "" and state["policies"][1]["network"] == "nano_v2"
+    assert all(np.array_equal(page.ids(f), first[f]) for f in range(COUNT)), "the first run stays"
+    assert "out of nano" in page.refused("compare", name="fifo", network="../other")
+    assert "distiller" in page.refused("compare", name="fifo", distiller="none_such")
+    studio.close()
+
+
+def test_a_session_of_all_parts_opens_again(nano: SAM2VideoPredictor, tmp_path: Path) -> None:
+    save_video(tmp_path / "clip", 4)
+    studio = Studio(nano, tmp_path, config="nano")
+    page = Page(studio)
+    page.outline(0, 1, 1)
+    page.do("policy", name="fifo", fields={"num_maskmem": 3}, bound="tokens", max_bytes=16384, distiller="pool2")
+    page.finish()
+    page.track()
+    masks = [page.ids(f) for f in range(4)]
+    [script, session] = page.do("export", kinds=["session", "script"])["written"]
+    overrides = "['distiller=pool2', 'memory_bound=tokens', 'memory_bound.max_bytes=16384']"
+    assert f"hydra_overrides_extra={overrides}" in (tmp_path / script).read_text()
+    again = Page(studio, session)
+    assert again.finish()["policies"][0]["label"] == "fifo* · pool2 · tokens"
+    assert all(np.array_equal(again.ids(f), masks[f]) for f in range(4))
+    (tmp_path / "other.session.json").write_text((tmp_path / session).read_text().replace('"nano"', '"sam2.1_hiera_t"'))
+    answer = page.client.post(f"/{TOKEN}/api/sessions", json={"path": "other.session.json"})
+    assert answer.status_code == 400 and "start the studio with --config sam2.1_hiera_t" in answer.json()["detail"]
+    studio.close()
+
+
+# -- charts -----------------------------------------------------------------------------------------------------------
+
+
+def test_charts_are_those_of_the_inspection_page(page: Page, studio: Studio) -> None:
+    assert page.get("charts/5", obj_id=1).json() == {"frames": [], "drawings": []}
+    page.outline(0, 1, 1)
+    page.do("policy", name="sam2long", fields={})
+    page.finish()
+    page.track()
+    news = page.get("charts/5", obj_id=1).json()
+    run = studio.sessions[page.key].runs[0]
+    record = run.records(1, range(COUNT), "sam2long")
+    assert news["frames"] == list(range(COUNT))
+    assert news["drawings"] == [drawing.svg() for drawing in drawings(record, run.styles())]
+    assert len(news["drawings"]) == 3, "the tree of pathways as well"
+    kinds = page.get("memory/9", obj_id=1).json()["record"]["kinds"]
+    assert all(f'fill="{color}"' in news["drawings"][0] for _, color in kinds.values())
+    script = page.client.get(f"/{TOKEN}/static/charts.js").text
+    templates = Path(inspection.__file__).parents[1] / "templates"
+    assert (
+        script == (templates / "charts.js").read_text() and '"charts.js"' in (templates / "inspection.html").read_text()
+    )

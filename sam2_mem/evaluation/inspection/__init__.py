@@ -1,6 +1,7 @@
 """What a memory bank holds on a video, and why: recorded, drawn, and shown on a page."""
 
 from sam2_mem._moved import renamed
+from sam2_mem.evaluation.inspection.notebook import MemoryView, memory_view
 from sam2_mem.evaluation.inspection.recording import (
     EntryLine,
     FrameRecord,
@@ -11,12 +12,14 @@ from sam2_mem.evaluation.inspection.recording import (
     as_json,
     entry_lines,
     frame_records,
+    from_json,
     record_video,
 )
 
 __all__ = [
     "EntryLine",
     "FrameRecord",
+    "MemoryView",
     "ObjectRecord",
     "RecordedVideo",
     "Recorder",
@@ -24,6 +27,8 @@ __all__ = [
     "as_json",
     "entry_lines",
     "frame_records",
+    "from_json",
+    "memory_view",
     "record_video",
 ]
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from sam2_mem.evaluation.inspection.recording import FrameRecord, ObjectRecord, RecordedVideo
-from sam2_mem.evaluation.inspection.timeline import Styles, curves, describe, has_tree, kinds_of, timeline, tree
+from sam2_mem.evaluation.inspection.timeline import Styles, describe, drawings, kinds_of
 from sam2_mem.evaluation.pages import render
 from sam2_mem.memory.trace import Action, ReadTrace
 from sam2_mem.video import object_color
@@ -100,9 +100,12 @@ def _readings_data(record: FrameRecord) -> list[list[Any]]:
 
 def _object_section(record: ObjectRecord, styles: Styles) -> dict[str, Any]:
     """What stands on the page without the script: drawings, and all events as a table."""
-    drawings = [timeline(record, styles), curves(record)] + ([tree(record)] if has_tree(record) else [])
     events = [(frame.frame, describe(event)) for frame in record.frames for event in frame.events]
-    return {"obj_id": record.obj_id, "drawings": [drawing.svg() for drawing in drawings], "events": events}
+    return {
+        "obj_id": record.obj_id,
+        "drawings": [drawing.svg() for drawing in drawings(record, styles)],
+        "events": events,
+    }
 
 
 def _jpeg(picture: np.ndarray) -> str:

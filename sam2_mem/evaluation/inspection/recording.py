@@ -3,14 +3,14 @@ line per entry. Plain values only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import cv2
 import numpy as np
 
-from sam2_mem.memory.trace import EntryTrace, ReadTrace, TraceEvent, TraceRecord
+from sam2_mem.memory.trace import Action, EntryTrace, ReadTrace, TraceEvent, TraceRecord
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.tracking.vos import PromptPlan, segment
 from sam2_mem.types import ObjectScore
@@ -29,6 +29,15 @@ class Recorder:
     def of(self, obj_id: int) -> list[TraceRecord]:
         """The records of one object."""
         return [record for record in self.records if record.obj_id == obj_id]
+
+    def by_frame(self) -> dict[int, dict[int, FrameRecord]]:
+        """By frame and object what memory did there; of several visits to a frame the last one. ``as_json`` and ``from_json``
+        take each to a file and back."""
+        frames: dict[int, dict[int, FrameRecord]] = {}
+        for obj_id in dict.fromkeys(record.obj_id for record in self.records):
+            for record in frame_records(self.of(obj_id)):
+                frames.setdefault(record.frame, {})[obj_id] = record
+        return dict(sorted(frames.items()))
 
 
 @dataclass(frozen=True)
@@ -156,6 +165,18 @@ def as_json(record: FrameRecord) -> dict[str, Any]:
     for event in values["events"]:
         event["action"] = event["action"].value
     return values
+
+
+def from_json(values: Mapping[str, Any]) -> FrameRecord:
+    """The record that ``as_json`` has written."""
+    events = [TraceEvent(**{**event, "action": Action(event["action"])}) for event in values["events"]]
+    entries = [EntryTrace(**{**entry, "pathways": tuple(entry["pathways"])}) for entry in values["entries"]]
+    readings = tuple(ReadTrace(**reading) for reading in values["readings"])
+    score = values["score"] and ObjectScore(
+        **{**values["score"], "held": tuple(values["score"]["held"]), "dropped": tuple(values["score"]["dropped"])}
+    )
+    lists = {"readings": readings, "events": tuple(events), "entries": tuple(entries), "score": score}
+    return FrameRecord(**{**values, **lists})
 
 
 # -- lines of a timeline ----------------------------------------------------------------------------------------------

@@ -68,6 +68,11 @@ def kinds_of(records: Sequence[ObjectRecord]) -> list[str]:
     return list(dict.fromkeys(entry.kind for r in records for frame in r.frames for entry in frame.entries))
 
 
+def drawings(record: ObjectRecord, styles: Styles) -> list[Drawing]:
+    """All that is drawn of one object: the timeline, tokens and bytes, the tree of pathways where there is one."""
+    return [timeline(record, styles), curves(record)] + ([tree(record)] if has_tree(record) else [])
+
+
 # -- the timeline -----------------------------------------------------------------------------------------------------
 
 

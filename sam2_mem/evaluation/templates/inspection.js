@@ -83,28 +83,10 @@
     for (const charts of section.querySelectorAll(".charts")) {
       charts.hidden = charts.dataset.object !== String(object);
       const first = own ? own.notes.findIndex((n) => n !== null) : 0;
-      for (const svg of charts.querySelectorAll("svg")) moveCursor(svg, index - first);
+      const share = Math.max(index - first, 0) / data.frames.length;
+      for (const svg of charts.querySelectorAll("svg")) memoryCharts.moveCursor(svg, index - first, share);
     }
   };
-  const moveCursor = (svg, position) => {
-    let line = svg.querySelector(".cursor");
-    if (!line) {
-      line = document.createElementNS("http://www.w3.org/2000/svg", "line");
-      line.setAttribute("class", "cursor");
-      line.setAttribute("y1", "60");
-      line.setAttribute("y2", svg.getAttribute("height"));
-      svg.append(line);
-    }
-    const x = Number(svg.dataset.left) + Number(svg.dataset.step) * (position + 0.5);
-    line.setAttribute("x1", x);
-    line.setAttribute("x2", x);
-    line.style.visibility = position < 0 ? "hidden" : "visible";
-    const chart = svg.closest(".chart");
-    chart.scrollLeft = x - chart.clientWidth / 2;
-    const last = svg.getAttribute("height") - chart.clientHeight;
-    if (last > 0) chart.scrollTop = last * Math.max(position, 0) / data.frames.length;
-  };
-
   function show(index) {
     if (index === undefined) return;
     const wanted = Math.max(0, Math.min(data.frames.length - 1, index));
@@ -143,15 +125,12 @@
   });
   for (const svg of document.querySelectorAll(".chart svg")) {
     svg.addEventListener("click", (event) => {
-      const x = (event.clientX - svg.getBoundingClientRect().left - Number(svg.dataset.left)) / Number(svg.dataset.step);
+      const position = memoryCharts.positionAt(svg, event);
       const section = svg.closest(".policy");
       const own = data.policies[Number(section.dataset.policy)].objects[chooser.value];
-      if (x >= 0) show(Math.floor(x) + own.notes.findIndex((n) => n !== null));
+      if (position >= 0) show(position + own.notes.findIndex((n) => n !== null));
     });
   }
-  for (const chart of document.querySelectorAll(".chart")) {
-    const pinned = chart.querySelector(".pinned");
-    chart.addEventListener("scroll", () => pinned.setAttribute("transform", `translate(${chart.scrollLeft})`));
-  }
+  document.querySelectorAll(".chart").forEach(memoryCharts.keepLabels);
   show(0);
 })();

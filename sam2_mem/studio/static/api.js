@@ -7,14 +7,15 @@ async function ask(path, options = {}) {
   try {
     answer = await fetch(path, options);
   } catch {
-    throw new Refused("the studio does not answer; is it still running?");
+    throw new Refused("The studio does not answer; is it still running? What was exported or saved is on disk: start it again, and open the session.");
   }
   if (answer.ok) return answer;
-  let detail = `${answer.status} ${answer.statusText}`;
+  const text = await answer.text();
+  let detail = text.trim() || `${answer.status} ${answer.statusText}`;
   try {
-    const body = await answer.json();
+    const body = JSON.parse(text);
     detail = typeof body.detail === "string" ? body.detail : body.detail.map((d) => `${d.loc.join(".")}: ${d.msg}`).join("; ");
-  } catch { /* no words came with it */ }
+  } catch { /* plain text */ }
   throw Object.assign(new Refused(detail), { status: answer.status });
 }
 
@@ -22,6 +23,9 @@ export const get = async (path) => (await ask(path)).json();
 export const remove = async (path) => (await ask(path, { method: "DELETE" })).json();
 export const post = async (path, body = {}) =>
   (await ask(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) })).json();
+
+/** Send a file as it is. */
+export const sendFile = async (path, file) => (await ask(path, { method: "POST", headers: { "content-type": "application/octet-stream" }, body: file })).json();
 
 export const wait = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
 

@@ -48,6 +48,7 @@ const KEYS = {
   Home: () => show(0), End: () => show(Infinity), " ": play, "[": () => prompted(-1), "]": () => prompted(1),
   p: () => objects.setTool("plus"), n: () => objects.setTool("minus"), b: () => objects.setTool("box"), l: () => objects.setTool("outline"),
   a: objects.addObject, c: stage.toggleCursor, t: (e) => track(e.shiftKey), Escape: stop, Delete: objects.clearFrame, Backspace: objects.clearFrame,
+  i: () => attempt(dialogs.openCharts), ",": () => show(store.frame - 1), ".": () => show(store.frame + 1),
   o: () => attempt(dialogs.openFiles), m: () => attempt(dialogs.openPolicies), e: dialogs.openExports, "?": () => at("keys").showModal(),
 };
 
@@ -70,8 +71,10 @@ function key(event) {
 function progress() {
   const { job, exact, indexed, frames: length } = store.session;
   at("stop").hidden = !job;
+  at("stop-camera").hidden = !store.session.live;
+  at("tabs").hidden = store.session.pages < 2;
   at("track").hidden = at("track-back").hidden = Boolean(job);
-  const indexing = !exact && indexed < length;
+  const indexing = !exact && !store.session.live && indexed < length;
   at("progress").hidden = !job && !indexing;
   const [done, total, text] = job ? [job.done, job.total, `${WORDS[job.kind] || job.kind} · ${job.done} of ${job.total}`] : [indexed, length, `noting where ${length} frames are · ${indexed}`];
   at("progress").querySelector("i").style.width = `${Math.min(100, (100 * done) / Math.max(1, total))}%`;
@@ -84,7 +87,7 @@ async function news({ finished }) {
   progress();
   at("undo").disabled = !session.undo;
   at("redo").disabled = !session.redo;
-  at("policy-name").textContent = session.policies.map((p) => p.name + (Object.keys(p.fields).length ? "*" : "")).join(" | ");
+  at("policy-name").textContent = session.policies.map((p) => p.label).join(" | ");
   const tracking = (session.job || finished)?.kind === "track";
   if (store.following && tracking && session.reached !== null && session.reached !== store.frame) show(session.reached, true);
   if (comparing() && finished) {
@@ -98,6 +101,8 @@ async function news({ finished }) {
 function wire() {
   const click = (id, action) => at(id).addEventListener("click", action);
   click("open", () => attempt(dialogs.openFiles)); click("open-big", () => attempt(dialogs.openFiles));
+  click("through-time", () => attempt(dialogs.openCharts));
+  click("stop-camera", () => attempt(() => post(`${base()}/camera/stop`)));
   click("policy", () => attempt(dialogs.openPolicies)); click("export", dialogs.openExports); click("help", () => at("keys").showModal());
   click("undo", () => history("undo")); click("redo", () => history("redo"));
   click("back", () => show(store.frame - 1)); click("next", () => show(store.frame + 1)); click("play", play);
@@ -129,9 +134,12 @@ async function main() {
   for (const part of [dialogs, objects, stage, timeline, memory]) part.setUp();
   at("note").hidden = !store.start.note;
   at("note").textContent = store.start.note;
-  const running = Object.entries(store.start.sessions).filter(([, name]) => name === store.start.first);
-  if (running.length) attach(running[0][0]);
-  else if (store.start.first) await open(store.start.first);
+  const running = Object.entries(store.start.sessions), wanted = location.hash.slice(1);
+  const known = running.find(([key]) => key === wanted) || running.find(([, name]) => name === store.start.first) || running.at(-1);
+  if (known) {
+    attach(known[0]);
+    say(`${known[1]} was open already, and is as it was left; what was being tracked went on.`, true);
+  } else if (store.start.first) await open(store.start.first);
 }
 
 attempt(main);

@@ -1,7 +1,7 @@
 // What opens over the page: files, the memory policy and its fields, exports, keys.
 
-import { get, post, remove } from "./api.js";
-import { attempt, attach, base, comparing, idle, open, say, store } from "./store.js";
+import { Refused, get, post, remove, sendFile } from "./api.js";
+import { attempt, attach, base, comparing, idle, open, say, show, store } from "./store.js";
 
 const at = (id) => document.getElementById(id);
 const make = (tag, properties = {}, ...children) => {
@@ -29,6 +29,33 @@ async function list(path) {
   if (!rows.length && !running.length) at("listing").append(make("li", { textContent: "No video, no folder of frames and no saved session here." }));
 }
 
+/** Do something in the dialog; what is refused is said there. */
+async function inDialog(id, action) {
+  at(id).textContent = "";
+  try {
+    await action();
+  } catch (error) {
+    at(id).textContent = error.message;
+    if (!(error instanceof Refused)) throw error;
+  }
+}
+
+async function upload() {
+  const [file] = at("upload").files;
+  if (!file) return;
+  at("files-message").textContent = `Sending ${file.name}…`;
+  const { path } = await sendFile(`api/uploads?name=${encodeURIComponent(file.name)}`, file);
+  at("upload").value = "";
+  await start(path);
+}
+
+async function openCamera() {
+  const { key } = await post("api/camera", { index: Number(at("camera-index").value) });
+  at("files").close();
+  say("");
+  attach(key);
+}
+
 async function start(path) {
   at("files").close();
   say("");
@@ -36,6 +63,7 @@ async function start(path) {
 }
 
 export async function openFiles() {
+  at("files-message").textContent = "";
   at("files").showModal();
   store.start = await get("api/start");
   await list("");
@@ -81,12 +109,31 @@ export async function openPolicies() {
   const current = store.session.policies[0];
   at("end-compare").hidden = !comparing();
   at("policies").showModal();
+  at("policy-message").textContent = "";
+  const start = await get("api/start");
+  options("network", Object.entries(start.networks), current.network);
+  options("distiller", start.distillers.map((name) => [name, name]), current.distiller);
+  options("bound", start.bounds.map((name) => [name, name]), current.bound);
+  at("max-bytes").value = current.max_bytes === null ? "" : current.max_bytes / 1000;
+  boundChanged();
   await showPolicy(current.name, current.fields);
 }
 
+function options(id, entries, chosen) {
+  at(id).replaceChildren(...entries.map(([value, text]) => make("option", { value, textContent: text, selected: value === chosen })));
+}
+
+const boundChanged = () => { at("max-bytes").disabled = at("bound").value === "none"; };
+
+function parts() {
+  const kilobytes = at("max-bytes").value.trim();
+  const bytes = at("max-bytes").disabled || kilobytes === "" ? null : Math.round(1000 * Number(kilobytes));
+  return { network: at("network").value, distiller: at("distiller").value, bound: at("bound").value, max_bytes: bytes };
+}
+
 async function send(where) {
-  const choice = { name: at("policy-list").value, fields: fieldValues() };
-  await attempt(async () => {
+  const choice = { name: at("policy-list").value, fields: fieldValues(), ...parts() };
+  await inDialog("policy-message", async () => {
     await idle();
     say("");
     await post(`${base()}/${where}`, choice);
@@ -100,6 +147,7 @@ const EXPORTS = [
   ["png", "PNG masks", "one picture of object ids for every frame", true],
   ["png_per_object", "PNG per object", "objects may overlap", false],
   ["rle", "COCO run lengths", "one JSON file", true],
+  ["yolo", "YOLO polygons", "label files, pictures, data.yaml", false],
   ["overlay", "Overlay video", "the masks drawn in, H.264", false],
   ["davis2017", "DAVIS data set", "pictures, masks of ids, list of videos", false],
   ["youtubevos", "YouTube-VOS data set", "the same with its meta file", false],
@@ -120,18 +168,43 @@ async function write() {
   }
 }
 
+// -- memory through time ----------------------------------------------------------------------------------------------
+
+export async function openCharts() {
+  if (!store.session) return;
+  const { frames, drawings } = await get(`${base()}/charts/${store.frame}?obj_id=${store.object}&run=${store.run}`);
+  if (!drawings.length) return say("This object is not tracked around here yet.");
+  at("drawings").innerHTML = drawings.map((svg) => `<div class="chart" tabindex="0">${svg}</div>`).join("");
+  at("charts").showModal();
+  const position = frames.indexOf(store.frame);
+  for (const svg of at("drawings").querySelectorAll(".chart > svg")) {
+    memoryCharts.keepLabels(svg.parentElement);
+    memoryCharts.moveCursor(svg, position, Math.max(0, position) / frames.length);
+    svg.addEventListener("click", (event) => {
+      const wanted = frames[memoryCharts.positionAt(svg, event)];
+      if (wanted === undefined) return;
+      show(wanted);
+      at("charts").close();
+    });
+  }
+}
+
 // -- keys -------------------------------------------------------------------------------------------------------------
 
 export const KEYS = [
   ["← →", "one frame; with Shift ten"], ["Home End", "first, last frame"], ["[ ]", "previous, next prompted frame"], ["Space", "play"],
   ["P N B L", "tool: on it, beside it, box, outline"], ["1 … 9", "choose an object"], ["A", "add an object"],
   ["C", "click with the keyboard: arrows move, Enter clicks"], ["T", "track forwards; Shift+T backwards"], ["Esc", "stop"],
-  ["Ctrl+Z", "undo; with Shift redo"], ["Delete", "take back what was said on this frame"], ["O M E", "open, memory policy, export"], ["?", "this list"],
+  ["Ctrl+Z", "undo; with Shift redo"], ["Delete", "take back what was said on this frame"], [", .", "one frame back, on"], ["I", "memory through time"],
+  ["O M E", "open, memory policy, export"], ["?", "this list"],
 ];
 
 export function setUp() {
   at("policy-list").replaceChildren(...store.start.policies.map((p) => make("option", { textContent: p })));
   at("policy-list").addEventListener("change", (event) => showPolicy(event.target.value));
+  at("upload").addEventListener("change", () => inDialog("files-message", upload));
+  at("camera").addEventListener("click", () => inDialog("files-message", openCamera));
+  at("bound").addEventListener("change", boundChanged);
   at("use").addEventListener("click", () => send("policy"));
   at("compare").addEventListener("click", () => send("compare"));
   at("end-compare").addEventListener("click", () => attempt(async () => { await remove(`${base()}/compare`); at("policies").close(); }));

@@ -10,17 +10,11 @@ const element = (tag, properties = {}, ...children) => {
   return made;
 };
 const at = (id) => document.getElementById(id);
-const kinds = new Map();
+let kinds = {};
 let turn = 0;
 
-/** A letter and a colour for every kind of entry, as on the inspection page. */
-function style(kind) {
-  if (!kinds.has(kind)) {
-    const colors = store.start.kind_colors;
-    kinds.set(kind, colors[kinds.size % colors.length]);
-  }
-  return kinds.get(kind);
-}
+/** The colour of a kind of entry, as in the charts and on the inspection page. */
+const style = (kind) => kinds[kind]?.[1] || "#4b5563";
 
 const slotName = (slot) => (slot === null ? "no slot" : slot === -1 ? "prompt" : slot === -2 ? "merged" : `slot ${Number(slot.toFixed(1))}`);
 const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
@@ -66,6 +60,7 @@ function joined(record) {
 
 function fill(record) {
   const empty = (text) => element("li", { className: "none", textContent: text });
+  kinds = record?.kinds || {};
   const values = store.views[store.run].get(store.frame)?.[store.object];
   const facts = [];
   if (values) {
@@ -96,7 +91,7 @@ function fill(record) {
 const chosen = () => store.session.objects.find((o) => o.id === store.object);
 
 function heading() {
-  at("memory-of").textContent = chosen() ? `of ${chosen().name}${comparing() ? `, ${store.session.policies[store.run].name}` : ""}, frame ${store.frame}` : "";
+  at("memory-of").textContent = chosen() ? `of ${chosen().name}${comparing() ? `, ${store.session.policies[store.run].label}` : ""}, frame ${store.frame}` : "";
 }
 
 /** Masks that the object could have on the frame tracked last; one click takes another one. */

@@ -8,7 +8,8 @@ let drag = null, pending = null, cursor = null, drawn = 0;
 
 const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
 
-/** Masks as a picture: tinted inside, opaque at the edge; `other`: tint only where the two differ. */
+/** Masks as a picture: tinted inside, opaque at the edge, with a dark line around, so that they show on any ground; `other`: tint
+ * only where the two differ. */
 function tinted(mask, other) {
   const { width, height, data } = mask;
   Object.assign(overlay, { width, height });
@@ -26,6 +27,8 @@ function tinted(mask, other) {
           && data[i - edge * width] === id && data[i + edge * width] === id;
         const [r, g, b] = colors[id];
         out[4 * i] = r; out[4 * i + 1] = g; out[4 * i + 2] = b; out[4 * i + 3] = inside ? alpha : 255;
+      } else if ((x >= edge && data[i - edge]) || (x < width - edge && data[i + edge]) || data[i - edge * width] || data[i + edge * width]) {
+        out[4 * i + 3] = 150;
       }
     }
   }
@@ -167,7 +170,7 @@ function captions() {
   at("beside").hidden = at("first-name").hidden = !comparing();
   if (!comparing()) return;
   ["first-name", "second-name"].forEach((id, run) => {
-    at(id).textContent = policies[run].name + (Object.keys(policies[run].fields).length ? "*" : "");
+    at(id).textContent = policies[run].label;
     at(id).setAttribute("aria-pressed", String(store.run === run));
   });
   const iou = store.differences[store.frame];

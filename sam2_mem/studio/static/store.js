@@ -6,6 +6,7 @@ const target = new EventTarget();
 
 export const store = {
   start: null, key: null, session: null, frame: 0, object: 1, run: 0, tool: "plus", opacity: 0.45,
+  page: Math.random().toString(36).slice(2), followingCamera: false,
   views: [new Map(), new Map()], versions: [new Map(), new Map()], differences: {}, following: false,
   on(name, listener) { for (const part of name.split(" ")) target.addEventListener(part, (event) => listener(event.detail)); },
   emit(name, detail) { target.dispatchEvent(new CustomEvent(name, { detail })); },
@@ -57,8 +58,10 @@ export async function attempt(action) {
 export function show(frame, following = false) {
   if (!store.session) return;
   store.following &&= following;
+  store.followingCamera &&= following;
   const last = store.session.frames - 1;
   store.frame = Math.max(0, Math.min(last, Math.round(frame)));
+  store.followingCamera ||= !following && store.session.live && frame >= last;
   store.emit("frame");
 }
 
@@ -80,6 +83,7 @@ export async function idle() {
 
 /** Tell the server of a prompt, a prompt taken back, or a removed object. */
 export async function step(values) {
+  store.followingCamera = false;
   await attempt(async () => {
     await idle();
     say("");
@@ -95,7 +99,8 @@ export async function open(path, policy) {
 }
 
 export function attach(key) {
-  Object.assign(store, { key, session: null, frame: 0, object: 1, run: 0, differences: {} });
+  Object.assign(store, { key, session: null, frame: 0, object: 1, run: 0, differences: {}, followingCamera: false });
+  history.replaceState(null, "", `#${key}`);
   for (const part of [...store.views, ...store.versions]) part.clear();
   for (const part of [frames, thumbs, maskPictures]) part.clear();
   watch(++watching, key);
@@ -107,7 +112,8 @@ async function watch(mine, key) {
   while (mine === watching) {
     try {
       const indexing = store.session && (!store.session.exact || store.session.indexed < store.session.frames);
-      const news = await get(`api/sessions/${key}/changes?since=${since}&wait=${since ? (indexing ? 0.3 : 10) : 0}`);
+      const patience = since ? (indexing && !store.session.live ? 0.3 : 10) : 0;
+      const news = await get(`api/sessions/${key}/changes?since=${since}&wait=${patience}&page=${store.page}`);
       if (mine !== watching) return;
       failures = 0;
       take(news);
@@ -134,11 +140,13 @@ function take(news) {
       changed.push(index);
     }
   });
-  if (news.state.message && news.state.message !== before?.message) say(news.state.message);
+  if (news.state.message && news.state.messages !== before?.messages) say(news.state.message);
   if (!comparing()) store.run = 0;
   const ids = news.state.objects.map((o) => o.id);
   if (first) store.emit("opened");
   if (first && ids.length) choose(ids[0]);
   store.emit("session", { changed, finished: before?.job && !news.state.job ? before.job : null });
   if (changed.includes(store.frame) || first) store.emit("frame");
+  if (first && store.session.live) store.followingCamera = true;
+  if (store.session.live && store.followingCamera && !store.session.job) show(Infinity, true);
 }

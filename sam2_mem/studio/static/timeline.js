@@ -4,7 +4,8 @@ import { base, color, comparing, show, store, thumbs } from "./store.js";
 
 const canvas = document.getElementById("timeline");
 const strip = document.getElementById("thumbs");
-const ROW = 22, TOP = 18, ARCS = 34, CURVE = 30;
+const hover = document.getElementById("hover");
+const ROW = 22, TOP = 18, ARCS = 34, CURVE = 36;
 let left = 96, memory = null, token = 0;
 
 const length = () => store.session.frames;
@@ -35,7 +36,7 @@ function draw() {
   if (comparing()) { differenceRow(pen, y, width); y += ROW; }
   held(pen, TOP, y);
   arcs(pen, y + 2);
-  curve(pen, y + ARCS, width);
+  curves(pen, y + ARCS, width);
   pen.fillStyle = "#fff"; pen.fillRect(x(store.frame) - 1, 0, 2, height);
   canvas.setAttribute("aria-valuemax", length() - 1);
   canvas.setAttribute("aria-valuenow", store.frame);
@@ -128,20 +129,28 @@ function arcs(pen, y) {
   pen.globalAlpha = 1;
 }
 
-function curve(pen, y, width) {
+/** Bytes and tokens held after every frame, each on its own scale, whose top is written on the left. */
+function curves(pen, y, width) {
   pen.fillStyle = "#191d24"; pen.fillRect(left, y, width - left, CURVE);
+  const bytes = curve(pen, y, 4, "#a3e635"), tokens = curve(pen, y, 3, "#f0abfc", [5, 3]);
+  label(pen, bytes ? `≤ ${size(bytes)}` : "bytes", y - 2, "#a3e635");
+  label(pen, tokens ? `≤ ${tokens} tokens` : "tokens", y + 14, "#f0abfc");
+}
+
+function curve(pen, y, value, colour, dash = []) {
   const points = [];
-  for (const [frame, summary] of store.views[store.run]) if (summary[store.object]?.[4]) points.push([frame, summary[store.object][4]]);
+  for (const [frame, summary] of store.views[store.run]) if (summary[store.object]?.[4]) points.push([frame, summary[store.object][value]]);
   points.sort((a, b) => a[0] - b[0]);
-  const most = Math.max(1, ...points.map((p) => p[1]));
-  label(pen, points.length ? `max ${size(most)}` : "memory", y + 4, "#aeb7c6");
-  pen.strokeStyle = "#a3e635"; pen.lineWidth = 1.5; pen.beginPath();
-  points.forEach(([frame, bytes], i) => {
-    const at = y + CURVE - 3 - (CURVE - 7) * (bytes / most);
+  const most = points.reduce((top, point) => Math.max(top, point[1]), 0);
+  pen.strokeStyle = colour; pen.lineWidth = 1.5; pen.setLineDash(dash); pen.beginPath();
+  points.forEach(([frame, amount], i) => {
+    const at = y + CURVE - 3 - (CURVE - 7) * (amount / Math.max(1, most));
     if (i && frame - points[i - 1][0] <= 1) pen.lineTo(x(frame), at);
     else pen.moveTo(x(frame), at);
   });
   pen.stroke();
+  pen.setLineDash([]);
+  return most;
 }
 
 export const size = (bytes) => (bytes >= 1e6 ? `${(bytes / 1e6).toFixed(1)} MB` : `${Math.round(bytes / 1e3)} kB`);
@@ -166,10 +175,28 @@ async function fillStrip() {
   }
 }
 
+/** A thumbnail of the frame under the pointer. */
+async function preview(event) {
+  const frame = store.session ? frameAt(event.clientX) : -1;
+  hover.hidden = frame < 0 || frame >= length();
+  if (hover.hidden || hover.dataset.frame === String(frame)) return place(event.clientX);
+  hover.dataset.frame = frame;
+  hover.querySelector("span").textContent = `frame ${frame}`;
+  place(event.clientX);
+  const { key } = store;
+  await thumbs.get(frame).catch(() => {});
+  if (hover.dataset.frame === String(frame) && key === store.key) hover.querySelector("img").src = `${base()}/frame/${frame}?width=160`;
+}
+
+function place(clientX) {
+  hover.style.left = `${Math.max(4, Math.min(innerWidth - 168, clientX - 82))}px`;
+}
+
 export function setUp() {
   const seek = (event) => { if (store.session) show(frameAt(event.clientX)); };
   canvas.addEventListener("pointerdown", (event) => { canvas.setPointerCapture(event.pointerId); seek(event); });
-  canvas.addEventListener("pointermove", (event) => event.buttons && seek(event));
+  canvas.addEventListener("pointermove", (event) => { if (event.buttons) seek(event); preview(event); });
+  canvas.addEventListener("pointerleave", () => { hover.hidden = true; });
   store.on("frame object session opened", draw);
   store.on("opened", fillStrip);
   let counted = 0;
@@ -185,5 +212,6 @@ export function setUp() {
     ['<path d="M0 1q5 12 10 0" fill="none" stroke="#7cc4ff" stroke-width="2"/>', "read now, by share of attention"],
     ['<rect x="4" width="2" height="6" fill="#fff"/>', "an entry left"],
     ['<path d="M0 9L5 3l5 2" fill="none" stroke="#a3e635" stroke-width="1.5"/>', "bytes held"],
+    ['<path d="M0 9L5 3l5 2" fill="none" stroke="#f0abfc" stroke-width="1.5" stroke-dasharray="3 2"/>', "tokens held"],
   ].map(([shape, text]) => `<li><svg width="11" height="11" viewBox="0 0 11 11">${shape}</svg>${text}</li>`).join("");
 }
