@@ -310,9 +310,10 @@ def _encoded(model: SAM2, features: FrameFeatures, logits: Tensor, pointer: Tens
 
 
 def _corrected(model: SAM2, features: FrameFeatures, prediction: ObjectPrediction, truth: Tensor) -> ObjectPrediction:
-    """The answers to a click on the error of each prediction, which is a hint."""
+    """The answers to a click on the error of each prediction, which is a hint: an empty mask where no object was seen."""
     logits, _ = best_candidates(prediction.decoded)
-    logits = logits.detach().clamp(-HINT_LIMIT, HINT_LIMIT)
+    visible = (prediction.decoded.objectness > 0)[:, None, None]
+    logits = torch.where(visible, logits, ABSENT_LOGIT).detach().clamp(-HINT_LIMIT, HINT_LIMIT)
     points, labels = error_points(logits, truth)
     decoded = model.decode(
         prediction.conditioned,
@@ -330,27 +331,38 @@ def _corrected(model: SAM2, features: FrameFeatures, prediction: ObjectPredictio
 
 def disturb_rows(logits: Tensor, truth: Tensor, noise: MemoryNoise, rng: np.random.Generator) -> Tensor:
     """``MaskNoise`` on R objects at once: masks (R, h, w) with ``truth`` (R, S, S) in place of some, and some eroded,
-    dilated, shifted or partly dropped, by an amount that is drawn for all of them."""
+    dilated, shifted, partly dropped, joined with a rectangle beside it or moved far away, by an amount that is drawn for
+    all of them."""
     if noise.truth:
         share = F.adaptive_avg_pool2d(truth.unsqueeze(1), (logits.shape[-2], logits.shape[-1]))[:, 0]
         logits = torch.where(_drawn_rows(logits, noise.truth), (2 * share - 1) * CERTAIN, logits)
     if not noise.disturbed:
         return logits
     side = max(1, round(rng.uniform(0, noise.reach) * logits.shape[-1]))
-    down, right = (int(v) for v in rng.integers(-side, side + 1, 2))
-    padded = F.pad(logits, (side, side, side, side), value=-CERTAIN)
-    height, width = logits.shape[-2:]
+    quarter = logits.shape[-1] // 4
+    near, far = rng.integers(-side, side + 1, 2), rng.integers(-quarter, quarter + 1, 2)
+    beside = _moved(torch.where(_rectangles(logits), CERTAIN, -CERTAIN), far)
     variants = [
         F.max_pool2d(logits.unsqueeze(1), 2 * side + 1, 1, side)[:, 0],
         -F.max_pool2d(-logits.unsqueeze(1), 2 * side + 1, 1, side)[:, 0],
-        padded[:, side - down : side - down + height, side - right : side - right + width],
+        _moved(logits, near),
         torch.where(_rectangles(logits), torch.full_like(logits, -CERTAIN), logits),
+        torch.maximum(logits, beside),
+        _moved(logits, far),
     ]
     kind = torch.randint(len(variants), (len(logits), 1, 1), device=logits.device)
     changed = _drawn_rows(logits, noise.disturbed)
     for number, variant in enumerate(variants):
         logits = torch.where(changed & (kind == number), variant, logits)
     return logits
+
+
+def _moved(maps: Tensor, offset: np.ndarray) -> Tensor:
+    """Maps (R, h, w) moved by an offset (down, right) in pixels, with ground behind them."""
+    down, right = (int(v) for v in offset)
+    side, (height, width) = max(abs(down), abs(right)), maps.shape[-2:]
+    padded = F.pad(maps, (side, side, side, side), value=-CERTAIN)
+    return padded[:, side - down : side - down + height, side - right : side - right + width]
 
 
 def _drawn_rows(logits: Tensor, probability: float) -> Tensor:

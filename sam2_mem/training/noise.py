@@ -24,7 +24,8 @@ class MemoryNoise:
 
     Attributes:
         truth: that the true mask enters memory.
-        disturbed: that the mask that enters is eroded, dilated, shifted or partly dropped.
+        disturbed: that the mask that enters is eroded, dilated, shifted or partly dropped; in a ``JointRollout`` also joined with
+            a rectangle beside it, or moved far away, as if it had been mistaken.
         reach: the largest disturbance, in parts of the image side.
     """
 

@@ -4,7 +4,9 @@ as label propagation, runs with limited seconds."""
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,10 +17,11 @@ from torch import Tensor
 from sam2_mem.build_sam import build_policy, build_sam2, build_training
 from sam2_mem.config import compose, compose_training
 from sam2_mem.memory.policies.fifo import FIFO
-from sam2_mem.model.sam2 import SAM2
+from sam2_mem.model.sam2 import SAM2, Decoded
 from sam2_mem.training.clip_pool import ClipPool, PoolSettings, SampledFeed
 from sam2_mem.training.clips import Clip, ClipBatch, ClipSpec, collate
 from sam2_mem.training.drawn_prompts import (
+    HINT_LIMIT,
     DrawnPrompts,
     boxes,
     draw_points,
@@ -28,8 +31,17 @@ from sam2_mem.training.drawn_prompts import (
     inner_weight,
     prompt_losses,
 )
-from sam2_mem.training.joint_rollout import JointMemory, JointRollout, disturb_rows, encode_clips, joint_loss, track
+from sam2_mem.training.joint_rollout import (
+    JointMemory,
+    JointRollout,
+    _corrected,
+    disturb_rows,
+    encode_clips,
+    joint_loss,
+    track,
+)
 from sam2_mem.training.losses import LossSettings
+from sam2_mem.training.multi_clip_tracker import ObjectPrediction
 from sam2_mem.training.noise import MemoryNoise
 from sam2_mem.training.plan import Optimisation, Stage, TrainingPlan
 from sam2_mem.training.prompts import PromptMix
@@ -195,6 +207,42 @@ def test_disturbed_masks() -> None:
     assert (areas > 48).any() and (areas < 48).any() and (areas > 0).all()
     some = disturb_rows(logits, truth, MemoryNoise(disturbed=0.5, reach=0.1), rng)
     assert 10 < int((some != logits).flatten(1).any(1).sum()) < 54
+
+
+def test_masks_joined_with_something_beside_them_and_moved_far() -> None:
+    logits = torch.full((64, 32, 32), -4.0)
+    logits[:, 12:20, 13:19] = 4.0
+    truth, rng = torch.zeros(64, SIDE, SIDE), np.random.default_rng(3)
+
+    def disturbed(kind: int) -> Tensor:
+        with patch("torch.randint", lambda high, shape, device: torch.full(shape, kind)):
+            return disturb_rows(logits, truth, MemoryNoise(disturbed=1.0, reach=0.03), rng) > 0
+
+    joined = disturbed(4)
+    assert joined[:, 12:20, 13:19].all() and (joined.flatten(1).sum(1) > 48).any()
+    moved = [disturbed(5) for _ in range(8)]
+    assert all((far == far[0]).all() and far[0].sum() == 48 for far in moved), "the whole mask, somewhere else"
+    assert min((far[0] & (logits[0] > 0)).sum() for far in moved) < 8 < 35, (
+        "a disturbance of its reach leaves 35 and more"
+    )
+
+
+def test_an_object_that_was_not_seen_is_corrected_from_an_empty_mask() -> None:
+    """As in tracking, where the mask of an absent object is gone when a user clicks."""
+    hints: list[Tensor] = []
+    decoded = Decoded(
+        masks=torch.full((2, 1, 16, 16), 3.0),
+        iou=torch.ones(2, 1),
+        pointers=torch.zeros(2, 1, 8),
+        objectness=torch.tensor([5.0, -5.0]),
+    )
+    model = SimpleNamespace(
+        decode=lambda *_, mask_logits, **__: hints.append(mask_logits) or decoded,
+        candidates=SimpleNamespace(allows=lambda *_, **__: None),
+    )
+    prediction = ObjectPrediction(1, (0, 1), decoded, None, False)
+    assert _corrected(model, None, prediction, objects()).prompted
+    assert (hints[0][0] == 3).all() and (hints[0][1] == -HINT_LIMIT).all()
 
 
 # -- drawn prompts ----------------------------------------------------------------------------------------------------
