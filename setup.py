@@ -45,12 +45,14 @@ EXTRAS_REQUIRE = {
         "fastapi>=0.115",
         "uvicorn>=0.30",
         "httpx>=0.27",
+        "nibabel>=5.2",
         "av>=14",
         "playwright>=1.50",
     ],
     "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
     "studio": ["fastapi>=0.115", "uvicorn>=0.30", "av>=14"],
     "hub": ["huggingface_hub>=0.23"],
+    "volumes": ["nibabel>=5.2"],
     "cluster": ["submitit>=1.5"],
 }
 

@@ -23,11 +23,21 @@ from sam2_mem.claims import ClaimFolder
 from sam2_mem.cli.arguments import exit_status
 from sam2_mem.cli.launcher import Cluster, launch
 from sam2_mem.cli.progress import progress
+from sam2_mem.cli.volume import load_volume, segment_volume
 from sam2_mem.cli.vos_arguments import DEFAULT_CHECKPOINT, DEFAULT_CONFIG, parse_arguments
 from sam2_mem.cli.vos_datasets import apply_dataset_defaults, dataset_video_tasks, find_dataset, write_submission
 from sam2_mem.config import checkpoint_dir, compose_video, config_names
 from sam2_mem.tracking.run_manifest import RunFolder
-from sam2_mem.tracking.vos import Clicks, FrameMasks, MaskRules, plan_from_clicks, plan_from_mask, precision
+from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
+from sam2_mem.tracking.vos import (
+    Clicks,
+    FrameMasks,
+    MaskRules,
+    PromptPlan,
+    plan_from_clicks,
+    plan_from_mask,
+    precision,
+)
 from sam2_mem.tracking.vos_run import (
     Outputs,
     RunOptions,
@@ -66,7 +76,7 @@ def choose_config(args: argparse.Namespace) -> str:
     are not here."""
     if args.sam2_cfg is not None:
         return args.sam2_cfg
-    is_trial = args.video is not None and args.sam2_checkpoint is None and _find(Path(DEFAULT_CHECKPOINT)) is None
+    is_trial = (args.video or args.volume) is not None and args.sam2_checkpoint is None and _find(Path(DEFAULT_CHECKPOINT)) is None
     if is_trial and _has_small_model():
         logger.warning("no %s, using the small model %s; %s", DEFAULT_CHECKPOINT, SMALL_CONFIG, HOW_TO_DOWNLOAD)
         return SMALL_CONFIG
@@ -120,6 +130,8 @@ def _find(path: Path) -> Path | None:
 def make_tasks(args: argparse.Namespace) -> list[VideoTask]:
     if args.dataset is not None:
         return dataset_video_tasks(find_dataset(args))
+    if args.volume is not None:
+        return []
     if args.video is None:
         rules = MaskRules(
             per_object=args.per_obj_png_file,
@@ -133,11 +145,7 @@ def make_tasks(args: argparse.Namespace) -> list[VideoTask]:
 
 
 def _single_task(args: argparse.Namespace) -> VideoTask:
-    start, ignore = args.start_frame, frozenset(args.ignore_ids)
-    if args.mask is not None:
-        plan = plan_from_mask(args.mask, start, ignore=ignore)
-    else:
-        plan = plan_from_clicks(make_clicks(args), start)
+    start, plan = args.start_frame, _single_plan(args)
     if ADDRESS.match(args.video):
         name = video_name(Path(urlsplit(args.video).path).name) or urlsplit(args.video).hostname or "stream"
         return VideoTask(name=name, video=args.video, plan=lambda source: plan, start=start)
@@ -147,6 +155,12 @@ def _single_task(args: argparse.Namespace) -> VideoTask:
     name = path.resolve().name if path.is_dir() else video_name(path.resolve().name)
     inputs = (path,) if path.is_dir() else ()
     return VideoTask(name=name, video=path, plan=lambda source: plan, start=start, inputs=inputs)
+
+
+def _single_plan(args: argparse.Namespace) -> PromptPlan:
+    if args.mask is not None:
+        return plan_from_mask(args.mask, args.start_frame, ignore=frozenset(args.ignore_ids))
+    return plan_from_clicks(make_clicks(args), args.start_frame)
 
 
 def make_clicks(args: argparse.Namespace) -> list[Clicks]:
@@ -239,15 +253,19 @@ def make_setup(args: argparse.Namespace) -> Setup:
     return Setup(tasks, name, config, weights)
 
 
-def segment_videos(args: argparse.Namespace) -> list[VideoReport]:
-    setup = make_setup(args)
+def make_predictor(args: argparse.Namespace, setup: Setup) -> SAM2VideoPredictor:
     torch.manual_seed(args.seed)
-    predictor = build_sam2_video_predictor(
+    return build_sam2_video_predictor(
         setup.config,
         device=args.device,
         apply_postprocessing=False,  # it is in the config already
         vos_optimized=args.use_vos_optimized_video_predictor,
     )
+
+
+def segment_videos(args: argparse.Namespace) -> list[VideoReport]:
+    setup = make_setup(args)
+    predictor = make_predictor(args, setup)
     described, device = setup.weights.described(args.seed), predictor.device.type
     options = make_options(args, setup.name, setup.config, described, device)
     return run(predictor, setup.tasks, options, progress=show_progress)
@@ -301,6 +319,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
 
     def segment() -> int:
+        if args.volume is not None:
+            volume, plan = load_volume(args.volume), _single_plan(args)
+            print(segment_volume(args, make_predictor(args, make_setup(args)), plan, volume))
+            return 0
         reports = launch_tasks(args) if args.launcher else segment_videos(args)
         status = print_summary(reports, args.output_mask_dir)
         if args.dataset is not None:

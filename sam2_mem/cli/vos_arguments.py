@@ -29,6 +29,10 @@ One video, or a camera (--video 0):
 
     sam2-mem segment --video clip.mp4 --box 100,80,300,260 --output out
 
+A volume, from the middle slice towards both ends (pip install "sam2_mem[volumes]"); masks come back as a volume:
+
+    sam2-mem segment --volume scan.nii.gz --box 100,80,300,260 --window 400 --level 40 --output out
+
 Everything in the config can be changed by key=value at the end, the memory policy first of all:
 
     sam2-mem segment ... memory_policy=fifo memory_policy.num_maskmem=5 model.image_size=512
@@ -47,11 +51,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _add_dataset_name(parser.add_argument_group("a data set by its name"))
     _add_folders(parser.add_argument_group("videos of a data set"))
     _add_single(parser.add_argument_group("one video"))
+    _add_volume(parser.add_argument_group("one volume"))
     _add_output(parser.add_argument_group("output"))
     _add_tracking(parser.add_argument_group("tracking"))
     _add_running(parser.add_argument_group("long runs"))
     args = parser.parse_intermixed_args(argv)
     try:
+        if args.volume is not None:
+            _check_volume(args, parser)
         _check(args)
     except ValueError as error:
         parser.error(str(error))
@@ -127,6 +134,16 @@ def _add_single(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--start_frame", type=int, default=0, help="frame that the prompts are for; earlier ones are left out"
     )
+
+
+def _add_volume(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--volume", help="a file that nibabel reads, e.g. scan.nii.gz; prompts are in voxels of one slice"
+    )
+    group.add_argument("--axis", type=int, choices=(0, 1, 2), default=2, help="that slices lie along (default: 2)")
+    group.add_argument("--slice", type=int, help="that the prompts are for (default: the middle one)")
+    group.add_argument("--window", type=float, help="width of the grey values that are told apart, e.g. 400")
+    group.add_argument("--level", type=float, help="their centre, e.g. 40 (default of both: all but half a percent)")
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
@@ -246,7 +263,7 @@ def _check(args: argparse.Namespace) -> None:
     _check_checkpoints(args)
     if args.dataset is not None or args.root is not None:
         _check_dataset_name(args)
-    elif args.video is not None:
+    elif args.video is not None or args.volume is not None:
         _check_single(args)
     else:
         _check_folders(args)
@@ -284,6 +301,22 @@ def _check_folders(args: argparse.Namespace) -> None:
     misplaced = _present(args, "box", "points", "negative_points", "mask", "start_frame")
     if misplaced:
         raise ValueError(f"expected {misplaced[0]} together with --video, got it with --base_video_dir")
+
+
+ALSO_FOR_VOLUMES = frozenset(
+    "volume axis slice window level box points negative_points mask ignore_ids output_mask_dir score_thresh "
+    "allow_empty_prompts apply_postprocessing sam2_cfg sam2_checkpoint device seed overrides".split()
+)
+
+
+def _check_volume(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    strange = [n for n, v in vars(parser.parse_args([])).items() if n not in ALSO_FOR_VOLUMES and getattr(args, n) != v]
+    if strange:
+        raise ValueError(f"expected --volume without --{strange[0]}, which is for videos")
+    if (args.window is None) != (args.level is None):
+        raise ValueError("expected --window together with --level, got one of them")
+    if args.window is not None and args.window <= 0:
+        raise ValueError(f"expected --window > 0, got {args.window:g}")
 
 
 def _check_single(args: argparse.Namespace) -> None:
