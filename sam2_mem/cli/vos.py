@@ -76,7 +76,11 @@ def choose_config(args: argparse.Namespace) -> str:
     are not here."""
     if args.sam2_cfg is not None:
         return args.sam2_cfg
-    is_trial = (args.video or args.volume) is not None and args.sam2_checkpoint is None and _find(Path(DEFAULT_CHECKPOINT)) is None
+    is_trial = (
+        (args.video or args.volume) is not None
+        and args.sam2_checkpoint is None
+        and _find(Path(DEFAULT_CHECKPOINT)) is None
+    )
     if is_trial and _has_small_model():
         logger.warning("no %s, using the small model %s; %s", DEFAULT_CHECKPOINT, SMALL_CONFIG, HOW_TO_DOWNLOAD)
         return SMALL_CONFIG

@@ -303,10 +303,11 @@ def _check_folders(args: argparse.Namespace) -> None:
         raise ValueError(f"expected {misplaced[0]} together with --video, got it with --base_video_dir")
 
 
-ALSO_FOR_VOLUMES = frozenset(
-    "volume axis slice window level box points negative_points mask ignore_ids output_mask_dir score_thresh "
-    "allow_empty_prompts apply_postprocessing sam2_cfg sam2_checkpoint device seed overrides".split()
-)
+ALSO_FOR_VOLUMES = {
+    *("volume", "axis", "slice", "window", "level", "box", "points", "negative_points", "mask", "ignore_ids"),
+    *("output_mask_dir", "score_thresh", "allow_empty_prompts", "apply_postprocessing"),
+    *("sam2_cfg", "sam2_checkpoint", "device", "seed", "overrides"),
+}
 
 
 def _check_volume(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
