@@ -86,7 +86,8 @@ class FrameContext:
     """The frame a policy is asked about: its index, the direction of time and the features of the image.
 
     ``num_frames`` is None on a live stream. ``features`` may be None in tests of policies that do not look at images.
-    ``measured`` is what the policy's ``measure_for_read`` gave, on the CPU.
+    ``measured`` is what the policy's ``measure_for_read`` gave, on the CPU. ``read_on``: number of the frame for which memory
+    was read, None for this one.
     """
 
     index: int
@@ -94,6 +95,12 @@ class FrameContext:
     reverse: bool = False
     num_frames: int | None = None
     measured: Tensor | None = None
+    read_on: int | None = None
+
+    @property
+    def as_read(self) -> FrameContext:
+        """The frame that memory was read on: this one, but for the first frame of a clip."""
+        return self if self.read_on is None else replace(self, index=self.read_on, read_on=None)
 
     def age(self, frame: int) -> int:
         """Frames between ``frame`` and this one along the direction of tracking; negative for frames ahead."""

@@ -194,8 +194,8 @@ class Hybrid(PolicyWrapper):
         """Usage of what ``short`` reads, without that of the anchors behind it."""
         if usage is None:
             return None
-        anchors = [e for e in state.anchors.long if e.frame != frame.index]
-        counts = [len(read.items) for read in self._narrow(len(anchors)).read(state.short, frame)]
+        anchors = [e for e in state.anchors.long if e.frame != frame.as_read.index]
+        counts = [len(read.items) for read in self._narrow(len(anchors)).read(state.short, frame.as_read)]
         return tuple(_first_items(u, n) for u, n in zip(usage, counts))
 
     def write(

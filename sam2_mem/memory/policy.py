@@ -75,6 +75,8 @@ class Needs:
         sensory: it keeps the state of sensory memory, where the model has one; it is ``HasSensory``.
         whole_maps: tracked maps stay as they were written: ``memory_bound=tokens`` may not take tokens out of them.
         click_mask: ``MemoryEntry.click_mask`` of prompts.
+        every_frame: it follows the object from each frame to the next, so that no frame may be left out of ``write``, as
+            ``tracker.clip_length`` does.
     """
 
     usage: Usage = Usage.NONE
@@ -84,6 +86,7 @@ class Needs:
     sensory: bool = False
     whole_maps: bool = False
     click_mask: bool = False
+    every_frame: bool = False
 
 
 def setting(

@@ -90,7 +90,7 @@ class TokenBounded(Bounded):
         attention: Attention = {}
         if self._by_attention:
             assert hypotheses.usage is not None, "usage was asked for"
-            attention = received(self.policy.read(state, frame), hypotheses.usage)
+            attention = received(self.policy.read(state, frame.as_read), hypotheses.usage)
         written = self.policy.write(state, frame, hypotheses, selection, entries)
         if self.score == "usage":
             tracked = [e.tokens for e in written.all_entries() if e.tokens is not None and not e.is_prompt]

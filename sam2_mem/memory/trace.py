@@ -216,6 +216,11 @@ class Listener(Protocol):
     def on_change(self, record: TraceRecord) -> None: ...
 
 
+def reports_usage(listener: Listener | None) -> bool:
+    """Whether the attention of every read is measured for a listener."""
+    return listener is not None and listener.read_mass
+
+
 def notify(listener: Listener, record: TraceRecord) -> None:
     """Give ``record`` to ``listener``, also to one that still calls the method ``hear``."""
     receive = getattr(listener, "on_change", None)

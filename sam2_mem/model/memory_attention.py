@@ -131,8 +131,9 @@ class MemoryAttention(nn.Module):
         """Condition one frame on R rows.
 
         Args:
-            low: (Q, C) features, or (R, Q, C) where rows belong to different frames.
-            low_pos: their positions, of the same shape.
+            low: (Q, C) features; (R, Q, C) where rows belong to different frames; (T, Q, C) where each of T frames has R / T
+                rows, one frame after the other.
+            low_pos: their positions, of the same shape or (Q, C).
             grid: (H, W) with H * W = Q.
             rows: R rows of memory.
             usage: statistics to report.
@@ -148,7 +149,7 @@ class MemoryAttention(nn.Module):
         x = self._start(low + 0.1 * low_pos, rows)
         report = None
         for i, layer in enumerate(self.layers):
-            x = layer.self_attention(x, grid_rotation)
+            x = _one_per_row(layer.self_attention(x, grid_rotation), rows.rows)
             q = layer.memory_query(x, grid_rotation, query_code)
             if usage is not Usage.NONE and i == self.usage_layer:
                 k = layer.memory_key(rows, rotation_of_key(rows.xy.unsqueeze(1)))
@@ -164,11 +165,16 @@ class MemoryAttention(nn.Module):
         return lambda xy: rotation_of(((xy - (cells - 1) / 2) / cells).clamp(min=0))
 
     def _start(self, image: Tensor, rows: RowBatch) -> Tensor:
-        """What enters the first layer, (1 or R, Q, C). Until rows read their own memory they are equal, so that one
+        """What enters the first layer, (1, T or R, Q, C). Until rows read their own memory they are equal, so that one
         does; in training each row has its own dropout."""
-        if image.ndim == 2 and not self.training:
-            return image.unsqueeze(0)
-        return image.expand(rows.rows, -1, -1)
+        if image.ndim == 3:
+            return image
+        return image.expand(rows.rows, -1, -1) if self.training else image.unsqueeze(0)
+
+
+def _one_per_row(x: Tensor, rows: int) -> Tensor:
+    """(T, Q, C) of several frames -> (rows, Q, C); of a single one as it is, which stands for all rows."""
+    return x if len(x) in (1, rows) else x.repeat_interleave(rows // len(x), 0)
 
 
 @torch.no_grad()

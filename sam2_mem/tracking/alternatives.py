@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sam2_mem.tracking.arbiter import as_absent
+from sam2_mem.tracking.clip import FrameChoice
 from sam2_mem.tracking.inference_state import InferenceState
 from sam2_mem.tracking.mask_postprocessing import resize_logits
 from sam2_mem.tracking.memory_reader import Decision
@@ -105,6 +106,7 @@ def choose(tracker: Tracker, track: Track, number: int | None) -> Sequence[Revis
     Returns:
         earlier masks that this changes, under policies that rewrite the past.
     """
+    tracker.close_clip()
     decision = latest_decision(track)
     if decision is None:
         raise RuntimeError(
@@ -125,7 +127,7 @@ def choose(tracker: Tracker, track: Track, number: int | None) -> Sequence[Revis
     output = gated_output(tracker.model, frame.index, hypotheses, selection.output, gate)
     assert frame.features is not None, "a decision is one on a frame"
     selection, unwritten = (replace(selection, remember=()), {track.obj_id}) if track.frozen else (selection, set())
-    revisions = tracker.take_in([prediction], [selection], [output], frame.features, unwritten=unwritten)
+    revisions = tracker.take_in(FrameChoice(frame.features, [prediction], [selection], [output], unwritten))
     shown = decision.shown if number is None else candidates[number]
     track.decision = replace(decision, shown=shown, after=track.state)
     return revisions

@@ -59,6 +59,7 @@ class InferenceState:
 
     def __deepcopy__(self, memo: Any) -> InferenceState:
         """A session that goes on from here by itself; network, policy and video are shared."""
+        self.tracker.close_clip()
         tracker = copy(self.tracker)
         tracker.tracks = {obj_id: _copied(track) for obj_id, track in self.tracker.tracks.items()}
         tracker.archive = deepcopy(self.tracker.archive)

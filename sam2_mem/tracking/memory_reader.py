@@ -72,6 +72,18 @@ class Decision:
     after: Bank | None = None
 
 
+class RequestedUsage(NamedTuple):
+    """Attention of reads that the policy asks for, and whether listeners are told of it on every frame."""
+
+    requested: Usage
+    is_reported: bool
+
+    @property
+    def measured(self) -> Usage:
+        """What the network measures."""
+        return Usage.TOKENS if self.is_reported and self.requested is Usage.NONE else self.requested
+
+
 class DecodedBatch(NamedTuple):
     """R rows after the network: their candidates, the features (R, Q, C) that these were decoded from, and the attention
     of each row, if it was measured."""
@@ -121,29 +133,56 @@ class MemoryReader:
             report_usage: measure attention on every frame and give it with the predictions; policies that did not ask for
                 it are not given it.
         """
+        frames = self.contexts_for(tracks, context)
+        reads_of_track = [self.policy.read(track.state, frame) for track, frame in zip(tracks, frames)]
+        usage = RequestedUsage(self.requested_usage(tracks, frames), report_usage)
+        batches, rows_of_track = self._run_network(tracks, reads_of_track, features, usage.measured)
+        return self.predictions_of(tracks, frames, batches, rows_of_track, usage, keep_conditioned=keep_conditioned)
+
+    def contexts_for(self, tracks: Sequence[Track], context: FrameContext) -> list[FrameContext]:
+        """The frame as the policy of every track reads on it."""
         frames = [self.context_for(track, context) for track in tracks]
-        if isinstance(self.policy, MeasuresReads) and features.low.device.type != "cpu":
+        if isinstance(self.policy, MeasuresReads) and self.model.device.type != "cpu":
             wanted = [self.policy.measure_for_read(track.state, frame) for track, frame in zip(tracks, frames)]
             frames = [replace(frame, measured=m) for frame, m in zip(frames, vectors_to_cpu(wanted))]
-        reads_of_track = [self.policy.read(track.state, frame) for track, frame in zip(tracks, frames)]
-        requested = self._requested_usage(tracks, frames)
-        usage = Usage.TOKENS if report_usage and requested is Usage.NONE else requested
-        batches, rows_of_track = self._run_network(tracks, reads_of_track, features, usage)
-        usages = None if usage is Usage.NONE else [batch.usage or () for batch in batches]
-        measure = None if features.low.device.type == "cpu" else partial(self._measure, tracks, frames, requested)
+        return frames
+
+    def predictions_of(
+        self,
+        tracks: Sequence[Track],
+        frames: Sequence[FrameContext],
+        batches: Sequence[DecodedBatch],
+        rows_of_track: Sequence[Sequence[RowIndex]],
+        usage: RequestedUsage,
+        *,
+        keep_conditioned: bool,
+    ) -> list[TrackPrediction]:
+        """What the network said, for each of N pairs of a track and a frame.
+
+        Args:
+            tracks: (N).
+            frames: (N).
+            batches: from the network.
+            rows_of_track: (N) the row of each pathway.
+            usage: of reads.
+            keep_conditioned: as in ``predict``.
+        """
+        usages = None if usage.measured is Usage.NONE else [batch.usage or () for batch in batches]
+        is_host = self.model.device.type == "cpu"
+        measure = None if is_host else partial(self._measure, tracks, frames, usage.requested)
         split = split_by_track([batch.decoded for batch in batches], rows_of_track, usages, measure)
         predictions = []
         for track, frame, rows, hypotheses in zip(tracks, frames, rows_of_track, split):
             prediction = TrackPrediction(
                 track=track,
                 frame=frame,
-                hypotheses=replace(hypotheses, usage=None) if usage is not requested else hypotheses,
+                hypotheses=hypotheses if usage.measured is usage.requested else replace(hypotheses, usage=None),
                 rows=rows,
                 conditioned=[batches[b].conditioned[r] for b, r in rows] if keep_conditioned else (),
                 maps=[]
                 if self.sensory is None
                 else [sensory_update.maps_at(batches[b].decoded.maps, r) for b, r in rows],
-                usage=hypotheses.usage if report_usage else None,
+                usage=hypotheses.usage if usage.is_reported else None,
             )
             predictions.append(prediction)
         return predictions
@@ -206,7 +245,7 @@ class MemoryReader:
         asked = None if requested is Usage.NONE else usage
         return self.policy.measure(tracks[number].state, frames[number], masks, asked)
 
-    def _requested_usage(self, tracks: Sequence[Track], frames: Sequence[FrameContext]) -> Usage:
+    def requested_usage(self, tracks: Sequence[Track], frames: Sequence[FrameContext]) -> Usage:
         """What any object needs; the network measures a batch as a whole. RuntimeError where two need different things."""
         requested = Usage.NONE
         for track, frame in zip(tracks, frames):

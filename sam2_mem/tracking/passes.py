@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -58,6 +58,7 @@ def run_pass(
     frames: PassRange,
     *,
     encode: Callable[[Frame], FrameFeatures],
+    encode_all: Callable[[Sequence[Frame]], list[FrameFeatures]],
     take_in: Callable[[], None],
     final: bool,
 ) -> Iterator[FrameResult]:
@@ -67,11 +68,13 @@ def run_pass(
         state: of the session.
         frames: of the pass.
         encode: the features of a frame.
+        encode_all: those of several frames, for clips.
         take_in: takes what was said into memory.
         final: see ``sam2_mem.tracking.frame_loop.run``.
     """
     lag = state.tracker.policy.needs.revise if final else 0
-    single = partial(_single_pass, state, encode=partial(state.features, encode=encode), take_in=take_in, final=final)
+    cached = partial(state.features, encode=encode)
+    single = partial(_single_pass, state, encode=cached, encode_all=encode_all, take_in=take_in, final=final)
     if lag and state.video.seekable:
         return _restarting_pass(state, frames, single, take_in)
     return single(frames, lag=lag)
@@ -82,6 +85,7 @@ def _single_pass(
     frames: PassRange,
     *,
     encode: Callable[[Frame], FrameFeatures],
+    encode_all: Callable[[Sequence[Frame]], list[FrameFeatures]],
     take_in: Callable[[], None],
     final: bool,
     lag: int = 0,
@@ -103,8 +107,8 @@ def _single_pass(
             logger.warning(message, lag)
         take_in()
 
-    reverse = frames.step < 0
-    return run(state, frames.frames(state), encode=encode, reverse=reverse, final=final, before_frame=before_frame)
+    steps = partial(run, state, frames.frames(state), encode=encode, encode_all=encode_all, reverse=frames.step < 0)
+    return steps(final=final, before_frame=before_frame)
 
 
 def _restarting_pass(

@@ -18,7 +18,7 @@ from torch import Tensor
 from sam2_mem._moved import renamed
 from sam2_mem.model.sam2 import SAM2, Decoded
 from sam2_mem.tracking.mask_postprocessing import suppress_overlap
-from sam2_mem.tracking.track import MaskOutput, ReferenceAppearance
+from sam2_mem.tracking.track import MaskOutput, ReferenceAppearance, Track
 from sam2_mem.types import FrameFeatures
 
 BOX_CORNERS = (2, 3)
@@ -207,6 +207,12 @@ def settle_overlap(logits: Tensor, refined: Tensor) -> Tensor:
     them get -10 there. Everything else stays as it is."""
     contested = ((logits > 0) & refined[:, None, None]).any(0) & (logits > 0)
     return torch.where(contested, suppress_overlap(logits), logits)
+
+
+def note_reference(track: Track, features: FrameFeatures, output: MaskOutput) -> None:
+    """Keep what the object looks like on the first frame on which it is visible."""
+    if track.reference is None and output.area > 0:
+        track.reference = reference_appearance(features, output.logits)
 
 
 # -- the step ---------------------------------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ class TrackerSettings:
         storage_device: where spatial memory waits, e.g. "cpu"; None for the device of the model.
         arbiter: which of two objects whose masks nearly coincide gives way, see ``sam2_mem.tracking.arbiter``: "none",
             "recent" (SAM 3) or "variance" (SAM2MOT).
+        clip_length: frames of offline video that read memory once and go through the network together, see
+            ``sam2_mem.tracking.clip``; 1: each for itself, as in SAM 2.
         history: outputs kept per object, for corrections; unbounded where the policy is.
         archive_bytes: the budget for memory and masks of frames that an object has left behind, kept on the host for sessions
             on a video that can be read anywhere, so that they equal SAM 2's, which keeps everything; 0 for none. A frame of
@@ -45,6 +47,7 @@ class TrackerSettings:
     memory_dtype: str = "bfloat16"
     storage_device: str | None = None
     arbiter: str = "none"
+    clip_length: int = 1
     history: int = 16
     archive_bytes: int = 2**32
     max_padding: float = 0.0
@@ -58,6 +61,7 @@ class TrackerSettings:
         for name in ("fill_hole_area", "remove_region_area", "forget_radius", "max_rows", "archive_bytes"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"expected {name} >= 0, got {getattr(self, name)}")
-        if self.history < 1:
-            raise ValueError(f"expected history >= 1, got {self.history}")
+        for name in ("history", "clip_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
         bucket([], max_padding=self.max_padding)

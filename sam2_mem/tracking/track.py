@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,7 +13,16 @@ from sam2_mem._moved import renamed
 from sam2_mem.memory.bank import Bank
 from sam2_mem.model.acceleration.transfer import to_device_async
 from sam2_mem.model.sam2 import SAM2
-from sam2_mem.types import ABSENT_LOGIT, CandidateId, FrameContext, Hypotheses, SensoryUpdate
+from sam2_mem.types import (
+    ABSENT_LOGIT,
+    CandidateId,
+    FrameContext,
+    FrameResult,
+    Hypotheses,
+    ObjectScore,
+    Revision,
+    SensoryUpdate,
+)
 
 if TYPE_CHECKING:
     from sam2_mem.tracking.memory_reader import Decision
@@ -201,6 +210,51 @@ class Track:
         prompted = self.prompted_frames()
         tracked = [frame for frame in self.outputs if frame not in prompted]
         return [self.outputs.pop(frame) for frame in tracked[: max(0, len(tracked) - history)]]
+
+
+def frame_result(
+    model: SAM2,
+    tracks: Sequence[Track],
+    frame: int,
+    frames_before: Sequence[set[int]],
+    gate: float,
+    revisions: tuple[Revision, ...] = (),
+) -> FrameResult:
+    """What is given out of a frame that has been tracked.
+
+    Args:
+        model: gives the size of masks.
+        tracks: (N) objects with a memory.
+        frame: its number.
+        frames_before: (N) frames that were in memory before it.
+        gate: the object score above which objects are present.
+        revisions: earlier masks that it has changed.
+    """
+    outputs = [track.outputs[frame] for track in tracks]
+    empty = torch.zeros(0, *model.mask_size, device=model.device)
+    return FrameResult(
+        frame=frame,
+        obj_ids=tuple([track.obj_id for track in tracks]),
+        masks=torch.stack([output.logits for output in outputs]) if outputs else empty,
+        scores=tuple([_score(t, o, frames, gate) for t, o, frames in zip(tracks, outputs, frames_before)]),
+        revisions=revisions,
+    )
+
+
+def _score(track: Track, output: MaskOutput, frames_before: set[int], gate: float) -> ObjectScore:
+    assert track.state is not None, "objects without a memory are not tracked"
+    frames = track.frames_in_memory()
+    return ObjectScore(
+        obj_id=track.obj_id,
+        iou=output.iou,
+        objectness=output.objectness,
+        present=output.objectness > (0.0 if output.prompted else gate),
+        prompted=output.prompted,
+        held=tuple(sorted(frames)),
+        dropped=tuple(sorted(frames_before - frames)),
+        tokens=track.state.token_count(),
+        refined=output.refined,
+    )
 
 
 __getattr__ = renamed(__name__)

@@ -7,7 +7,7 @@ A tracker executes what policies decide. It is made of three parts: ``PromptDeco
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,20 +17,21 @@ import torch
 from sam2_mem._moved import renamed
 from sam2_mem.memory.bank import Bank
 from sam2_mem.memory.policy import MemoryPolicy, Revising
-from sam2_mem.memory.trace import Cause, Change, Listener, notify, trace_record
+from sam2_mem.memory.trace import Cause, Change, Listener, notify, reports_usage, trace_record
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.arbiter import ARBITERS, Arbiter, arbitrate
 from sam2_mem.tracking.archive import Archive, Kind
+from sam2_mem.tracking.clip import FrameChoice, OpenClip
 from sam2_mem.tracking.mask_postprocessing import clean_masks
 from sam2_mem.tracking.memory_reader import Decision, MemoryReader, TrackPrediction
 from sam2_mem.tracking.memory_writer import MemoryWriter
 from sam2_mem.tracking.prompt_decoder import PromptDecoder
 from sam2_mem.tracking.recall import Recall
-from sam2_mem.tracking.refine import Refiner, reference_appearance, refine
+from sam2_mem.tracking.refine import Refiner, note_reference, refine
 from sam2_mem.tracking.settings import TrackerSettings
-from sam2_mem.tracking.track import MaskOutput, Track, gated_output
-from sam2_mem.types import FrameContext, FrameFeatures, FrameResult, MaskSelection, MemoryEntry, ObjectScore, Revision
+from sam2_mem.tracking.track import MaskOutput, Track, frame_result, gated_output
+from sam2_mem.types import FrameContext, FrameFeatures, FrameResult, MaskSelection, MemoryEntry, Revision
 
 
 class Tracker:
@@ -86,6 +87,7 @@ class Tracker:
         self.archive = Archive() if archive is None else archive
         self.recall = Recall(policy, self.archive, model.device)
         self.listener: Listener | None = None
+        self.clip: OpenClip | None = None
         self._gate = policy.min_obj_score_logits
         self._revising: Revising | None = policy if policy.needs.revise and isinstance(policy, Revising) else None
         bounded = policy.capacity(model.tokens_per_map) is not None
@@ -99,11 +101,13 @@ class Tracker:
         return self.tracks.setdefault(obj_id, Track(obj_id))
 
     def remove(self, obj_id: int) -> None:
+        self.close_clip()
         del self.tracks[obj_id]
         self.archive.remove(obj_id)
 
     def clear(self) -> None:
         """Forget all objects."""
+        self.clip = None
         self.tracks.clear()
         self.archive.clear()
 
@@ -125,6 +129,7 @@ class Tracker:
 
     def preview(self, features: FrameFeatures, prompt: Prompt) -> MaskOutput:
         """Answer a prompt without remembering anything yet; ``commit`` does that. See ``PromptDecoder.decode``."""
+        self.close_clip()
         track = self.track(prompt.obj_id)
         context = self.context(features, reverse=bool(track.tracked.reverse_at(features.index)))
         frame = self.reader.context_for(track, context)
@@ -137,6 +142,7 @@ class Tracker:
         tracks = [track for track in self.tracks.values() if features.index in track.pending]
         if not tracks:
             return
+        self.close_clip()
         outputs = [track.pending.pop(features.index) for track in tracks]
         entries = self.writer.encode_prompts(tracks, features, outputs)
         for track, output, entry in zip(tracks, outputs, entries):
@@ -146,7 +152,8 @@ class Tracker:
             self.recall.report_dropped_prompts(track, state)
             self.change(track, Cause.PROMPT, frame, state, entries=(entry,))
             self._show(track, output)
-            self._note_reference(track, features, output)
+            if self.refiner is not None:
+                note_reference(track, features, output)
 
     def _show(self, track: Track, output: MaskOutput) -> None:
         """``output`` is what the user sees from now on; older ones of the track are archived."""
@@ -156,7 +163,7 @@ class Tracker:
 
     # -- jumps --------------------------------------------------------------------------------------------------
 
-    def _resume(self, tracks: Sequence[Track], context: FrameContext) -> None:
+    def resume(self, tracks: Sequence[Track], context: FrameContext) -> None:
         """Where an object's latest step was not on the frame before, its memory takes back what is read on this one."""
         for track in tracks:
             if not track.continues(context):
@@ -179,12 +186,13 @@ class Tracker:
         Returns:
             masks of every object that has been prompted so far, in the order in which the objects came.
         """
+        self.close_clip()
         for prompt in prompts:
             self.preview(features, prompt)
         self.commit(features)
         tracks = [track for track in self.tracks.values() if track.state is not None]
         context = self.context(features, reverse=reverse)
-        self._resume(tracks, context)
+        self.resume(tracks, context)
         frames_before = [track.frames_in_memory() for track in tracks]
         if self.settings.clear_non_cond_mem_around_input:
             self._forget_around_prompts(tracks, features.index)
@@ -192,15 +200,7 @@ class Tracker:
         revisions = self._track(moving, features, context) if moving else ()
         for track in tracks:
             track.tracked.add(features.index, reverse=reverse)
-        outputs = [track.outputs[features.index] for track in tracks]
-        empty = torch.zeros(0, *self.model.mask_size, device=self.model.device)
-        return FrameResult(
-            frame=features.index,
-            obj_ids=tuple([track.obj_id for track in tracks]),
-            masks=torch.stack([output.logits for output in outputs]) if outputs else empty,
-            scores=tuple([self._score(t, o, frames) for t, o, frames in zip(tracks, outputs, frames_before)]),
-            revisions=revisions,
-        )
+        return frame_result(self.model, tracks, features.index, frames_before, self._gate, revisions)
 
     def finish(self) -> tuple[Revision, ...]:
         """Masks that policies with deferred output still want to correct at the end of a pass."""
@@ -210,10 +210,16 @@ class Tracker:
         return tuple(self._apply_revision(t, r) for t in tracks for r in self._revising.finish(t.state))
 
     def _track(self, tracks: Sequence[Track], features: FrameFeatures, context: FrameContext) -> tuple[Revision, ...]:
-        report_usage = self.listener is not None and self.listener.read_mass
-        predictions = self.reader.predict(
-            tracks, features, context, keep_conditioned=self.refiner is not None, report_usage=report_usage
-        )
+        uses = {"keep_conditioned": self.refiner is not None, "report_usage": reports_usage(self.listener)}
+        return self.take_in(self.decide(self.reader.predict(tracks, features, context, **uses), features))
+
+    def decide(self, predictions: list[TrackPrediction], features: FrameFeatures) -> FrameChoice:
+        """Masks of a frame, by policies, the refiner and the arbiter; memory stays as it is.
+
+        Args:
+            predictions: of N objects, at least one.
+            features: of the frame.
+        """
         selections, outputs, decisions = [], [], []
         for prediction in predictions:
             track, hypotheses = prediction.track, prediction.hypotheses
@@ -221,75 +227,54 @@ class Tracker:
             selections.append(replace(selection, remember=()) if track.frozen else selection)
             outputs.append(gated_output(self.model, features.index, hypotheses, selection.output, self._gate))
             if self.keeps_decisions:
-                decisions.append(Decision(replace(prediction, conditioned=()), selection.output))
+                decisions.append(
+                    Decision(replace(prediction, conditioned=()), selection.output, track.state, track.state)
+                )
         if self.refiner is not None:
-            outputs = self._refine(self.refiner, predictions, selections, outputs, features)
-        unwritten = {track.obj_id for track in tracks if track.frozen}
+            for prediction, output in zip(predictions, outputs):
+                note_reference(prediction.track, features, output)
+            references = [prediction.track.reference for prediction in predictions]
+            conditioned = [p.conditioned[s.output.pathway] for p, s in zip(predictions, selections)]
+            outputs = refine(self.refiner, self.model, features, outputs, references, conditioned)
+        unwritten = {prediction.track.obj_id for prediction in predictions if prediction.track.frozen}
         if self.arbiter is not None:
             unwritten |= arbitrate(self.arbiter, self.model, self.policy, predictions, selections, outputs)
-        before = [track.state for track in tracks]
-        revisions = self.take_in(predictions, selections, outputs, features, unwritten=unwritten)
-        if self.keeps_decisions:
-            for track, decision, state in zip(tracks, decisions, before):
-                track.decision = replace(decision, before=state, after=track.state)
-        return revisions
+        for prediction, decision in zip(predictions, decisions):
+            prediction.track.decision = decision
+        return FrameChoice(features, predictions, selections, outputs, unwritten)
 
-    def take_in(
-        self,
-        predictions: Sequence[TrackPrediction],
-        selections: Sequence[MaskSelection],
-        outputs: Sequence[MaskOutput],
-        features: FrameFeatures,
-        *,
-        unwritten: Collection[int] = (),
-    ) -> tuple[Revision, ...]:
-        """Memory takes in the chosen masks of a frame, and they are shown.
+    def close_clip(self) -> None:
+        """Memory takes in a clip that is being shown, as one that ends with the frame shown last."""
+        clip, self.clip = self.clip, None
+        if clip is not None and clip.choice is not None:
+            with torch.inference_mode():
+                self.take_in(clip.choice)
 
-        Args:
-            predictions: of N objects, at least one.
-            selections: (N) by their policies.
-            outputs: (N) their masks.
-            features: of the frame.
-            unwritten: ids of objects whose memory stays as it is.
-
-        Returns:
-            earlier masks that this changes.
-        """
-        memories = self.writer.encode_memories(predictions, selections, outputs, features)
+    def take_in(self, choice: FrameChoice) -> tuple[Revision, ...]:
+        """Memory takes in the masks of a frame, and they are shown; gives earlier masks that this changes."""
+        predictions, selections, outputs = choice.predictions, choice.selections, choice.outputs
+        memories = self.writer.encode_memories(predictions, selections, outputs, choice.features)
         for prediction, selection, output, entries in zip(predictions, selections, outputs, memories):
-            self._write(prediction, selection, output, entries, is_kept=prediction.track.obj_id not in unwritten)
-        masks = self._clean(torch.stack([output.logits for output in outputs]))
-        for prediction, output, logits in zip(predictions, outputs, masks):
-            self._show(prediction.track, replace(output, logits=logits.clone()))
+            track = prediction.track
+            self._write(prediction, selection, output, entries, is_kept=track.obj_id not in choice.unwritten)
+            if track.decision is not None:
+                track.decision = replace(track.decision, after=track.state)
+        self.show(predictions, outputs)
         if self._revising is None:
             return ()
         revisions: list[Revision] = []
         for prediction in predictions:
             track = prediction.track
-            if track.obj_id not in unwritten:
+            if track.obj_id not in choice.unwritten:
                 changed = self._revising.revise(track.state, prediction.frame)
                 revisions += [self._apply_revision(track, revision) for revision in changed]
         return tuple(revisions)
 
-    def _refine(
-        self,
-        refiner: Refiner,
-        predictions: Sequence[TrackPrediction],
-        selections: Sequence[MaskSelection],
-        outputs: Sequence[MaskOutput],
-        features: FrameFeatures,
-    ) -> list[MaskOutput]:
-        """Outputs as the refiner leaves them."""
-        for prediction, output in zip(predictions, outputs):
-            self._note_reference(prediction.track, features, output)
-        references = [prediction.track.reference for prediction in predictions]
-        conditioned = [p.conditioned[s.output.pathway] for p, s in zip(predictions, selections)]
-        return refine(refiner, self.model, features, outputs, references, conditioned)
-
-    def _note_reference(self, track: Track, features: FrameFeatures, output: MaskOutput) -> None:
-        """What the object looks like on the first frame on which it is visible."""
-        if self.refiner is not None and track.reference is None and output.area > 0:
-            track.reference = reference_appearance(features, output.logits)
+    def show(self, predictions: Sequence[TrackPrediction], outputs: Sequence[MaskOutput]) -> None:
+        """The user sees the masks of N objects on a frame, cleaned."""
+        masks = self._clean(torch.stack([output.logits for output in outputs]))
+        for prediction, output, logits in zip(predictions, outputs, masks):
+            self._show(prediction.track, replace(output, logits=logits.clone()))
 
     def _write(
         self,
@@ -328,21 +313,6 @@ class Tracker:
             output = replace(output, logits=logits, iou=revision.iou, objectness=revision.objectness)
             track.outputs[revision.frame] = output
         return replace(revision, obj_id=track.obj_id, logits=logits)
-
-    def _score(self, track: Track, output: MaskOutput, frames_before: set[int]) -> ObjectScore:
-        assert track.state is not None, "objects without a memory are not tracked"
-        frames = track.frames_in_memory()
-        return ObjectScore(
-            obj_id=track.obj_id,
-            iou=output.iou,
-            objectness=output.objectness,
-            present=output.objectness > (0.0 if output.prompted else self._gate),
-            prompted=output.prompted,
-            held=tuple(sorted(frames)),
-            dropped=tuple(sorted(frames_before - frames)),
-            tokens=track.state.token_count(),
-            refined=output.refined,
-        )
 
 
 __getattr__ = renamed(__name__)

@@ -21,6 +21,8 @@ from sam2_mem.model.sam2 import SAM2
 from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.alternatives import ChoosesAlternatives
 from sam2_mem.tracking.archive import Archive
+from sam2_mem.tracking.batching import row_limit
+from sam2_mem.tracking.clip import check_clips
 from sam2_mem.tracking.embedders import Embedder
 from sam2_mem.tracking.frame_loop import run
 from sam2_mem.tracking.inference_state import InferenceState
@@ -86,6 +88,7 @@ class PredictorBase(nn.Module):
         vars(self).update({name: vars(model)[name] for name in shared}, model=model, training=model.training)
         self.policy = policy
         self.tracker_settings = TrackerSettings() if tracker is None else tracker
+        check_clips(policy, model, self.tracker_settings)
         self.settings = PredictorSettings() if settings is None else settings
         self.refiner = refiner
         self.embedder = embedder
@@ -143,9 +146,21 @@ class PredictorBase(nn.Module):
 
     def encode(self, frame: Frame) -> FrameFeatures:
         """Features of a frame, as ``Tracker.step`` takes them."""
-        pixels = normalize(frame.model_input(self.model.image_size)[None], self.model.device)
-        features = self.model.encode_image(pixels, [frame.index])[0]
-        return features if self.embedder is None else replace(features, appearance=self.embedder(pixels[0]))
+        return self._encode_together([frame])[0]
+
+    def encode_all(self, frames: Sequence[Frame]) -> list[FrameFeatures]:
+        """Features of several frames, in batches of as many as ``tracker.max_rows`` allows."""
+        size = row_limit(self.model, self.tracker_settings.max_rows) or len(frames)
+        parts = [frames[start : start + size] for start in range(0, len(frames), size)]
+        return [features for part in parts for features in self._encode_together(part)]
+
+    def _encode_together(self, frames: Sequence[Frame]) -> list[FrameFeatures]:
+        inputs = torch.stack([frame.model_input(self.model.image_size) for frame in frames])
+        pixels = normalize(inputs, self.model.device)
+        features = self.model.encode_image(pixels, [frame.index for frame in frames])
+        if self.embedder is None:
+            return features
+        return [replace(f, appearance=self.embedder(image)) for f, image in zip(features, pixels)]
 
     def _at_video_size(self, state: InferenceState, masks: Tensor) -> Tensor:
         """(N, h, w) -> (N, 1, H, W)."""
@@ -306,6 +321,7 @@ class SAM2VideoPredictor(ChoosesAlternatives, PredictorBase):
         if track is None:
             raise _unknown_object(obj_id, state.obj_ids)
         state.edits += 1
+        state.tracker.close_clip()
         state.prompts.get(obj_id, {}).pop(frame_idx, None)
         track.pending.pop(frame_idx, None)
         if frame_idx in track.prompted_frames():
@@ -415,7 +431,8 @@ class SAM2VideoPredictor(ChoosesAlternatives, PredictorBase):
         self.propagate_in_video_preflight(state)
         frames = pass_range(state, start, max_frames, reverse)
         take_in = partial(self.propagate_in_video_preflight, state)
-        return run_pass(state, frames, encode=self.encode, take_in=take_in, final=final)
+        tracked = partial(run_pass, state, frames, encode=self.encode, encode_all=self.encode_all)
+        return tracked(take_in=take_in, final=final)
 
     # -- streams -------------------------------------------------------------------------------------------------
 
@@ -492,6 +509,7 @@ class SAM2VideoPredictor(ChoosesAlternatives, PredictorBase):
         track = inference_state.tracker.tracks.get(obj_id)
         if track is None:
             raise _unknown_object(obj_id, inference_state.obj_ids)
+        inference_state.tracker.close_clip()
         if track.state is None:
             raise RuntimeError(
                 f"object {obj_id} has no memory yet; track it first, or call propagate_in_video_preflight"

@@ -284,12 +284,13 @@ class VideoPass:
         self._prompts: dict[int, Sequence[Prompt]] = {}
 
     def __iter__(self) -> Generator[FrameMasks, None, None]:
-        encode, autocast = self._predictor.encode, partial(_autocast, self._predictor.device)
+        autocast = partial(_autocast, self._predictor.device)
         results = run(
             self._state,
             self._untracked_frames(),
             self._prompts_at,
-            encode=encode,
+            encode=self._predictor.encode,
+            encode_all=self._predictor.encode_all,
             final=True,
             autocast=autocast,
             waiting=self._results,
@@ -327,7 +328,9 @@ class VideoPass:
 
     def checkpoint(self) -> VideoCheckpoint | None:
         """What the pass holds, to be asked for between two frames; None where it cannot go on from there: the frames are at
-        their end and only masks that waited are yet to come."""
+        their end and only masks that waited are yet to come, or a clip is not over."""
+        if self._state.tracker.clip is not None:
+            return None
         if len(self._results) != self._predictor.policy.needs.revise:
             return None
         first_untracked = self._results[-1].frame + 1 if self._results else self._next_shown

@@ -529,7 +529,7 @@ class _Saver:
 
     def __post_init__(self) -> None:
         self.path = self.folder.checkpoint(self.task.name)
-        self.every = self.options.checkpoint_every
+        self.every, self.is_due = self.options.checkpoint_every, False
 
     def go_on(self, frames: VideoPass, source: VideoSource) -> None:
         """Continue where an earlier run has saved the video, if ``resume`` is asked for and all its masks are there."""
@@ -563,12 +563,15 @@ class _Saver:
             extras.write(frame, self.options.outputs.read_masks(self.task.name, frame, self.tally.objects))
 
     def after_frame(self, frames: VideoPass, source: VideoSource) -> None:
-        """Save where it is time to. A first checkpoint on the first frame shows at once whether it can be done."""
-        is_first = self.tally.frames == self.tally.went_on_at + 1
-        if not self.every or not (is_first or self.tally.frames % self.every == 0):
+        """Save where it is time to, or as soon as it can be done from then on. A first checkpoint on the first frame shows at once
+        whether it can be done."""
+        if not self.every:
             return
+        is_first = self.tally.frames == self.tally.went_on_at + 1
+        self.is_due = self.is_due or is_first or self.tally.frames % self.every == 0
         try:
-            self._save(frames, source)
+            if self.is_due:
+                self._save(frames, source)
         except ValueError as error:
             if self.options.checkpoint_required:
                 raise
@@ -583,6 +586,7 @@ class _Saver:
             counts = {"frames": self.tally.frames, "state_bytes": self.tally.state_bytes}
             about = {"settings": self.folder.hash, "video": self.task.name, **counts}
             save_checkpoint(self.path, checkpoint, self.predictor.policy, self.predictor.device, about)
+            self.is_due = False
 
 
 def _length(source: VideoSource, start: int, stop: int | None) -> int | None:

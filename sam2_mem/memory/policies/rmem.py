@@ -144,7 +144,7 @@ class RMem(MemoryPolicy[RMemBank]):
         self, state: RMemBank, frame: FrameContext, hypotheses: Hypotheses, selection: MaskSelection
     ) -> dict[int, float]:
         """Share of foreground attention of every bank frame; the shares add up to 1."""
-        columns, output = bank_columns(state, frame), selection.output
+        columns, output = bank_columns(state, frame.as_read), selection.output
         is_present = hypotheses.objectness[output.pathway] > self.min_obj_score_logits
         seen = is_present and frame.features is not None
         if hypotheses.measured is not None:
@@ -169,7 +169,7 @@ class RMem(MemoryPolicy[RMemBank]):
         self, state: RMemBank, frame: FrameContext, masks: Tensor, usage: Sequence[ReadUsage] | None
     ) -> Tensor | None:
         """Shares of bank frames under every candidate, and without a mask, where attention is due."""
-        columns = len(bank_columns(state, frame))
+        columns = len(bank_columns(state, frame.as_read))
         if usage is None or columns == 0:
             return None
         return torch.cat([self._shares(frame, usage, columns, mask) for mask in (*masks[0], None)])

@@ -34,7 +34,7 @@ class Samite(MotionWindow[MotionBank]):
 
     @property
     def needs(self) -> Needs:
-        return Needs(summary=True)
+        return Needs(summary=True, every_frame=True)
 
     def new_state(self, frame: FrameContext) -> MotionBank:
         return MotionBank()

@@ -164,7 +164,7 @@ class Sparse(MemoryPolicy[SparseBank]):
         """Whole maps that were read on this frame, with the attention (L) that their tokens received."""
         assert usage is not None and usage[0].tokens is not None, "usage was asked for"
         attention = usage[0].tokens[len(state.prompts) :]
-        received = {e.frame: x for (_, e), x in zip(self._selected(state, frame), attention)}
+        received = {e.frame: x for (_, e), x in zip(self._selected(state, frame.as_read), attention)}
         whole = [e for e in self._good(state, frame) if e.frame not in state.thinned]
         return [(e, received[e.frame]) for e in whole if e.frame in received]
 

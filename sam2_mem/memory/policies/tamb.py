@@ -98,7 +98,7 @@ class TAMB(MotionWindow[SightingBank]):
 
     @property
     def needs(self) -> Needs:
-        return Needs(summary=True)
+        return Needs(summary=True, every_frame=True)
 
     def new_state(self, frame: FrameContext) -> SightingBank:
         return SightingBank()

@@ -116,7 +116,7 @@ class Samurai(ChoosesByMotion[SamuraiBank]):
     @property
     def needs(self) -> Needs:
         """The masks of clicks, where they start the filter."""
-        return Needs(click_mask=self.start_at_click)
+        return Needs(click_mask=self.start_at_click, every_frame=True)
 
     def new_state(self, frame: FrameContext) -> SamuraiBank:
         return SamuraiBank()

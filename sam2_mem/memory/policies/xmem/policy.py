@@ -245,7 +245,7 @@ class XMem(MemoryPolicy[XMemBank]):
             usage = None if hypotheses.usage is None else hypotheses.usage[0].tokens
             if usage is None:
                 raise ValueError("expected the attention every token received (usage TOKENS), got none; ask usage_at")
-            state = state.after_read(self._read_parts(state, frame), usage)
+            state = state.after_read(self._read_parts(state, frame.as_read), usage)
         state = replace(state, reasons=())
         for entry in entries:
             state = self._take(state.add(entry), frame, entry)
