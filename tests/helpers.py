@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -33,6 +34,15 @@ needs_reference = pytest.mark.skipif(
 )
 
 State = dict[str, Tensor]
+
+
+def opencv_regions(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels and areas of 8-connected regions of (N, 1, H, W) bool, as the reference's CUDA extension gives them."""
+    pairs = []
+    for mask in masks[:, 0].numpy():
+        _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+        pairs.append((labels, np.where(labels > 0, stats[:, cv2.CC_STAT_AREA][labels], 0)))
+    return tuple(torch.from_numpy(np.stack(parts))[:, None] for parts in zip(*pairs))
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------

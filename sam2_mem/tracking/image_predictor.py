@@ -55,7 +55,7 @@ class SAM2ImagePredictor:
 
     def reset_predictor(self) -> None:
         """Forget the image or the images."""
-        self._features: list[FrameFeatures] = []
+        self._images: list[FrameFeatures] = []
         self._sizes: list[tuple[int, int]] = []
         self._is_batch = False
 
@@ -76,20 +76,15 @@ class SAM2ImagePredictor:
     def _encode(self, images: Sequence[np.ndarray]) -> None:
         self.reset_predictor()
         mean, std = (torch.tensor(v, device=self.device).reshape(1, 3, 1, 1) for v in (MEAN, STD))
-        pixels = torch.cat([self._resized(image) for image in images])
-        self._features = self.model.encode_image((pixels - mean) / std, range(len(images)))
+        pixels = torch.cat([_resized(image, self.model.image_size, self.device) for image in images])
+        self._images = self.model.encode_image((pixels - mean) / std, range(len(images)))
         self._sizes = [(image.shape[0], image.shape[1]) for image in images]
-
-    def _resized(self, image: np.ndarray) -> Tensor:
-        """(H, W, 3) uint8 -> (1, 3, S, S) in 0..1."""
-        x = torch.from_numpy(image.copy()).permute(2, 0, 1).to(self.device).float() / 255.0
-        return F.interpolate(x[None], size=(self.model.image_size,) * 2, mode="bilinear", antialias=True)
 
     def get_image_embedding(self) -> Tensor:
         """Stride-16 features of the B images as the mask decoder gets them, (B, C, H, W)."""
         self._loaded()
-        tokens = torch.cat([self.model.without_memory(features) for features in self._features])
-        return tokens.mT.unflatten(-1, self._features[0].grid)
+        tokens = torch.cat([self.model.without_memory(features) for features in self._images])
+        return tokens.mT.unflatten(-1, self._images[0].grid)
 
     @torch.inference_mode()
     def predict(
@@ -166,23 +161,14 @@ class SAM2ImagePredictor:
         if not self._is_batch:
             raise RuntimeError("no images to segment; call set_image_batch first, or predict after set_image")
         columns = [
-            self._column("point_coords_batch", point_coords_batch),
-            self._column("point_labels_batch", point_labels_batch),
-            self._column("box_batch", box_batch),
-            self._column("mask_input_batch", mask_input_batch),
+            _column("point_coords_batch", point_coords_batch, len(self._images)),
+            _column("point_labels_batch", point_labels_batch, len(self._images)),
+            _column("box_batch", box_batch, len(self._images)),
+            _column("mask_input_batch", mask_input_batch, len(self._images)),
         ]
         options = multimask_output, return_logits, normalize_coords
         answers = [self._answer(number, prompts, *options) for number, prompts in enumerate(zip(*columns))]
         return [a[0] for a in answers], [a[1] for a in answers], [a[2] for a in answers]
-
-    def _column(self, name: str, values: Sequence[Any] | None) -> Sequence[Any]:
-        """One item for each image."""
-        count = len(self._features)
-        if values is None:
-            return [None] * count
-        if len(values) != count:
-            raise ValueError(f"expected {name} with one item for each of {count} images, got {len(values)}")
-        return values
 
     def _answer(
         self, number: int, prompts: tuple[Any, ...], multimask_output: bool, return_logits: bool, in_pixels: bool
@@ -221,7 +207,7 @@ class SAM2ImagePredictor:
         prompts = [prompt for prompt in (points, mask_input) if prompt is not None]
         if not prompts:
             raise ValueError("expected points, a box or a mask_input, got none of them")
-        rows, features = len(prompts[0]), self._features[number]
+        rows, features = len(prompts[0]), self._images[number]
         if mask_input is not None and len(mask_input) != rows:
             raise ValueError(
                 f"expected mask_input for as many objects as the points and boxes, {rows}, got {len(mask_input)}; "
@@ -244,8 +230,25 @@ class SAM2ImagePredictor:
         shares = points / torch.tensor([width, height], dtype=torch.float32, device=points.device)
         return shares * self.model.image_size
 
+    # -- attributes of SAM 2's predictor that notebooks read --------------------------------------------------------------
+
+    @property
+    def _is_image_set(self) -> bool:
+        return bool(self._images)
+
+    @property
+    def _orig_hw(self) -> list[tuple[int, int]] | None:
+        return self._sizes or None
+
+    @property
+    def _features(self) -> dict[str, Any] | None:
+        if not self._images:
+            return None
+        levels = zip(*(features.high or () for features in self._images))
+        return {"image_embed": self.get_image_embedding(), "high_res_feats": [torch.stack(maps) for maps in levels]}
+
     def _loaded(self) -> None:
-        if not self._features:
+        if not self._images:
             raise RuntimeError("no image to segment; call set_image first")
 
     def _hint(self, mask_input: Any) -> Tensor:
@@ -295,6 +298,21 @@ def on_hub_model(kind: Any, model_id: str, arguments: dict[str, Any]) -> Any:
     settings = {name: arguments[name] for name in signature(kind).parameters if name in arguments}
     options = {name: value for name, value in arguments.items() if name not in settings}
     return kind(import_module("sam2_mem.build_sam").build_sam2_hf(model_id, **options), **settings)
+
+
+def _column(name: str, values: Sequence[Any] | None, count: int) -> Sequence[Any]:
+    """One item for each image."""
+    if values is None:
+        return [None] * count
+    if len(values) != count:
+        raise ValueError(f"expected {name} with one item for each of {count} images, got {len(values)}")
+    return values
+
+
+def _resized(image: np.ndarray, side: int, device: torch.device) -> Tensor:
+    """(H, W, 3) uint8 -> (1, 3, side, side) in 0..1."""
+    x = torch.from_numpy(image.copy()).permute(2, 0, 1).to(device).float() / 255.0
+    return F.interpolate(x[None], size=(side, side), mode="bilinear", antialias=True)
 
 
 def _box_corners(box: Any, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from clips import make_clip
-from helpers import SCORE_HEAD, TINY, lively_state, needs_reference, save_state
+from helpers import SCORE_HEAD, TINY, lively_state, needs_reference, opencv_regions, save_state
 from micro import one_thread, picture  # noqa: F401
 from torch import Tensor
 
@@ -26,15 +26,6 @@ from sam2_mem.utils import amg
 SIZE = 128
 TOLERANCE = 1e-4
 NUMBERS = ("predicted_iou", "stability_score", "bbox", "point_coords", "crop_box")
-
-
-def regions(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels and areas of 8-connected regions of (N, 1, H, W) bool, as the reference's CUDA extension gives them."""
-    pairs = []
-    for mask in masks[:, 0].numpy():
-        _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-        pairs.append((labels, np.where(labels > 0, stats[:, cv2.CC_STAT_AREA][labels], 0)))
-    return tuple(torch.from_numpy(np.stack(parts))[:, None] for parts in zip(*pairs))
 
 
 @dataclass(frozen=True)
@@ -77,7 +68,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 @pytest.fixture
 def reference_with_regions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("sam2.utils.misc"), "get_connected_components", regions)
+    monkeypatch.setattr(import_module("sam2.utils.misc"), "get_connected_components", opencv_regions)
 
 
 @pytest.fixture(scope="module")
