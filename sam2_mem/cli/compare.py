@@ -17,6 +17,7 @@ from sam2_mem import __version__
 from sam2_mem._moved import renamed
 from sam2_mem.build_sam import build_sam2_video_predictor
 from sam2_mem.checkpoint import local_path, sha256_of
+from sam2_mem.claims import ClaimFolder
 from sam2_mem.cli.arguments import (
     add_machine_arguments,
     command_parser,
@@ -24,6 +25,7 @@ from sam2_mem.cli.arguments import (
     set_threads,
     user_path,
 )
+from sam2_mem.cli.launcher import Cluster, add_launcher_arguments, launch
 from sam2_mem.cli.progress import progress
 from sam2_mem.config import checkpoint_dir, compose_video, policy_names
 from sam2_mem.evaluation.comparison.jobs import Job, Plan, PolicyEntry, Result, ResultFolder
@@ -73,6 +75,7 @@ class Options:
         max_frames: of each video.
         masks: keep them.
         shard: which part of the videos.
+        share: with other runs that do the same.
     """
 
     out: Path
@@ -90,6 +93,7 @@ class Options:
     max_frames: int | None = None
     masks: bool = False
     shard: Shard = field(default_factory=Shard)
+    share: bool = False
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -126,9 +130,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_shards", type=int, default=1, help="split the videos between this many processes")
     parser.add_argument("--shard_id", type=int, default=0, help="which of them this is, from 0")
     parser.add_argument(
-        "--launcher", choices=("slurm", "local"), help="start all shards with submitit and wait for the report"
+        "--share",
+        action="store_true",
+        help="runs with the same arguments, on any machines, share the work: each takes the longest video that is left, and those "
+        "of runs that died",
     )
-    parser.add_argument("--launcher_set", nargs="+", default=(), metavar="KEY=VALUE", help="e.g. timeout_min=240")
+    add_launcher_arguments(parser)
     parser.add_argument("--report", action="store_true", help="only make the report of what is there")
     return parser.parse_args(argv)
 
@@ -150,6 +157,7 @@ def make_options(args: argparse.Namespace) -> Options:
         max_frames=args.max_frames,
         masks=args.masks,
         shard=Shard(index=args.shard_id, of=args.num_shards),
+        share=args.share,
     )
 
 
@@ -160,8 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.report:
         return exit_status(lambda: report_only(args.out))
     if args.launcher:
-        cluster = {"cluster": args.launcher, "shards": args.num_shards, "parameters": args.launcher_set}
-        return exit_status(lambda: launch(make_options(args), **cluster))
+        return exit_status(lambda: launch_tasks(make_options(args), Cluster.of(args)))
     return exit_status(lambda: run_shard(make_options(args)))
 
 
@@ -285,10 +292,18 @@ def run_shard(options: Options) -> int:
     set_threads(options.threads)
     plan, folder = make_plan(options), ResultFolder(options.out)
     shard = slice(options.shard.index, None, options.shard.of)
-    results = run_plan(plan, folder, shard=shard, progress=_bar)
+    results = run_plan(plan, folder, shard=shard, share=options.share, progress=_bar)
     if all(folder.path(job).is_file() for job in plan.jobs()):
-        write_report(folder)
+        _write_report_alone(folder)
     return _report_status(results, options.out)
+
+
+def _write_report_alone(folder: ResultFolder) -> None:
+    """Runs that share the work come to its end together."""
+    claim = ClaimFolder(folder.root / "claims").take("report")
+    if claim is not None:
+        with claim:
+            write_report(folder)
 
 
 def _bar(jobs: Sequence[Job]) -> Iterable[Job]:
@@ -305,31 +320,16 @@ def _report_status(results: Sequence[Result], out: Path) -> int:
     return 1 if failed else 0
 
 
-def launch(options: Options, *, cluster: str, shards: int, parameters: Sequence[str] = ()) -> int:
-    """Do all shards as tasks of a cluster ("slurm", or "local" for processes of this machine) and wait for them.
-
-    Args:
-        options: what to run.
-        cluster: see above.
-        shards: how many tasks.
-        parameters: ``key=value`` for ``submitit.AutoExecutor.update_parameters``, e.g. ``timeout_min=240``.
-    """
-    try:
-        import submitit
-    except ModuleNotFoundError as error:
-        raise ValueError("expected the package submitit, got none; pip install submitit") from error
-    settings = dict(part.split("=", 1) for part in parameters)
-    executor = submitit.AutoExecutor(folder=options.out.resolve() / "submitit", cluster=cluster)
-    executor.update_parameters(
-        name="compare_policies", **{k: int(v) if v.isdecimal() else v for k, v in settings.items()}
-    )
-    tasks = [replace(options, out=options.out.resolve(), shard=Shard(index=i, of=shards)) for i in range(shards)]
-    ResultFolder(options.out).claim(make_plan(options))
-    jobs = executor.map_array(run_shard, tasks)
-    statuses = [job.result() for job in jobs]
-    complete = write_report(ResultFolder(options.out))
-    print(f"the report is {options.out / 'report' / 'index.html'}")
-    return max(*statuses, 0 if complete else 1)
+def launch_tasks(options: Options, cluster: Cluster) -> int:
+    """Do the comparison with tasks that share the videos, wait for them and write the report."""
+    options = replace(options, out=options.out.resolve(), share=True, shard=Shard())
+    make_plan(options)  # what is wrong with it is said before anything starts
+    failures = launch(run_shard, options, cluster, folder=options.out / "submitit", name="sam2-mem-compare")
+    for line in failures:
+        logger.warning("%s", line)
+    if not (options.out / "run.json").is_file():
+        raise ValueError(f"no task has begun; {failures[0] if failures else 'see their logs'}")
+    return report_only(options.out)
 
 
 def report_only(out: Path) -> int:

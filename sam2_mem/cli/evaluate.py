@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -15,9 +16,14 @@ from sam2_mem.cli.arguments import (
     exit_status,
     user_path,
 )
-from sam2_mem.evaluation.datasets import PROTOCOLS, Selection, open_dataset
+from sam2_mem.cli.launcher import Cluster, add_launcher_arguments, launch
+from sam2_mem.evaluation.datasets import PROTOCOLS, Dataset, Selection, open_dataset
 from sam2_mem.evaluation.reports import table, write_csv, write_json
-from sam2_mem.evaluation.scoring import Progress, evaluate
+from sam2_mem.evaluation.results import Failure, Report
+from sam2_mem.evaluation.scoring import Progress, evaluate, report_of
+from sam2_mem.evaluation.shared_scoring import ScoreFolder, shared_outcomes
+
+logger = logging.getLogger(__name__)
 
 USAGE = """Score predicted masks by the rules of a data set.
 
@@ -46,12 +52,22 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--only_predicted", action="store_true", help="leave out videos without predictions")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: one for each processor")
+    parser.add_argument(
+        "--scores",
+        type=user_path,
+        help="keep the scores of each video here: a run that was cut off goes on, and runs with the same folder, on any machines, "
+        "share the videos",
+    )
+    parser.add_argument("--num_shards", type=int, default=1, help="tasks of --launcher (default: 1)")
+    add_launcher_arguments(parser)
     parser.add_argument("--csv", type=user_path, help="write one row for each object here, the summary beside it")
     parser.add_argument("--json", type=user_path, help="write everything here")
     parser.add_argument("--per_frame", action="store_true", help="put the numbers of every frame into --json")
     args = parser.parse_args(argv)
     if args.per_frame and args.json is None:
         parser.error("--per_frame needs --json")
+    if (args.launcher or args.num_shards > 1) and (args.scores is None or args.launcher is None):
+        parser.error("tasks share the videos: expected --launcher with --scores FOLDER and --num_shards")
     return args
 
 
@@ -62,14 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def score(args: argparse.Namespace) -> int:
-    selection = Selection(
-        split=args.split, names=args.list, meta=args.meta, unseen=args.unseen, only_predicted=args.only_predicted
-    )
-    dataset = open_dataset(args.dataset, args.gt, args.pred, selection)
+    dataset = _dataset(args)
     began = time.perf_counter()
-    report = evaluate(
-        dataset.protocol, dataset.videos, processes=args.processes, progress=_with_bar(len(dataset.videos))
-    )
+    report = _report(args, dataset)
     seconds = time.perf_counter() - began
     for source in dataset.sources:
         print(f"used {source}")
@@ -82,6 +93,32 @@ def score(args: argparse.Namespace) -> int:
         write_json(report, args.json, per_frame=args.per_frame)
         print(f"wrote {args.json}")
     return 1 if report.failures else 0
+
+
+def _dataset(args: argparse.Namespace) -> Dataset:
+    selection = Selection(
+        split=args.split, names=args.list, meta=args.meta, unseen=args.unseen, only_predicted=args.only_predicted
+    )
+    return open_dataset(args.dataset, args.gt, args.pred, selection)
+
+
+def _report(args: argparse.Namespace, dataset: Dataset) -> Report:
+    if args.scores is None:
+        bar = _with_bar(len(dataset.videos))
+        return evaluate(dataset.protocol, dataset.videos, processes=args.processes, progress=bar)
+    if args.launcher is not None:
+        cluster, folder = Cluster.of(args), args.scores.resolve() / "submitit"
+        for line in launch(score_as_task, args, cluster, folder=folder, name="sam2-mem-evaluate"):
+            logger.warning("%s", line)
+    outcomes = shared_outcomes(ScoreFolder(args.scores, dataset.protocol), dataset.videos, processes=args.processes)
+    return report_of(dataset.protocol, dataset.videos, outcomes)
+
+
+def score_as_task(args: argparse.Namespace) -> int:
+    """What each task of ``--launcher`` does: score videos; the report is made by the command that has started it."""
+    dataset = _dataset(args)
+    outcomes = shared_outcomes(ScoreFolder(args.scores, dataset.protocol), dataset.videos, processes=args.processes)
+    return 1 if any(isinstance(outcome, Failure) for outcome in outcomes) else 0
 
 
 def _with_bar(total: int) -> Progress:

@@ -31,7 +31,11 @@ def evaluate(
     """
     if processes < 1:
         raise ValueError(f"expected at least 1 process, got {processes}")
-    outcomes = list(progress(_outcomes(protocol, videos, min(processes, len(videos)))))
+    return report_of(protocol, videos, list(progress(_outcomes(protocol, videos, min(processes, len(videos))))))
+
+
+def report_of(protocol: Protocol[Any], videos: Sequence[ScoredVideo], outcomes: Sequence[Outcome]) -> Report:
+    """The report on videos, given the outcome of each."""
     scored = [(video, outcome) for video, outcome in zip(videos, outcomes) if isinstance(outcome, VideoScores)]
     objects = tuple(object_scores for _, scores in scored for object_scores in scores.objects)
     return Report(
@@ -48,12 +52,17 @@ def evaluate(
 
 def _outcomes(protocol: Protocol[Any], videos: Sequence[ScoredVideo], processes: int) -> Iterator[Outcome]:
     """In the order of the videos."""
-    score = partial(_outcome, protocol)
+    score = partial(outcome_of, protocol)
     if processes <= 1:
         yield from map(score, videos)
         return
-    with ProcessPoolExecutor(processes, mp_context=_context(), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    with process_pool(processes) as pool:
         yield from pool.map(score, videos)
+
+
+def process_pool(processes: int) -> ProcessPoolExecutor:
+    """Processes that score, of one thread each."""
+    return ProcessPoolExecutor(processes, mp_context=_context(), initializer=cv2.setNumThreads, initargs=(1,))
 
 
 def _context() -> multiprocessing.context.BaseContext:
@@ -65,7 +74,8 @@ def _context() -> multiprocessing.context.BaseContext:
     return context
 
 
-def _outcome(protocol: Protocol[Any], video: ScoredVideo) -> Outcome:
+def outcome_of(protocol: Protocol[Any], video: ScoredVideo) -> Outcome:
+    """The scores of a video, or why there are none."""
     try:
         return protocol.score(video)
     except (ValueError, OSError) as error:

@@ -504,6 +504,7 @@ def test_runs_that_share_take_the_longest_first_and_do_nothing_twice(run, data, 
 
 
 @pytest.mark.full
+@pytest.mark.extended
 def test_a_run_takes_over_the_video_of_one_that_was_killed(micro, data, run, tmp_path):
     for name, count in (("a", 40), ("b", 80)):
         data.video(name, count, seed=ord(name))

@@ -589,9 +589,40 @@ def test_shards_of_the_command(whole: Path, weights: Path, tmp_path: Path) -> No
     assert lasting(tmp_path) == lasting(whole)
 
 
+def test_runs_that_share_do_every_video_once(done: ResultFolder, tmp_path: Path) -> None:
+    plan, begun = small_plan(), []
+
+    def progress(jobs: Sequence[Job]) -> Sequence[Job]:
+        begun.extend(dict.fromkeys(job.video for job in jobs))
+        return jobs
+
+    folder = ResultFolder(tmp_path)
+    results = run_plan(plan, folder, share=True, progress=progress)
+    write_report(folder)
+    assert begun == [video.name for video in plan.videos]
+    assert lasting(tmp_path) == lasting(done.root)
+    assert run_plan(plan, folder, share=True, progress=progress) == results and len(begun) == 3
+
+
+@pytest.mark.full
+@pytest.mark.extended
+def test_two_processes_that_share(whole: Path, weights: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(TOOL), *arguments(tmp_path, weights, "--share")]
+    first, second = (subprocess.Popen(command, env=environment) for _ in range(2))
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "jobs").glob("*.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    first.kill()
+    assert second.wait(120) == 0 and first.wait() != 0
+    for part in tmp_path.rglob(".*.part"):
+        part.unlink()  # may be left of a write that was cut off
+    assert lasting(tmp_path) == lasting(whole)
+
+
 @pytest.mark.full
 def test_submitit(whole: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("submitit", reason="SUBMITIT IS NOT INSTALLED: pip install sam2_mem[submitit]")
+    pytest.importorskip("submitit", reason="SUBMITIT IS NOT INSTALLED: pip install sam2_mem[cluster]")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
     assert main(arguments(tmp_path, weights, "--num_shards", 2, "--launcher", "local")) == 0
     assert lasting(tmp_path) == lasting(whole)

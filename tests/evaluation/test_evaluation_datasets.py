@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sam2_mem.cli.evaluate import main as score
 from sam2_mem.evaluation.datasets import Selection, open_dataset
 from sam2_mem.evaluation.reports import table, write_json
 from sam2_mem.evaluation.results import Report
-from sam2_mem.evaluation.scoring import evaluate
+from sam2_mem.evaluation.scoring import evaluate, report_of
+from sam2_mem.evaluation.shared_scoring import ScoreFolder, shared_outcomes
 from sam2_mem.video import Frame, PaletteWriter, PerObjectWriter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -378,3 +380,59 @@ def test_per_object_writer_is_read(tmp_path: Path) -> None:
         ("001", 0.6667),
         ("002", 0.6667),
     ]
+
+
+# -- scores that stay in a folder -------------------------------------------------------------------------------------
+
+
+def test_scores_in_a_folder_are_those_without_one_and_follow_the_files(tmp_path: Path) -> None:
+    for video in ("a", "b"):
+        save_video(tmp_path / "gt" / video, 4, 1, 2)
+        save_video(tmp_path / "pred" / video, 4, 1, 2, shift=2)
+    save(tmp_path / "gt" / "c" / "00000.png", ids(0, 1))  # no prediction
+    dataset = open_dataset("davis2017", tmp_path / "gt", tmp_path / "pred")
+    folder = ScoreFolder(tmp_path / "scores", dataset.protocol)
+
+    def report() -> str:
+        outcomes = shared_outcomes(folder, dataset.videos)
+        write_json(report_of(dataset.protocol, dataset.videos, outcomes), tmp_path / "report.json", per_frame=True)
+        return (tmp_path / "report.json").read_text()
+
+    first = report()
+    write_json(evaluate(dataset.protocol, dataset.videos), tmp_path / "plain.json", per_frame=True)
+    assert first == (tmp_path / "plain.json").read_text()
+    before = {path.name: path.stat().st_mtime_ns for path in folder.root.glob("*.json")}
+    assert report() == first
+    after = {path.name: path.stat().st_mtime_ns for path in folder.root.glob("*.json")}
+    assert sorted(before) == ["a.json", "b.json", "c.json"]
+    assert [name for name in before if before[name] != after[name]] == ["c.json"], "a failure is tried again"
+    save(tmp_path / "pred" / "b" / "00002.png", ids(5, 1, 2))
+    changed = report()
+    write_json(evaluate(dataset.protocol, dataset.videos), tmp_path / "plain.json", per_frame=True)
+    assert changed == (tmp_path / "plain.json").read_text() != first
+
+
+@pytest.mark.full
+@pytest.mark.extended
+def test_tasks_of_this_machine_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for video in ("a", "b"):
+        save_video(tmp_path / "gt" / video, 4, 1, 2)
+        save_video(tmp_path / "pred" / video, 4, 1, 2, shift=2)
+    arguments = [
+        "--dataset",
+        "davis2017",
+        "--gt",
+        str(tmp_path / "gt"),
+        "--pred",
+        str(tmp_path / "pred"),
+        "--processes",
+        "1",
+    ]
+    assert score(arguments) == 0
+    plain = capsys.readouterr().out
+    assert score([*arguments, "--scores", str(tmp_path / "s"), "--launcher", "local", "--num_shards", "2"]) == 0
+    shared = capsys.readouterr().out
+    assert plain.split("masks scored")[0] == shared.split("masks scored")[0]
+    assert (
+        len(list((tmp_path / "s").glob("*.json"))) == 2 and len(list((tmp_path / "s" / "submitit").glob("*.out"))) == 2
+    )

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from sam2_mem.claims import ClaimFolder, ClaimLostError, shared
 from sam2_mem.evaluation.benchmark.measured_pass import PassCost, measured_pass, warm_up
 from sam2_mem.evaluation.comparison.jobs import Job, Plan, PolicyEntry, Result, ResultFolder
 from sam2_mem.evaluation.comparison.oracle import TruthPredictor
@@ -39,17 +40,48 @@ def run_plan(
     folder: ResultFolder,
     *,
     shard: slice = slice(None),
+    share: bool = False,
     progress: Callable[[Sequence[Job]], Iterable[Job]] = iter,
 ) -> list[Result]:
     """Do the jobs of some of the videos that have not been done with these settings; the results of all of them.
 
     A job that fails is recorded with its error, and tried again by the next run; the others go on.
+
+    Args:
+        plan: what is compared.
+        folder: of the results.
+        shard: of the videos.
+        share: other runs do the same videos at the same time; each claims the longest that is left, and those of runs that died.
+        progress: wraps the jobs.
     """
     folder.claim(plan)
     videos = {(video.data, video.name) for video in plan.videos[shard]}
     jobs = [job for job in plan.jobs() if (job.data, job.video) in videos]
     with _JobRunner(plan, folder) as runner:
-        return [runner.result(job) for job in progress(jobs)]
+        if share:
+            _share_videos(plan, folder, runner, progress)
+        return [runner.result(job, again=not share) for job in (jobs if share else progress(jobs))]
+
+
+def _share_videos(
+    plan: Plan, folder: ResultFolder, runner: _JobRunner, progress: Callable[[Sequence[Job]], Iterable[Job]]
+) -> None:
+    """Claim videos until all their jobs are done, or have failed since this run began."""
+    claims, jobs_of = ClaimFolder(folder.root / "claims"), dict[str, list[Job]]()
+    began = claims.now()
+    lengths = {(video.data, video.name): len(video.truth.frames) for video in plan.videos}
+    for job in sorted(plan.jobs(), key=lambda job: -lengths[job.data, job.video]):
+        jobs_of.setdefault(f"{job.data} {job.video}", []).append(job)
+
+    def is_settled(name: str) -> bool:
+        return all(runner.is_settled(job, began) for job in jobs_of[name])
+
+    with closing(shared(jobs_of, claims, is_settled)) as turns:
+        for claim in turns:
+            with suppress(ClaimLostError):
+                for job in progress(jobs_of[claim.name]):
+                    claim.confirm()
+                    runner.result(job)
 
 
 class _JobRunner:
@@ -70,11 +102,25 @@ class _JobRunner:
     def __exit__(self, *exc_info: object) -> None:
         self._stack.close()
 
-    def result(self, job: Job) -> Result:
+    def is_settled(self, job: Job, since: float) -> bool:
+        """Whether there is a result, or a failure later than ``since`` (s, as the file system dates files)."""
+        earlier = self._earlier(job)
+        if earlier is None or self._complete(job, earlier):
+            return earlier is not None
+        return earlier.error is not None and self._folder.path(job).stat().st_mtime > since
+
+    def _earlier(self, job: Job) -> Result | None:
+        """The result of a job with these settings."""
+        entry, video = self._entries[job.policy], self._videos[job.data, job.video]
+        earlier = self._folder.result(job)
+        return earlier if earlier is not None and earlier.settings == self._plan.settings_of(entry, video) else None
+
+    def result(self, job: Job, *, again: bool = True) -> Result:
+        """Of an earlier run, else of this one; ``again``: what has failed is done once more."""
         entry, video = self._entries[job.policy], self._videos[job.data, job.video]
         settings = self._plan.settings_of(entry, video)
-        earlier = self._folder.result(job)
-        if earlier is not None and earlier.settings == settings and self._complete(job, earlier):
+        earlier = self._earlier(job)
+        if earlier is not None and (self._complete(job, earlier) or not (again or earlier.error is None)):
             return earlier
         result = self._run(job, entry, video, settings)
         self._folder.put(result)
