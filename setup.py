@@ -47,6 +47,9 @@ EXTRAS_REQUIRE = {
         "httpx>=0.27",
         "nibabel>=5.2",
         "av>=14",
+        "onnx>=1.17",
+        "onnxruntime>=1.20",
+        "onnxscript>=0.5",
         "playwright>=1.50",
     ],
     "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
@@ -54,6 +57,7 @@ EXTRAS_REQUIRE = {
     "hub": ["huggingface_hub>=0.23"],
     "volumes": ["nibabel>=5.2"],
     "cluster": ["submitit>=1.5"],
+    "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
 }
 
 

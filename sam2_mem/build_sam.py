@@ -367,15 +367,30 @@ def build_sam2_video_predictor(
     )
     config = compose_video(config_file, hydra_overrides_extra, apply_postprocessing=apply_postprocessing)
     policy = build_policy(config.get("memory_policy") if memory_policy is None else memory_policy)
-    policy = _bounded(policy, config)
     model = _build_model(config, _weights_file(ckpt_path, config.get("checkpoint")), device, mode)
+    return predictor_of(config, model, policy, kind=SAM2VideoPredictorVOS if vos_optimized else SAM2VideoPredictor)
+
+
+def build_network(config: DictConfig) -> SAM2:
+    """The network of a composed config, with the weights that its constructor gives it."""
+    return _instantiate(config.model, "the network")
+
+
+def predictor_of(
+    config: DictConfig, model: SAM2, policy: MemoryPolicy, *, kind: type[SAM2VideoPredictor] = SAM2VideoPredictor
+) -> SAM2VideoPredictor:
+    """A predictor of a network and a policy, with all else as a composed config says.
+
+    Raises:
+        ConfigError: a ValueError, for values that do not fit.
+    """
+    policy = _bounded(policy, config)
     check_slots(policy, model)
     _note_unused(policy, model)
     refiner = _optional_part(config, "refiner", lambda part: isinstance(part, Refiner))
     embedder = _optional_part(config, "embedder", callable)
     if isinstance(embedder, nn.Module):
         embedder.to(model.device)
-    kind = SAM2VideoPredictorVOS if vos_optimized else SAM2VideoPredictor
     return kind(
         model,
         policy,

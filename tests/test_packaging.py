@@ -83,6 +83,7 @@ PARTS = (
     "evaluation",
     "training",
     "build_sam",
+    "onnx",
     "studio",
     "cli",
     "sam2_image_predictor",
@@ -110,7 +111,8 @@ MAY_IMPORT = {
     "evaluation": LIBRARY | {"synthetic"},
     "training": LIBRARY | {"checkpoint", "synthetic"},
     "build_sam": LIBRARY | {"checkpoint", "config"},
-    "studio": LIBRARY | {"build_sam", "config", "evaluation"},
+    "onnx": LIBRARY | {"build_sam", "checkpoint", "config"},
+    "studio": LIBRARY | {"build_sam", "checkpoint", "config", "evaluation"},
     "cli": frozenset(PARTS[:-4]),
     **{name: frozenset({"tracking"}) for name in PARTS[-4:]},
     "__main__": frozenset({"cli"}),
@@ -120,7 +122,7 @@ MAY_IMPORT = {
 # the tracking part may reach up.
 REACHES_UP = ("tracking", "from_pretrained", "build_sam")
 SYNTHETIC_NEEDS = sys.stdlib_module_names | {"numpy", "cv2", "PIL"}
-MAY_COMPOSE_CONFIGS = ("config", "build_sam", "cli", "tools")
+MAY_COMPOSE_CONFIGS = ("config", "build_sam", "onnx", "cli", "tools")
 # Every part may say where its earlier names are now, write files that are complete or not there, and share work.
 EVERYWHERE = ("_moved", "files", "claims")
 

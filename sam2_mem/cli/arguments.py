@@ -129,6 +129,6 @@ def exit_status(command: Callable[[], int]) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         return command()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -21,6 +21,7 @@ COMMANDS = {
     "benchmark": ("benchmark", "cost of policies, memory over long videos, speed beside SAM 2"),
     "distillers": ("distillers", "cost of memory under several token distillers"),
     "train": ("train", "train or fine-tune a network, measure it, export its weights"),
+    "export": ("export", "a network as four ONNX files, checked against PyTorch"),
     "synthetic": ("synthetic", "procedural clips with exact ground truth"),
 }
 """Module and purpose of every command."""

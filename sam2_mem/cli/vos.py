@@ -249,16 +249,35 @@ def make_setup(args: argparse.Namespace) -> Setup:
     if args.dataset is not None:
         apply_dataset_defaults(args, find_dataset(args))
     tasks = make_tasks(args)
-    name = choose_config(args)
     non_overlap = f"++predictor.non_overlap_masks={'false' if args.per_obj_png_file else 'true'}"
+    if args.onnx is not None:
+        config = _exported_config(args, [non_overlap, *args.overrides])
+        return Setup(tasks, f"{args.onnx} by onnxruntime", config, Weights(args.onnx / "manifest.json"))
+    name = choose_config(args)
     config = compose_video(name, [non_overlap, *args.overrides], apply_postprocessing=args.apply_postprocessing)
     weights = choose_weights(args, name, config)
     OmegaConf.update(config, "checkpoint", None if weights.path is None else str(weights.path), force_add=True)
     return Setup(tasks, name, config, weights)
 
 
+def _exported_config(args: argparse.Namespace, overrides: Sequence[str]) -> DictConfig:
+    from sam2_mem.onnx import Manifest  # the extra `onnx`, which few have
+    from sam2_mem.onnx.predictor import exported_config
+
+    misplaced = [name for name in ("sam2_cfg", "sam2_checkpoint") if getattr(args, name) is not None]
+    misplaced += ["use_vos_optimized_video_predictor"] * args.use_vos_optimized_video_predictor
+    if misplaced or args.device not in ("auto", "cpu"):
+        got = f"--{misplaced[0]}" if misplaced else f"--device {args.device}"
+        raise ValueError(f"expected --onnx alone to say what the network is, on the CPU, got {got} with it")
+    return exported_config(Manifest.read(args.onnx), overrides, apply_postprocessing=args.apply_postprocessing)
+
+
 def make_predictor(args: argparse.Namespace, setup: Setup) -> SAM2VideoPredictor:
     torch.manual_seed(args.seed)
+    if args.onnx is not None:
+        from sam2_mem.onnx import OnnxPredictor
+
+        return OnnxPredictor.of_config(args.onnx, setup.config)
     return build_sam2_video_predictor(
         setup.config,
         device=args.device,

@@ -72,6 +72,9 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         help=f"weights, .pt or .safetensors; 'none': those that the config names; 'random': random weights, for trials "
         f"(default: those that the config names, else its official file, e.g. {DEFAULT_CHECKPOINT})",
     )
+    group.add_argument(
+        "--onnx", type=user_path, help="a folder that sam2-mem export has written: the network, run by onnxruntime"
+    )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: the best there is)")
     group.add_argument("--seed", type=int, default=0, help="of random weights (default: 0)")
     group.add_argument(

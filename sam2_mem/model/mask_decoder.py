@@ -94,7 +94,7 @@ class MaskDecoder(nn.Module):
         `image` (B or 1, C, h, w), `image_pe` (1, C, h, w), `sparse` (B, N, C), `dense` (B, C, h, w), `high_res` as
         `high_res_heads` make it, with batch B or 1, or None. `multimask` returns the alternatives, otherwise M = 1.
         """
-        return self._select(self.propose(image, image_pe, sparse, dense, high_res), multimask)
+        return self.select(self.propose(image, image_pe, sparse, dense, high_res), multimask)
 
     def propose(
         self, image: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor, high_res: tuple[Tensor, Tensor] | None
@@ -114,16 +114,17 @@ class MaskDecoder(nn.Module):
         )
 
     def _check_inputs(self, image: Tensor, sparse: Tensor, dense: Tensor) -> None:
-        if len(sparse) != len(dense) or len(image) not in (1, len(sparse)):
+        batch = sparse.shape[0]  # a shape, not len(), which would fix the size of an exported decoder
+        if batch != dense.shape[0] or image.shape[0] not in (1, batch):
             raise ValueError(
-                f"expected prompts of one batch size and an image of that size or 1, got sparse {len(sparse)}, "
+                f"expected prompts of one batch size and an image of that size or 1, got sparse {batch}, "
                 f"dense {len(dense)}, image {len(image)}; repeat what is missing"
             )
 
     def _run_transformer(self, image: Tensor, image_pe: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
         """-> tokens (B, T, C), cells as a map (B, C, h, w)."""
         learned = torch.cat([self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight])
-        tokens = torch.cat((learned.expand(len(sparse), -1, -1), sparse), dim=1)
+        tokens = torch.cat((learned.expand(sparse.shape[0], -1, -1), sparse), dim=1)
         tokens, cells = self.transformer(tokens, image.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2))
         return tokens, cells.transpose(1, 2).reshape(image.shape)
 
@@ -143,7 +144,7 @@ class MaskDecoder(nn.Module):
         classifiers = torch.stack([head(token) for head, token in heads], dim=1)
         return (classifiers @ pixels.flatten(2)).unflatten(-1, pixels.shape[-2:])
 
-    def _select(self, candidates: DecodedMasks, multimask: bool) -> DecodedMasks:
+    def select(self, candidates: DecodedMasks, multimask: bool) -> DecodedMasks:
         """Keep the alternatives, or the single mask, or whichever of them is stable."""
         selected = slice(1, None) if multimask else slice(1)
         masks, iou = candidates.masks[:, selected], candidates.iou[:, selected]

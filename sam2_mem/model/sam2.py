@@ -18,7 +18,7 @@ from sam2_mem.model.acceleration.transfer import constant
 from sam2_mem.model.cached_positions import sine_tokens
 from sam2_mem.model.fpn import ImageEncoder
 from sam2_mem.model.layers import MLP
-from sam2_mem.model.mask_decoder import DecoderMaps, MaskDecoder
+from sam2_mem.model.mask_decoder import DecodedMasks, DecoderMaps, MaskDecoder
 from sam2_mem.model.memory_attention import Attended, MemoryAttention
 from sam2_mem.model.memory_encoder import MemoryEncoder
 from sam2_mem.model.occupancy import OccupancyHead
@@ -272,25 +272,16 @@ class SAM2(nn.Module):
     ) -> Decoded:
         rows = conditioned.shape[0]
         image = conditioned.transpose(1, 2).unflatten(-1, grid)
-        if self.occupancy_head is not None and points is None and mask_logits is None:
-            mask_logits = self.occupancy_head.mask_prompt(conditioned, grid)
-        sparse, dense = self.sam_prompt_encoder(points, labels, mask_logits)
+        sparse, dense = embed_prompts(self, conditioned, grid, points, labels, mask_logits)
         out = self.sam_mask_decoder(
             image=image,
             image_pe=self.sam_prompt_encoder.dense_position().to(image.dtype),
-            sparse=sparse.expand(rows, -1, -1),
-            dense=dense.expand(rows, -1, -1, -1),
+            sparse=sparse,
+            dense=dense,
             high_res=high and (high[0].expand(rows, -1, -1, -1), high[1].expand(rows, -1, -1, -1)),
             multimask=candidates,
         )
-        pointers = self.obj_ptr_proj(out.tokens).expand(-1, out.masks.shape[1], -1)
-        return Decoded(
-            masks=out.masks.float(),
-            pointers=pointers,
-            iou=out.iou.float(),
-            objectness=out.object_logit.flatten().float(),
-            maps=out.maps if keep_maps else None,
-        )
+        return as_decoded(out, self.obj_ptr_proj(out.tokens), keep_maps=keep_maps)
 
     def mask_as_output(self, features: FrameFeatures, mask: Tensor) -> Decoded:
         """The mask (S, S) of 0 and 1 of a prompt as it is; the decoder only makes its object pointer.
@@ -325,9 +316,11 @@ class SAM2(nn.Module):
             binarize: (R) bool, masks to enter as 0 and 1 and not as probabilities.
             present: (R) bool, by the object score.
         """
-        return self.runner("encode_memory", self._memory_maps, features.low, features.grid, logits, binarize, present)
+        return self.runner(
+            "encode_memory", self.make_memory_maps, features.low, features.grid, logits, binarize, present
+        )
 
-    def _memory_maps(
+    def make_memory_maps(
         self, low: Tensor, grid: tuple[int, int], logits: Tensor, binarize: Tensor, present: Tensor
     ) -> Tensor:
         dtype = self.no_mem_embed.dtype
@@ -357,6 +350,38 @@ class SAM2(nn.Module):
     def pointer_code(self, offsets: Tensor) -> Tensor:
         """Temporal codes of object pointers at normalised ages ``offsets`` (N): (N, Cm)."""
         return self.obj_ptr_tpos_proj(offsets)
+
+
+def embed_prompts(
+    model: SAM2,
+    conditioned: Tensor,
+    grid: tuple[int, int],
+    points: Tensor | None,
+    labels: Tensor | None,
+    mask_logits: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Prompts of R rows as the mask decoder takes them; arguments as of ``SAM2.decode``.
+
+    Returns:
+        sparse (R, N, C).
+        dense (R, C, H, W).
+    """
+    rows = conditioned.shape[0]
+    if model.occupancy_head is not None and points is None and mask_logits is None:
+        mask_logits = model.occupancy_head.mask_prompt(conditioned, grid)
+    sparse, dense = model.sam_prompt_encoder(points, labels, mask_logits)
+    return sparse.expand(rows, -1, -1), dense.expand(rows, -1, -1, -1)
+
+
+def as_decoded(out: DecodedMasks, pointers: Tensor, *, keep_maps: bool = False) -> Decoded:
+    """What a mask decoder proposes, with object pointers (R, M or 1, C) made of its tokens."""
+    return Decoded(
+        masks=out.masks.float(),
+        pointers=pointers.expand(-1, out.masks.shape[1], -1),
+        iou=out.iou.float(),
+        objectness=out.object_logit.flatten().float(),
+        maps=out.maps if keep_maps else None,
+    )
 
 
 def set_image_size(model: SAM2, image_size: int) -> None:

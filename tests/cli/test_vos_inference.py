@@ -923,6 +923,7 @@ FLAGS = [
     "--save_overlay",
     "--save_rle",
     "--format",
+    "--onnx",
     "--contact_sheet",
     "--seed",
     "--video",

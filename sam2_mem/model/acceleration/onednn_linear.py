@@ -37,7 +37,8 @@ class Linear(nn.Linear):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none") -> Tensor:
     """``activation(x @ weight.T + bias)``, ``x`` (..., in), ``weight`` (out, in)."""
     compatible = x.shape[-1] == weight.shape[-1] and weight.dtype is x.dtype  # else torch says what is wrong
-    if compatible and x.numel() * len(weight) >= MIN_WORK and on_plain_cpu(x) and _one_dnn():
+    # Sizes come last: where a compiler or an exporter looks on, they would become a limit of its graph.
+    if compatible and on_plain_cpu(x) and x.numel() * len(weight) >= MIN_WORK and _one_dnn():
         return _by_one_dnn(x, weight, bias, activation)
     return ACTIVATIONS[activation](F.linear(x, weight, bias))
 
