@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,7 +57,7 @@ def export(session: StudioSession, run: PolicyRun, kinds: list[str], folder: Pat
         with atomic_path(written[-1]) as part:
             part.write_text(session.log.script(f"{stem}_repeated"), encoding="utf-8")
     if "session" in kinds:
-        written.append(folder / f"{stem}{SESSION_ENDING}")
+        written.append(folder / f"{stem}{'' if session.complete else '_stopped'}{SESSION_ENDING}")
         save_session(session, written[-1])
     return written
 
@@ -64,6 +66,15 @@ def save_session(session: StudioSession, path: Path) -> None:
     """Write steps, names, policy and masks, to be opened again."""
     masks = {frame: view.masks for frame, view in sorted(session.runs[0].frames.items()) if view.masks}
     replace(session.log, masks=masks).save(path)
+
+
+@contextmanager
+def _without_journal(path: Path) -> Iterator[None]:
+    """Run lengths keep a journal to go on from; here they begin anew each time."""
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,7 @@ def _write_masks(session: StudioSession, run: PolicyRun, kinds: list[str], folde
         raise ValueError("expected a mask, got none: click on an object first")
     source = session.video.source
     size, named = (source.height, source.width), WITHOUT_PICTURES.issuperset(kinds)
-    with MultiWriter(*writers.values()) as writer:
+    with _without_journal(folder / f"{stem}.jsonl"), MultiWriter(*writers.values()) as writer:
         for frame, view in frames.items():
             item = _NamedFrame(frame, source.name(frame)) if named else source[frame]
             writer.write(item, {i: decoded(counts, size) for i, counts in view.masks.items()})

@@ -20,6 +20,10 @@ from sam2_mem.video import VideoSource, open_video
 from sam2_mem.video.frame import Frame
 from sam2_mem.video.indexed import IndexedFileSource
 
+INCOMPLETE = (
+    "Stopped: not all steps of the session are repeated. Its file is as it was, and an export will not replace it; open it again, "
+    "or undo, to have all."
+)
 UNDO_LIMIT = 30
 UNDO_BYTES = 256 * 2**20
 """Memory of frames that only undo still holds."""
@@ -87,6 +91,7 @@ class Work:
     snapshot: Snapshot
     log: SessionLog
     setup: RunSetup
+    complete: bool
 
     def storages(self) -> dict[int, int]:
         """Bytes by address of the memory that is kept."""
@@ -106,6 +111,8 @@ class StudioSession:
         runs: the steps under the setup of the log, and, where two are compared, under another one.
         setups: what they work with.
         compared: the steps that the second run has done.
+        complete: whether all steps are repeated of a session that was opened, or brought under another setup; False where that was
+            stopped.
     """
 
     def __init__(self, path: Path, networks: Networks, log: SessionLog, source: VideoSource | None = None) -> None:
@@ -117,6 +124,7 @@ class StudioSession:
         self.undo_stack: list[Work] = []
         self.redo_stack: list[Work] = []
         self.compared: tuple[SessionStep, ...] = ()
+        self.complete = True
         self._networks = networks
         run, setup = self._run_under(setup, 0)
         self.runs: list[PolicyRun] = [run]
@@ -237,6 +245,9 @@ class StudioSession:
         for step in steps:
             if not self.worker.stopped.is_set():
                 self._finish(step)
+        if self.worker.stopped.is_set():
+            self.complete = False
+            self.worker.say(INCOMPLETE)
 
     def _apply(self, run: PolicyRun, step: SessionStep) -> list[int]:
         frames: list[int] = []
@@ -256,14 +267,14 @@ class StudioSession:
         return PolicyRun(predictor, self.video.source, lambda frame: self.changes.note(number, frame)), setup
 
     def _work(self) -> Work:
-        return Work(self.runs[0].snapshot(), self.log, self.setups[0])
+        return Work(self.runs[0].snapshot(), self.log, self.setups[0], self.complete)
 
     def _restore(self, work: Work) -> None:
         if work.setup != self.setups[0]:
             before = self.runs[0]
             self.runs[0], self.setups[0] = self._run_under(work.setup, 0)
             self.runs[0].frames = before.frames
-        self.log = work.log
+        self.log, self.complete = work.log, work.complete
         self.runs[0].restore(work.snapshot)
         self.changes.note()
 

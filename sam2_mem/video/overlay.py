@@ -115,7 +115,10 @@ class OverlayWriter(MaskWriter):
             raise OSError(
                 f"cannot write '{self._path}': the file has {count} of {self._num_frames} frames; is the disk full?"
             )
-        os.replace(self._part, self._path)
+        try:
+            os.replace(self._part, self._path)
+        finally:
+            self._part.unlink(missing_ok=True)
 
     def _discard(self) -> None:
         if self._video is not None:

@@ -76,8 +76,10 @@ export function chooseRun(run) {
   store.emit("object");
 }
 
-/** Stop what is running, so that something else can be done. */
+/** Stop what is running, so that something else can be done; but not the repeating of a session, which only Stop ends. */
 export async function idle() {
+  const kind = store.session?.job?.kind;
+  if (kind === "replay" || kind === "policy") throw new Refused("The steps of the session are being repeated: wait for the end, or press Stop.");
   if (store.session?.job) await post(`${base()}/stop`);
 }
 
