@@ -54,7 +54,7 @@ def network(distiller: str = "none", seed: int = 0, side: int = SIDE) -> SAM2:
         for name, value in plain.named_parameters():
             if "output_hypernetworks_mlps" in name and ".layers.2." in name:
                 value *= 10
-    config = compose("nano", [*TINY, f"distiller={distiller}", size])
+    config = compose("nano", [*TINY, *f"distiller={distiller}".split(","), size])
     config.checkpoint = "random"
     torch.manual_seed(seed + 1)
     made = build_sam2(config, device="cpu", apply_postprocessing=False)
@@ -138,6 +138,28 @@ def test_labels_are_used_where_there_are_any() -> None:
         found = next(distillation_loss(student, build_policy("fifo"), teacher, MASKS, settings, batch=one, rngs=rngs))
         values.append(float(found.terms.truth.detach()))
     assert values[0] > 0 and values[1] == 0 and values[2] > 0 and values[2] != values[0]
+
+
+@pytest.mark.full
+def test_a_perceiver_learns_what_memory_is_read_as() -> None:
+    """It starts as noise; twelve steps on one clip bring the features read from it nearer to those of whole memory."""
+    student = network("perceiver,distiller.window_latents=4,distiller.global_latents=4")
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(name.startswith(DISTILLER))
+    learned = [p for p in student.parameters() if p.requires_grad]
+    optimiser = torch.optim.Adam(learned, lr=3e-3)
+    teacher, policy = Teacher(network(), build_policy("fifo")), build_policy("fifo")
+    settings = Distillation(hidden=0, mask=0, dice=0, iou=0, objectness=0)
+    errors = []
+    for _ in range(12):
+        batch, rngs = batch_of(1)
+        [loss] = distillation_loss(student, policy, teacher, MASKS, settings, batch=batch, rngs=rngs)
+        optimiser.zero_grad()
+        loss.total.backward()
+        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in learned), "every part has a gradient"
+        optimiser.step()
+        errors.append(float(loss.terms.features.detach()))
+    assert max(errors[-3:]) < 0.5 * errors[0], errors
 
 
 def test_settings_are_checked() -> None:

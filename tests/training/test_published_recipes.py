@@ -1,4 +1,5 @@
-"""The recipes for users' own data: ``configs/training/finetune.yaml`` and ``distil_videos.yaml``, two steps each on small data."""
+"""The recipes for users' own data: ``configs/training/finetune.yaml``, ``distil_videos.yaml`` and ``distil_perceiver.yaml``, two
+steps each on small data."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from davis_clip import write_davis_clip
 
-from sam2_mem.build_sam import build_sam2
+from sam2_mem.build_sam import build_sam2, build_sam2_video_predictor
 from sam2_mem.cli import train as commands
 from sam2_mem.config import compose_training
 from sam2_mem.training.trainer import CHECKPOINT
@@ -70,8 +71,33 @@ def test_a_distiller_learns_from_videos_without_masks(davis: Path, tmp_path: Pat
     assert any("distiller" in k for k in weights)
 
 
+@pytest.mark.full
+def test_a_perceiver_learns_for_a_network_of_sam2(davis: Path, tmp_path: Path) -> None:
+    """Two steps, then its file is loaded over the checkpoint, which does not have it, and tracks."""
+    perceiver = ["distiller=perceiver", "distiller.window_latents=16", "distiller.global_latents=8"]
+    student = "model_overrides=[" + ",".join(f'"{text}"' for text in (*SMALL_MODEL, *perceiver)) + "]"
+    weights = two_steps(
+        "distil_perceiver", tmp_path / "run", davis / "JPEGImages", NANO_V2, "model=nano_v2", student, SMALL[1]
+    )
+    small = tmp_path / "perceiver.safetensors"
+    part = "memory_encoder.distiller."
+    assert commands.export(checkpoint=tmp_path / "run" / CHECKPOINT, weights=small, only=part, float32=True) == 0
+    loaded = [*SMALL_MODEL, *perceiver, f"distiller_checkpoint={small}"]
+    predictor = build_sam2_video_predictor("nano_v2", str(NANO_V2), device="cpu", hydra_overrides_extra=loaded)
+    averaged = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)["ema"]
+    state = predictor.model.state_dict()
+    assert all(torch.equal(v, averaged[k]) for k, v in state.items() if k.startswith(part))
+    assert any(not torch.equal(v, weights[k]) for k, v in state.items() if k.startswith(part)), "trained, and averaged"
+    old = {k: v for k, v in state.items() if not k.startswith(part)}
+    assert all(torch.equal(v, weights[k]) for k, v in old.items()), "nothing but the perceiver is trained"
+    video = predictor.init_state(str(next((davis / "JPEGImages").rglob("00000.jpg")).parent))
+    predictor.add_new_points_or_box(video, 0, 1, box=[10, 10, 60, 60])
+    frames = [masks for _, _, masks in predictor.propagate_in_video(video, max_frame_num_to_track=2)]
+    assert len(frames) == 3 and predictor.model.tokens_per_map == 24
+
+
 def test_both_are_for_official_checkpoints() -> None:
-    for name in ("finetune", "distil_videos"):
+    for name in ("finetune", "distil_videos", "distil_perceiver"):
         composed = compose_training(name)
         assert composed.model == "configs/sam2.1/sam2.1_hiera_t.yaml"
         spec = composed.plan.stages[0].clip_spec

@@ -646,7 +646,9 @@ def test_any_policy_can_be_chosen_in_a_training_config(config: str) -> None:
 
 
 def test_unknown_training_configs_name_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="name out of distil_nano, distil_videos, finetune, nano, nano_v2"):
+    with pytest.raises(
+        ValueError, match="name out of distil_nano, distil_perceiver, distil_videos, finetune, nano, nano_v2"
+    ):
         compose_training("nono")
     with pytest.raises(ValueError, match="could not compose|exist"):
         compose_training("nano", ["plan.speed=3"])
