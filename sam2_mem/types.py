@@ -220,18 +220,23 @@ class ReadItem:
     """Spatial memory to attend to: which tokens, under which temporal slot, with which gain on the keys.
 
     ``slot`` is a row of the model's temporal code (0 = newest), a fraction for something between two rows,
-    ``PROMPT_SLOT``, ``MERGED_SLOT``, or None for no temporal code.
+    ``PROMPT_SLOT``, ``MERGED_SLOT``, or None for no temporal code; a scalar integer tensor where only the device knows it.
     ``order`` is for learned temporal encodings that count positions in the bank.
     """
 
     tokens: MemoryTokens
-    slot: float | None
+    slot: float | Tensor | None
     gain: float = 1.0
     order: int | None = None
 
     def __post_init__(self) -> None:
         if self.tokens is None:
             raise ValueError("expected tokens to read, got None: the entry gave them up; read entries, not pointers")
+
+    @property
+    def slot_key(self) -> float | str | None:
+        """Equal for equal slots, as far as the host knows."""
+        return f"tensor {id(self.slot)}" if isinstance(self.slot, Tensor) else self.slot
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,7 +259,7 @@ class MemoryRead:
 
     def key(self) -> tuple[Any, ...]:
         """Equal for reads that are certain to give equal results."""
-        items = [(id(i.tokens), i.slot, i.gain, i.order) for i in self.items]
+        items = [(id(i.tokens), i.slot_key, i.gain, i.order) for i in self.items]
         pointers = [(id(p.pointer), p.offset, p.gain) for p in self.pointers]
         return (tuple(items), tuple(pointers), None if self.sensory is None else id(self.sensory))
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from device_counts import configured, counts, objects, shown, stream
 from micro import (
+    POLICIES,
     SIDE,
     blob,
     click_prompt,
@@ -39,15 +41,11 @@ from sam2_mem.memory.bounded import Bounded
 from sam2_mem.model import attention_operators
 from sam2_mem.model.acceleration.cuda_graphs import GraphSettings, cuda_graphs, optimize
 from sam2_mem.model.acceleration.half_weights import HalfWeights
-from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.batching import CUDA_BYTES, _rows_in_free_memory, row_limit
 from sam2_mem.tracking.mask_postprocessing import fill_holes
 from sam2_mem.tracking.refine import HQRefiner
 from sam2_mem.tracking.settings import TrackerSettings
 from sam2_mem.video import read_mask_png
-
-WARM_UP = 3
-"""Tracked frames after which the temporal codes of any policy have been met."""
 
 
 @pytest.fixture
@@ -227,31 +225,8 @@ def test_control_a_graph_of_another_device_is_empty() -> None:
 def predictor(policy: str = "fifo", device: str = "cuda", **parts: Any) -> SAM2VideoPredictor:
     """The micro network, with holes filled; ``parts`` of the predictor, of ``TrackerSettings`` under ``tracker``."""
     settings = TrackerSettings(fill_hole_area=8, remove_region_area=4, **parts.pop("tracker", {}))
-    model = copy.deepcopy(micro_model()).to(device)
+    model = shown(copy.deepcopy(micro_model())).to(device)
     return SAM2VideoPredictor(model, build_policy(policy), tracker=settings, **parts)
-
-
-def objects(count: int) -> list[Prompt]:
-    """Masks of ``count`` objects in the first picture: the three blobs, then shifted ones."""
-    masks = [np.roll(blob(i % 3), (i // 3, 2 * (i // 3)), (0, 1)) for i in range(count)]
-    return [Prompt(i, mask=mask) for i, mask in enumerate(masks)]
-
-
-def stream(
-    predictor: SAM2VideoPredictor,
-    count: int,
-    frames: int,
-    within: Callable[[], AbstractContextManager] = nullcontext,
-    before: Callable[[], object] = list,
-) -> Tensor:
-    """(T, N, H, W) logits on the CPU; ``before`` is called before every frame."""
-    state, shown = predictor.init_state(), []
-    for t in range(frames):
-        before()
-        with within():
-            masks = predictor.track_frame(state, picture(t), objects(count) if t == 0 else ())[2]
-        shown.append(masks[:, 0].float())
-    return torch.stack([masks.cpu() for masks in shown])
 
 
 def half() -> AbstractContextManager:
@@ -270,31 +245,7 @@ def test_control_a_wait_planted_in_a_policy_is_counted(cuda: SimulatedCuda, monk
     monkeypatch.setattr(
         type(curious.policy), "read", lambda self, s, f: (s.prompts[0].pointer.sum().item(), read(self, s, f))[1]
     )
-    assert max(counts(cuda, curious, 1, 5).waits) == 2
-
-
-class Counts:
-    """Waits, transfers and kernels of every tracked frame after ``WARM_UP``; the logits of all frames."""
-
-    masks: Tensor
-
-    def __init__(self) -> None:
-        self.waits: list[int] = []
-        self.transfers: list[int] = []
-        self.launches: list[int] = []
-
-
-def counts(cuda: SimulatedCuda, predictor: SAM2VideoPredictor, count: int, frames: int) -> Counts:
-    totals: list[tuple[int, int, int]] = []
-
-    def take() -> None:
-        totals.append((len(cuda.waits), len(cuda.transfers), sum(cuda.launches.values())))
-        cuda.clear()
-
-    result = Counts()
-    result.masks = stream(predictor, count, frames, before=take)
-    result.waits, result.transfers, result.launches = map(list, zip(*totals[1 + WARM_UP :]))
-    return result
+    assert max(c.waits for c in counts(cuda, curious, 1, 5)[0][2:]) == 2
 
 
 def short_memory() -> SAM2VideoPredictor:
@@ -306,28 +257,61 @@ def short_memory() -> SAM2VideoPredictor:
 
 @pytest.mark.full
 def test_three_transfers_bring_the_inputs_of_a_frame(cuda: SimulatedCuda) -> None:
-    """The picture, numbers of pointers, flags of masks; kernels are those of one object and few more."""
-    one, ten = (counts(cuda, short_memory(), count, 7) for count in (1, 10))
-    assert one.transfers[-2:] == ten.transfers[-2:] == [3, 3] and ten.waits[-1] == 1, cuda.report()
-    assert ten.launches[-1] < 1.5 * one.launches[-1]
+    """Kernels are those of one object and few more."""
+    one, ten = (counts(cuda, short_memory(), count, 7)[0][-1] for count in (1, 10))
+    assert one[:2] == ten[:2] == (1, 3), cuda.report()
+    assert ten.kernels < 1.5 * one.kernels
 
 
-FRAMES = {"efp": 11, "hq_smem": 8, "keyframe": 13, "distilled": 14}
-"""Frames until a policy has done what it does now and then: has updated a bank, compared keyframes, merged summaries."""
+ANY = ("min_iou=-1e9", "min_object_score=-1e9")
+OFTEN = {
+    "diverse": (*ANY, "pool_size=3"),
+    "distilled": ("tail=1", "min_object_score=-1e9"),
+    "keyframe": (*ANY, "gap=2", "recent=1"),
+    "rmem": ("gap=2",),
+    "hq_smem": ("gap=2",),
+    "samite": (*ANY, "min_overlap=-1e9", "num_maskmem=3"),
+    "tamb": (*ANY, "min_overlap=-1e9", "num_maskmem=3", "max_change=1e-6", "recovery_likeness=-1"),
+    "efp": ("num_maskmem=5",),
+}
+"""Settings under which a policy soon does what it does now and then: takes every frame for a good one, fills a pool, holds a
+contest, loses an object and finds it again."""
+MORE_WAITS = {"diverse": 1}
+"""Of each object, on frames on which a pool is full: the map just written is compared."""
+FIRST = {"distilled": 9}
+"""Tracked frames after which what is worked out once has been: of summaries the windows of the kinds of merges there are."""
 
 
-@pytest.mark.parametrize(
-    "policy", in_tiers(["fifo", "samurai", "hybrid", "sam2long", "dam4sam", "rmem", "xmem", *FRAMES], ["fifo"])
-)
-def test_the_host_waits_once_a_frame(cuda: SimulatedCuda, policy: str) -> None:
-    """For the scores of all objects; under ``efp`` also for what the next read is chosen by. While memory fills up, layouts of
-    reads and codes of time are sent when they are new."""
-    tracking = predictor(policy)
-    if policy == "distilled":  # windows of both kinds of merges are worked out when they first come
-        tracking.policy = replace(tracking.policy, tail=1, min_object_score=-1e9)
-    found = counts(cuda, tracking, 2, FRAMES.get(policy, 8))
-    assert set(found.waits[-4:]) == {1 + (policy == "efp")}, cuda.report()
-    assert max(found.transfers) <= 6, cuda.report()
+@pytest.mark.parametrize("count", [1, pytest.param(10, marks=pytest.mark.full)])
+@pytest.mark.parametrize("policy", in_tiers(POLICIES, ["fifo", "efp"]))
+def test_one_wait_and_three_transfers_a_frame(cuda: SimulatedCuda, policy: str, count: int) -> None:
+    """The scores of all objects come to the host; the picture, numbers of reads and flags of masks go to the device."""
+    overrides = [f"memory_policy.{setting}" for setting in OFTEN.get(policy, ())]
+    first = 1 + FIRST.get(policy, 2)
+    by_frame, masks = counts(cuda, configured(f"memory_policy={policy}", *overrides), count, first + 4)
+    tracked = by_frame[first:]
+    assert max(c.waits for c in tracked) == 1 + count * MORE_WAITS.get(policy, 0), cuda.report()
+    assert max(c.transfers for c in tracked) == 3, cuda.report()
+    assert masks.isfinite().all()
+
+
+PARTS = {
+    "bytes": (1, "efp", "memory_bound=bytes", "memory_bound.max_bytes=12288"),
+    "arbiter": (1, "fifo", "tracker.arbiter=variance"),
+    "hybrid of efp": (1, "hybrid", "memory_policy.short=efp"),
+    "scenes": (1, "hybrid", "memory_policy.long=scene"),
+    "refiner": (2, "fifo", "refiner=hq"),
+    "offloaded": (2, "fifo", "tracker.storage_device=cpu"),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("part", PARTS)
+def test_waits_of_parts_around_a_policy(cuda: SimulatedCuda, part: str) -> None:
+    """A refiner asks which proposals were accepted; memory on the host is fetched once, for all objects."""
+    waits, policy, *overrides = PARTS[part]
+    by_frame, _ = counts(cuda, configured(f"memory_policy={policy}", *overrides), 3, 9)
+    assert max(c.waits for c in by_frame[2:]) == waits, cuda.report()
 
 
 @pytest.mark.full
@@ -336,9 +320,9 @@ def test_memory_on_the_host(cuda: SimulatedCuda, policy: str) -> None:
     """In pinned storage: one wait more takes it there, none brings it back."""
     expected = stream(predictor(policy), 2, 6)
     cuda.clear()
-    found = counts(cuda, predictor(policy, tracker={"storage_device": "cpu"}), 2, 6)
-    assert max(found.waits) == 2 and not any("pageable" in event.op for event in cuda.transfers), cuda.report()
-    assert torch.allclose(found.masks, expected, atol=1e-4)
+    by_frame, masks = counts(cuda, predictor(policy, tracker={"storage_device": "cpu"}), 2, 6)
+    assert max(c.waits for c in by_frame[2:]) == 2, cuda.report()
+    assert torch.allclose(masks, expected, atol=1e-4)
 
 
 @pytest.mark.full

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_mem.memory.bank import drop, shifted
-from sam2_mem.memory.distractors import Areas, areas_with, promotion, visible_pixels
+from sam2_mem.memory.distractors import Areas, areas_with, packed_pixels, promotion, visible_pixels
 from sam2_mem.memory.diversity import grow_long_term
 from sam2_mem.memory.likeness import LIKENESSES
 from sam2_mem.memory.policy import Needs, check_settings, setting
 from sam2_mem.memory.significance import significances
 from sam2_mem.memory.trace import Action, Reason
-from sam2_mem.types import FrameContext, Hypotheses, MaskSelection, MemoryEntry
+from sam2_mem.types import FrameContext, FrameFeatures, Hypotheses, MaskSelection, MemoryEntry
 
 Entries = tuple[MemoryEntry, ...]
 
@@ -100,9 +100,13 @@ class AnchorRule(ABC):
         """The most maps that the rule holds."""
         return self.max_long
 
-    def looks_at_pixels(self, bank: AnchorBank) -> bool:
-        """Whether ``update`` looks at the pixels of candidates on the next tracked frame. Pure."""
-        return False
+    def measured_size(self, bank: AnchorBank, frame: FrameContext, masks: Tensor) -> int:
+        """How many numbers ``measure`` gives. Pure."""
+        return 0
+
+    def measure(self, bank: AnchorBank, frame: FrameContext, masks: Tensor) -> Tensor | None:
+        """Numbers that ``update`` goes by, as ``MemoryPolicy.measure``; they come in the hypotheses that it is given."""
+        return None
 
     @abstractmethod
     def update(self, bank: AnchorBank, tracked: Tracked) -> tuple[AnchorBank, Sequence[Reason]]:
@@ -125,8 +129,13 @@ class DistractorAnchors(AnchorRule):
     min_gap: int = 5
     max_box_overlap: float = setting(0.7, at_least=0.0, at_most=1.0)
 
-    def looks_at_pixels(self, bank: AnchorBank) -> bool:
-        return bank.steps > 0 and (bank.joined_at is None or bank.steps + 1 - bank.joined_at > self.min_gap)
+    def measured_size(self, bank: AnchorBank, frame: FrameContext, masks: Tensor) -> int:
+        looks_at_pixels = bank.steps > 0 and (bank.joined_at is None or bank.steps + 1 - bank.joined_at > self.min_gap)
+        return masks.numel() // 4 if looks_at_pixels else 0
+
+    def measure(self, bank: AnchorBank, frame: FrameContext, masks: Tensor) -> Tensor | None:
+        """The pixels of all candidates."""
+        return packed_pixels(masks) if self.measured_size(bank, frame, masks) else None
 
     def update(self, bank: AnchorBank, tracked: Tracked) -> tuple[AnchorBank, Sequence[Reason]]:
         candidate, step = tracked.selection.output, bank.steps + 1
@@ -222,19 +231,35 @@ class SceneAnchors(AnchorRule):
     min_change: float = setting(0.02, at_least=0.0, at_most=1.0)
     min_object_score: float = 1.0
 
+    def measured_size(self, bank: AnchorBank, frame: FrameContext, masks: Tensor) -> int:
+        return int(bank.look is not None and frame.features is not None)
+
+    def measure(self, bank: AnchorBank, frame: FrameContext, masks: Tensor) -> Tensor | None:
+        """The cosine that ``update`` goes by."""
+        if bank.look is None or frame.features is None:
+            return None
+        return F.cosine_similarity(_look(frame.features), bank.look, dim=0)
+
     def update(self, bank: AnchorBank, tracked: Tracked) -> tuple[AnchorBank, Sequence[Reason]]:
         features, entry = tracked.frame.features, tracked.entry
         if features is None:
             return bank, ()
-        look = features.low.float().mean(-2).flatten()
+        look = _look(features)
         grown = replace(bank, look=look, steps=bank.steps + 1)
         if bank.look is None or entry is None or not entry.objectness > self.min_object_score:
             return grown, ()
-        change = (1 - F.cosine_similarity(look, bank.look, dim=0).item()) / 2
+        measured = tracked.hypotheses.measured
+        cosine = F.cosine_similarity(look, bank.look, dim=0) if measured is None else measured[0]
+        change = (1 - cosine.item()) / 2
         if not change > self.min_change:
             return grown, ()
         reason = Reason(entry.frame, "an anchor: the scene changes", change, self.min_change, Action.PROMOTED)
         return self.joined(grown, entry), (reason,)
+
+
+def _look(features: FrameFeatures) -> Tensor:
+    """Mean image features (C) of a frame."""
+    return features.low.float().mean(-2).flatten()
 
 
 def is_good(entry: MemoryEntry, min_iou: float, min_object_score: float, *, summary: bool) -> bool:

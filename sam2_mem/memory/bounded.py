@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from sam2_mem.memory.bank import Bank
-from sam2_mem.memory.policy import HasSensory, MemoryPolicy, Merging, Needs, Revising, setting
+from sam2_mem.memory.policy import HasSensory, MeasuresReads, MemoryPolicy, Merging, Needs, Revising, setting
 from sam2_mem.memory.trace import EntryInfo, Reason, infos_of
 from sam2_mem.types import (
     ArchivedEntry,
@@ -74,6 +74,11 @@ class PolicyWrapper(MemoryPolicy[Bank]):
         self, state: Any, frame: FrameContext, masks: Tensor, usage: Sequence[ReadUsage] | None
     ) -> Tensor | None:
         return self.policy.measure(self.inner_state(state), frame, masks, usage)
+
+    def measure_for_read(self, state: Any, frame: FrameContext, *, told_apart: bool) -> Tensor | None:
+        if not isinstance(self.policy, MeasuresReads):
+            return None
+        return self.policy.measure_for_read(self.inner_state(state), frame, told_apart=told_apart)
 
     def new_state(self, frame: FrameContext) -> Any:
         return self.policy.new_state(frame)

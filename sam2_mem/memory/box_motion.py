@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 from typing_extensions import Self
 
@@ -58,7 +59,21 @@ def candidate_boxes(hypotheses: Hypotheses, min_obj_score_logits: float) -> Sequ
     if hypotheses.objectness[0] <= min_obj_score_logits:
         return [None] * len(hypotheses.iou[0])
     masks, measured = hypotheses.masks[0], hypotheses.measured
-    return mask_boxes(masks, None if measured is None else measured.view(len(masks), -1) > 0)
+    lines = None if measured is None else measured[: _line_count(hypotheses)].view(len(masks), -1) > 0
+    return mask_boxes(masks, lines)
+
+
+def measured_beside(hypotheses: Hypotheses) -> Tensor | None:
+    """What a policy has measured beside the lines of the only pathway's M candidates, (M, n); None for nothing."""
+    if hypotheses.measured is None:
+        return None
+    count = hypotheses.masks.shape[1]
+    return hypotheses.measured[_line_count(hypotheses) :].view(count, -1)
+
+
+def _line_count(hypotheses: Hypotheses) -> int:
+    _, count, height, width = hypotheses.masks.shape
+    return count * (height + width)
 
 
 def choose_by_motion(
@@ -142,8 +157,13 @@ class ChoosesByMotion(MemoryPolicy[F]):
     kf_score_weight: float = setting(0.15, at_least=0.0, at_most=1.0)
 
     def measure(self, state: F, frame: FrameContext, masks: Tensor, usage: Sequence[ReadUsage] | None) -> Tensor | None:
-        """Lines that masks occupy, which boxes follow from."""
-        return occupied_lines(masks[0]).float()
+        """Lines that masks occupy, which boxes follow from, and what ``compared`` says."""
+        lines, further = occupied_lines(masks[0]).float().flatten(), self.compared(state, frame, masks[0])
+        return lines if further is None else torch.cat([lines, further.flatten()])
+
+    def compared(self, state: F, frame: FrameContext, masks: Tensor) -> Tensor | None:
+        """Further numbers of the M candidates (M, h, w) that a subclass goes by, (M, n): ``measured_beside``."""
+        return None
 
     def choose(self, state: F, frame: FrameContext, hypotheses: Hypotheses) -> MotionSelection:
         boxes = candidate_boxes(hypotheses, self.min_obj_score_logits)

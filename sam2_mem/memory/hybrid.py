@@ -13,7 +13,6 @@ from typing_extensions import Self
 from sam2_mem.memory.anchors import AnchorBank, AnchorRule, Tracked
 from sam2_mem.memory.bank import Bank
 from sam2_mem.memory.bounded import PolicyWrapper
-from sam2_mem.memory.distractors import packed_pixels
 from sam2_mem.memory.policy import MeasuresReads, MemoryPolicy, Merging, Needs, setting
 from sam2_mem.memory.reading import time_span
 from sam2_mem.memory.tokens import token_count
@@ -177,15 +176,20 @@ class Hybrid(PolicyWrapper):
         self, state: Any, frame: FrameContext, masks: Tensor, usage: Sequence[ReadUsage] | None
     ) -> Tensor | None:
         own = self.short.measure(state.short, frame, masks, self._own_usage(state, frame, usage))
-        looks = self.long is not None and self.long.looks_at_pixels(state.anchors)
-        wanted = [x.flatten() for x in (own, packed_pixels(masks) if looks else None) if x is not None]
+        of_rule = None if self.long is None else self.long.measure(state.anchors, frame, masks)
+        wanted = [x.flatten() for x in (own, of_rule) if x is not None]
         return torch.cat(wanted) if wanted else None
 
-    def measure_for_read(self, state: Any, frame: FrameContext) -> Tensor | None:
-        return self.short.measure_for_read(state.short, frame) if isinstance(self.short, MeasuresReads) else None
+    def measure_for_read(self, state: Any, frame: FrameContext, *, told_apart: bool) -> Tensor | None:
+        """Of the read beside anchors, which are read but once."""
+        anchors = [e for e in state.anchors.long if e.frame != frame.index]
+        short = self._narrow(len(anchors))
+        told_apart = told_apart or bool(anchors)
+        measures = isinstance(short, MeasuresReads)
+        return short.measure_for_read(state.short, frame, told_apart=told_apart) if measures else None
 
     def choose(self, state: Any, frame: FrameContext, hypotheses: Hypotheses) -> MaskSelection:
-        usage, (own, _) = self._own_usage(state, frame, hypotheses.usage), _measured(self.long, state, hypotheses)
+        usage, (own, _) = self._own_usage(state, frame, hypotheses.usage), _split(self.long, state, frame, hypotheses)
         return self.short.choose(state.short, frame, replace(hypotheses, usage=usage, measured=own))
 
     def _own_usage(
@@ -206,7 +210,10 @@ class Hybrid(PolicyWrapper):
         selection: MaskSelection,
         entries: Sequence[MemoryEntry],
     ) -> HybridBank:
-        usage, (own, pixels) = self._own_usage(state, frame, hypotheses.usage), _measured(self.long, state, hypotheses)
+        usage, (own, of_rule) = (
+            self._own_usage(state, frame, hypotheses.usage),
+            _split(self.long, state, frame, hypotheses),
+        )
         visible = replace(hypotheses, usage=usage, measured=own)
         short = self.short.write(state.short, frame, visible, selection, entries)
         anchors = state.anchors.without(frame.index)
@@ -217,7 +224,7 @@ class Hybrid(PolicyWrapper):
         entry = next((e for c, e in zip(selection.remember, entries) if same(c)), None)
         gate = self.short.min_obj_score_logits
         anchors, reasons = self.long.update(
-            anchors, Tracked(frame, replace(hypotheses, measured=pixels), selection, entry, short.prompts, gate)
+            anchors, Tracked(frame, replace(hypotheses, measured=of_rule), selection, entry, short.prompts, gate)
         )
         return replace(HybridBank.joint(short, anchors), reasons=(*short.reasons, *reasons))
 
@@ -247,10 +254,13 @@ def _first_items(usage: ReadUsage, count: int) -> ReadUsage:
     return ReadUsage(tokens, None if usage.items is None else usage.items[:, :count])
 
 
-def _measured(rule: AnchorRule | None, state: Any, hypotheses: Hypotheses) -> tuple[Tensor | None, Tensor | None]:
-    """What was measured, for ``short`` and for the rule of anchors, which measures pixels behind it or nothing."""
+def _split(
+    rule: AnchorRule | None, state: Any, frame: FrameContext, hypotheses: Hypotheses
+) -> tuple[Tensor | None, Tensor | None]:
+    """What was measured, for ``short`` and for the rule of anchors behind it."""
     numbers = hypotheses.measured
-    if numbers is None or rule is None or not rule.looks_at_pixels(state.anchors):
+    size = 0 if rule is None else rule.measured_size(state.anchors, frame, hypotheses.masks)
+    if numbers is None or not size:
         return numbers, None
-    own, pixels = numbers.tensor_split([len(numbers) - hypotheses.masks.numel() // 4])
-    return own if len(own) else None, pixels
+    own, of_rule = numbers.tensor_split([len(numbers) - size])
+    return own if len(own) else None, of_rule

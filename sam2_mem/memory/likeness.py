@@ -25,6 +25,9 @@ def map_likeness(tokens: MemoryTokens, reference: MemoryTokens) -> Tensor:
 
 def map_likenesses(entries: Sequence[MemoryEntry], reference: MemoryEntry) -> Tensor:
     """``map_likeness`` of each of ``entries`` to ``reference``, (n)."""
+    feat, others = reference.tokens.feat, [e.tokens.feat for e in entries]
+    if feat.is_cuda and all(x.shape == feat.shape for x in others):  # in few kernels
+        return F.cosine_similarity(torch.stack(others).float(), feat.float()[None], dim=2).mean(1)
     return torch.stack([map_likeness(e.tokens, reference.tokens) for e in entries])
 
 
@@ -51,3 +54,8 @@ def cosines(vectors: Sequence[Tensor | None], reference: Tensor | None) -> list[
         return [0.0] * len(vectors)
     rows = torch.stack([torch.zeros_like(reference) if v is None else v for v in vectors])
     return F.cosine_similarity(rows.float(), reference.float()[None], dim=1).tolist()
+
+
+def all_cosines(vectors: Tensor, references: Tensor) -> Tensor:
+    """Cosines of ``vectors`` (n, C) to each of ``references`` (k, C), (n, k)."""
+    return F.cosine_similarity(vectors.float()[:, None], references.float()[None], dim=2)

@@ -292,9 +292,16 @@ class HasSensory(Protocol):
 class MeasuresReads(Protocol):
     """Ability of a policy: reads by numbers that only the device knows."""
 
-    def measure_for_read(self, state: Any, frame: FrameContext) -> Tensor | None:
+    def measure_for_read(self, state: Any, frame: FrameContext, *, told_apart: bool) -> Tensor | None:
         """Numbers (n) float32 that ``read`` goes by, as ``FrameContext.measured``. They come for all objects in one transfer,
-        for which the host waits once more; else as ``MemoryPolicy.measure``."""
+        for which the host waits once more; else as ``MemoryPolicy.measure``. None where ``read`` can leave the choice to the
+        device.
+
+        Args:
+            state: of the object.
+            frame: the frame.
+            told_apart: whether the host has to know which entries are read.
+        """
 
 
 # -- helpers ----------------------------------------------------------------------------------------------------------

@@ -76,6 +76,9 @@ class TokenBounded(Bounded):
         needs = self.policy.needs
         return replace(needs, usage=Usage.TOKENS) if self._by_attention else needs
 
+    def measure_for_read(self, state: Any, frame: FrameContext, *, told_apart: bool) -> Tensor | None:
+        return super().measure_for_read(state, frame, told_apart=told_apart or self._by_attention)
+
     def usage_at(self, state: Any, frame: FrameContext) -> Usage:
         return Usage.TOKENS if self._by_attention else super().usage_at(state, frame)
 
@@ -150,17 +153,16 @@ def thinned(maps: Sequence[MemoryTokens], values: Sequence[Tensor], excess: int)
         values: (L) of each.
         excess: tokens to go, those of lowest value over all maps; of each map the most valuable one stays.
     """
-    safe = [value.clone() for value in values]
-    for value in safe:
-        value[value.argmax()] = float("inf")
+    safe = [value.index_fill(0, value.argmax().view(1), float("inf")) for value in values]
     flat = torch.cat([value.to(safe[0].device) for value in safe])
     count = min(excess, len(flat) - len(maps))
     if count <= 0:
         return {}
     goes = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
     goes[flat.topk(count, largest=False).indices] = True
-    parts = goes.split([len(tokens) for tokens in maps])
-    stays = [(~part).nonzero().flatten() for part in parts]
+    sizes = [len(tokens) for tokens in maps]
+    left = [int((~part).sum()) for part in goes.cpu().split(sizes)]
+    stays = [part.byte().argsort(stable=True)[:count] for part, count in zip(goes.split(sizes), left)]
     return {
         id(tokens): _gathered(tokens, index.to(tokens.feat.device))
         for tokens, index in zip(maps, stays)

@@ -143,4 +143,10 @@ def masked_mean(features: Tensor, weights: Tensor, is_empty: bool | None = None)
     return (weights.to(features.dtype) @ features) / total.to(features.dtype)
 
 
+def masked_means(features: Tensor, masks: Tensor, grid: tuple[int, int]) -> Tensor:
+    """``masked_mean`` of ``features`` (Q, C) under each of M masks (M, h, w) of which none is empty, (M, C)."""
+    weights = F.adaptive_avg_pool2d(masks.float().sigmoid()[:, None], grid).flatten(1).to(features.dtype)
+    return (weights @ features) / weights.sum(1, keepdim=True)
+
+
 __getattr__ = renamed(__name__)

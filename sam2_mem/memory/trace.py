@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol, runtime_checkable
 
+from torch import Tensor
+
 from sam2_mem._moved import renamed
 from sam2_mem.memory.tokens import tensor_bytes
 from sam2_mem.types import (
@@ -23,6 +25,7 @@ from sam2_mem.types import (
     MemoryEntry,
     MemoryRead,
     MemoryTokens,
+    ReadItem,
     ReadUsage,
 )
 
@@ -290,10 +293,15 @@ def _readings(
     by_tokens = {id(i.tokens): i for i in infos if i.tokens is not None}
     merged = next((i for i in infos if i.frame is None and i.tokens is None), EntryInfo(None, "made on reading", None))
     return [
-        ReadTrace(pathway, info.frame, info.kind, item.slot, item.gain, len(item.tokens), mass)
+        ReadTrace(pathway, info.frame, info.kind, known_slot(item), item.gain, len(item.tokens), mass)
         for item, mass in zip(read.items, masses)
         for info in (by_tokens.get(id(item.tokens), merged),)
     ]
+
+
+def known_slot(item: ReadItem) -> float | None:
+    """The slot of an item; None also where only the device knows it."""
+    return None if isinstance(item.slot, Tensor) else item.slot
 
 
 def _masses(change: Change, pathway: int, read: MemoryRead) -> Sequence[float | None]:

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_mem.model.acceleration.cuda_graphs import direct
-from sam2_mem.model.acceleration.transfer import constant
 from sam2_mem.model.cached_positions import sine_tokens
 from sam2_mem.model.fpn import ImageEncoder
 from sam2_mem.model.layers import MLP
@@ -24,7 +23,7 @@ from sam2_mem.model.memory_encoder import MemoryEncoder
 from sam2_mem.model.occupancy import OccupancyHead
 from sam2_mem.model.prompt_encoder import PromptEncoder
 from sam2_mem.model.sensory import SensoryMemory
-from sam2_mem.model.temporal_encoding import BankTime, NoPointerTime, SinePointerTime, slot_rows
+from sam2_mem.model.temporal_encoding import BankTime, NoPointerTime, SinePointerTime, Slot, slot_rows
 from sam2_mem.types import MERGED_SLOT, FrameFeatures, RowBatch, Usage
 
 MASK_STRIDE = 4
@@ -334,14 +333,16 @@ class SAM2(nn.Module):
         absent = (~present).to(maps.dtype)[:, None, None, None]
         return maps + absent * self.no_obj_embed_spatial[..., None, None]
 
-    def slot_code(self, slots: Sequence[float | None]) -> Tensor:
-        """Temporal codes, (len(slots), Cm)."""
+    def slot_code(self, slots: Sequence[Slot], fractions: Tensor | None = None) -> Tensor:
+        """Temporal codes, (len(slots), Cm); ``fractions`` (len(slots)) of the slots, if they are on the device already."""
         rows, merged_time = self.maskmem_tpos_enc.flatten(1), self.memory_encoder.distiller.merged_time
-        merged = [s == MERGED_SLOT for s in slots]
-        code = slot_rows(rows, [max(len(rows) - 2, 0) if m else s for s, m in zip(slots, merged)])
-        if merged_time is None or not any(merged):
+        oldest = max(len(rows) - 2, 0)
+        is_merged = [not isinstance(s, Tensor) and s == MERGED_SLOT for s in slots]
+        code = slot_rows(rows, [oldest if merged else s for merged, s in zip(is_merged, slots)], fractions)
+        if merged_time is None or not any(is_merged):
             return code
-        return code + merged_time * constant(tuple(merged), code.device, code.dtype).unsqueeze(1)
+        row_of_merged = rows[oldest] + merged_time
+        return torch.stack([row_of_merged if merged else row for merged, row in zip(is_merged, code.unbind())])
 
     def order_code(self, orders: Sequence[int | None]) -> Tensor | None:
         """Codes of places in a bank, (len(orders), Cm), None where the model has none; ``orders`` of all items of a read."""

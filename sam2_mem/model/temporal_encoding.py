@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sam2_mem.model.acceleration.transfer import constant, to_device_async
+from sam2_mem.model.acceleration.transfer import to_device_async
 from sam2_mem.model.position_encoding import sine_1d
 
 
@@ -76,18 +76,38 @@ def bank_codes(length: int, num_codes: int = 4) -> list[int]:
     return [num_codes - 1 - num_codes * back // length for back in reversed(range(length))]
 
 
-def slot_rows(code: Tensor, slots: Sequence[float | None]) -> Tensor:
+Slot = float | Tensor | None
+
+
+def slot_rows(code: Tensor, slots: Sequence[Slot], fractions: Tensor | None = None) -> Tensor:
     """Rows of the temporal code (T, Cm) for ``slots``; -1 is the last row, None a row of zeros, a fraction lies between
-    two rows. -> (len(slots), Cm)."""
+    two rows; ``fractions`` (len(slots)) are those of the slots, if they are on the device already. A scalar integer tensor is
+    taken as it is. -> (len(slots), Cm)."""
     rows = code.shape[0]
-    if any(isinstance(s, float) and not s.is_integer() for s in slots):
+    if any(isinstance(s, Tensor) for s in slots):
+        known = slot_rows(code, [0 if isinstance(s, Tensor) else s for s in slots], fractions).unbind()
+        chosen = [code.index_select(0, s.view(1))[0] if isinstance(s, Tensor) else row for s, row in zip(slots, known)]
+        return torch.stack(chosen)
+    if any(map(is_fraction, slots)):
         below = slot_rows(code, [s if s is None else math.floor(s) for s in slots])
         above = slot_rows(code, [s if s is None else math.ceil(s) for s in slots])
-        fraction = to_device_async([0.0 if s is None else s % 1 for s in slots], code.device, code.dtype)
-        return torch.lerp(below, above, fraction.unsqueeze(1))
+        if fractions is None:
+            fractions = to_device_async(fractions_of(slots), code.device, code.dtype)
+        return torch.lerp(below, above, fractions.to(code.dtype).unsqueeze(1))
     invalid = sorted({s for s in slots if s is not None and not -1 <= s < rows})
     if invalid:
         raise ValueError(f"expected temporal slots in 0..{rows - 1}, -1 (prompt) or None, got {invalid}")
-    table = torch.cat([code, code.new_zeros(1, code.shape[1])])
-    index = tuple([rows if s is None else int(s) % rows for s in slots])
-    return table[constant(index, code.device, torch.long)]
+    parts = code.unbind()
+    if None in slots:
+        parts = (*parts, code.new_zeros(code.shape[1]))
+    return torch.stack([parts[rows if s is None else int(s) % rows] for s in slots]) if slots else code[:0]
+
+
+def is_fraction(slot: Slot) -> bool:
+    """Whether a slot lies between two rows."""
+    return isinstance(slot, float) and not slot.is_integer()
+
+
+def fractions_of(slots: Sequence[Slot]) -> list[float]:
+    """How far every slot lies behind the row below it."""
+    return [0.0 if s is None or isinstance(s, Tensor) else s % 1 for s in slots]

@@ -10,6 +10,7 @@ from itertools import combinations
 from statistics import pvariance
 
 import torch
+from torch import Tensor
 
 from sam2_mem.memory.policy import MemoryPolicy, check_settings, setting
 from sam2_mem.model.sam2 import SAM2
@@ -129,8 +130,24 @@ ARBITERS: dict[str, Arbiter | None] = {"none": None, "recent": RecentlyHidden(),
 """Rules by the name that ``tracker.arbiter`` chooses them by."""
 
 
+def compare_masks(masks: Sequence[Tensor]) -> Tensor:
+    """IoU of all pairs of K masks, given as tensors (..., h, w), and below it the mean of the logits above 0 of each,
+    (K + 1, K)."""
+    flat = torch.cat([x.float().flatten(-2).flatten(0, -2) for x in masks])
+    inside = (flat > 0).float()
+    joint, areas = inside @ inside.t(), inside.sum(1)
+    overlaps = joint / (areas[:, None] + areas - joint).clamp(min=1)
+    means = (flat * inside).sum(1) / areas.clamp(min=1)
+    return torch.cat([overlaps, means[None]])
+
+
 def verdicts_on(
-    arbiter: Arbiter, histories: Sequence[VisibilityHistory], outputs: Sequence[MaskOutput], *, reverse: bool
+    arbiter: Arbiter,
+    histories: Sequence[VisibilityHistory],
+    outputs: Sequence[MaskOutput],
+    *,
+    reverse: bool,
+    compared: Tensor | None = None,
 ) -> list[Verdict]:
     """Verdicts on N objects of a frame; in one transfer to the CPU where two or more have a mask, in none otherwise.
 
@@ -139,21 +156,33 @@ def verdicts_on(
         histories: (N) before this frame.
         outputs: (N) their masks.
         reverse: direction of time.
+        compared: ``compare_masks`` of all N masks, on the CPU; None has those compared that are not empty.
     """
     visible = [number for number, output in enumerate(outputs) if output.area > 0]
     verdicts = [Verdict.KEEP] * len(outputs)
     if len(visible) < 2:
         return verdicts
-    masks = torch.stack([outputs[number].logits for number in visible]).float().flatten(1)
-    inside = (masks > 0).float()
-    joint, areas = inside @ inside.t(), inside.sum(1)
-    overlaps = joint / (areas[:, None] + areas - joint).clamp(min=1)
-    means = (masks * inside).sum(1) / areas.clamp(min=1)
-    *rows, mean_logits = torch.cat([overlaps, means[None]]).tolist()
+    if compared is None:
+        *rows, mean_logits = compare_masks([outputs[number].logits[None] for number in visible]).tolist()
+    else:
+        *rows, mean_logits = compared[[*visible, -1]][:, visible].tolist()
     views = [ObjectView(histories[n], outputs[n].objectness, mean) for n, mean in zip(visible, mean_logits)]
     for number, verdict in zip(visible, arbiter.arbitrate(views, rows, reverse=reverse)):
         verdicts[number] = verdict
     return verdicts
+
+
+def chosen_of(predictions: Sequence[TrackPrediction], selections: Sequence[MaskSelection]) -> Tensor | None:
+    """Of ``compare_masks`` of all candidates of a frame, the part of those that are shown; None where nobody compared them."""
+    table = predictions[0].compared
+    if table is None:
+        return None
+    indices, start = [], 0
+    for prediction, selection in zip(predictions, selections):
+        pathways, candidates = prediction.hypotheses.masks.shape[:2]
+        indices.append(start + selection.output.pathway * candidates + selection.output.candidate)
+        start += pathways * candidates
+    return table.view(start + 1, start)[[*indices, -1]][:, indices]
 
 
 def as_absent(hypotheses: Hypotheses) -> Hypotheses:
@@ -184,7 +213,8 @@ def arbitrate(
     """
     frame, unwritten = predictions[0].frame, set()
     histories = [prediction.track.visibility for prediction in predictions]
-    verdicts = verdicts_on(arbiter, histories, outputs, reverse=frame.reverse)
+    compared = chosen_of(predictions, selections)
+    verdicts = verdicts_on(arbiter, histories, outputs, reverse=frame.reverse, compared=compared)
     for number, (prediction, verdict) in enumerate(zip(predictions, verdicts)):
         track, score, is_empty = prediction.track, outputs[number].objectness, outputs[number].area == 0
         is_hidden = is_empty or verdict is Verdict.ABSENT

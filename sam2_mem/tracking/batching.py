@@ -6,10 +6,11 @@ Equal reads become one row, rows of similar length become one padded batch, temp
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
+from itertools import chain, groupby
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from sam2_mem.model.acceleration.transfer import to_device_async
 from sam2_mem.model.sam2 import SAM2
+from sam2_mem.model.temporal_encoding import fractions_of, is_fraction
 from sam2_mem.types import MemoryRead, ReadItem, ReadPointer, RowBatch
 
 CPU_BATCH = 8192
@@ -66,14 +68,16 @@ def batch_reads(
         num_tokens = sum([len(item.tokens) for item in read.items])
         lengths.append(num_tokens + sum([len(p.pointer) // model.memory_width for p in read.pointers]))
     like = model.slot_code([None])
-    numbers = _PointerNumbers.of(distinct, like.device)
+    groups = bucket(lengths, max_padding=max_padding, max_rows=max_rows)
+    layouts = [_layout([distinct[i] for i in group], [lengths[i] for i in group]) for group in groups]
+    numbers, items = _sent(distinct, layouts, like.device)
     batches: list[RowBatch] = []
     row_of_key: dict[tuple | None, tuple[int, int]] = {}
-    for group in bucket(lengths, max_padding=max_padding, max_rows=max_rows):
+    for group, item in zip(groups, items):
         for row, index in enumerate(group):
             row_of_key[distinct_keys[index]] = (len(batches), row)
         of_group = [numbers[index] for index in group]
-        batches.append(_batch([distinct[i] for i in group], [lengths[i] for i in group], of_group, model, like))
+        batches.append(_batch([distinct[i] for i in group], [lengths[i] for i in group], of_group, item, model, like))
     return BatchedReads(tuple(batches), tuple([row_of_key.get(key) for key in keys]))
 
 
@@ -107,46 +111,90 @@ def _rows_in_free_memory(device: torch.device, tokens: int) -> int:
     return max(1, torch.cuda.mem_get_info(device)[0] // (2 * CUDA_BYTES * tokens))
 
 
-class _PointerNumbers(NamedTuple):
-    """Ages over the time span and gains of the pointers of a read, (N) each on the device; no gains where all are one."""
+class _Numbers(NamedTuple):
+    """Of a read, on the device, None for those that it does without: of its N pointers ages over the time span and gains, of its
+    items fractions of their slots."""
 
     offsets: Tensor
     gains: Tensor | None
+    fractions: Tensor | None
 
-    @classmethod
-    def of(cls, reads: Sequence[MemoryRead], device: torch.device) -> list[_PointerNumbers]:
-        """Of all reads of a frame, in one transfer."""
-        columns = []
-        for read in reads:
-            gains = [p.gain for p in read.pointers]
-            columns += [[p.offset for p in read.pointers], [] if set(gains) == {1.0} else gains]
-        flat = [number for column in columns for number in column]
-        sent = to_device_async(flat, device, torch.get_default_dtype()) if flat else torch.empty(0)
-        parts = iter(sent.split([len(column) for column in columns]))
-        return [cls(offsets, gains if len(gains) else None) for offsets, gains in zip(parts, parts)]
+
+Layout = tuple[tuple[int, int], ...]
+"""(item, number of tokens) of the runs of all rows of a batch."""
+
+
+def _layout(reads: Sequence[MemoryRead], lengths: Sequence[int]) -> Layout:
+    """Items of rows, then pointers and padding, which count as the item behind the last."""
+    last, longest = max([len(read.items) for read in reads]), max(lengths)
+    runs: list[tuple[int, int]] = []
+    for read in reads:
+        sizes = [len(item.tokens) for item in read.items]
+        rest = longest - sum(sizes)
+        runs += [*enumerate(sizes), *([(last, rest)] if rest else [])]
+    return tuple(runs)
+
+
+_items_of_layouts: OrderedDict[tuple[Layout, torch.device], Tensor] = OrderedDict()
+"""Of the latest layouts: they stay the same from frame to frame once memory is full."""
+LAYOUTS = 32
+
+
+def _sent(
+    reads: Sequence[MemoryRead], layouts: Sequence[Layout], device: torch.device
+) -> tuple[list[_Numbers], list[Tensor]]:
+    """Numbers of every read, and for every layout the item (R * L) of each token, in one transfer."""
+    columns: list[Sequence[float]] = []
+    for read in reads:
+        gains, slots = [p.gain for p in read.pointers], [item.slot for item in read.items]
+        columns += [
+            [p.offset for p in read.pointers],
+            [] if set(gains) == {1.0} else gains,
+            fractions_of(slots) if any(map(is_fraction, slots)) else [],
+        ]
+    new = [layout for layout in dict.fromkeys(layouts) if (layout, device) not in _items_of_layouts]
+    columns += [column for layout in new for column in zip(*layout)]
+    flat = list(chain.from_iterable(columns))
+    sent = to_device_async(flat, device, torch.get_default_dtype()) if flat else torch.empty(0)
+    parts = sent.split([len(column) for column in columns])
+    threes = [parts[start : start + 3] for start in range(0, 3 * len(reads), 3)]
+    numbers = [_Numbers(a, b if len(b) else None, c if len(c) else None) for a, b, c in threes]
+    pairs = [parts[start : start + 2] for start in range(3 * len(reads), len(parts), 2)]
+    for layout, (item, sizes) in zip(new, pairs):
+        total = sum([size for _, size in layout])
+        with torch.inference_mode(False):
+            spread = torch.repeat_interleave(item.long(), sizes.long(), output_size=total)
+        _items_of_layouts[layout, device] = spread
+    items = [_items_of_layouts[layout, device] for layout in layouts]
+    for layout in layouts:
+        _items_of_layouts.move_to_end((layout, device))
+    while len(_items_of_layouts) > LAYOUTS:
+        _items_of_layouts.popitem(last=False)
+    return numbers, items
 
 
 def _batch(
     reads: Sequence[MemoryRead],
     lengths: Sequence[int],
-    numbers: Sequence[_PointerNumbers],
+    numbers: Sequence[_Numbers],
+    item: Tensor,
     model: SAM2,
     like: Tensor,
 ) -> RowBatch:
-    """One row per read, padded to the longest of ``lengths``, of the dtype and on the device of ``like``."""
+    """One row per read, padded to the longest of ``lengths``, of the dtype and on the device of ``like``; ``item`` of every
+    token."""
     longest, num_items = max(lengths), max([len(read.items) for read in reads])
     runs: list[_Run] = []
     keys: dict[tuple, Tensor] = {}
-    for read, length, of_pointers in zip(reads, lengths, numbers):
-        runs += _item_runs(read.items, model, like, keys)
+    for read, length, of_read in zip(reads, lengths, numbers):
+        runs += _item_runs(read.items, of_read, model, like, keys)
         if read.pointers:
-            runs.append(_pointer_run(read.pointers, of_pointers, num_items, model, like))
+            runs.append(_pointer_run(read.pointers, of_read, num_items, model, like))
         if length < longest:
             blank = like.new_zeros(longest - length, model.memory_width)
             runs.append(_Run(num_items, blank, blank, bias=-math.inf))
     shape = (len(reads), longest)
     sizes = [len(run.feat) for run in runs]
-    items = tuple((run.item, size) for run, size in zip(runs, sizes))
     shares_xy = len(reads) == 1 or _same_coordinates(reads, lengths)
     xy_runs = runs[: len(runs) // len(reads)] if shares_xy else runs
     xy = [torch.zeros(len(r.feat), 2, device=like.device) if r.xy is None else r.xy.to(like.device) for r in xy_runs]
@@ -157,20 +205,13 @@ def _batch(
         xy=torch.cat(xy).view(-1, longest, 2),
         gain=_column([run.gain for run in runs], sizes, like, default=1.0).view(shape) if weighted else None,
         bias=_column([run.bias for run in runs], sizes, like, default=0.0).view(shape) if biased else None,
-        item=_item_of_token(items, like.device).view(shape),
+        item=item.view(shape),
         num_items=num_items,
         lengths=tuple(lengths),
         sensory=_sensory_states(reads) if any(read.sensory is not None for read in reads) else None,
         counted=any(isinstance(run.bias, Tensor) for run in runs),
         item_lengths=tuple([tuple([len(item.tokens) for item in read.items]) for read in reads]),
     )
-
-
-@lru_cache(maxsize=8)
-def _item_of_token(runs: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-    """Items of neighbouring tokens, from (item, number of tokens); the same from frame to frame once memory is full."""
-    with torch.inference_mode(False):
-        return to_device_async(torch.repeat_interleave(*torch.tensor(runs).unbind(1)), device)
 
 
 def _joined(parts: Sequence[Tensor], like: Tensor) -> Tensor:
@@ -184,11 +225,13 @@ def _joined(parts: Sequence[Tensor], like: Tensor) -> Tensor:
     )
 
 
-def _item_runs(items: Sequence[ReadItem], model: SAM2, like: Tensor, keys: dict[tuple, Tensor]) -> list[_Run]:
+def _item_runs(
+    items: Sequence[ReadItem], numbers: _Numbers, model: SAM2, like: Tensor, keys: dict[tuple, Tensor]
+) -> list[_Run]:
     """Runs of the items of a row, with features as they are stored; ``keys``: sums of positions and codes that rows share."""
     if not items:
         return []
-    time = model.slot_code([item.slot for item in items])
+    time = model.slot_code([item.slot for item in items], numbers.fractions)
     orders = [item.order for item in items]
     order_code = model.order_code(orders) if set(orders) != {None} else None
     if order_code is not None:
@@ -196,16 +239,14 @@ def _item_runs(items: Sequence[ReadItem], model: SAM2, like: Tensor, keys: dict[
     runs = []
     for number, (item, code) in enumerate(zip(items, time.to(like.dtype))):
         tokens = item.tokens
-        key, gain = (id(tokens.pos), item.slot, item.order), None if item.gain == 1.0 else item.gain
+        key, gain = (id(tokens.pos), item.slot_key, item.order), None if item.gain == 1.0 else item.gain
         if key not in keys:
             keys[key] = tokens.pos.to(like) + code
         runs.append(_Run(number, tokens.feat, keys[key], tokens.xy, gain, tokens.log_count))
     return runs
 
 
-def _pointer_run(
-    pointers: Sequence[ReadPointer], numbers: _PointerNumbers, item: int, model: SAM2, like: Tensor
-) -> _Run:
+def _pointer_run(pointers: Sequence[ReadPointer], numbers: _Numbers, item: int, model: SAM2, like: Tensor) -> _Run:
     """Each pointer (C) is C / Cm tokens; all of them carry the same code of time."""
     stacked = torch.stack([p.pointer.to(like.device) for p in pointers]).to(like.dtype)
     split = stacked.shape[1] // model.memory_width

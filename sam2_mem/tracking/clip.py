@@ -171,7 +171,7 @@ def predict_clip(
     Returns:
         (T)(N) predictions.
     """
-    count, firsts = len(frames), reader.contexts_for(tracks, contexts[0])
+    count, firsts = len(frames), reader.contexts_for(tracks, contexts[0], explain=report_usage)
     reads_of_track = [reader.policy.read(track.state, first) for track, first in zip(tracks, firsts)]
     of_frames = [replace(c, measured=f.measured, read_on=f.index) for c in contexts for f in firsts]
     usage = RequestedUsage(reader.requested_usage([*tracks] * count, of_frames), report_usage)

@@ -27,6 +27,9 @@ RowIndex = tuple[int, int]
 Measure = Callable[[int, Tensor, "tuple[ReadUsage, ...] | None"], "Tensor | None"]
 """Number of a track, its candidates (P, M, h, w) and its usage -> further numbers (n) float32 to bring to the CPU."""
 
+Compare = Callable[[Sequence[Tensor]], Tensor]
+"""Candidates (P, M, h, w) of every track of a frame -> further numbers float32 to bring to the CPU."""
+
 
 @dataclass(frozen=True, eq=False)
 class TrackPrediction:
@@ -40,6 +43,7 @@ class TrackPrediction:
         conditioned: (P)(Q, C) features that the masks were decoded from; empty unless asked for.
         maps: (P) the decoder's, where there is sensory memory.
         usage: (P) attention of each read, for listeners; None unless asked for.
+        compared: what ``compare`` said of all candidates of the frame, on the CPU; None unless asked for.
     """
 
     track: Track
@@ -49,6 +53,7 @@ class TrackPrediction:
     conditioned: Sequence[Tensor] = ()
     maps: Sequence[DecoderMaps] = ()
     usage: tuple[ReadUsage, ...] | None = None
+    compared: Tensor | None = None
 
     def mask_key(self, candidate: CandidateId) -> tuple[RowIndex, int]:
         """Equal for candidates that are the same mask, also through different pathways."""
@@ -122,6 +127,8 @@ class MemoryReader:
         *,
         keep_conditioned: bool = False,
         report_usage: bool = False,
+        explain: bool = False,
+        compare: Compare | None = None,
     ) -> list[TrackPrediction]:
         """Read, attend and decode for all pathways of all tracks.
 
@@ -132,19 +139,28 @@ class MemoryReader:
             keep_conditioned: also give the features that masks were decoded from.
             report_usage: measure attention on every frame and give it with the predictions; policies that did not ask for
                 it are not given it.
+            explain: the host has to know which entries are read.
+            compare: further numbers to bring to the CPU with the scores, on other devices than a CPU.
         """
-        frames = self.contexts_for(tracks, context)
+        frames = self.contexts_for(tracks, context, explain=explain)
         reads_of_track = [self.policy.read(track.state, frame) for track, frame in zip(tracks, frames)]
         usage = RequestedUsage(self.requested_usage(tracks, frames), report_usage)
         batches, rows_of_track = self._run_network(tracks, reads_of_track, features, usage.measured)
-        return self.predictions_of(tracks, frames, batches, rows_of_track, usage, keep_conditioned=keep_conditioned)
+        return self.predictions_of(
+            tracks, frames, batches, rows_of_track, usage, keep_conditioned=keep_conditioned, compare=compare
+        )
 
-    def contexts_for(self, tracks: Sequence[Track], context: FrameContext) -> list[FrameContext]:
-        """The frame as the policy of every track reads on it."""
+    def contexts_for(
+        self, tracks: Sequence[Track], context: FrameContext, *, explain: bool = False
+    ) -> list[FrameContext]:
+        """The frame as the policy of every track reads on it; ``explain`` as in ``predict``."""
         frames = [self.context_for(track, context) for track in tracks]
         if isinstance(self.policy, MeasuresReads) and self.model.device.type != "cpu":
-            wanted = [self.policy.measure_for_read(track.state, frame) for track, frame in zip(tracks, frames)]
-            frames = [replace(frame, measured=m) for frame, m in zip(frames, vectors_to_cpu(wanted))]
+            numbers = [
+                self.policy.measure_for_read(track.state, frame, told_apart=explain)
+                for track, frame in zip(tracks, frames)
+            ]
+            frames = [replace(frame, measured=m) for frame, m in zip(frames, vectors_to_cpu(numbers))]
         return frames
 
     def predictions_of(
@@ -156,6 +172,7 @@ class MemoryReader:
         usage: RequestedUsage,
         *,
         keep_conditioned: bool,
+        compare: Compare | None = None,
     ) -> list[TrackPrediction]:
         """What the network said, for each of N pairs of a track and a frame.
 
@@ -166,11 +183,14 @@ class MemoryReader:
             rows_of_track: (N) the row of each pathway.
             usage: of reads.
             keep_conditioned: as in ``predict``.
+            compare: as in ``predict``.
         """
         usages = None if usage.measured is Usage.NONE else [batch.usage or () for batch in batches]
         is_host = self.model.device.type == "cpu"
         measure = None if is_host else partial(self._measure, tracks, frames, usage.requested)
-        split = split_by_track([batch.decoded for batch in batches], rows_of_track, usages, measure)
+        compare = None if is_host else compare
+        decoded = [batch.decoded for batch in batches]
+        split, compared = split_and_compared(decoded, rows_of_track, usages, measure, compare)
         predictions = []
         for track, frame, rows, hypotheses in zip(tracks, frames, rows_of_track, split):
             prediction = TrackPrediction(
@@ -183,6 +203,7 @@ class MemoryReader:
                 if self.sensory is None
                 else [sensory_update.maps_at(batches[b].decoded.maps, r) for b, r in rows],
                 usage=hypotheses.usage if usage.is_reported else None,
+                compared=compared,
             )
             predictions.append(prediction)
         return predictions
@@ -266,6 +287,17 @@ def split_by_track(
     usages: Sequence[Sequence[ReadUsage]] | None = None,
     measure: Measure | None = None,
 ) -> list[Hypotheses]:
+    """The hypotheses of ``split_and_compared``."""
+    return split_and_compared(batches, rows_of_track, usages, measure)[0]
+
+
+def split_and_compared(
+    batches: Sequence[Decoded],
+    rows_of_track: Sequence[Sequence[RowIndex]],
+    usages: Sequence[Sequence[ReadUsage]] | None = None,
+    measure: Measure | None = None,
+    compare: Compare | None = None,
+) -> tuple[list[Hypotheses], Tensor | None]:
     """Sort rows back to their tracks. All scores of the frame come to the CPU in one transfer, with what is measured.
 
     Args:
@@ -273,6 +305,11 @@ def split_by_track(
         rows_of_track: the row of each pathway of each track.
         usages: attention of each row of each batch, if it was measured.
         measure: see ``Measure``; None for nothing.
+        compare: see ``Compare``; None for nothing.
+
+    Returns:
+        hypotheses of every track.
+        what ``compare`` said.
     """
     masks = [torch.stack([batches[b].masks[r] for b, r in rows]) for rows in rows_of_track]
     usage = [None if usages is None else tuple([usages[b][r] for b, r in rows]) for rows in rows_of_track]
@@ -282,7 +319,8 @@ def split_by_track(
         areas = (decoded.masks > 0).flatten(2).float().mean(2)
         tables.append(torch.cat([decoded.objectness[:, None], decoded.iou, areas], dim=1).detach())
     rows_in_order = [(b, r) for b, decoded in enumerate(batches) for r in range(len(decoded.iou))]
-    table, *measured = vectors_to_cpu([torch.cat(tables), *(wanted or [None] * len(masks))])
+    vectors = [torch.cat(tables), None if compare is None else compare(masks), *(wanted or [None] * len(masks))]
+    table, compared, *measured = vectors_to_cpu(vectors)
     assert table is not None, "every row has scores"
     scores = dict(zip(rows_in_order, table.view(len(rows_in_order), -1).tolist()))
     end = 1 + batches[0].iou.shape[1]
@@ -299,7 +337,7 @@ def split_by_track(
             measured=measured[number],
         )
         result.append(hypotheses)
-    return result
+    return result, compared
 
 
 def vectors_to_cpu(vectors: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -111,8 +111,9 @@ class MemoryWriter:
         batch = row_limit(self.model, self.settings.max_rows)
         if not batch or features.low.ndim > 2:  # features with a row for each output go through at once
             batch = len(outputs)
-        starts = range(0, len(outputs), batch)
-        maps = torch.cat([self._memory_maps(features, outputs[start : start + batch]) for start in starts])
+        flags = self._flags(outputs)
+        parts = [slice(start, start + batch) for start in range(0, len(outputs), batch)]
+        maps = torch.cat([self._memory_maps(features, outputs[part], flags[:, part]) for part in parts])
         states = [output.sensory for output in outputs]
         if self.sensory is not None:
             states = sensory_update.deepened(self.sensory, outputs, maps)
@@ -160,13 +161,16 @@ class MemoryWriter:
         distiller = self.model.memory_encoder.distiller
         return self._stored(distiller.merge_tubes(tubes, frame.features.grid, request.strength)[:1])[0]
 
-    def _memory_maps(self, features: FrameFeatures, outputs: Sequence[MaskOutput]) -> Tensor:
-        """Memory maps (R, Cm, H, W) of R outputs."""
-        logits = torch.stack([output.logits for output in outputs])
+    def _flags(self, outputs: Sequence[MaskOutput]) -> Tensor:
+        """(2, R) bool of R outputs: whether memory is made of the hard mask, and whether the object is present."""
         binarize_prompted = self.model.binarize_prompted_masks and not self.model.training
         binarize = [output.binarize or (output.prompted and binarize_prompted) for output in outputs]
         present = [output.objectness > 0 for output in outputs]
-        flags = to_device_async([binarize, present], logits.device)
+        return to_device_async([binarize, present], outputs[0].logits.device)
+
+    def _memory_maps(self, features: FrameFeatures, outputs: Sequence[MaskOutput], flags: Tensor) -> Tensor:
+        """Memory maps (R, Cm, H, W) of R outputs."""
+        logits = torch.stack([output.logits for output in outputs])
         return self.model.memory_maps(features, logits, binarize=flags[0], present=flags[1])
 
     def _stored(self, tokens: Sequence[MemoryTokens]) -> list[MemoryTokens]:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_mem._moved import renamed
+from sam2_mem.model.acceleration.transfer import constant, to_device_async
 from sam2_mem.model.sam2 import SAM2, Decoded
 from sam2_mem.tracking.mask_postprocessing import suppress_overlap
 from sam2_mem.tracking.track import MaskOutput, ReferenceAppearance, Track
@@ -142,7 +143,7 @@ class HQRefiner(Refiner):
         boxes, has_box = pixel_boxes(large > 0)
         rows = len(boxes)
         conditioned = coarse.conditioned if self.hq_feat == "mem" else model.without_memory(features, rows)
-        labels = torch.tensor(BOX_CORNERS, dtype=torch.int32, device=boxes.device).expand(rows, -1)
+        labels = constant(tuple(BOX_CORNERS), boxes.device, torch.int32).expand(rows, -1)
         corners = boxes.unflatten(1, (2, 2))
         return model.decode(conditioned, features, points=corners, labels=labels, candidates=True), has_box
 
@@ -242,12 +243,13 @@ def refine(
         return list(outputs)
     logits = torch.stack([output.logits for output in outputs])
     read = torch.stack([conditioned[i] for i in indices])
-    coarse = Coarse(logits[indices], tuple(reference_of.values()), read)
+    at = slice(None) if len(indices) == len(outputs) else to_device_async(indices, logits.device)
+    coarse = Coarse(logits[at], tuple(reference_of.values()), read)
     proposal = refiner.propose(model, features, coarse)
     refined = torch.zeros(len(outputs), dtype=torch.bool, device=logits.device)
-    refined[indices] = proposal.accepted
+    refined[at] = proposal.accepted
     merged = logits.clone()
-    merged[indices] = torch.where(proposal.accepted[:, None, None], proposal.logits.to(logits.dtype), coarse.logits)
+    merged[at] = torch.where(proposal.accepted[:, None, None], proposal.logits.to(logits.dtype), coarse.logits)
     merged = settle_overlap(merged, refined)
     changed = (merged != logits).flatten(1).any(1)
     areas = (merged > 0).flatten(1).float().mean(1)

@@ -20,7 +20,7 @@ from sam2_mem.memory.policy import MemoryPolicy, Revising
 from sam2_mem.memory.trace import Cause, Change, Listener, notify, reports_usage, trace_record
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.prompts import Prompt
-from sam2_mem.tracking.arbiter import ARBITERS, Arbiter, arbitrate
+from sam2_mem.tracking.arbiter import ARBITERS, Arbiter, arbitrate, compare_masks
 from sam2_mem.tracking.archive import Archive, Kind
 from sam2_mem.tracking.clip import FrameChoice, OpenClip
 from sam2_mem.tracking.mask_postprocessing import clean_masks
@@ -210,8 +210,17 @@ class Tracker:
         return tuple(self._apply_revision(t, r) for t in tracks for r in self._revising.finish(t.state))
 
     def _track(self, tracks: Sequence[Track], features: FrameFeatures, context: FrameContext) -> tuple[Revision, ...]:
-        uses = {"keep_conditioned": self.refiner is not None, "report_usage": reports_usage(self.listener)}
-        return self.take_in(self.decide(self.reader.predict(tracks, features, context, **uses), features))
+        compares = self.arbiter is not None and self.refiner is None and len(tracks) > 1
+        predictions = self.reader.predict(
+            tracks,
+            features,
+            context,
+            keep_conditioned=self.refiner is not None,
+            report_usage=reports_usage(self.listener),
+            explain=self.listener is not None,
+            compare=compare_masks if compares else None,
+        )
+        return self.take_in(self.decide(predictions, features))
 
     def decide(self, predictions: list[TrackPrediction], features: FrameFeatures) -> FrameChoice:
         """Masks of a frame, by policies, the refiner and the arbiter; memory stays as it is.
@@ -235,7 +244,12 @@ class Tracker:
                 note_reference(prediction.track, features, output)
             references = [prediction.track.reference for prediction in predictions]
             conditioned = [p.conditioned[s.output.pathway] for p, s in zip(predictions, selections)]
+            unrefined = outputs
             outputs = refine(self.refiner, self.model, features, outputs, references, conditioned)
+            predictions = [
+                p if new is old else replace(p, hypotheses=replace(p.hypotheses, measured=None))
+                for p, old, new in zip(predictions, unrefined, outputs)
+            ]
         unwritten = {prediction.track.obj_id for prediction in predictions if prediction.track.frozen}
         if self.arbiter is not None:
             unwritten |= arbitrate(self.arbiter, self.model, self.policy, predictions, selections, outputs)

@@ -23,7 +23,7 @@ class Codes:
 
     memory_width = WIDTH
 
-    def slot_code(self, slots: list[int | None]) -> Tensor:
+    def slot_code(self, slots: list[int | None], fractions: Tensor | None = None) -> Tensor:
         return torch.tensor([0.0 if s is None else s + 10.0 for s in slots])[:, None].expand(-1, WIDTH)
 
     def order_code(self, orders: Sequence[int | None]) -> Tensor | None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from sam2_mem.memory.bank import Bank
 from sam2_mem.memory.likeness import likenesses, map_likenesses
 from sam2_mem.memory.policy import MemoryPolicy, setting
 from sam2_mem.memory.reading import keep_window, map_frames, window_capacity, window_read
-from sam2_mem.types import FrameContext, Hypotheses, MaskSelection, MemoryEntry, MemoryRead
+from sam2_mem.types import FrameContext, Hypotheses, MaskSelection, MemoryEntry, MemoryRead, ReadItem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,9 @@ class EFP(MemoryPolicy[Bank]):
         return window_capacity(tokens_per_map, self.max_prompts, num_maskmem=self.num_maskmem)
 
     def read(self, state: Bank, frame: FrameContext) -> Sequence[MemoryRead]:
+        candidates, newest, excess = self._compared(state, frame)
+        if frame.measured is None and newest is not None and excess > 0 and _are_alike(candidates):
+            return (self._read_by_device(state, frame, candidates, newest, excess),)
         read = window_read(
             state,
             frame,
@@ -44,10 +48,31 @@ class EFP(MemoryPolicy[Bank]):
         )
         return (read,)
 
-    def measure_for_read(self, state: Bank, frame: FrameContext) -> Tensor | None:
+    def measure_for_read(self, state: Bank, frame: FrameContext, *, told_apart: bool) -> Tensor | None:
         """Likeness of the maps that are compared."""
         candidates, newest, excess = self._compared(state, frame)
-        return map_likenesses(candidates, newest) if newest is not None and excess > 0 else None
+        if newest is None or excess <= 0 or (_are_alike(candidates) and not told_apart):
+            return None
+        return map_likenesses(candidates, newest)
+
+    def _read_by_device(
+        self, state: Bank, frame: FrameContext, candidates: Sequence[MemoryEntry], newest: MemoryEntry, excess: int
+    ) -> MemoryRead:
+        """The same read, whose maps the device chooses: the host does not learn which, nor waits for it."""
+        order = map_likenesses(candidates, newest).argsort(descending=True, stable=True)
+        kept = order[excess:].sort().values
+        whole = window_read(state, frame, num_maskmem=self.num_maskmem, max_obj_ptrs=self.max_obj_ptrs_in_encoder)
+        maps = {id(e.tokens): e.tokens for e in candidates}
+        slots = [int(item.slot) for item in whole.items if id(item.tokens) in maps and item.slot is not None]
+        is_run = slots == list(range(slots[0], slots[0] - len(slots), -1))
+        known = slots[0] - kept if is_run else torch.cat([kept.new_full((1,), slot) for slot in slots])[kept]
+        features = torch.stack([tokens.feat for tokens in maps.values()])[kept]
+        chosen = [
+            ReadItem(replace(candidates[0].tokens, feat=feat), slot)
+            for feat, slot in zip(features.unbind(), known.unbind())
+        ]
+        *prompts, latest = [item for item in whole.items if id(item.tokens) not in maps]
+        return replace(whole, items=(*prompts, *chosen, latest))
 
     def _redundant(self, state: Bank, frame: FrameContext) -> set[int]:
         """Frames whose maps are most like that of the previous frame, of equals the older; none without that map."""
@@ -59,7 +84,7 @@ class EFP(MemoryPolicy[Bank]):
         return {e.frame for _, e in ranked[:excess]}
 
     def _compared(self, state: Bank, frame: FrameContext) -> tuple[list[MemoryEntry], MemoryEntry | None, int]:
-        """Maps within reach behind that of the previous frame, newest first; that map; how many too many they are."""
+        """Maps within reach behind that of the previous frame, oldest first; that map; how many too many they are."""
         by_frame = {e.frame: e for e in state.entries}
         slots = dict(map_frames(frame, num_maskmem=self.num_maskmem))
         newest = by_frame.get(slots.pop(0, frame.index))
@@ -80,3 +105,15 @@ class EFP(MemoryPolicy[Bank]):
     ) -> Bank:
         size, pointers = self.num_maskmem, self.max_obj_ptrs_in_encoder
         return keep_window(state.add(*entries), frame.index, num_maskmem=size, max_obj_ptrs=pointers)
+
+
+def _are_alike(entries: Sequence[MemoryEntry]) -> bool:
+    """Whether the maps lie on a CUDA device and differ in features alone, so that one can stand in the place of another."""
+    example = entries[0].tokens
+    return example.feat.is_cuda and all(
+        e.tokens.feat.shape == example.feat.shape
+        and e.tokens.pos is example.pos
+        and e.tokens.xy is example.xy
+        and e.tokens.log_count is example.log_count
+        for e in entries
+    )

@@ -3,16 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sam2_mem.memory.likeness import cosines
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from sam2_mem.memory.box_motion import measured_beside
+from sam2_mem.memory.likeness import all_cosines, cosines
 from sam2_mem.memory.motion_window import MotionBank, MotionWindow
 from sam2_mem.memory.policy import Needs, setting
-from sam2_mem.types import Entry, FrameContext
+from sam2_mem.memory.tokens import masked_means
+from sam2_mem.types import Entry, FrameContext, Hypotheses, MaskSelection, MemoryEntry
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class LikenessBank(MotionBank):
+    """A state with what is known of the likeness of frames.
+
+    Attributes:
+        likenesses: cosine of summaries by the frames of a pair, the later one to come first; of tracked frames that were
+            measured with the scores.
+    """
+
+    likenesses: tuple[tuple[Pair, float], ...] = ()
+
+    def without(self, frame: int) -> Self:
+        known = tuple((pair, x) for pair, x in self.likenesses if frame not in pair)
+        return replace(super().without(frame), likenesses=known)
+
+    def add_prompt(self, entry: MemoryEntry, max_prompts: int | None) -> Self:
+        known = tuple((pair, x) for pair, x in self.likenesses if entry.frame not in pair)
+        return replace(super().add_prompt(entry, max_prompts), likenesses=known)
+
+    def shift_frames(self, by: int) -> Self:
+        known = tuple(((a + by, b + by), x) for (a, b), x in self.likenesses)
+        return replace(super().shift_frames(by), likenesses=known)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Samite(MotionWindow[MotionBank]):
+class Samite(MotionWindow[LikenessBank]):
     """The prototypical memory bank of SAMITE (Li et al. 2025, arXiv 2507.21732), without its position prompts.
 
     Masks are chosen as SAMURAI chooses them, and the candidates for reading are the newest ``window`` frames that pass
@@ -36,14 +68,52 @@ class Samite(MotionWindow[MotionBank]):
     def needs(self) -> Needs:
         return Needs(summary=True, every_frame=True)
 
-    def new_state(self, frame: FrameContext) -> MotionBank:
-        return MotionBank()
+    def new_state(self, frame: FrameContext) -> LikenessBank:
+        return LikenessBank()
 
-    def selected(self, state: MotionBank, frame: FrameContext, candidates: Sequence[Entry]) -> list[Entry]:
+    def compared(self, state: LikenessBank, frame: FrameContext, masks: Tensor) -> Tensor | None:
+        """Cosines of every candidate's look to those of memory."""
+        known = _looks(state, frame)
+        if not known or frame.features is None:
+            return None
+        looks = masked_means(frame.features.low, masks, frame.features.grid)
+        return all_cosines(looks, torch.stack(list(known.values())))
+
+    def write(
+        self,
+        state: LikenessBank,
+        frame: FrameContext,
+        hypotheses: Hypotheses,
+        selection: MaskSelection,
+        entries: Sequence[MemoryEntry],
+    ) -> LikenessBank:
+        written, numbers = super().write(state, frame, hypotheses, selection, entries), measured_beside(hypotheses)
+        held = {e.frame for e in (*written.prompts, *written.entries)}
+        known = {pair: x for pair, x in written.likenesses if frame.index not in pair and held.issuperset(pair)}
+        if entries and numbers is not None and numbers.numel():
+            row = numbers[selection.output.candidate].tolist()
+            known |= {(frame.index, f): x for f, x in zip(_looks(state, frame), row, strict=True) if f in held}
+        return replace(written, likenesses=tuple(known.items()))
+
+    def _likenesses(self, state: LikenessBank, entries: Sequence[Entry], reference: Entry) -> list[float]:
+        """Cosines of summaries to that of ``reference``: known ones, or all of them asked of the device."""
+        known = {frozenset(pair): x for pair, x in state.likenesses}
+        is_empty = [e.summary is None or reference.summary is None for e in entries]
+        values = [known.get(frozenset((e.frame, reference.frame))) for e in entries]
+        if all(empty or x is not None for empty, x in zip(is_empty, values)):
+            return [0.0 if empty or x is None else x for empty, x in zip(is_empty, values)]
+        return cosines([e.summary for e in entries], reference.summary)
+
+    def selected(self, state: LikenessBank, frame: FrameContext, candidates: Sequence[Entry]) -> list[Entry]:
         newest, others = candidates[0], candidates[1:]
         first = state.prompts[-1 if frame.reverse else 0]
-        summaries = [e.summary for e in others]
-        to_newest, to_first = cosines(summaries, newest.summary), cosines(summaries, first.summary)
+        to_newest, to_first = (self._likenesses(state, others, e) for e in (newest, first))
         scores = [self.alpha * a + (1 - self.alpha) * b for a, b in zip(to_newest, to_first)]
         best = sorted(range(len(others)), key=lambda i: -scores[i])[: self.num_maskmem - 2]
         return [newest, *(others[i] for i in sorted(best))]
+
+
+def _looks(state: LikenessBank, frame: FrameContext) -> dict[int, Tensor]:
+    """Summaries of memory beside ``frame``, by frame."""
+    held = (*state.prompts, *state.entries)
+    return {e.frame: e.summary for e in held if e.summary is not None and e.frame != frame.index}

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from sam2_mem.memory.box_motion import MotionSelection, candidate_boxes
+from sam2_mem.memory.box_motion import MotionSelection, candidate_boxes, measured_beside
 from sam2_mem.memory.kalman_filter import MaskBox, box_iou
-from sam2_mem.memory.likeness import cosines
+from sam2_mem.memory.likeness import all_cosines, cosines
 from sam2_mem.memory.motion_window import MotionBank, MotionWindow
 from sam2_mem.memory.policy import Needs, setting
-from sam2_mem.memory.tokens import foreground_weights, masked_mean
+from sam2_mem.memory.tokens import foreground_weights, masked_mean, masked_means
 from sam2_mem.memory.trace import Action, Reason
 from sam2_mem.types import CandidateId, Entry, FrameContext, Hypotheses, MaskSelection, MemoryEntry
 
@@ -115,15 +115,25 @@ class TAMB(MotionWindow[SightingBank]):
 
     # -- errors -------------------------------------------------------------------------------------------------
 
+    def compared(self, state: SightingBank, frame: FrameContext, masks: Tensor) -> Tensor | None:
+        """Cosine of every candidate's look to the mean of the latest ones."""
+        if not state.sightings or frame.features is None:
+            return None
+        looks = masked_means(frame.features.low, masks, frame.features.grid)
+        return all_cosines(looks, _mean_summary(state)[None])
+
     def choose(self, state: SightingBank, frame: FrameContext, hypotheses: Hypotheses) -> RecoverySelection:
         selection = RecoverySelection(**vars(super().choose(state, frame, hypotheses)))
         if not state.in_error or frame.features is None:
             return selection
         boxes = candidate_boxes(hypotheses, self.min_obj_score_logits)
         shaped = [i for i, box in enumerate(boxes) if box is not None and self._has_shape(state, box)]
-        masks, grid = hypotheses.masks[0], frame.features.grid
-        looks = [masked_mean(frame.features.low, foreground_weights(masks[i], grid)) for i in shaped]
-        scores = dict(zip(shaped, cosines(looks, _mean_summary(state)) if looks else ()))
+        masks, grid, measured = hypotheses.masks[0], frame.features.grid, measured_beside(hypotheses)
+        if measured is None or not measured.numel():
+            looks = [masked_mean(frame.features.low, foreground_weights(masks[i], grid)) for i in shaped]
+            scores = dict(zip(shaped, cosines(looks, _mean_summary(state)) if looks else ()))
+        else:
+            scores = {i: float(measured[i]) for i in shaped}
         alike = max(scores, key=lambda i: scores[i], default=None)
         if alike is None or scores[alike] < self.recovery_likeness:
             return selection
@@ -156,15 +166,18 @@ class TAMB(MotionWindow[SightingBank]):
         look = _sighting(entries, selection.box)
         if look is None:
             return written
-        error = None if selection.likeness is not None else self._error(state, frame.index, look)
+        measured = measured_beside(hypotheses)
+        known = None if measured is None or not measured.numel() else float(measured[selection.output.candidate])
+        error = None if selection.likeness is not None else self._error(state, frame.index, look, known)
         if error is not None or written.in_error:
             frames = tuple(f for f in written.in_error if f != frame.index)[-self.window :]
             reasons = () if error is None else (error,)
             return replace(written, in_error=(*frames, frame.index), reasons=reasons)
         return replace(written, sightings=(*state.sightings, look)[-HISTORY:])
 
-    def _error(self, state: SightingBank, index: int, look: Sighting) -> Reason | None:
-        """Why a frame begins an error; None where it does not."""
+    def _error(self, state: SightingBank, index: int, look: Sighting, likeness: float | None) -> Reason | None:
+        """Why a frame begins an error; None where it does not. ``likeness`` of ``look`` to the latest ones; None asks the
+        device."""
         if len(state.sightings) < 2 or state.in_error:
             return None
         before, last = state.sightings[-2:]
@@ -175,7 +188,8 @@ class TAMB(MotionWindow[SightingBank]):
         )
         if change > self.max_change:
             return Reason(index, "in error: its box changes", change, self.max_change, Action.REJECTED)
-        (likeness,) = cosines([look.summary], _mean_summary(state))
+        if likeness is None:
+            (likeness,) = cosines([look.summary], _mean_summary(state))
         if likeness < self.min_likeness:
             return Reason(index, "in error: another appearance", likeness, self.min_likeness, Action.REJECTED)
         return None

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from sam2_mem._moved import renamed
-from sam2_mem.model.acceleration.transfer import to_device_async
 from sam2_mem.model.cached_positions import SameTensors, grid_xy, known, sine_tokens
 from sam2_mem.types import MemoryTokens
 
@@ -169,7 +168,7 @@ def join_entries(entries: Sequence[MemoryTokens], dtype: torch.dtype) -> Tube:
 def _numbers(sizes: tuple[int, ...], device: torch.device) -> Tensor:
     """The number of its entry for every token of entries of ``sizes``."""
     with torch.inference_mode(False):
-        return to_device_async(torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)), device)
+        return torch.cat([torch.full((size,), number, device=device) for number, size in enumerate(sizes)])
 
 
 def _counts(entry: MemoryTokens) -> Tensor:
