@@ -75,11 +75,6 @@ class PolicyWrapper(MemoryPolicy[Bank]):
     ) -> Tensor | None:
         return self.policy.measure(self.inner_state(state), frame, masks, usage)
 
-    def measure_for_read(self, state: Any, frame: FrameContext, *, told_apart: bool) -> Tensor | None:
-        if not isinstance(self.policy, MeasuresReads):
-            return None
-        return self.policy.measure_for_read(self.inner_state(state), frame, told_apart=told_apart)
-
     def new_state(self, frame: FrameContext) -> Any:
         return self.policy.new_state(frame)
 
@@ -139,6 +134,11 @@ class Bounded(PolicyWrapper):
     def capacity(self, tokens_per_map: int) -> int:
         capacity = self.policy.capacity(tokens_per_map)
         return self.max_tokens if capacity is None else min(capacity, self.max_tokens)
+
+    def measure_for_read(self, state: Any, frame: FrameContext, *, told_apart: bool) -> Tensor | None:
+        if not isinstance(self.policy, MeasuresReads):
+            return None
+        return self.policy.measure_for_read(state, frame, told_apart=told_apart)
 
     # -- changes of the state -----------------------------------------------------------------------------------
 
