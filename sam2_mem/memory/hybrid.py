@@ -177,8 +177,8 @@ class Hybrid(PolicyWrapper):
     ) -> Tensor | None:
         own = self.short.measure(state.short, frame, masks, self._own_usage(state, frame, usage))
         of_rule = None if self.long is None else self.long.measure(state.anchors, frame, masks)
-        wanted = [x.flatten() for x in (own, of_rule) if x is not None]
-        return torch.cat(wanted) if wanted else None
+        numbers = [x.flatten() for x in (own, of_rule) if x is not None]
+        return torch.cat(numbers) if numbers else None
 
     def measure_for_read(self, state: Any, frame: FrameContext, *, told_apart: bool) -> Tensor | None:
         """Of the read beside anchors, which are read but once."""

@@ -25,9 +25,9 @@ def map_likeness(tokens: MemoryTokens, reference: MemoryTokens) -> Tensor:
 
 def map_likenesses(entries: Sequence[MemoryEntry], reference: MemoryEntry) -> Tensor:
     """``map_likeness`` of each of ``entries`` to ``reference``, (n)."""
-    feat, others = reference.tokens.feat, [e.tokens.feat for e in entries]
-    if feat.is_cuda and all(x.shape == feat.shape for x in others):  # in few kernels
-        return F.cosine_similarity(torch.stack(others).float(), feat.float()[None], dim=2).mean(1)
+    feat, features = reference.tokens.feat, [e.tokens.feat for e in entries]
+    if feat.is_cuda and all(x.shape == feat.shape for x in features):  # in few kernels
+        return F.cosine_similarity(torch.stack(features).float(), feat.float()[None], dim=2).mean(1)
     return torch.stack([map_likeness(e.tokens, reference.tokens) for e in entries])
 
 

@@ -161,8 +161,8 @@ def thinned(maps: Sequence[MemoryTokens], values: Sequence[Tensor], excess: int)
     goes = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
     goes[flat.topk(count, largest=False).indices] = True
     sizes = [len(tokens) for tokens in maps]
-    left = [int((~part).sum()) for part in goes.cpu().split(sizes)]
-    stays = [part.byte().argsort(stable=True)[:count] for part, count in zip(goes.split(sizes), left)]
+    counts = [int((~part).sum()) for part in goes.cpu().split(sizes)]
+    stays = [part.byte().argsort(stable=True)[:count] for part, count in zip(goes.split(sizes), counts)]
     return {
         id(tokens): _gathered(tokens, index.to(tokens.feat.device))
         for tokens, index in zip(maps, stays)

@@ -85,8 +85,8 @@ def slot_rows(code: Tensor, slots: Sequence[Slot], fractions: Tensor | None = No
     taken as it is. -> (len(slots), Cm)."""
     rows = code.shape[0]
     if any(isinstance(s, Tensor) for s in slots):
-        known = slot_rows(code, [0 if isinstance(s, Tensor) else s for s in slots], fractions).unbind()
-        chosen = [code.index_select(0, s.view(1))[0] if isinstance(s, Tensor) else row for s, row in zip(slots, known)]
+        codes = slot_rows(code, [0 if isinstance(s, Tensor) else s for s in slots], fractions).unbind()
+        chosen = [code.index_select(0, s.view(1))[0] if isinstance(s, Tensor) else row for s, row in zip(slots, codes)]
         return torch.stack(chosen)
     if any(map(is_fraction, slots)):
         below = slot_rows(code, [s if s is None else math.floor(s) for s in slots])
@@ -97,10 +97,10 @@ def slot_rows(code: Tensor, slots: Sequence[Slot], fractions: Tensor | None = No
     invalid = sorted({s for s in slots if s is not None and not -1 <= s < rows})
     if invalid:
         raise ValueError(f"expected temporal slots in 0..{rows - 1}, -1 (prompt) or None, got {invalid}")
-    parts = code.unbind()
+    vectors = code.unbind()
     if None in slots:
-        parts = (*parts, code.new_zeros(code.shape[1]))
-    return torch.stack([parts[rows if s is None else int(s) % rows] for s in slots]) if slots else code[:0]
+        vectors = (*vectors, code.new_zeros(code.shape[1]))
+    return torch.stack([vectors[rows if s is None else int(s) % rows] for s in slots]) if slots else code[:0]
 
 
 def is_fraction(slot: Slot) -> bool:

@@ -126,12 +126,12 @@ Layout = tuple[tuple[int, int], ...]
 
 def _layout(reads: Sequence[MemoryRead], lengths: Sequence[int]) -> Layout:
     """Items of rows, then pointers and padding, which count as the item behind the last."""
-    last, longest = max([len(read.items) for read in reads]), max(lengths)
+    behind, longest = max([len(read.items) for read in reads]), max(lengths)
     runs: list[tuple[int, int]] = []
     for read in reads:
         sizes = [len(item.tokens) for item in read.items]
-        rest = longest - sum(sizes)
-        runs += [*enumerate(sizes), *([(last, rest)] if rest else [])]
+        remainder = longest - sum(sizes)
+        runs += [*enumerate(sizes), *([(behind, remainder)] if remainder else [])]
     return tuple(runs)
 
 
@@ -156,10 +156,10 @@ def _sent(
     columns += [column for layout in new for column in zip(*layout)]
     flat = list(chain.from_iterable(columns))
     sent = to_device_async(flat, device, torch.get_default_dtype()) if flat else torch.empty(0)
-    parts = sent.split([len(column) for column in columns])
-    threes = [parts[start : start + 3] for start in range(0, 3 * len(reads), 3)]
-    numbers = [_Numbers(a, b if len(b) else None, c if len(c) else None) for a, b, c in threes]
-    pairs = [parts[start : start + 2] for start in range(3 * len(reads), len(parts), 2)]
+    pieces = sent.split([len(column) for column in columns])
+    triples = [pieces[start : start + 3] for start in range(0, 3 * len(reads), 3)]
+    numbers = [_Numbers(a, b if len(b) else None, c if len(c) else None) for a, b, c in triples]
+    pairs = [pieces[start : start + 2] for start in range(3 * len(reads), len(pieces), 2)]
     for layout, (item, sizes) in zip(new, pairs):
         total = sum([size for _, size in layout])
         with torch.inference_mode(False):

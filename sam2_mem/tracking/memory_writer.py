@@ -112,8 +112,8 @@ class MemoryWriter:
         if not batch or features.low.ndim > 2:  # features with a row for each output go through at once
             batch = len(outputs)
         flags = self._flags(outputs)
-        parts = [slice(start, start + batch) for start in range(0, len(outputs), batch)]
-        maps = torch.cat([self._memory_maps(features, outputs[part], flags[:, part]) for part in parts])
+        slices = [slice(start, start + batch) for start in range(0, len(outputs), batch)]
+        maps = torch.cat([self._memory_maps(features, outputs[rows], flags[:, rows]) for rows in slices])
         states = [output.sensory for output in outputs]
         if self.sensory is not None:
             states = sensory_update.deepened(self.sensory, outputs, maps)

@@ -60,19 +60,21 @@ class EFP(MemoryPolicy[Bank]):
     ) -> MemoryRead:
         """The same read, whose maps the device chooses: the host does not learn which, nor waits for it."""
         order = map_likenesses(candidates, newest).argsort(descending=True, stable=True)
-        kept = order[excess:].sort().values
-        whole = window_read(state, frame, num_maskmem=self.num_maskmem, max_obj_ptrs=self.max_obj_ptrs_in_encoder)
+        positions = order[excess:].sort().values
+        full = window_read(state, frame, num_maskmem=self.num_maskmem, max_obj_ptrs=self.max_obj_ptrs_in_encoder)
         maps = {id(e.tokens): e.tokens for e in candidates}
-        slots = [int(item.slot) for item in whole.items if id(item.tokens) in maps and item.slot is not None]
+        slots = [int(item.slot) for item in full.items if id(item.tokens) in maps and item.slot is not None]
         is_run = slots == list(range(slots[0], slots[0] - len(slots), -1))
-        known = slots[0] - kept if is_run else torch.cat([kept.new_full((1,), slot) for slot in slots])[kept]
-        features = torch.stack([tokens.feat for tokens in maps.values()])[kept]
+        slot_of = (
+            slots[0] - positions if is_run else torch.cat([positions.new_full((1,), slot) for slot in slots])[positions]
+        )
+        features = torch.stack([tokens.feat for tokens in maps.values()])[positions]
         chosen = [
             ReadItem(replace(candidates[0].tokens, feat=feat), slot)
-            for feat, slot in zip(features.unbind(), known.unbind())
+            for feat, slot in zip(features.unbind(), slot_of.unbind())
         ]
-        *prompts, latest = [item for item in whole.items if id(item.tokens) not in maps]
-        return replace(whole, items=(*prompts, *chosen, latest))
+        *prompts, newest_item = [item for item in full.items if id(item.tokens) not in maps]
+        return replace(full, items=(*prompts, *chosen, newest_item))
 
     def _redundant(self, state: Bank, frame: FrameContext) -> set[int]:
         """Frames whose maps are most like that of the previous frame, of equals the older; none without that map."""

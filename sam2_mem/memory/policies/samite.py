@@ -31,16 +31,16 @@ class LikenessBank(MotionBank):
     likenesses: tuple[tuple[Pair, float], ...] = ()
 
     def without(self, frame: int) -> Self:
-        known = tuple((pair, x) for pair, x in self.likenesses if frame not in pair)
-        return replace(super().without(frame), likenesses=known)
+        likenesses = tuple((pair, x) for pair, x in self.likenesses if frame not in pair)
+        return replace(super().without(frame), likenesses=likenesses)
 
     def add_prompt(self, entry: MemoryEntry, max_prompts: int | None) -> Self:
-        known = tuple((pair, x) for pair, x in self.likenesses if entry.frame not in pair)
-        return replace(super().add_prompt(entry, max_prompts), likenesses=known)
+        likenesses = tuple((pair, x) for pair, x in self.likenesses if entry.frame not in pair)
+        return replace(super().add_prompt(entry, max_prompts), likenesses=likenesses)
 
     def shift_frames(self, by: int) -> Self:
-        known = tuple(((a + by, b + by), x) for (a, b), x in self.likenesses)
-        return replace(super().shift_frames(by), likenesses=known)
+        likenesses = tuple(((a + by, b + by), x) for (a, b), x in self.likenesses)
+        return replace(super().shift_frames(by), likenesses=likenesses)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +73,11 @@ class Samite(MotionWindow[LikenessBank]):
 
     def compared(self, state: LikenessBank, frame: FrameContext, masks: Tensor) -> Tensor | None:
         """Cosines of every candidate's look to those of memory."""
-        known = _looks(state, frame)
-        if not known or frame.features is None:
+        summaries = _looks(state, frame)
+        if not summaries or frame.features is None:
             return None
-        looks = masked_means(frame.features.low, masks, frame.features.grid)
-        return all_cosines(looks, torch.stack(list(known.values())))
+        means = masked_means(frame.features.low, masks, frame.features.grid)
+        return all_cosines(means, torch.stack(list(summaries.values())))
 
     def write(
         self,
@@ -88,18 +88,22 @@ class Samite(MotionWindow[LikenessBank]):
         entries: Sequence[MemoryEntry],
     ) -> LikenessBank:
         written, numbers = super().write(state, frame, hypotheses, selection, entries), measured_beside(hypotheses)
-        held = {e.frame for e in (*written.prompts, *written.entries)}
-        known = {pair: x for pair, x in written.likenesses if frame.index not in pair and held.issuperset(pair)}
+        entries_held = {e.frame for e in (*written.prompts, *written.entries)}
+        likenesses = {
+            pair: x for pair, x in written.likenesses if frame.index not in pair and entries_held.issuperset(pair)
+        }
         if entries and numbers is not None and numbers.numel():
             row = numbers[selection.output.candidate].tolist()
-            known |= {(frame.index, f): x for f, x in zip(_looks(state, frame), row, strict=True) if f in held}
-        return replace(written, likenesses=tuple(known.items()))
+            likenesses |= {
+                (frame.index, f): x for f, x in zip(_looks(state, frame), row, strict=True) if f in entries_held
+            }
+        return replace(written, likenesses=tuple(likenesses.items()))
 
     def _likenesses(self, state: LikenessBank, entries: Sequence[Entry], reference: Entry) -> list[float]:
         """Cosines of summaries to that of ``reference``: known ones, or all of them asked of the device."""
-        known = {frozenset(pair): x for pair, x in state.likenesses}
+        likenesses = {frozenset(pair): x for pair, x in state.likenesses}
         is_empty = [e.summary is None or reference.summary is None for e in entries]
-        values = [known.get(frozenset((e.frame, reference.frame))) for e in entries]
+        values = [likenesses.get(frozenset((e.frame, reference.frame))) for e in entries]
         if all(empty or x is not None for empty, x in zip(is_empty, values)):
             return [0.0 if empty or x is None else x for empty, x in zip(is_empty, values)]
         return cosines([e.summary for e in entries], reference.summary)
@@ -115,5 +119,5 @@ class Samite(MotionWindow[LikenessBank]):
 
 def _looks(state: LikenessBank, frame: FrameContext) -> dict[int, Tensor]:
     """Summaries of memory beside ``frame``, by frame."""
-    held = (*state.prompts, *state.entries)
-    return {e.frame: e.summary for e in held if e.summary is not None and e.frame != frame.index}
+    entries_held = (*state.prompts, *state.entries)
+    return {e.frame: e.summary for e in entries_held if e.summary is not None and e.frame != frame.index}

@@ -119,8 +119,8 @@ class TAMB(MotionWindow[SightingBank]):
         """Cosine of every candidate's look to the mean of the latest ones."""
         if not state.sightings or frame.features is None:
             return None
-        looks = masked_means(frame.features.low, masks, frame.features.grid)
-        return all_cosines(looks, _mean_summary(state)[None])
+        means = masked_means(frame.features.low, masks, frame.features.grid)
+        return all_cosines(means, _mean_summary(state)[None])
 
     def choose(self, state: SightingBank, frame: FrameContext, hypotheses: Hypotheses) -> RecoverySelection:
         selection = RecoverySelection(**vars(super().choose(state, frame, hypotheses)))
@@ -167,8 +167,8 @@ class TAMB(MotionWindow[SightingBank]):
         if look is None:
             return written
         measured = measured_beside(hypotheses)
-        known = None if measured is None or not measured.numel() else float(measured[selection.output.candidate])
-        error = None if selection.likeness is not None else self._error(state, frame.index, look, known)
+        likeness = None if measured is None or not measured.numel() else float(measured[selection.output.candidate])
+        error = None if selection.likeness is not None else self._error(state, frame.index, look, likeness)
         if error is not None or written.in_error:
             frames = tuple(f for f in written.in_error if f != frame.index)[-self.window :]
             reasons = () if error is None else (error,)
