@@ -36,7 +36,7 @@ CHOICES = {
 }
 """Config groups out of which one file is chosen by name."""
 
-PARTS = {"short": "memory_policy", "long": "memory_anchor"}
+PARTS = {"short": "memory_policy", "host": "memory_policy", "long": "memory_anchor"}
 """Keys of a memory policy that may be the name of a file of a group, instead of a mapping."""
 
 STABILITY = (

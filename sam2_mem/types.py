@@ -307,7 +307,8 @@ class Hypotheses:
 
     ``masks`` (P, M, h, w) logits; ``pointers`` (P, M, C); ``iou`` (P, M) and ``objectness`` (P) as nested tuples of
     Python floats; ``usage`` one per pathway, or None; ``areas`` (P, M) foreground shares of ``masks``, on the CPU like the
-    scores, None where nobody measured them; ``measured`` what the policy's ``measure`` gave, on the CPU.
+    scores, None where nobody measured them; ``measured`` what the policy's ``measure`` gave, on the CPU; ``answers``
+    to what it asked (``sam2_mem.memory.questions``).
     """
 
     masks: Tensor
@@ -317,6 +318,7 @@ class Hypotheses:
     usage: tuple[ReadUsage, ...] | None = None
     areas: tuple[tuple[float, ...], ...] | None = None
     measured: Tensor | None = None
+    answers: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)

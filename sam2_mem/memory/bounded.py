@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
 
 from sam2_mem.memory.bank import Bank
 from sam2_mem.memory.policy import HasSensory, MeasuresReads, MemoryPolicy, Merging, Needs, Revising, setting
+from sam2_mem.memory.questions import Probe, Probing
 from sam2_mem.memory.trace import EntryInfo, Reason, infos_of
 from sam2_mem.types import (
     ArchivedEntry,
@@ -55,13 +57,8 @@ class PolicyWrapper(MemoryPolicy[Bank]):
     def needs(self) -> Needs:
         return self.policy.needs
 
-    @property
-    def min_obj_score_logits(self) -> float:
-        return self.policy.min_obj_score_logits
-
-    @property
-    def num_pathways(self) -> int:
-        return self.policy.num_pathways
+    min_obj_score_logits = property(attrgetter("policy.min_obj_score_logits"))
+    num_pathways = property(attrgetter("policy.num_pathways"))
 
     def inner_state(self, state: Any) -> Any:
         """The state of ``policy``. Override where it is a part of the wrapper's."""
@@ -107,6 +104,10 @@ class PolicyWrapper(MemoryPolicy[Bank]):
 
     def sensory(self, state: Any) -> Tensor | None:
         return self.policy.sensory(self.inner_state(state)) if isinstance(self.policy, HasSensory) else None
+
+    def probes(self, state: Any, frame: FrameContext, hypotheses: Hypotheses) -> Sequence[Probe]:
+        is_probing = isinstance(self.policy, Probing)
+        return self.policy.probes(self.inner_state(state), frame, hypotheses) if is_probing else ()
 
     def entry_infos(self, state: Any, frame: FrameContext) -> Sequence[EntryInfo]:
         return infos_of(self.policy, state, frame)

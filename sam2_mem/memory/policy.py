@@ -15,7 +15,8 @@ One frame, for one object:
 
 A prompt instead goes ``state = policy.prompt(state, frame, entry)``. ``capacity``, ``read`` and ``write`` have to be
 written; ``prompt``, ``choose``, ``forget`` and ``unprompt`` have defaults that fit most policies. What else a policy can do
-is an ability, a protocol whose methods it has: ``Merging``, ``Revising``, ``HasSensory``, ``MeasuresReads``, ``Explains``.
+is an ability, a protocol whose methods it has: ``Merging``, ``Revising``, ``HasSensory``, ``MeasuresReads``, ``Explains``,
+``Probing`` (``sam2_mem.memory.questions``).
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ class Needs:
         sensory: it keeps the state of sensory memory, where the model has one; it is ``HasSensory``.
         whole_maps: tracked maps stay as they were written: ``memory_bound=tokens`` may not take tokens out of them.
         click_mask: ``MemoryEntry.click_mask`` of prompts.
+        window: frames before this one whose features the tracker keeps for its questions (``sam2_mem.memory.questions``);
+            None: it asks none.
         every_frame: it follows the object from each frame to the next, so that no frame may be left out of ``write``, as
             ``tracker.clip_length`` does.
     """
@@ -86,6 +89,7 @@ class Needs:
     sensory: bool = False
     whole_maps: bool = False
     click_mask: bool = False
+    window: int | None = None
     every_frame: bool = False
 
 

@@ -147,6 +147,7 @@ def only(hypotheses: Hypotheses, candidate: CandidateId, gate: float) -> Hypothe
         objectness=(score if score > max(gate, 0.0) else PRESENT_SCORE,) * pathways,
         areas=((hypotheses.areas[p][m],),) * pathways,
         measured=None,
+        answers=(),
     )
 
 

@@ -187,7 +187,7 @@ def chosen_of(predictions: Sequence[TrackPrediction], selections: Sequence[MaskS
 
 def as_absent(hypotheses: Hypotheses) -> Hypotheses:
     """The same candidates of an object that is not there."""
-    return replace(hypotheses, objectness=(HIDDEN_SCORE,) * len(hypotheses.objectness))
+    return replace(hypotheses, objectness=(HIDDEN_SCORE,) * len(hypotheses.objectness), answers=())
 
 
 def arbitrate(

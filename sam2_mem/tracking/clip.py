@@ -40,6 +40,8 @@ def check_clips(policy: MemoryPolicy, model: SAM2, settings: TrackerSettings) ->
         reason = "it compares pathways frame by frame, and rewrites masks"
     elif needs.every_frame:
         reason = "it follows the object from each frame to the next"
+    elif needs.window:
+        reason = "it asks where the object was on the frames before"
     elif sensory_update.active(model, policy) is not None:
         reason = "sensory memory is updated on every frame"
     if reason is not None:

@@ -160,8 +160,8 @@ class FramesAhead:
 
     def clip(self, splits: Callable[[int], bool]) -> list[Frame]:
         """Leading frames that go together; ``splits`` says of a frame that it is a clip of its own."""
-        alone = lambda item: bool(item[1]) or splits(item[0].index)  # noqa: E731
-        return [frame for frame, _ in takewhile(lambda item: not alone(item), self.frames)]
+        is_single = lambda item: bool(item[1]) or splits(item[0].index)  # noqa: E731
+        return [frame for frame, _ in takewhile(lambda item: not is_single(item), self.frames)]
 
     def take(self) -> tuple[Frame, Sequence[Prompt]]:
         """The next frame."""

@@ -17,6 +17,7 @@ import torch
 from sam2_mem._moved import renamed
 from sam2_mem.memory.bank import Bank
 from sam2_mem.memory.policy import MemoryPolicy, Revising
+from sam2_mem.memory.questions import Probing
 from sam2_mem.memory.trace import Cause, Change, Listener, notify, reports_usage, trace_record
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.prompts import Prompt
@@ -27,6 +28,7 @@ from sam2_mem.tracking.mask_postprocessing import clean_masks
 from sam2_mem.tracking.memory_reader import Decision, MemoryReader, TrackPrediction
 from sam2_mem.tracking.memory_writer import MemoryWriter
 from sam2_mem.tracking.prompt_decoder import PromptDecoder
+from sam2_mem.tracking.questions import with_answers
 from sam2_mem.tracking.recall import Recall
 from sam2_mem.tracking.refine import Refiner, note_reference, refine
 from sam2_mem.tracking.settings import TrackerSettings
@@ -89,6 +91,10 @@ class Tracker:
         self.listener: Listener | None = None
         self.clip: OpenClip | None = None
         self._gate = policy.min_obj_score_logits
+        self.window: tuple[FrameFeatures, ...] = ()
+        self._probing: Probing | None = (
+            policy if policy.needs.window is not None and isinstance(policy, Probing) else None
+        )
         self._revising: Revising | None = policy if policy.needs.revise and isinstance(policy, Revising) else None
         bounded = policy.capacity(model.tokens_per_map) is not None
         lag = policy.needs.revise
@@ -107,7 +113,7 @@ class Tracker:
 
     def clear(self) -> None:
         """Forget all objects."""
-        self.clip = None
+        self.clip, self.window = None, ()
         self.tracks.clear()
         self.archive.clear()
 
@@ -198,6 +204,8 @@ class Tracker:
             self._forget_around_prompts(tracks, features.index)
         moving = [track for track in tracks if not track.answered(features.index)]
         revisions = self._track(moving, features, context) if moving else ()
+        size = self.policy.needs.window
+        self.window = (*self.window, features)[-size:] if size else ()
         for track in tracks:
             track.tracked.add(features.index, reverse=reverse)
         return frame_result(self.model, tracks, features.index, frames_before, self._gate, revisions)
@@ -229,6 +237,8 @@ class Tracker:
             predictions: of N objects, at least one.
             features: of the frame.
         """
+        if self._probing is not None:
+            predictions = with_answers(self, self._probing, predictions, features)
         selections, outputs, decisions = [], [], []
         for prediction in predictions:
             track, hypotheses = prediction.track, prediction.hypotheses
