@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from importlib.util import find_spec
 from pathlib import Path
 
+import av
 import numpy as np
 
 H264 = "h264"
@@ -13,8 +13,8 @@ H264 = "h264"
 
 
 def has_h264() -> bool:
-    """Whether PyAV is installed (``pip install av``; the extra ``studio`` has it)."""
-    return find_spec("av") is not None
+    """Whether this PyAV has the encoder; its wheels do, builds of other packagers may lack it."""
+    return "libx264" in av.codecs_available
 
 
 class H264Video:
@@ -27,8 +27,6 @@ class H264Video:
     """
 
     def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
-        import av
-
         self._frame_of = av.VideoFrame.from_ndarray
         self._container = av.open(str(path.absolute()), "w", format="mp4", options={"movflags": "+faststart"})
         rate = Fraction(fps).limit_denominator(1001)

@@ -59,7 +59,7 @@ class OverlayWriter(MaskWriter):
         alpha: float = 0.5,
         contour: bool = True,
         labels: bool = True,
-        codecs: Sequence[str] = ("mp4v",),
+        codecs: Sequence[str] = (H264, "mp4v"),
     ) -> None:
         super().__init__()
         self._path = Path(path)
@@ -81,7 +81,11 @@ class OverlayWriter(MaskWriter):
         picture = cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         if self._video is None:
             self._video = self._open_video(picture.shape[1], picture.shape[0])
-        self._video.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        try:
+            self._video.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        except OSError as error:
+            self.abort()
+            raise self._unwritten(0, error) from error
         self._num_frames += 1
 
     def _open_video(self, width: int, height: int) -> cv2.VideoWriter | H264Video:
@@ -90,7 +94,7 @@ class OverlayWriter(MaskWriter):
             if codec == H264:
                 if has_h264():
                     return H264Video(self._part, self._fps, (width, height))
-                logger.warning("PyAV is not installed, so '%s' is not H.264 and browsers may not play it", self._path)
+                logger.warning("PyAV has no encoder of H.264 here, so browsers may not play '%s'", self._path)
                 continue
             # An absolute path: a colon in a relative one would make it an address.
             video = cv2.VideoWriter(
@@ -112,9 +116,7 @@ class OverlayWriter(MaskWriter):
         self._release(self._video)
         if (count := _stated_length(self._part)) != self._num_frames:
             self._part.unlink(missing_ok=True)
-            raise OSError(
-                f"cannot write '{self._path}': the file has {count} of {self._num_frames} frames; is the disk full?"
-            )
+            raise self._unwritten(count)
         try:
             os.replace(self._part, self._path)
         finally:
@@ -130,9 +132,14 @@ class OverlayWriter(MaskWriter):
         """Finish the temporary file; where that fails it goes."""
         try:
             video.release()
-        except OSError:
+        except OSError as error:
             self._part.unlink(missing_ok=True)
-            raise
+            raise self._unwritten(0, error) from error
+
+    def _unwritten(self, count: int, error: OSError | None = None) -> OSError:
+        """With the number of ``error``, by which callers tell a full disk."""
+        text = f"cannot write '{self._path}': the file has {count} of {self._num_frames} frames; is the disk full?"
+        return OSError(text) if error is None else OSError(error.errno, text)
 
 
 def _stated_length(path: Path) -> int:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
 
+from .decoding import FrameTimes, VideoReader
 from .frame import Frame, PictureReader
 from .source import Frames, SeekableSource
 
@@ -39,10 +39,8 @@ OTHER_PICTURES = (
 )
 """Endings of pictures that are not read from a folder."""
 REVERSE_BLOCK = 16
-SEEK_BACK = (1, 32, 128)
-"""Frames before the one wanted at which a seek is tried, in turn."""
-MAX_ATTEMPTS = 20_000
-"""Frames that may fail to be decoded, one after the other, before a file counts as ended; less than a second."""
+NEAR = 12
+"""Frames ahead of a reader, or of the start of a file, up to which decoding is as fast as a seek."""
 
 
 class PictureSource(SeekableSource):
@@ -101,20 +99,22 @@ class ArraySource(SeekableSource):
 
 
 class FileSource(SeekableSource):
-    """A video file, decoded by OpenCV from its start, so that every index is exact.
+    """A video file, decoded by PyAV. Every index is exact: frames are counted, and a seek is believed only where the time of
+    the frame it came to is one of the file's (`sam2_mem.video.decoding`).
 
-    Container frame counts and OpenCV's own seeking are not trusted: going back means opening the file again and
-    decoding up to the frame, and `num_frames` is None until a pass or `count_frames` has met the end.
+    Forwards, every frame is decoded. Going back, and a pass that begins later, seek. The number of frames that a container
+    states is not trusted: `num_frames` is None until a pass or `count_frames` has found it.
 
     A damaged frame, one that cannot be decoded although a later one can, is a ValueError. Where the frames end before the
     length that the file states, there is a warning; `stated_length` is that length.
     """
 
-    _length_advice = "count_frames() decodes the file to find it"
+    _length_advice = "count_frames() reads the file to find it"
 
     def __init__(self, path: Path, *, prefetch: int = 2, cache: int = 4) -> None:
         super().__init__(prefetch=prefetch, cache=cache)
         self._path = path
+        self._times: FrameTimes | None = None
         self._reader = VideoReader(path)
         self.stated_length = self._reader.stated_length
         try:
@@ -125,8 +125,8 @@ class FileSource(SeekableSource):
         if first is None:
             self._reader.close()
             raise ValueError(
-                f"cannot read video '{path}': OpenCV decoded no frame; the file may be damaged or use a "
-                "codec that OpenCV lacks; convert it with ffmpeg, or extract its frames into a folder"
+                f"cannot read video '{path}': no frame could be decoded; the file may be damaged or use a "
+                "codec that PyAV lacks; convert it with ffmpeg, or extract its frames into a folder"
             )
         self._cache.add(self._make_frame(0, first))
 
@@ -135,8 +135,11 @@ class FileSource(SeekableSource):
         return self._reader.fps
 
     def count_frames(self) -> int:
-        """The exact number of frames; decodes the rest of the video the first time."""
+        """The exact number of frames: that of the file's packets where it is also what the file states, else the video is decoded."""
         self._check_open()
+        self._reader.check()
+        if self._length is None and self._all_times().num_frames == self.stated_length:
+            self._length = self.stated_length
         if self._length is None:
             with closing(VideoReader(self._path)) as reader:
                 reader.skip_to(sys.maxsize)
@@ -144,8 +147,16 @@ class FileSource(SeekableSource):
         return len(self)
 
     def close(self) -> None:
+        if self._times is not None:
+            self._times.close()
         super().close()
         self._reader.close()
+
+    def _all_times(self) -> FrameTimes:
+        """Of all frames, read from the file the first time."""
+        self._times = FrameTimes(self._path) if self._times is None else self._times
+        self._times.wait()
+        return self._times
 
     def _met_end(self, reader: VideoReader) -> None:
         if self._length is None and self.stated_length is not None and reader.position != self.stated_length:
@@ -174,13 +185,7 @@ class FileSource(SeekableSource):
                 del image  # or the frame before last would stay alive while the next is decoded
 
     def _backward(self, indices: range) -> Frames:
-        """Each block decodes from the start of the file: quadratic in the end, but exact and small."""
-        if len(indices) > 4000:
-            logger.warning(
-                "reading %d frames of %s in reverse decodes it many times; a folder of frames is faster",
-                len(indices),
-                self._path,
-            )
+        """Block by block, each sought by its first frame."""
         for begin in range(0, len(indices), REVERSE_BLOCK):
             yield from self._reversed_block(indices[begin : begin + REVERSE_BLOCK])
 
@@ -197,17 +202,32 @@ class FileSource(SeekableSource):
         finally:
             self._waiting.add(-len(block))
 
+    def _known_times(self, index: int) -> FrameTimes | None:
+        """Times to seek frame ``index`` by, None where it cannot be sought."""
+        times = self._all_times()
+        return times if index < len(times) else None
+
     def _reader_at(self, index: int) -> VideoReader:
         """A reader whose next frame is ``index`` or an earlier one."""
-        return VideoReader(self._path)
+        reader = VideoReader(self._path)
+        times = self._known_times(index) if index >= NEAR else None
+        if times is not None and not reader.seek(index, times):
+            reader.close()
+            reader = VideoReader(self._path)
+        return reader
+
+    def _is_sought(self, index: int) -> bool:
+        """Whether frame ``index`` is sought, not decoded to."""
+        return index < self._reader.position
 
     def _fetch(self, index: int) -> Frame:
-        backwards = index < self._reader.position
-        if backwards:
+        first = index
+        if self._is_sought(index):
+            backwards = index < self._reader.position
+            # Stepping back usually goes on: also keep the frames just before this one.
+            first = max(index - max(self._cache.size, 1) + 1, 0) if backwards else index
             self._reader.close()
-            self._reader = VideoReader(self._path)
-        # Stepping back usually goes on: also keep the frames just before this one.
-        first = max(index - self._cache.size + 1, 0) if backwards else index
+            self._reader = self._reader_at(first)
         for earlier in range(first, index):
             self._cache.add(self._read_exactly(earlier))
         return self._read_exactly(index)
@@ -218,90 +238,6 @@ class FileSource(SeekableSource):
             self._met_end(self._reader)
             raise self._out_of_range(index)
         return self._make_frame(index, image)
-
-
-class VideoReader:
-    """One pass of OpenCV over a file; `position` is the index of the next frame, counted by decoding; `jump` that of the
-    first frame that comes later than the frame rate lets expect."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        # An absolute path: "10:30.mp4" would be taken for the address of a protocol called 10.
-        self._capture = cv2.VideoCapture(str(path.absolute()))
-        self.position = 0
-        stated = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        self.stated_length = stated if stated > 0 else None
-        self.fps = self._capture.get(cv2.CAP_PROP_FPS) or None
-        self.jump: int | None = None
-        self._time = 0.0
-        self._failure: ValueError | None = None
-
-    def skip_to(self, index: int) -> bool:
-        """Decode up to `index` without converting pixels; False at the end of the video."""
-        while self.position < index and self._grab():
-            self.position += 1
-        return self.position == index
-
-    def _grab(self) -> bool:
-        """Decode one frame; False at the end of the video, ValueError where only a later one can be decoded."""
-        if self._failure is None and self._capture.grab():
-            self._note_time()
-            return True
-        attempts = 0 if self._failure is not None else min((self.stated_length or 0) - self.position, MAX_ATTEMPTS)
-        if any(self._capture.grab() for _ in range(attempts)):
-            self._failure = ValueError(
-                f"cannot read frame {self.position} of '{self._path}': the file is damaged there, later frames can be "
-                "decoded; replace it, or convert it with ffmpeg, which leaves the damaged frames out"
-            )
-        if self._failure is not None:
-            raise self._failure
-        return False
-
-    def _note_time(self) -> None:
-        earlier, self._time = self._time, self._capture.get(cv2.CAP_PROP_POS_MSEC)
-        if self.jump is None and self.fps and self._time - earlier > 1900 / self.fps:
-            self.jump = self.position
-
-    def read(self, index: int) -> np.ndarray | None:
-        """The RGB image at `index`, which must not lie behind; None past the end."""
-        assert index >= self.position
-        if not self.skip_to(index):
-            return None
-        if not self._grab():
-            return None
-        ok, bgr = self._capture.retrieve()
-        if not ok:
-            raise ValueError(f"cannot read frame {index} of '{self._path}': OpenCV decoded it but gives no picture")
-        self.position += 1
-        return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
-
-    def seek(self, index: int, index_of: Callable[[float], int | None]) -> bool:
-        """Go to where the next frame is `index`. OpenCV may come to another place than it was sent to, so the time of the frame
-        it came to decides.
-
-        Args:
-            index: of a frame.
-            index_of: the frame at a time in milliseconds, None where that is not certain.
-
-        Returns:
-            False where the place is not certain; the reader can then only be closed.
-        """
-        self._failure = None
-        for back in SEEK_BACK:
-            self._capture.set(cv2.CAP_PROP_POS_FRAMES, max(index - back, 0))
-            while self._capture.grab():
-                self._time = self._capture.get(cv2.CAP_PROP_POS_MSEC)
-                current = index_of(self._time)
-                if current is None or current >= index:
-                    break
-                if current == index - 1:
-                    self.position = index
-                    return True
-        self.position = sys.maxsize
-        return False
-
-    def close(self) -> None:
-        self._capture.release()
 
 
 def _list_images(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -455,7 +456,7 @@ def test_an_overlay_that_does_not_fit_the_disk_does_not_appear(tmp_path, size):
             writer.close()
         except OSError as error:
             failure = error
-    assert "o.mp4': the file has 0 of 30 frames; is the disk full?" in str(failure)
+    assert re.search(r"o\.mp4': the file has 0 of \d+ frames; is the disk full\?", str(failure))
     assert list(tmp_path.iterdir()) == []
     with OverlayWriter(tmp_path / "o.mp4") as writer:
         for frame in frames:
