@@ -30,7 +30,7 @@ from sam2_mem.checkpoint_names import has_2_1_entries, hiera_size, network_of, o
 
 logger = logging.getLogger(__name__)
 
-HOW_TO_DOWNLOAD = "run checkpoints/download_ckpts.sh to download the official files"
+HOW_TO_DOWNLOAD = "run checkpoints/download_ckpts.sh or `sam2-mem download NAME` to download the official files"
 
 _VIDEO_MODELS = ("sam2_video", "edgetam_video", "sam3_video", "sam3_tracker_video")
 """Kinds of transformers' models, in their config.json, that hold memory."""

@@ -21,6 +21,8 @@ COMMANDS = {
     "benchmark": ("benchmark", "cost of policies, memory over long videos, speed beside SAM 2"),
     "distillers": ("distillers", "cost of memory under several token distillers"),
     "train": ("train", "train or fine-tune a network, measure it, export its weights"),
+    "download": ("download", "published weights of the SAM 2 family, resumed and checked"),
+    "verify": ("verify", "a checkpoint's score on a data set beside the published one"),
     "export": ("export", "a network as four ONNX files, checked against PyTorch"),
     "synthetic": ("synthetic", "procedural clips with exact ground truth"),
 }

@@ -27,6 +27,7 @@ from sam2_mem.cli.volume import load_volume, segment_volume
 from sam2_mem.cli.vos_arguments import DEFAULT_CHECKPOINT, DEFAULT_CONFIG, parse_arguments
 from sam2_mem.cli.vos_datasets import apply_dataset_defaults, dataset_video_tasks, find_dataset, write_submission
 from sam2_mem.config import checkpoint_dir, compose_video, config_names
+from sam2_mem.published import published_models
 from sam2_mem.tracking.run_manifest import RunFolder
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.tracking.vos import (
@@ -111,7 +112,12 @@ def choose_weights(args: argparse.Namespace, config_name: str, config: DictConfi
     checkpoint = Path(configured or _official_file(config_name))
     file = _find(checkpoint)
     if file is None:
-        raise FileNotFoundError(f"no checkpoint '{checkpoint}'; {HOW_TO_DOWNLOAD}, or give --sam2_checkpoint")
+        how = (
+            HOW_TO_DOWNLOAD.replace("NAME", checkpoint.stem)
+            if checkpoint.stem in published_models()
+            else HOW_TO_DOWNLOAD
+        )
+        raise FileNotFoundError(f"no checkpoint '{checkpoint}'; {how}, or give --sam2_checkpoint")
     return Weights(file)
 
 

@@ -218,6 +218,10 @@ def check_exportable(model: SAM2) -> None:
             "expected a network without sensory memory (model.sensory_channels=0), got one with it: it reads maps inside the mask "
             "decoder, which are not exported"
         )
+    _check_mode(model)
+
+
+def _check_mode(model: SAM2) -> None:
     if model.training or model.no_mem_embed.dtype is not torch.float32:
         kind = "one in training mode" if model.training else str(model.no_mem_embed.dtype)
         raise ValueError(f"expected a network in float32 and for inference, got {kind}; build it with mode='eval'")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -78,9 +78,7 @@ class OnnxPredictor(SAM2VideoPredictor):
         files = {name: folder / entry.file for name, entry in manifest.parts.items()}
         sessions = Sessions(files, manifest.parts, providers=providers, threads=threads)
         model = _network(config, folder / manifest.rest.file, sessions)
-        predictor = predictor_of(config, model, policy, kind=cls)
-        assert isinstance(predictor, cls)
-        return predictor
+        return cast("OnnxPredictor", predictor_of(config, model, policy, kind=cls))
 
     def to(self, *args: Any, **kwargs: Any) -> OnnxPredictor:
         """Stays where it is; ``providers`` of ``load`` say where the parts run.

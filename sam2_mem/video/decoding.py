@@ -175,22 +175,25 @@ class VideoReader:
         """
         self._failure = None
         for back in SEEK_BACK:
-            try:
-                self._container.seek(times.time_of(max(index - back, 0)), stream=self._stream)
-            except FFmpegError:
-                continue
-            pictures = self._decoded()
+            pictures = self._pictures_from(times.time_of(max(index - back, 0)))
             for frame in pictures:
                 current = None if frame is None else times.index_of(frame.pts)
-                if current is None or current > index:
+                if frame is None or current is None or current > index:
                     break
                 if current == index:
-                    assert frame is not None
                     self._pictures, self.position = chain([frame], pictures), index
                     self._time = float(frame.time or 0)
                     return True
         self._pictures = iter(())
         return False
+
+    def _pictures_from(self, time: int) -> Iterator[av.VideoFrame | None]:
+        """Frames from the keyframe before ``time`` on; none where the file cannot be sought."""
+        try:
+            self._container.seek(time, stream=self._stream)
+        except FFmpegError:
+            return iter(())
+        return self._decoded()
 
     def close(self) -> None:
         self._pictures, self._frame = iter(()), None
