@@ -12,6 +12,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "checkpoints/nano_model_card.md": "nano_model_card.md",
+    "checkpoints/nano_v2_model_card.md": "nano_v2_model_card.md",
 }
 """File of the repository -> page of the site."""
 

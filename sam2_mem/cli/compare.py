@@ -328,7 +328,7 @@ def launch_tasks(options: Options, cluster: Cluster) -> int:
     for line in failures:
         logger.warning("%s", line)
     if not (options.out / "run.json").is_file():
-        raise ValueError(f"no task has begun; {failures[0] if failures else 'see their logs'}")
+        raise ValueError(f"no task has begun: {failures[0]}")
     return report_only(options.out)
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def launch(work: Callable[[Any], int], options: Any, cluster: Cluster, *, folder
         a line for each task that did not come to its end.
 
     Raises:
-        ValueError: no submitit, no such cluster here, or unknown parameters.
+        ValueError: no submitit, no such cluster here, or unknown parameters; all tasks have refused the work or failed.
     """
     executor = _executor(cluster, folder, name)
     jobs = executor.map_array(Task(work), [options] * cluster.tasks)
@@ -106,7 +106,10 @@ def launch(work: Callable[[Any], int], options: Any, cluster: Cluster, *, folder
     except KeyboardInterrupt:
         logger.warning("the tasks %s go on; the same command waits for their results", names)
         raise
-    return [line for job in jobs if (line := _failure(job)) is not None]
+    failures = [failure for job in jobs if (failure := _failure(job)) is not None]
+    if len(failures) == len(jobs) and not any(failure.from_outside for failure in failures):
+        raise ValueError(f"no task has come to its end: {failures[0].text}")
+    return [failure.text for failure in failures]
 
 
 def _executor(cluster: Cluster, folder: Path, name: str) -> Any:
@@ -152,13 +155,27 @@ def _in_queue(jobs: Sequence[Any]) -> set[str] | None:
     return set(done.stdout.split())
 
 
-def _failure(job: Any) -> str | None:
-    """Why a task did not come to its end."""
+class TaskFailure(NamedTuple):
+    """Why a task did not come to its end; ``from_outside``: it was killed."""
+
+    text: str
+    from_outside: bool = False
+
+
+def _failure(job: Any) -> TaskFailure | None:
     log = job.paths.stderr
     if not job.paths.result_pickle.exists():
-        return f"task {job.job_id} was ended from outside; its log is {log}"
+        return TaskFailure(f"task {job.job_id} was ended from outside; its log is {log}", from_outside=True)
     try:
         status = job.result()
     except Exception as error:  # whatever the task has raised
-        return f"task {job.job_id} has failed, see {log}: {str(error).strip().splitlines()[-1]}"
-    return None if status in (0, 1) else f"task {job.job_id} ended with status {status}, see {log}"
+        return TaskFailure(f"task {job.job_id} has failed, see {log}: {str(error).strip().splitlines()[-1]}")
+    if status in (0, 1):
+        return None
+    return TaskFailure(f"task {job.job_id} ended with status {status}, see {log}:\n{_last_error(log)}")
+
+
+def _last_error(log: Path) -> str:
+    """What a command has said before it ended with status 2."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    return text[text.rfind("error: ") :].strip() if "error: " in text else ""

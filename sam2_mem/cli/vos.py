@@ -322,7 +322,7 @@ def launch_tasks(args: argparse.Namespace) -> list[VideoReport]:
     for line in failures:
         logger.warning("%s", line)
     if not (out / ".vos" / "settings.json").is_file():
-        raise ValueError(f"no task has begun a video; {failures[0] if failures else 'see their logs'}")
+        raise ValueError(f"no task has begun a video: {failures[0]}")
     folder = RunFolder.existing(out)
     missing = "not done when all tasks had ended; the same command goes on with it"
     return [

@@ -86,9 +86,17 @@ def reports(out: Path) -> dict[str, dict]:
 
 @pytest.mark.full
 @no_slurm
-@pytest.mark.parametrize("tasks", [1, pytest.param(2, marks=pytest.mark.extended)])
-def test_a_slurm_task_that_is_requeued_in_the_middle_of_a_video(
-    tasks: int, data: Path, whole: dict[str, bytes], tmp_path: Path
+@pytest.mark.parametrize(
+    ("tasks", "command"),
+    [
+        (1, ["scontrol", "requeue"]),
+        pytest.param(2, ["scontrol", "requeue"], marks=pytest.mark.extended),
+        pytest.param(1, ["scancel", "--signal=USR2"], marks=pytest.mark.extended),
+    ],
+    ids=["requeued", "requeued beside another", "at its time limit"],
+)
+def test_a_slurm_task_that_is_stopped_in_the_middle_of_a_video(
+    tasks: int, command: list[str], data: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     with slurm_node.slurm_node(tmp_path / "slurm") as node:
@@ -96,7 +104,7 @@ def test_a_slurm_task_that_is_requeued_in_the_middle_of_a_video(
         pid = process_within(out, "long", process)
         variables = dict(v.partition("=")[::2] for v in Path(f"/proc/{pid}/environ").read_text().split("\0"))
         job = variables["SLURM_JOB_ID"]
-        assert node.run("scontrol", "requeue", job) == ""
+        assert node.run(*command, job) == ""
         output, _ = process.communicate(timeout=PATIENCE)
         assert "Restarts=1" in node.run("scontrol", "show", "job", job)
     assert process.returncode == 0, output
@@ -116,6 +124,17 @@ def test_a_task_of_this_machine_that_is_killed(data: Path, whole: dict[str, byte
     assert "was ended from outside; its log is" in output and "3 of 3 videos are complete" in output
     assert masks(out) == whole
     assert reports(out)["long"]["went_on_at"] >= 10
+
+
+@pytest.mark.full
+@pytest.mark.extended
+def test_tasks_that_refuse_the_work_are_an_error(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert tool.main(arguments(data, out, "--max_frames", 1)) == 0
+    process = started(data, out, {}, "--launcher", "local", "--num_shards", 2, "--max_frames", 2)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 2
+    assert "no task has come to its end" in output and "arguments.max_frames: 1 there, 2 now" in output
 
 
 # -- what is said -----------------------------------------------------------------------------------------------------
