@@ -15,6 +15,7 @@ from sam2_mem import __version__
 COMMANDS = {
     "studio": ("studio", "a page on this machine: click, track, see what memory reads, change the policy, export"),
     "segment": ("vos", "masks of objects through a video or a data set, from masks, boxes or clicks"),
+    "track-all": ("track_all", "masks of everything in a video, without prompts, with objects that come along the way"),
     "compare": ("compare", "memory policies side by side on videos with ground truth: quality, speed, bytes"),
     "evaluate": ("evaluate", "scores of masks on disk, by the rules of a data set"),
     "inspect": ("inspection", "what memory holds on a video, and why, as pictures and a page"),
