@@ -81,6 +81,17 @@ NETWORKS = {
         "model.image_encoder.trunk.global_blocks=[1]",
         "model.image_encoder.neck.backbone_channel_list=[16]",
     ),
+    "sam3": (
+        "configs/sam3/sam3_tracker.yaml",
+        "model.image_size=56",
+        "model.image_encoder.trunk.width=16",
+        "model.image_encoder.trunk.depth=2",
+        "model.image_encoder.trunk.num_heads=1",
+        "model.image_encoder.trunk.window=3",
+        "model.image_encoder.trunk.global_blocks=[1]",
+        "++model.image_encoder.trunk.trained_grid=3",
+        "model.image_encoder.neck.backbone_channel_list=[16]",
+    ),
 }
 """A config and overrides that make its network as small as ``SMALL`` says."""
 OVERRIDES = (*SMALL, *NETWORKS["sam2.1"][1:])

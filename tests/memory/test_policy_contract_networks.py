@@ -1,5 +1,5 @@
 """The contract of memory policies on the tokens of other networks: EdgeTAM's, half of which have no place, and
-EfficientTAM's, which are read as landmarks. Traces included."""
+EfficientTAM's, which are read as landmarks, and SAM 3's, whose cells have another size. Traces included."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.memory.trace import TraceRecord
 from sam2_mem.types import MemoryTokens
 
-NETWORKS = ("edgetam", "efficienttam")
+NETWORKS = ("edgetam", "efficienttam", "sam3")
 CHECKS = (
     check_pure,
     check_bounded,
@@ -58,7 +58,7 @@ TIES = {("edgetam", check_alone_as_in_batch, "efp")}
 """It ranks maps by cosines, which here differ by less than a batch changes their rounding."""
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=NETWORKS[:2])
 def network(request: pytest.FixtureRequest) -> Iterator[str]:
     with micro_network(request.param):
         yield request.param
@@ -66,9 +66,10 @@ def network(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def cases() -> Iterator[Any]:
     for name, check, policy in product(NETWORKS, CHECKS, POLICIES):
-        if (name, check, policy) in TIES:
-            continue
-        slow = (pytest.mark.full,) if policy in REPRESENTATIVE else (pytest.mark.full, pytest.mark.extended)
+        if (name, check, policy) in TIES or (name == "sam3" and check not in (check_needs, check_bounded)):
+            continue  # SAM 3's tokens are those of SAM 2, of cells of another size
+        often = policy in REPRESENTATIVE and (name != "sam3" or check is check_needs)
+        slow = (pytest.mark.full,) if often else (pytest.mark.full, pytest.mark.extended)
         marks = () if (name, check, policy) in QUICK else slow
         yield pytest.param(
             name, check, policy, id=f"{name}-{check.__name__.removeprefix('check_')}-{policy}", marks=marks
@@ -125,6 +126,12 @@ def test_the_networks_are_what_they_stand_for() -> None:
     with micro_network("efficienttam"):
         assert features_at(0).high is None and micro_model().tokens_per_map == 16
     assert features_at(0).high is not None and micro_model().tokens_per_map == 16
+
+
+@pytest.mark.full
+def test_sam3_has_cells_of_fourteen_pixels() -> None:
+    with micro_network("sam3"):
+        assert (micro_model().image_size, micro_model().grid, micro_model().mask_size) == (56, (4, 4), (16, 16))
 
 
 def test_merging_takes_means_of_latents_by_number_and_of_windows_by_place() -> None:

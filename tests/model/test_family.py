@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from micro import micro_model, micro_network, one_thread  # noqa: F401
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sam2_mem.build_sam import build_sam2
+from sam2_mem.build_sam import build_sam2, build_sam2_video_predictor
 from sam2_mem.checkpoint import CheckpointError
 from sam2_mem.config import ConfigError, compose
 from sam2_mem.model.attention_operators import Exact, Landmarks, Memory
@@ -275,6 +276,35 @@ def test_efficienttam_gives_what_its_published_code_gives(config: str) -> None:
         if config.endswith("512"):
             fpn = model.image_encoder(images)[-1][0, ::8, ::2, ::2]
             torch.testing.assert_close(fpn, torch.from_numpy(golden[f"{config}/fpn"]), atol=1e-4, rtol=0)
+
+
+CAMEL = Path(os.environ.get("SAM2_MEM_DAVIS", "")) / "JPEGImages" / "480p" / "camel"
+
+
+@pytest.mark.full
+@pytest.mark.skipif(
+    not os.environ.get("SAM2_MEM_DAVIS"),
+    reason="NOT COMPARED ON VIDEO: SAM2_MEM_DAVIS names no folder of DAVIS 2016 or 2017",
+)
+def test_efficienttam_tracks_as_its_published_code_does() -> None:
+    """Logits of six frames of DAVIS's camel, one click on the first; control: memory that is not rounded as published."""
+    golden = np.load(GOLDEN / "family" / "efficienttam_video.npz")
+    apart = {}
+    for dtype in ("bfloat16", "float32"):
+        overrides = ["++tracker.fill_hole_area=0", f"tracker.memory_dtype={dtype}"]
+        predictor = build_sam2_video_predictor(
+            "efficienttam_ti_512x512",
+            "random",
+            device="cpu",
+            apply_postprocessing=True,
+            hydra_overrides_extra=overrides,
+        )
+        by_rule(predictor.model)
+        state = predictor.init_state([str(file) for file in sorted(CAMEL.glob("*.jpg"))[:6]])
+        predictor.add_new_points_or_box(state, 0, 1, points=[[200, 200]], labels=[1])
+        shown = {str(frame): masks[0, 0, ::16, ::16] for frame, _, masks in predictor.propagate_in_video(state)}
+        apart[dtype] = max(float((shown[key] - torch.from_numpy(golden[key])).abs().max()) for key in golden)
+    assert apart["bfloat16"] < 5e-5 < apart["float32"], apart
 
 
 def test_a_file_of_another_config_of_equal_shapes_is_warned_about(
