@@ -50,6 +50,7 @@ EXTRAS_REQUIRE = {
         "onnx>=1.17",
         "onnxruntime>=1.20",
         "onnxscript>=0.5",
+        "supervision>=0.25",
         "playwright>=1.50",
     ],
     "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
@@ -57,6 +58,7 @@ EXTRAS_REQUIRE = {
     "hub": ["huggingface_hub>=0.23"],
     "volumes": ["nibabel>=5.2"],
     "cluster": ["submitit>=1.5"],
+    "supervision": ["supervision>=0.25"],
     "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
 }
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "download": ("download", "published weights of the SAM 2 family, resumed and checked"),
     "verify": ("verify", "a checkpoint's score on a data set beside the published one"),
     "export": ("export", "a network as four ONNX files, checked against PyTorch"),
+    "completion": ("completion", "a script for bash and zsh that completes commands and flags"),
     "synthetic": ("synthetic", "procedural clips with exact ground truth"),
 }
 """Module and purpose of every command."""
