@@ -35,6 +35,8 @@ from sam2_mem.training.rollout import SegmentLoss, segment_loss
 from sam2_mem.types import ABSENT_LOGIT, PROMPT_SLOT, FrameFeatures, RowBatch
 
 MAX_POINTERS = 16
+OVERLOOKED = 0.3
+"""Share of corrected objects whose mask is taken as empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,9 +312,10 @@ def _encoded(model: SAM2, features: FrameFeatures, logits: Tensor, pointer: Tens
 
 
 def _corrected(model: SAM2, features: FrameFeatures, prediction: ObjectPrediction, truth: Tensor) -> ObjectPrediction:
-    """The answers to a click on the error of each prediction, which is a hint: an empty mask where no object was seen."""
+    """The answers to a click on the error of each prediction, which is a hint: an empty mask where no object was seen, and in
+    some rows as if none had been."""
     logits, _ = best_candidates(prediction.decoded)
-    visible = (prediction.decoded.objectness > 0)[:, None, None]
+    visible = (prediction.decoded.objectness > 0)[:, None, None] & ~_drawn_rows(logits, OVERLOOKED)
     logits = torch.where(visible, logits, ABSENT_LOGIT).detach().clamp(-HINT_LIMIT, HINT_LIMIT)
     points, labels = error_points(logits, truth)
     decoded = model.decode(
@@ -342,11 +345,12 @@ def disturb_rows(logits: Tensor, truth: Tensor, noise: MemoryNoise, rng: np.rand
     quarter = logits.shape[-1] // 4
     near, far = rng.integers(-side, side + 1, 2), rng.integers(-quarter, quarter + 1, 2)
     beside = _moved(torch.where(_rectangles(logits), CERTAIN, -CERTAIN), far)
+    eroded = -F.max_pool2d(-logits.unsqueeze(1), 2 * side + 1, 1, side)[:, 0]
+    dropped = torch.where(_rectangles(logits), torch.full_like(logits, -CERTAIN), logits)
     variants = [
         F.max_pool2d(logits.unsqueeze(1), 2 * side + 1, 1, side)[:, 0],
-        -F.max_pool2d(-logits.unsqueeze(1), 2 * side + 1, 1, side)[:, 0],
+        *(eroded, eroded, dropped, dropped),  # more often, or masks shrink frame by frame
         _moved(logits, near),
-        torch.where(_rectangles(logits), torch.full_like(logits, -CERTAIN), logits),
         torch.maximum(logits, beside),
         _moved(logits, far),
     ]

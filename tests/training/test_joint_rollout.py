@@ -218,9 +218,9 @@ def test_masks_joined_with_something_beside_them_and_moved_far() -> None:
         with patch("torch.randint", lambda high, shape, device: torch.full(shape, kind)):
             return disturb_rows(logits, truth, MemoryNoise(disturbed=1.0, reach=0.03), rng) > 0
 
-    joined = disturbed(4)
+    joined = disturbed(6)
     assert joined[:, 12:20, 13:19].all() and (joined.flatten(1).sum(1) > 48).any()
-    moved = [disturbed(5) for _ in range(8)]
+    moved = [disturbed(7) for _ in range(8)]
     assert all((far == far[0]).all() and far[0].sum() == 48 for far in moved), "the whole mask, somewhere else"
     assert min((far[0] & (logits[0] > 0)).sum() for far in moved) < 8 < 35, (
         "a disturbance of its reach leaves 35 and more"
@@ -241,8 +241,12 @@ def test_an_object_that_was_not_seen_is_corrected_from_an_empty_mask() -> None:
         candidates=SimpleNamespace(allows=lambda *_, **__: None),
     )
     prediction = ObjectPrediction(1, (0, 1), decoded, None, False)
-    assert _corrected(model, None, prediction, objects()).prompted
+    with patch("sam2_mem.training.joint_rollout.OVERLOOKED", 0.0):
+        assert _corrected(model, None, prediction, objects()).prompted
     assert (hints[0][0] == 3).all() and (hints[0][1] == -HINT_LIMIT).all()
+    with patch("sam2_mem.training.joint_rollout.OVERLOOKED", 1.0):
+        _corrected(model, None, prediction, objects())
+    assert (hints[1] == -HINT_LIMIT).all(), "and from one as if it had not been seen"
 
 
 # -- drawn prompts ----------------------------------------------------------------------------------------------------
