@@ -73,7 +73,7 @@ def position_map_made_anew() -> AbstractContextManager:
 
 def fine_maps_at_full_width() -> AbstractContextManager:
     """Lateral convolutions of the pyramid and those of the decoder one after the other."""
-    return patch.object(fpn, "_fused_convolution", lambda lateral, head, stage: head(lateral(stage)))
+    return patch.object(fpn, "fused_convolution", lambda lateral, head, stage: head(lateral(stage)))
 
 
 def all_rows_together() -> AbstractContextManager:

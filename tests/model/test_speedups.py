@@ -273,13 +273,13 @@ def test_folded_convolutions_follow_their_weights_and_carry_gradients(model: SAM
     weights = (lateral.weight, head.weight, head.bias)
     for weight in weights:
         with torch.no_grad():
-            before = fpn._fused_convolution(lateral, head, stage)
+            before = fpn.fused_convolution(lateral, head, stage)
             weight.mul_(1.5)
-            after = fpn._fused_convolution(lateral, head, stage)
+            after = fpn.fused_convolution(lateral, head, stage)
             assert (after - head(lateral(stage))).abs().max() < 1e-5 < (after - before).abs().max()
             weight.div_(1.5)
     lateral.requires_grad_(True)
-    found = torch.autograd.grad(fpn._fused_convolution(lateral, head, stage).square().sum(), weights)
+    found = torch.autograd.grad(fpn.fused_convolution(lateral, head, stage).square().sum(), weights)
     wanted = torch.autograd.grad(head(lateral(stage)).square().sum(), weights)
     lateral.requires_grad_(False)
     for one, other in zip(found, wanted):
