@@ -30,7 +30,7 @@ def killed_workers(folder: Path, *arguments: object) -> dict:
 def test_nothing_is_lost_or_done_twice_by_two_workers_of_which_one_is_killed_fifty_times(
     tmp_path: Path, where: str
 ) -> None:
-    report = killed_workers(tmp_path, KILLS, 0.3, where, "claims")
+    report = killed_workers(tmp_path, KILLS, 1.0, where, "claims")
     assert report["killed"] == KILLS
     assert report["unfinished"] == report["lost"] == report["twice"] == []
 
@@ -87,11 +87,11 @@ def test_a_slow_process_loses_its_claim_and_learns_of_it(tmp_path: Path) -> None
 
 
 def test_a_heartbeat_keeps_a_claim(tmp_path: Path) -> None:
-    here, there = ClaimFolder(tmp_path, lapse=0.4, machine="here"), ClaimFolder(tmp_path, lapse=0.4, machine="there")
+    here, there = ClaimFolder(tmp_path, lapse=0.8, machine="here"), ClaimFolder(tmp_path, lapse=0.8, machine="there")
     claim = here.take("a")
     assert claim is not None
-    for _ in range(8):
-        time.sleep(0.1)
+    for _ in range(6):
+        time.sleep(0.2)
         assert there.take("a") is None
     claim.confirm()
     claim.release()

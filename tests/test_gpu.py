@@ -31,7 +31,9 @@ from sam2_mem.model.rope import rotation_at
 from sam2_mem.model.rotary_attention import RotaryAttention
 from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.mask_postprocessing import fill_holes
+from sam2_mem.tracking.video_checkpoint import load_checkpoint, save_checkpoint
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
+from sam2_mem.tracking.vos import PromptPlan, VideoPass
 from sam2_mem.training.clips import Clip, ClipSpec
 from sam2_mem.training.plan import Optimisation, Stage, TrainingPlan
 from sam2_mem.training.procedural import ProceduralClips
@@ -128,6 +130,30 @@ def test_memory_that_waits_on_the_host(policy: str, clip: Clip) -> None:
     held = [e.tokens.feat.device.type for e in state.tracker.tracks[0].state.all_entries()]
     assert held == ["cpu"]
     assert iou(track(predictor, clip), track(nano(DEVICE, policy), clip)) > SAME
+
+
+@pytest.mark.parametrize(
+    ("policy", "overrides"), [("fifo", ()), ("sam2long", ()), ("fifo", ("tracker.storage_device=cpu",))]
+)
+def test_a_saved_pass_goes_on(policy: str, overrides: tuple[str, ...], clip: Clip, tmp_path: Path) -> None:
+    predictor = nano(DEVICE, policy, *overrides)
+    _, first = first_masks(clip)
+    plan = PromptPlan((0,), {0: lambda frame: [Prompt(0, mask=first[0])]})
+    passes = [VideoPass(predictor, predictor.init_state(clip.frames, interactive=False), plan) for _ in range(2)]
+    masks = {}
+    for shown in passes[0]:
+        masks[shown.frame.index] = shown.masks[0]
+        if shown.frame.index == 5:
+            save_checkpoint(tmp_path / "a.pt", passes[0].checkpoint(), predictor.policy, predictor.device, {})
+    checkpoint, _ = load_checkpoint(tmp_path / "a.pt", predictor.policy, predictor.device)
+    held = {
+        entry.tokens.feat.device.type for entry in checkpoint.tracks[0].state.all_entries() if entry.tokens is not None
+    }
+    assert held == {"cpu" if overrides else torch.device(DEVICE).type}
+    passes[1].go_on(checkpoint)
+    later = {shown.frame.index: shown.masks[0] for shown in passes[1]}
+    assert list(later) == list(range(6, FRAMES))
+    assert iou(*(torch.from_numpy(np.stack([m[i] for i in later])) for m in (masks, later))) > SAME
 
 
 @pytest.mark.parametrize("policy", ["fifo", "xmem", "sam2long"])

@@ -22,6 +22,7 @@ from sam2_mem.checkpoint import local_path, read_state_dict, sha256_of
 from sam2_mem.checkpoint_names import network_of
 from sam2_mem.cli import vos
 from sam2_mem.cli.arguments import command_parser, exit_status, user_path
+from sam2_mem.cli.launcher import add_launcher_arguments
 from sam2_mem.evaluation.datasets import PROTOCOLS, Selection, open_dataset
 from sam2_mem.evaluation.results import Report
 from sam2_mem.evaluation.scoring import evaluate
@@ -69,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", help="in place of the one that belongs to the file")
     parser.add_argument("--out", type=user_path, help="masks and verify.json (default: verify/<checkpoint>-<data set>)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: the best there is)")
+    parser.add_argument("--num_shards", type=int, default=1, help="tasks of --launcher (default: 1)")
+    add_launcher_arguments(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     args = parser.parse_intermixed_args(argv)
     return exit_status(lambda: verify(args))
@@ -107,8 +110,10 @@ def _data_set(text: str) -> tuple[str, str]:
 def _segment_arguments(args: argparse.Namespace, checkpoint: Checkpoint, name: str, root: str, out: Path) -> list[str]:
     split = [] if args.split is None else ["--split", args.split]
     network = ["--sam2_cfg", checkpoint.config, "--sam2_checkpoint", str(checkpoint.path), "--device", args.device]
+    tasks = [] if args.launcher is None else ["--launcher", args.launcher, "--num_shards", str(args.num_shards)]
+    parameters = ["--launcher_set", *args.launcher_set] if args.launcher_set else []
     data = ["--dataset", name, "--root", root, *split, "--output", str(out), "--resume", "--no-zip"]
-    return [*data, *network, *args.overrides]
+    return [*tasks, *parameters, *data, *network, *args.overrides]
 
 
 def evaluate_masks(name: str, root: Path, masks: Path, split: str | None) -> Report:

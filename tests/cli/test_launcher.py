@@ -17,6 +17,9 @@ import torch
 from sam2_mem.cli import launcher
 from sam2_mem.cli import vos as tool
 from sam2_mem.cli.launcher import Cluster
+from sam2_mem.cli.verify import main as verify
+from sam2_mem.cli.vos_arguments import parse_arguments
+from sam2_mem.config import checkpoint_dir
 from sam2_mem.evaluation.synthetic import SyntheticClip, SyntheticSet
 from sam2_mem.synthetic.generator import SyntheticSpec
 
@@ -162,6 +165,28 @@ def test_mistakes(
         status = exit.code
     assert status == 2
     assert message in capsys.readouterr().err
+
+
+def test_verify_passes_the_tasks_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of it, ``segment`` is what takes long."""
+    asked = []
+    monkeypatch.setattr(tool, "main", lambda argv: asked.append(argv) or 2)
+    weights = checkpoint_dir() / "sam2_mem_nano.safetensors"
+    words = [
+        str(weights),
+        "--config",
+        "nano",
+        "--data",
+        f"davis2017:{data}",
+        "--out",
+        str(tmp_path),
+        "memory_policy=rmem",
+    ]
+    tasks = ["--launcher", "local", "--num_shards", "3", "--launcher_set", "timeout_min=5"]
+    assert verify([*words, *tasks]) == 2
+    parsed = parse_arguments(asked[0])
+    assert (parsed.launcher, parsed.num_shards, list(parsed.launcher_set)) == ("local", 3, ["timeout_min=5"])
+    assert parsed.overrides == ["memory_policy=rmem"] and parsed.dataset == "davis2017"
 
 
 def test_slurm_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

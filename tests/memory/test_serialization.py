@@ -11,7 +11,7 @@ from micro import blob, micro_predictor, pictures
 
 from sam2_mem.memory.bank import Bank
 from sam2_mem.memory.policies.fifo import FIFO
-from sam2_mem.memory.serialization import MemoryFileError, load_memory, save_memory
+from sam2_mem.memory.serialization import MemoryFileError, load_memory, packed, save_memory, unpacked
 from sam2_mem.types import FrameContext, MemoryEntry, MemoryTokens
 
 POS = torch.randn(4, 8)
@@ -46,6 +46,18 @@ def test_round_trip_keeps_values_types_and_sharing(tmp_path):
     assert loaded.entries[1].tokens is loaded.entries[2].tokens
     assert loaded.entries[0].tokens.pos.data_ptr() == loaded.entries[1].tokens.pos.data_ptr()
     assert not same(loaded.entries[0], state.entries[1])
+
+
+def test_tensors_that_are_not_on_the_device_are_marked(tmp_path):
+    """As in memory that waits on the host while the network is on a GPU."""
+    state = bank()
+    content = packed(state, torch.device("meta"))
+    assert "host" in str(content) and "host" not in str(packed(state, torch.device("cpu")))
+    torch.save(content, tmp_path / "a.pt")
+    after = unpacked(torch.load(tmp_path / "a.pt", weights_only=True), FIFO())
+    assert all(same(a, b) for a, b in zip(state.all_entries(), after.all_entries()))
+    tokens = [entry.tokens for entry in after.entries]
+    assert tokens[1] is tokens[2]
 
 
 def test_reading_after_moving_is_the_same_read(tmp_path):
