@@ -111,11 +111,7 @@ Progress = Callable[[int, "int | None"], None]
 
 
 def download(
-    model: PublishedModel,
-    folder: Path,
-    *,
-    mirror: str | None = None,
-    progress: Progress = lambda count, total: None,
+    model: PublishedModel, folder: Path, *, mirror: str | None = None, progress: Progress = lambda count, total: None
 ) -> Path:
     """Fetch a file of weights; one that is there already and right is left alone.
 

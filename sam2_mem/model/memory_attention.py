@@ -174,7 +174,8 @@ class MemoryAttention(nn.Module):
 
 def _one_per_row(x: Tensor, rows: int) -> Tensor:
     """(T, Q, C) of several frames -> (rows, Q, C); of a single one as it is, which stands for all rows."""
-    return x if len(x) in (1, rows) else x.repeat_interleave(rows // len(x), 0)
+    frames = x.shape[0]  # a shape, not len(), which would fix the number of rows of an exported network
+    return x if frames in (1, rows) else x.repeat_interleave(rows // frames, 0)
 
 
 @torch.no_grad()

@@ -102,6 +102,10 @@ def exported_config(
     exported = OmegaConf.create(manifest.config)
     assert isinstance(exported, DictConfig)
     config = compose_video(exported, overrides, apply_postprocessing=apply_postprocessing)
+    if (length := OmegaConf.select(config, "tracker.clip_length", default=1)) != 1:
+        raise ValueError(
+            f"expected tracker.clip_length=1 with an exported network, whose parts take one frame at a time, got {length}"
+        )
     before, after = _fixed(exported), _fixed(config)
     changed = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
     if changed:

@@ -169,12 +169,7 @@ class COCOWriter(MaskWriter):
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        *,
-        video: str,
-        class_names: Mapping[int, str] | None = None,
-        tolerance: float = 0.0,
+        self, path: str | Path, *, video: str, class_names: Mapping[int, str] | None = None, tolerance: float = 0.0
     ) -> None:
         super().__init__()
         self._path = Path(path)

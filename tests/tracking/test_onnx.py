@@ -165,6 +165,8 @@ def test_what_an_exported_network_cannot_do(nano: Path) -> None:
     for override in ("model.image_size=256", "distiller=pool2", "attention=topk"):
         with pytest.raises(ValueError, match="as the network was exported"):
             OnnxPredictor.load(nano, overrides=[override])
+    with pytest.raises(ValueError, match=r"clip_length=1 with an exported network"):
+        OnnxPredictor.load(nano, overrides=["tracker.clip_length=4"])
     with pytest.raises(ValueError, match=r"providers out of .*CPUExecutionProvider.* got NoneSuch"):
         OnnxPredictor.load(nano, providers=["NoneSuch"])
     predictor = OnnxPredictor.load(nano, overrides=["memory_policy=samurai", "tracker.history=8"])
