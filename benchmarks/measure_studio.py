@@ -167,11 +167,11 @@ def main() -> None:
         key, figures = measure_frames(server, video, args.asked)
         if args.browser:
             figures |= measure_browser(server)
+        print(f"{args.frames} frames of {args.size}, {args.config}, {args.objects} objects\n\n| | s |\n|---|---|")
+        print("".join(f"| {name} | {value:.3f} |\n" for name, value in figures.items()), flush=True)
         rows = measure_tracking(server, key, args, (width, height))
     finally:
         server.process.kill()
-    print(f"{args.frames} frames of {args.size}, {args.config}, {args.objects} objects\n\n| | s |\n|---|---|")
-    print("".join(f"| {name} | {value:.3f} |\n" for name, value in figures.items()))
     print("| frames tracked | s | MB |\n|---|---|---|")
     print("".join(f"| {done:.0f} | {spent:.0f} | {megabytes:.0f} |\n" for done, spent, megabytes in rows))
     (args.out / "figures.json").write_text(json.dumps({"figures": figures, "tracking": rows}, indent=1) + "\n")

@@ -21,6 +21,7 @@ from sam2_mem.studio import export as exports
 from sam2_mem.studio.camera import STOPPED, RecordedCamera, new_recording
 from sam2_mem.studio.pictures import jpeg, mask_png
 from sam2_mem.studio.policies import about, policy_form
+from sam2_mem.studio.run import FrameView
 from sam2_mem.studio.security import UPLOAD_PATH, Gate, OutsideFolderError, confined
 from sam2_mem.studio.session import NotIndexedError, StudioSession
 from sam2_mem.studio.setups import Networks, RunSetup
@@ -392,13 +393,18 @@ work = APIRouter(prefix="/api/sessions/{key}")
 
 @work.post("/step")
 def do_step(request: Request, step: dict[str, Any]) -> dict[str, Any]:
-    """A prompt, a prompt taken back, an object removed: the fields of a ``SessionStep``."""
+    """A prompt, a prompt taken back, an object removed: the fields of a ``SessionStep``. Says which frames changed, and
+    whether the network sees no object where it was prompted."""
     parsed: SessionStep = step_from_json(step)
     if parsed.kind == "track":
         raise ValueError("expected a prompt; a pass is started by /track")
     if parsed.obj_id is not None and not 1 <= parsed.obj_id <= 255:
         raise ValueError(f"expected an object id from 1 to 255, got {parsed.obj_id}")
-    return {"frames": _session(request).do(parsed)}
+    session = _session(request)
+    frames = session.do(parsed)
+    view = session.runs[0].frames.get(parsed.frame or 0, FrameView())
+    absent = parsed.kind == "prompt" and not view.scores.get(parsed.obj_id or 0, (0.0, 0.0, True))[2]
+    return {"frames": frames, "absent": absent}
 
 
 @work.post("/track")

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -26,8 +27,11 @@ from sam2_mem.evaluation.inspection import (
     RecordedVideo,
     Recorder,
     TimelineSegment,
+    as_json,
     entry_lines,
     frame_records,
+    from_json,
+    memory_view,
     record_video,
 )
 from sam2_mem.evaluation.inspection.animation import GAP
@@ -35,10 +39,20 @@ from sam2_mem.evaluation.inspection.drawing import Drawing
 from sam2_mem.evaluation.inspection.memory_deciphering import Study, _Decoder, decipher, means, table
 from sam2_mem.evaluation.inspection.page import page, write_page
 from sam2_mem.evaluation.inspection.sheet import captions, sheet, write_sheet
-from sam2_mem.evaluation.inspection.timeline import Styles, curves, describe, has_tree, timeline, tree
+from sam2_mem.evaluation.inspection.timeline import (
+    Styles,
+    curves,
+    describe,
+    drawings,
+    has_tree,
+    kinds_of,
+    timeline,
+    tree,
+)
 from sam2_mem.memory.trace import Action, EntryTrace, ReadTrace, TraceEvent
 from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.vos import PromptPlan
+from sam2_mem.types import ObjectScore
 from sam2_mem.video import Frame
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -396,3 +410,34 @@ def test_the_tool_deciphers(tmp_path: Path) -> None:
     assert set(saved["means"]) == {"recent", "spread"} and "recent" in done.stdout
     with Image.open(tmp_path / "decipher.png") as image:
         assert image.width > 300
+
+
+def test_records_by_frame_and_object_go_to_a_file_and_back() -> None:
+    """A session of two objects, one of which is tracked twice over some frames: the last visit counts."""
+    predictor = micro_predictor()
+    state, recorder = predictor.init_state(np.stack(pictures(6))), Recorder(read_mass=True)
+    predictor.listen(state, recorder)
+    for number in (0, 1):
+        predictor.add_new_mask(state, 0, number + 1, blob(number, 0))
+    list(predictor.propagate_in_video(state))
+    list(predictor.propagate_in_video(state, 3))
+    frames = recorder.by_frame()
+    assert list(frames) == list(range(6)) and all(list(by_object) == [1, 2] for by_object in frames.values())
+    assert frames[5][2] == frame_records(recorder.of(2))[-1]
+    assert {r.frame for r in frames[4][1].readings} == {0, 1, 2, 3} and frames[4][1].readings[0].mass is not None
+    text = json.dumps({f: {i: as_json(record) for i, record in by_object.items()} for f, by_object in frames.items()})
+    again = {int(f): {int(i): from_json(r) for i, r in by_object.items()} for f, by_object in json.loads(text).items()}
+    assert again == frames
+    scored = replace(frames[5][1], score=ObjectScore(1, 0.5, 2.0, True, False, (1, 2), (), 32))
+    assert from_json(json.loads(json.dumps(as_json(scored)))) == scored
+
+
+def test_a_notebook_shows_the_charts_of_the_page(recordings: list[RecordedVideo]) -> None:
+    record = recordings[0].objects[1]
+    view = memory_view(record)
+    html = view._repr_html_()
+    styles = Styles.of(kinds_of([record]))
+    assert all(drawing.svg() in html for drawing in drawings(record, styles)) and "<script" not in html
+    assert repr(view) == f"<memory of object 1 under {record.policy}>"
+    with pytest.raises(ValueError, match="at least one frame"):
+        memory_view(ObjectRecord("fifo", 1, ()))

@@ -10,17 +10,22 @@ import os
 import shutil
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from micro import one_thread  # noqa: F401
+from PIL import Image
 
 from sam2_mem import build_sam2_video_predictor
 from sam2_mem.cli.studio import SMALL_MODEL
 from sam2_mem.studio.server import Studio, studio_app
+from sam2_mem.video import Frame, OverlayWriter
+from sam2_mem.video.streams import IteratorSource
 
 
 def skip(reason: str) -> None:
@@ -217,6 +222,57 @@ def test_from_the_first_click_to_a_session_that_opens_again(address: str, page: 
     idle(page)
     assert page.locator("#objects li:nth-child(2) input").input_value() == "blue fish"
     assert page.inner_text("#policy-name") == "fifo*"
+
+
+def test_charts_a_sent_video_and_a_camera(served: tuple[Studio, str], page: Page, tmp_path: Path) -> None:
+    """Memory through time; a file that the page sends; a camera that is recorded, clicked on and tracked; a second tab."""
+    studio, address = served
+    pictures = [np.array(Image.open(path)) for path in sorted((tmp_path / "clip").iterdir())]
+    paced = (image for image in pictures * 100 if time.sleep(0.1) is None)
+    studio.camera = lambda index: IteratorSource(paced)
+    page.goto(address)
+    shown(page, 0)
+    page.mouse.click(*spot(page, 56, 130))
+    page.wait_for_selector('#objects small:has-text("IoU")')
+    page.keyboard.press("t")
+    page.wait_for_selector('body[data-job="track"]')
+    idle(page)
+    page.keyboard.press("i")
+    page.wait_for_selector("#charts .chart svg .cursor", state="attached")
+    assert page.locator("#drawings svg").count() == 2
+    picture(page, "through_time")
+    page.keyboard.press("Escape")
+    box = page.locator("#timeline").bounding_box()
+    page.mouse.move(box["x"] + 96 + (box["width"] - 96) * 9.5 / FRAMES, box["y"] + 30)
+    page.wait_for_selector('#hover span:has-text("frame 9")')
+
+    with OverlayWriter(tmp_path / "sent.mp4", labels=False, codecs=("h264",)) as writer:
+        for index, image in enumerate(pictures[:6]):
+            writer.write(Frame(index, str(index), image), {})
+    page.keyboard.press("o")
+    page.set_input_files("#upload", tmp_path / "sent.mp4")
+    page.wait_for_selector('#video:has-text("sam2_mem_uploads/sent.mp4")')
+    page.wait_for_selector('#position:has-text("frame 0 of 5")')
+
+    page.keyboard.press("o")
+    picture(page, "files")
+    page.click("#camera")
+    page.wait_for_selector('#video:has-text("sam2_mem_camera/")')
+    page.wait_for_selector("#stop-camera")
+    page.mouse.click(*spot(page, 56, 130))
+    page.wait_for_selector('#objects small:has-text("IoU")')
+    page.keyboard.press("t")
+    page.wait_for_selector('body[data-job="track"]')
+    picture(page, "camera")
+    page.click("#stop-camera")
+    page.wait_for_selector("#stop-camera", state="hidden")
+    page.keyboard.press("Escape")
+    idle(page)
+
+    other = page.context.browser.new_page()  # type: ignore[union-attr]
+    other.goto(page.url)  # the same address again
+    page.wait_for_selector("#tabs:has-text('another tab')")
+    other.wait_for_selector("#message:has-text('was open already')")
 
 
 def test_a_page_without_a_video(served: tuple[Studio, str], page: Page) -> None:

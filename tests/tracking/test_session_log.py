@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import runpy
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,3 +125,32 @@ def test_masks_of_past_frames() -> None:
         index, ids, masks = predictor.current_masks(state, frame)
         assert (index, ids) == (frame, [1]) and torch.equal(masks > 0, given[frame] > 0)
     assert len({(logits > 0).numpy().tobytes() for logits in given.values()}) > 1, "masks differ from frame to frame"
+
+
+@pytest.mark.full
+def test_two_sessions_of_one_predictor_in_two_threads(video: Path) -> None:
+    """As docs/architecture.md says: they take turns at the network, and anybody may read frames meanwhile."""
+    predictor, turn = micro_predictor(), threading.Lock()
+    steps = STEPS[:3], STEPS[1:4]
+    truth = [run(predictor, video, part) for part in steps]
+    results: list[dict[int, torch.Tensor]] = [{}, {}]
+    states = [predictor.init_state(video), predictor.init_state(video)]
+
+    def work(number: int) -> None:
+        replayed = SessionLog(video=str(video), steps=steps[number]).replay(predictor, states[number])
+        while True:
+            with turn:
+                result = next(replayed, None)
+            if result is None:
+                return
+            results[number][result[0]] = result[2] > 0
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    images, read = pictures(COUNT), 0
+    while any(thread.is_alive() for thread in threads):
+        read += np.array_equal(states[0].frame(read % COUNT).image, images[read % COUNT])
+        time.sleep(0.005)
+    assert read > COUNT
+    assert [differing(result, expected) for result, expected in zip(results, truth)] == [[], []]

@@ -89,7 +89,8 @@ export async function step(values) {
   await attempt(async () => {
     await idle();
     say("");
-    await post(`${base()}/step`, values);
+    const { absent } = await post(`${base()}/step`, values);
+    if (absent) say("The network sees no object there on this frame. Draw its outline, which is taken as it is, or a box.");
   });
 }
 

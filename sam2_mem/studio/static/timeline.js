@@ -1,5 +1,6 @@
 // Time: thumbnails, a row for every object with scores, prompts and what left memory, arcs to the frames that are read now.
 
+import { wait } from "./api.js";
 import { base, color, comparing, show, store, thumbs } from "./store.js";
 
 const canvas = document.getElementById("timeline");
@@ -184,6 +185,8 @@ async function preview(event) {
   hover.querySelector("span").textContent = `frame ${frame}`;
   place(event.clientX);
   const { key } = store;
+  await wait(80); // a click comes first, and a pointer that moves on wants none
+  if (hover.dataset.frame !== String(frame)) return;
   await thumbs.get(frame).catch(() => {});
   if (hover.dataset.frame === String(frame) && key === store.key) hover.querySelector("img").src = `${base()}/frame/${frame}?width=160`;
 }
@@ -198,10 +201,11 @@ export function setUp() {
   canvas.addEventListener("pointermove", (event) => { if (event.buttons) seek(event); preview(event); });
   canvas.addEventListener("pointerleave", () => { hover.hidden = true; });
   store.on("frame object session opened", draw);
-  store.on("opened", fillStrip);
   let counted = 0;
+  store.on("opened", () => { counted = length(); fillStrip(); });
   store.on("session", () => {
-    if (store.session.exact && counted !== length()) { counted = length(); fillStrip(); }
+    const isLonger = store.session.live ? length() > 1.5 * counted : store.session.exact && counted !== length();
+    if (isLonger) { counted = length(); fillStrip(); }
   });
   addEventListener("resize", () => { if (store.session) { draw(); fillStrip(); } });
   document.getElementById("legend").innerHTML = [
