@@ -40,11 +40,13 @@ learned for merged entries, if it has."""
 
 
 class Usage(Enum):
-    """Attention statistics a policy can ask for."""
+    """Attention statistics a policy can ask for. EXPECTED: that of tokens to queries as this frame's are distributed, see
+    ``sam2_mem.model.memory_attention.expected_usage``."""
 
     NONE = "none"
     TOKENS = "tokens"
     ITEMS_BY_QUERY = "items_by_query"
+    EXPECTED = "expected"
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,7 +296,7 @@ class RowBatch:
 
 @dataclass(frozen=True, eq=False)
 class ReadUsage:
-    """Attention mass of one read. TOKENS: ``tokens`` one (L_i) tensor per item, summed over queries. ITEMS_BY_QUERY:
+    """Attention mass of one read. TOKENS, EXPECTED: ``tokens`` one (L_i) tensor per item, summed over queries. ITEMS_BY_QUERY:
     ``items`` (Q, number of items). Pointers hold the rest of the mass, so neither needs to add up to Q."""
 
     tokens: tuple[Tensor, ...] | None = None

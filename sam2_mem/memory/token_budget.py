@@ -52,21 +52,26 @@ class TokenBounded(Bounded):
     Attributes:
         score: what tokens are valued by. "knorm": the norm of feature plus position, the input of memory attention's keys,
             small is valuable. "snap": the attention received from the queries of the latest frame; tokens that it did not read
-            are worth nothing. "usage": the mean of it over all frames that have read the token (XMem, Cheng & Schwing 2022).
+            are worth nothing. "expected": the same of queries distributed as those are (``Usage.EXPECTED``). "usage": the mean of it over all frames that have read the token (XMem, Cheng & Schwing 2022).
     """
 
-    score: str = setting("knorm", choices=("knorm", "snap", "usage"))
+    score: str = setting("knorm", choices=("knorm", "snap", "expected", "usage"))
 
     @property
     def _by_attention(self) -> bool:
         return self.score != "knorm"
+
+    @property
+    def _kind(self) -> Usage:
+        """The attention that the score goes by, if it does."""
+        return Usage.EXPECTED if self.score == "expected" else Usage.TOKENS
 
     def __post_init__(self) -> None:
         super().__post_init__()
         name = type(self.policy.unwrapped).__name__
         if self.policy.needs.whole_maps:
             raise ValueError(f"expected a policy that reads parts of maps, got {name}; use memory_bound=bytes")
-        if self._by_attention and self.policy.needs.usage is Usage.ITEMS_BY_QUERY:
+        if self._by_attention and self.policy.needs.usage not in (Usage.NONE, self._kind):
             raise ValueError(
                 f"expected score=knorm for {name}, which asks for another kind of attention, got {self.score!r}"
             )
@@ -74,13 +79,13 @@ class TokenBounded(Bounded):
     @property
     def needs(self) -> Needs:
         needs = self.policy.needs
-        return replace(needs, usage=Usage.TOKENS) if self._by_attention else needs
+        return replace(needs, usage=self._kind) if self._by_attention else needs
 
     def measure_for_read(self, state: Any, frame: FrameContext, *, told_apart: bool) -> Tensor | None:
         return super().measure_for_read(state, frame, told_apart=told_apart or self._by_attention)
 
     def usage_at(self, state: Any, frame: FrameContext) -> Usage:
-        return Usage.TOKENS if self._by_attention else super().usage_at(state, frame)
+        return self._kind if self._by_attention else super().usage_at(state, frame)
 
     def write(
         self,
@@ -118,7 +123,7 @@ class TokenBounded(Bounded):
             return -(tokens.feat.float() + tokens.pos.float()).norm(dim=1)
         if self.score == "usage" and isinstance(tokens, CountedTokens) and tokens.received is not None:
             return tokens.received / tokens.reads
-        mass = attention.get(id(tokens)) if self.score == "snap" else None
+        mass = None if self.score == "usage" else attention.get(id(tokens))
         return torch.zeros(len(tokens), device=tokens.feat.device) if mass is None else mass.float()
 
 

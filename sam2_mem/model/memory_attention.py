@@ -184,6 +184,8 @@ def measure_usage(q: Tensor, k: Tensor, rows: RowBatch, usage: Usage, *, chunk: 
 
     ``q`` (R, heads, Q, d), ``k`` (R, heads, L, d). The full (Q, L) map is never held.
     """
+    if usage is Usage.EXPECTED:
+        return expected_usage(q, k, rows)
     scale = q.shape[-1] ** -0.5
     bias = None if rows.bias is None else rows.bias[:, None, None, :].float()
     member = F.one_hot(rows.item, rows.num_items + 1)[..., : rows.num_items].float()
@@ -198,6 +200,20 @@ def measure_usage(q: Tensor, k: Tensor, rows: RowBatch, usage: Usage, *, chunk: 
     if usage is Usage.ITEMS_BY_QUERY:
         table = torch.cat(by_query, dim=1)
         return tuple(ReadUsage(items=table[r, :, : len(sizes)]) for r, sizes in enumerate(rows.item_lengths))
+    return tuple(ReadUsage(tokens=_per_item(x, sizes)) for x, sizes in zip(mass, rows.item_lengths))
+
+
+def expected_usage(q: Tensor, k: Tensor, rows: RowBatch) -> tuple[ReadUsage, ...]:
+    """Attention that tokens would receive on average from queries of the normal distribution that has the mean and the covariance
+    of this frame's (expected attention, Devoto et al. 2025, arXiv 2510.00636): of a key k the mean of exp(q k) is
+    exp(mean k + k covariance k / 2), with scaled queries. Arguments as in ``measure_usage``; adds up to Q."""
+    scaled, key = q.float() * q.shape[-1] ** -0.5, k.float()
+    mean = scaled.mean(2, keepdim=True)
+    spread = key @ (scaled - mean).transpose(-1, -2)  # (R, heads, L, Q)
+    logits = (key @ mean.transpose(-1, -2))[..., 0] + spread.square().mean(-1) / 2
+    if rows.bias is not None:
+        logits = logits + rows.bias[:, None, :].float()
+    mass = logits.softmax(-1).mean(1) * q.shape[2]
     return tuple(ReadUsage(tokens=_per_item(x, sizes)) for x, sizes in zip(mass, rows.item_lengths))
 
 

@@ -19,7 +19,8 @@ from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.policies.rmem import RMem
 from sam2_mem.memory.policies.xmem import XMem
 from sam2_mem.memory.token_budget import TokenBounded, replace_tokens
-from sam2_mem.types import MemoryEntry, ReadUsage
+from sam2_mem.model.memory_attention import measure_usage
+from sam2_mem.types import MemoryEntry, ReadUsage, RowBatch, Usage
 
 CELLS = 9
 Held = dict[int, list[int]]
@@ -44,7 +45,7 @@ def literal(held: Held, now: int, values: dict[tuple[int, int], float], budget: 
     return held
 
 
-@pytest.mark.parametrize("score", ["knorm", "snap", "usage"])
+@pytest.mark.parametrize("score", ["knorm", "snap", "expected", "usage"])
 @pytest.mark.parametrize("budget", [30, 44])
 def test_the_least_valuable_tokens_leave(score: str, budget: int) -> None:
     rng, policy = np.random.default_rng(budget), bounded(budget, score, num_maskmem=5)
@@ -101,8 +102,9 @@ def test_whole_frames_leave_where_tokens_are_not_enough() -> None:
         *(
             pytest.param(name, score, marks=pytest.mark.full)
             for name in ("fifo", "keyframe", "distilled", "rmem", "sam2long", "samurai", "sparse", "hybrid")
-            for score in ("knorm", "snap", "usage")
-            if (name, score) not in {("fifo", "snap"), ("rmem", "snap"), ("rmem", "usage")}
+            for score in ("knorm", "snap", "expected", "usage")
+            if (name, score)
+            not in {("fifo", "snap"), *(("rmem", s) for s in ("snap", "expected", "usage")), ("sparse", "expected")}
         ),
     ],
 )
@@ -121,6 +123,30 @@ def test_with_a_network(name: str, score: str) -> None:
     assert torch.equal(scores[0], scores[1]), "a budget never reached changes nothing"
     assert tokens_in(tracker.tracks[1].state) <= least + TOKENS
     assert (scores[0] - scores[2]).abs().max() > 1e-3, "control: a tight one shows"
+
+
+def test_expected_attention_is_that_of_many_drawn_queries() -> None:
+    torch.manual_seed(0)
+    q, k = 2 * torch.randn(2, 2, 40, 6), torch.randn(2, 2, 8, 6)
+    bias, blank = torch.zeros(2, 8), torch.zeros(2, 8, 6)
+    bias[1, 7], bias[0, 2] = -torch.inf, 1.5
+    item = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2]).expand(2, -1)
+    rows = RowBatch(blank, blank, blank, None, bias, item, 2, (8, 7), item_lengths=((3, 3), (3, 3)))
+    measured = measure_usage(q, k, rows, Usage.EXPECTED, chunk=7)
+    received = measure_usage(q, k, rows, Usage.TOKENS, chunk=7)
+    for row in range(2):
+        shares = []
+        for head in range(2):
+            queries = q[row, head].numpy()
+            drawn = np.random.default_rng(head).multivariate_normal(
+                queries.mean(0), np.cov(queries.T, bias=True), 400_000
+            )
+            mass = np.exp(drawn @ k[row, head].numpy().T / 6**0.5 + bias[row].numpy()).mean(0)
+            shares.append(mass / mass.sum())
+        expected = 40 * np.mean(shares, 0)[:6]
+        ours = torch.cat(measured[row].tokens).numpy()
+        assert np.allclose(ours, expected, rtol=0.1, atol=0.05)
+        assert not np.allclose(ours, torch.cat(received[row].tokens).numpy(), rtol=0.1, atol=0.05), "control"
 
 
 @pytest.mark.full
@@ -153,5 +179,8 @@ def test_what_does_not_go_together() -> None:
         TokenBounded(policy=XMem(), max_bytes=10**6)
     with pytest.raises(ValueError, match="expected score=knorm for RMem"):
         TokenBounded(policy=RMem(), max_bytes=10**6, score="snap")
-    with pytest.raises(ValueError, match="expected score out of knorm, snap, usage"):
-        TokenBounded(policy=FIFO(), max_bytes=10**6, score="expected")
+    for name in ("rmem", "sparse"):
+        with pytest.raises(ValueError, match="expected score=knorm for .*, which asks for another kind of attention"):
+            TokenBounded(policy=build_policy(name), max_bytes=10**6, score="expected")
+    with pytest.raises(ValueError, match="expected score out of knorm, snap, expected, usage"):
+        TokenBounded(policy=FIFO(), max_bytes=10**6, score="newest")
