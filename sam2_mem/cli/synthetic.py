@@ -8,6 +8,7 @@ sam2-mem synthetic demo                       # rewrites notebooks/videos/demo*
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +23,16 @@ VIDEOS = Path(__file__).resolve().parents[2] / "notebooks" / "videos"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """0: written; 2: the arguments cannot be used."""
     options = _parse_arguments(argv)
+    try:
+        return _write(options)
+    except (ValueError, OSError) as error:  # `exit_status` lies beside torch, which is not needed here
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _write(options: argparse.Namespace) -> int:
     if options.command == "demo":
         write_demo(demo_clip(), options.out)
     elif options.command == "export":

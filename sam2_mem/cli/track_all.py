@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from sam2_mem.build_sam import build_sam2_video_predictor
 from sam2_mem.cli.arguments import command_parser, exit_status, user_path
 from sam2_mem.cli.progress import progress
-from sam2_mem.cli.vos import choose_config, choose_weights
+from sam2_mem.cli.vos import caution, choose_config, choose_weights, say_last
 from sam2_mem.config import compose_video
 from sam2_mem.files import atomic_path
 from sam2_mem.tracking.automatic_masks import SAM2AutomaticMaskGenerator
@@ -120,6 +120,7 @@ def track_all(args: argparse.Namespace) -> int:
     with atomic_path(args.output / f"{title}_objects.json") as part:
         part.write_text(json.dumps({"video": args.video, "objects": history}, indent=1))
     print(f"{len(history)} objects in {args.output / title}")
+    say_last(caution(args, name, weights))
     return 0
 
 

@@ -88,6 +88,15 @@ def choose_config(args: argparse.Namespace) -> str:
     return DEFAULT_CONFIG
 
 
+def caution(args: argparse.Namespace, name: str, weights: Weights) -> str:
+    """What is to be said last of all of weights that nobody would ask for, or did not; empty for others."""
+    if weights.path is None:
+        return "NOTE: the weights were RANDOM, these masks mean nothing"
+    if args.sam2_cfg is None and name == SMALL_CONFIG:
+        return f"NOTE: these masks are by the small model {Path(name).stem}, not by SAM 2, whose weights are not here; {HOW_TO_DOWNLOAD}"
+    return ""
+
+
 def _has_small_model() -> bool:
     if SMALL_CONFIG not in config_names():
         return False
@@ -297,7 +306,10 @@ def segment_videos(args: argparse.Namespace) -> list[VideoReport]:
     predictor = make_predictor(args, setup)
     described, device = setup.weights.described(args.seed), predictor.device.type
     options = make_options(args, setup.name, setup.config, described, device)
-    return run(predictor, setup.tasks, options, progress=show_progress)
+    try:
+        return run(predictor, setup.tasks, options, progress=show_progress)
+    finally:
+        say_last(caution(args, setup.name, setup.weights))
 
 
 # -- tasks of a cluster ---------------------------------------------------------------------------------------------
@@ -328,6 +340,12 @@ def launch_tasks(args: argparse.Namespace) -> list[VideoReport]:
     return [
         folder.finished(name) or folder.failed(name, began) or VideoReport(name=name, error=missing) for name in names
     ]
+
+
+def say_last(text: str) -> None:
+    """On stderr, after the progress of a run, where it is not overlooked."""
+    if text and sys.stderr is not None:
+        print(text, file=sys.stderr)
 
 
 def print_summary(reports: Sequence[VideoReport], folder: Path) -> int:

@@ -92,6 +92,8 @@ def _object_folders(folder: Path) -> dict[int, Path]:
 
 def _bit_depth(path: Path) -> int:
     """Bits per sample, from the header that every PNG begins with."""
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a mask, a palette or gray PNG of object ids, in '{path}', got no such file")
     with path.open("rb") as file:
         header = file.read(26)
     if len(header) < 26 or not header.startswith(_PNG_SIGNATURE):
