@@ -35,6 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--size", default="1280x720", help="width x height (default: 1280x720)")
     parser.add_argument("--config", default="nano_v2")
     parser.add_argument("--objects", type=int, default=1)
+    parser.add_argument("--archive_mb", type=float, default=256, help="as of the command (default: 256)")
     parser.add_argument("--track", type=int, help="frames to track (default: all)")
     parser.add_argument("--asked", type=int, default=40, help="random frames that are asked for (default: 40)")
     parser.add_argument("--browser", action="store_true", help="also measure in Chromium")
@@ -68,8 +69,9 @@ def centre(index: int, number: int, width: int, height: int) -> tuple[int, int]:
 class Server:
     """`sam2-mem studio` on a video."""
 
-    def __init__(self, video: Path, config: str) -> None:
+    def __init__(self, video: Path, config: str, archive_mb: float) -> None:
         words = ["studio", "--port", "0", "--no_browser", "--config", config, "--device", "cpu", "--threads", "1"]
+        words += ["--archive_mb", str(archive_mb)]
         command = [sys.executable, "-m", "sam2_mem", *words, str(video), "--folder", str(video.parent)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
@@ -162,7 +164,7 @@ def main() -> None:
     video = args.out / f"long_{args.frames}_{args.size}.mp4"
     if not video.exists():
         draw_video(video, args.frames, width, height)
-    server = Server(video, args.config)
+    server = Server(video, args.config, args.archive_mb)
     try:
         key, figures = measure_frames(server, video, args.asked)
         if args.browser:

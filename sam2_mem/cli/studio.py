@@ -45,6 +45,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--config", default="nano_v2", help="of the network (default: nano_v2)")
     parser.add_argument("--checkpoint", help="weights; random for random ones (default: those of the config)")
     parser.add_argument("--policy", default="fifo", help="memory policy to begin with (default: fifo)")
+    parser.add_argument(
+        "--archive_mb",
+        type=float,
+        default=256,
+        help="memory of past frames that a session keeps for corrections that come back to them, in MiB (default: 256)",
+    )
     parser.add_argument("--port", type=int, default=8765, help="0 for any that is free (default: 8765)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--no_browser", action="store_true", help="do not open the page")
@@ -83,7 +89,15 @@ def serve(args: argparse.Namespace) -> int:
         raise OSError(f"cannot listen on port {args.port} ({error.strerror}); try --port 0") from error
     check_weights(args.config, args.checkpoint)
     predictor = build_sam2_video_predictor(args.config, args.checkpoint, device=args.device, memory_policy=args.policy)
-    studio = Studio(predictor, folder, config=args.config, checkpoint=args.checkpoint, policy=args.policy)
+    archive_bytes = int(args.archive_mb * 2**20)
+    studio = Studio(
+        predictor,
+        folder,
+        config=args.config,
+        checkpoint=args.checkpoint,
+        policy=args.policy,
+        archive_bytes=archive_bytes,
+    )
     studio.first_video = video
     if args.checkpoint is None:
         studio.note = {"nano_v2": SMALL_MODEL, "nano": BLIND}.get(Path(args.config).stem, "")

@@ -24,7 +24,7 @@ from sam2_mem.studio.policies import about, policy_form
 from sam2_mem.studio.run import FrameView
 from sam2_mem.studio.security import UPLOAD_PATH, Gate, OutsideFolderError, confined
 from sam2_mem.studio.session import NotIndexedError, StudioSession
-from sam2_mem.studio.setups import Networks, RunSetup
+from sam2_mem.studio.setups import ARCHIVE_BYTES, Networks, RunSetup
 from sam2_mem.studio.summary import differences, prompts_of, session_state
 from sam2_mem.studio.uploads import receive
 from sam2_mem.studio.worker import BusyError, error_words
@@ -59,6 +59,7 @@ class Studio:
         note: what a user should know of the network.
         first_video: a path that the page opens by itself.
         camera: opens the camera of an index.
+        archive_bytes: what a run keeps of frames that its bank has let go.
     """
 
     predictor: SAM2VideoPredictor
@@ -72,9 +73,10 @@ class Studio:
     lock: threading.Lock = field(default_factory=threading.Lock)
     opened: int = 0
     camera: Callable[[int], VideoSource] = CameraSource
+    archive_bytes: int = ARCHIVE_BYTES
 
     def __post_init__(self) -> None:
-        self.networks = Networks(self.predictor, self.config, self.checkpoint, self.folder)
+        self.networks = Networks(self.predictor, self.config, self.checkpoint, self.folder, self.archive_bytes)
 
     def open(self, path: str, policy: str) -> str:
         """Open a video, or a saved session; the id of the session."""

@@ -58,12 +58,20 @@ class Networks:
         config: its name.
         checkpoint: its weights, None for those of the config.
         folder: the working folder, in which files of official weights are looked for.
+        archive_bytes: memory and masks that a run keeps of frames that the bank has let go.
     """
 
-    def __init__(self, predictor: SAM2VideoPredictor, config: str, checkpoint: str | None, folder: Path) -> None:
+    def __init__(
+        self,
+        predictor: SAM2VideoPredictor,
+        config: str,
+        checkpoint: str | None,
+        folder: Path,
+        archive_bytes: int = ARCHIVE_BYTES,
+    ) -> None:
         self._started = (config, checkpoint)
         self._settings = replace(
-            predictor.tracker_settings, archive_bytes=min(ARCHIVE_BYTES, predictor.tracker_settings.archive_bytes)
+            predictor.tracker_settings, archive_bytes=min(archive_bytes, predictor.tracker_settings.archive_bytes)
         )
         self._folder = folder
         self._base = self._kept_small(predictor)

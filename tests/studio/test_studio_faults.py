@@ -28,12 +28,13 @@ from micro import blob, micro_predictor, one_thread, picture  # noqa: F401
 from test_studio_api import COUNT, DEMO, Page
 from test_studio_security import TOKEN, save_video
 
+from sam2_mem.cli.studio import parse_arguments
 from sam2_mem.studio import run as run_module
 from sam2_mem.studio import worker
 from sam2_mem.studio.run import PolicyRun
 from sam2_mem.studio.server import Studio
 from sam2_mem.studio.session import StudioSession, Work
-from sam2_mem.studio.setups import ARCHIVE_BYTES, Networks
+from sam2_mem.studio.setups import ARCHIVE_BYTES, Networks, RunSetup
 from sam2_mem.tracking.session_log import SessionLog, SessionStep, load_session
 from sam2_mem.video.stored import ArraySource
 
@@ -283,6 +284,9 @@ def test_a_run_keeps_less_than_a_session_of_the_api() -> None:
     built, _ = networks.predictor(networks.setup_of(SessionLog(video="x", config="micro")))
     assert built.tracker_settings.archive_bytes == ARCHIVE_BYTES
     assert predictor.tracker_settings.archive_bytes > ARCHIVE_BYTES, "the given one is as it was"
+    assert parse_arguments([]).archive_mb * 2**20 == ARCHIVE_BYTES
+    small = Studio(predictor, Path("."), config="micro", archive_bytes=1000).networks
+    assert small.predictor(RunSetup())[0].tracker_settings.archive_bytes == 1000
 
 
 def test_what_only_undo_holds_is_bounded(page: Page, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
