@@ -297,11 +297,16 @@ def test_one_wait_and_three_transfers_a_frame(cuda: SimulatedCuda, policy: str, 
     assert torch.allclose(masks, on_cpu, atol=1e-2) and (on_cpu > 0).flatten(2).any(2).all()
 
 
+TOKENS = ("memory_bound=tokens", "memory_bound.max_bytes=8192")
 PARTS = {
     "bytes": (1, "efp", "memory_bound=bytes", "memory_bound.max_bytes=12288"),
     "arbiter": (1, "fifo", "tracker.arbiter=variance"),
     "hybrid of efp": (1, "hybrid", "memory_policy.short=efp"),
     "scenes": (1, "hybrid", "memory_policy.long=scene"),
+    "tokens": (4, "fifo", *TOKENS),
+    "tokens by attention": (4, "fifo", *TOKENS, "memory_bound.score=snap"),
+    "tokens by use": (5, "efp", *TOKENS, "memory_bound.score=usage"),
+    "tokens on the host": (5, "fifo", *TOKENS, "tracker.storage_device=cpu"),
     "refiner": (2, "fifo", "refiner=hq"),
     "offloaded": (2, "fifo", "tracker.storage_device=cpu"),
 }
@@ -310,10 +315,13 @@ PARTS = {
 @pytest.mark.full
 @pytest.mark.parametrize("part", PARTS)
 def test_waits_of_parts_around_a_policy(cuda: SimulatedCuda, part: str) -> None:
-    """A refiner asks which proposals were accepted; memory on the host is fetched once, for all objects."""
+    """A refiner asks which proposals were accepted; memory on the host is fetched once, for all objects; a budget of tokens asks
+    of each object which of them stay, and ``efp`` under it which maps are read."""
     waits, policy, *overrides = PARTS[part]
-    by_frame, _ = counts(cuda, configured(f"memory_policy={policy}", *overrides), 3, 9)
+    by_frame, masks = counts(cuda, configured(f"memory_policy={policy}", *overrides), 3, 8)
     assert max(c.waits for c in by_frame[2:]) == waits, cuda.report()
+    on_cpu = stream(configured(f"memory_policy={policy}", *overrides, device="cpu"), 3, 8)
+    assert torch.allclose(masks, on_cpu, atol=1e-2)
 
 
 @pytest.mark.full
@@ -416,6 +424,46 @@ def test_parts_around_a_policy(cuda: SimulatedCuda, change: str) -> None:
     assert masks.isfinite().all() and bool(traces) == (change == "listener")
 
 
+def session_with_jumps(device: str, policy: str) -> list[Tensor]:
+    """Another candidate is taken on the latest frame; tracking goes on, comes back to a frame whose memory has left for the
+    archive, takes a correction there, and goes both ways."""
+    as_drawn = ["tracker.fill_hole_area=0", "tracker.remove_region_area=0", "memory_policy.max_obj_ptrs_in_encoder=3"]
+    tracking = configured(f"memory_policy={policy}", *as_drawn, device=device)
+    state, results = tracking.init_state(pictures(16)), []
+    for prompt in objects(2):
+        tracking.add_new_mask(state, 0, prompt.obj_id, prompt.mask)
+    results += [m for *_, m in tracking.propagate_in_video(state, max_frame_num_to_track=4)]
+    choices = tracking.alternatives(state, 1)
+    results += [torch.stack([choice.mask for choice in choices])[:, None]]
+    results += [tracking.choose_alternative(state, 1, next(c.number for c in choices if not c.is_shown))[2]]
+    results += [m for *_, m in tracking.propagate_in_video(state, 5, 9)]
+    tracking.add_new_points_or_box(state, 3, 0, points=[[30.0, 30.0]], labels=[1])
+    results += [m for *_, m in tracking.propagate_in_video(state, 3, 2)]
+    results += [m for *_, m in tracking.propagate_in_video(state, 3, 2, reverse=True)]
+    return [m.float().cpu() for m in results]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("policy", ["fifo", "efp", "samite"])
+def test_alternatives_and_jumps(cuda: SimulatedCuda, policy: str) -> None:
+    here, cpu = (session_with_jumps(device, policy) for device in ("cuda", "cpu"))
+    assert len(here) == len(cpu) > 18
+    assert all(torch.allclose(a, b, atol=1e-2) for a, b in zip(here, cpu, strict=True))
+
+
+DISTILLERS = ["pool2", "pool4", "spatial", "temporal", "temporal_gru"]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", DISTILLERS)
+def test_distillers(cuda: SimulatedCuda, name: str) -> None:
+    """Masks are those of the CPU; under autocast they are finite."""
+    overrides = ["memory_policy=distilled", "memory_policy.tail=1", "memory_policy.min_object_score=-1e9"]
+    here, cpu = (stream(configured(*overrides, f"distiller={name}", device=device), 2, 7) for device in ("cuda", "cpu"))
+    assert torch.allclose(here, cpu, atol=1e-2)
+    assert stream(configured(*overrides, f"distiller={name}"), 1, 4, half).isfinite().all()
+
+
 OPERATORS = ["Exact", "LowDim", "Auto", "Packed", "Pooled", "TopK", "BlockTopK", "SparsePointers"]
 
 
@@ -476,6 +524,18 @@ def test_recorded_masks_on_a_device_that_is_not_the_current_one() -> None:
         assert torch.equal(shown, stream(never, 1, 8)) and not never.model.runner.recordings
         parts = {key[0] for key in fast.model.runner.recordings}
         assert {"encode_image", "decode", "encode_memory"} <= parts and not fast.model.runner.refused
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("policy", POLICIES)
+def test_recorded_masks_are_those_of_autocast(cuda: SimulatedCuda, policy: str) -> None:
+    """In bfloat16, of every policy: parts recorded when they are met again, beside parts that run as ever."""
+    overrides = [f"memory_policy.{setting}" for setting in OFTEN.get(policy, ())]
+    eager, fast = (configured(f"memory_policy={policy}", *overrides) for _ in range(2))
+    optimize(fast.model, GraphSettings(after=1))
+    assert torch.equal(stream(fast, 1, 6), stream(eager, 1, 6, half))
+    parts = {key[0] for key in fast.model.runner.recordings}
+    assert {"encode_image", "decode", "encode_memory"} <= parts and not fast.model.runner.refused
 
 
 @pytest.mark.full

@@ -12,6 +12,7 @@ from torch import Tensor
 from sam2_mem.memory.bounded import Bounded
 from sam2_mem.memory.policy import Needs, setting
 from sam2_mem.memory.tokens import gather_tokens
+from sam2_mem.model.acceleration.transfer import to_device_async
 from sam2_mem.types import (
     FrameContext,
     Hypotheses,
@@ -120,11 +121,12 @@ class TokenBounded(Bounded):
     def _values(self, tokens: MemoryTokens, attention: Attention) -> Tensor:
         """How valuable each of ``tokens`` is, (L) float32."""
         if self.score == "knorm":
-            return -(tokens.feat.float() + tokens.pos.float()).norm(dim=1)
+            feat = tokens.feat.to(tokens.pos.device, non_blocking=True)
+            return -(feat.float() + tokens.pos.float()).norm(dim=1)
         if self.score == "usage" and isinstance(tokens, CountedTokens) and tokens.received is not None:
             return tokens.received / tokens.reads
         mass = None if self.score == "usage" else attention.get(id(tokens))
-        return torch.zeros(len(tokens), device=tokens.feat.device) if mass is None else mass.float()
+        return torch.zeros(len(tokens), device=tokens.pos.device) if mass is None else mass.float()
 
 
 def received(reads: Sequence[MemoryRead], usage: Sequence[ReadUsage]) -> Attention:
@@ -166,20 +168,23 @@ def thinned(maps: Sequence[MemoryTokens], values: Sequence[Tensor], excess: int)
     goes = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
     goes[flat.topk(count, largest=False).indices] = True
     sizes = [len(tokens) for tokens in maps]
-    counts = [int((~part).sum()) for part in goes.cpu().split(sizes)]
-    stays = [part.byte().argsort(stable=True)[:count] for part, count in zip(goes.split(sizes), counts)]
-    return {
-        id(tokens): _gathered(tokens, index.to(tokens.feat.device))
-        for tokens, index in zip(maps, stays)
-        if len(index) < len(tokens)
-    }
+    stays = [(~part).nonzero().flatten() for part in goes.cpu().split(sizes)]
+    result: dict[int, MemoryTokens] = {}
+    for tokens, index, part in zip(maps, stays, goes.split(sizes)):
+        if len(index) < len(tokens):
+            is_there = tokens.feat.is_cuda
+            result[id(tokens)] = _gathered(
+                tokens, part.byte().argsort(stable=True)[: len(index)] if is_there else index
+            )
+    return result
 
 
 def _gathered(tokens: MemoryTokens, index: Tensor) -> MemoryTokens:
     gathered = gather_tokens(tokens, index)
     if not isinstance(tokens, CountedTokens) or tokens.received is None:
         return gathered
-    return CountedTokens(**vars(gathered), received=tokens.received[index], reads=tokens.reads)
+    position = to_device_async(index, tokens.received.device)
+    return CountedTokens(**vars(gathered), received=tokens.received[position], reads=tokens.reads)
 
 
 def replace_tokens(state: Any, new: Mapping[int, MemoryTokens]) -> Any:
