@@ -527,18 +527,6 @@ def test_recorded_masks_on_a_device_that_is_not_the_current_one() -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("policy", POLICIES)
-def test_recorded_masks_are_those_of_autocast(cuda: SimulatedCuda, policy: str) -> None:
-    """In bfloat16, of every policy: parts recorded when they are met again, beside parts that run as ever."""
-    overrides = [f"memory_policy.{setting}" for setting in OFTEN.get(policy, ())]
-    eager, fast = (configured(f"memory_policy={policy}", *overrides) for _ in range(2))
-    optimize(fast.model, GraphSettings(after=1))
-    assert torch.equal(stream(fast, 1, 6), stream(eager, 1, 6, half))
-    parts = {key[0] for key in fast.model.runner.recordings}
-    assert {"encode_image", "decode", "encode_memory"} <= parts and not fast.model.runner.refused
-
-
-@pytest.mark.full
 @pytest.mark.parametrize("more", [[], ["--use_vos_optimized_video_predictor"]], ids=["eager", "recorded"])
 def test_the_command(cuda: SimulatedCuda, tmp_path: Path, more: list[str]) -> None:
     """``sam2-mem segment`` writes the masks that it writes on a CPU, but for bfloat16."""
