@@ -19,7 +19,7 @@ VENV ?= .venv
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
 WORKERS ?= 2
-DEMO_CFG ?= configs/nano.yaml
+DEMO_CFG ?= configs/nano_v2.yaml
 DEMO_CKPT ?=
 DEMO_POLICY ?= dam4sam
 
@@ -58,12 +58,10 @@ docs: $(READY_FOR_DOCS)
 demo: $(READY)
 	$(PY) tools/vos_inference.py \
 	    --sam2_cfg $(DEMO_CFG) $(if $(DEMO_CKPT),--sam2_checkpoint $(DEMO_CKPT)) \
-	    --base_video_dir notebooks/videos --video_list_file notebooks/videos/demo.txt \
-	    --input_mask_dir notebooks/videos/demo_prompts --output_mask_dir outputs/demo \
-	    --track_object_appearing_later_in_video --save_overlay --contact_sheet --device cpu \
-	    memory_policy=$(DEMO_POLICY)
+	    --video notebooks/videos/demo --points 54,128 --output outputs/demo \
+	    --save_overlay --contact_sheet --device cpu memory_policy=$(DEMO_POLICY)
 	$(PY) tools/inspect_memory.py show --config $(DEMO_CFG) $(if $(DEMO_CKPT),--weights $(DEMO_CKPT)) \
-	    --video notebooks/videos/demo --masks notebooks/videos/demo_prompts/demo --policies fifo,$(DEMO_POLICY) \
+	    --video notebooks/videos/demo --point 54,128 --policies fifo,$(DEMO_POLICY) \
 	    --width 280 --out outputs/demo/memory
 
 # The library. It is built with the environment's own setuptools, so that no second copy is fetched.
