@@ -23,7 +23,6 @@ from micro import (
     SIDE,
     blob,
     click_prompt,
-    in_tiers,
     mask_prompt,
     micro_model,
     one_thread,  # noqa: F401
@@ -276,14 +275,24 @@ OFTEN = {
 }
 """Settings under which a policy soon does what it does now and then: takes every frame for a good one, fills a pool, holds a
 contest, loses an object and finds it again."""
+ALL_ONLY = (pytest.mark.full, pytest.mark.extended)
 MORE_WAITS = {"diverse": 1}
 """Of each object, on frames on which a pool is full: the map just written is compared."""
 FIRST = {"distilled": 9}
 """Tracked frames after which what is worked out once has been: of summaries the windows of the kinds of merges there are."""
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(10, marks=pytest.mark.full)])
-@pytest.mark.parametrize("policy", in_tiers(POLICIES, ["fifo", "efp"]))
+TEN_OBJECTS = ("fifo", "efp", "samite", "tamb", "diverse", "sam2long")
+"""With ten objects the full tier runs these, `make test-all` every policy."""
+
+
+@pytest.mark.parametrize(
+    ("policy", "count"),
+    [
+        *(pytest.param(name, 1, marks=() if name in ("fifo", "efp") else pytest.mark.full) for name in POLICIES),
+        *(pytest.param(name, 10, marks=pytest.mark.full if name in TEN_OBJECTS else ALL_ONLY) for name in POLICIES),
+    ],
+)
 def test_one_wait_and_three_transfers_a_frame(cuda: SimulatedCuda, policy: str, count: int) -> None:
     """The scores of all objects come to the host; the picture, numbers of reads and flags of masks go to the device. Masks are
     those of the CPU."""
