@@ -164,7 +164,7 @@ class IdealWriter(MemoryWriter):
 
     scenario: Scenario
 
-    def _memory_maps(self, features: FrameFeatures, outputs: Sequence[MaskOutput]) -> Tensor:
+    def _memory_maps(self, features: FrameFeatures, outputs: Sequence[MaskOutput], flags: Tensor) -> Tensor:
         cells = cells_of(self.scenario.things(features.index))
         ground = torch.tensor(GROUND, dtype=torch.float32)
         masks = torch.stack([output.logits for output in outputs]) > 0

@@ -32,6 +32,8 @@ EXPECTED = {
     "hybrid": MISLED,
     "keyframe": EVERYTHING,
     "xmem": EVERYTHING,
+    "sentry": RECENT_ALONE,
+    "template": RECENT_ALONE,
 }
 """J after the return: of ``cut``, ``revisit``, ``with_lookalike``. Variants of a policy, as rmem_paper, do as it does unless they
 are listed."""

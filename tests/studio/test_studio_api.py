@@ -222,6 +222,7 @@ def test_backwards_and_stop(page: Page, studio: Studio, monkeypatch: pytest.Monk
 
 def test_a_prompt_where_the_network_sees_nothing(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     point = {"kind": "prompt", "frame": 0, "obj_id": 1, "points": [[20, 40]], "labels": [1]}
+    monkeypatch.setattr(run_module.PolicyRun, "_score", lambda run, frame, obj_id: (0.9, 3.0, True))
     assert page.do("step", **point) == {"frames": [0], "absent": False}
     monkeypatch.setattr(run_module.PolicyRun, "_score", lambda run, frame, obj_id: (0.1, -3.0, False))
     assert page.do("step", **point)["absent"]

@@ -91,7 +91,7 @@ def test_without_pyav_the_codec_is_another_and_that_is_said(
     monkeypatch.setattr("sam2_mem.video.overlay.has_h264", lambda: False)
     with OverlayWriter(tmp_path / "a.mp4", labels=False, codecs=("h264", "mp4v")) as writer:
         writer.write(Frame(0, "00000", np.zeros((32, 32, 3), np.uint8)), {})
-    assert "browsers may not play it" in caplog.text
+    assert "browsers may not play" in caplog.text
     capture = cv2.VideoCapture(str(tmp_path / "a.mp4"))
     assert capture.grab()
     capture.release()
