@@ -216,9 +216,14 @@ POLICIES = tuple(n for n in policy_names() if not any(n.startswith(f"{base}_") f
 """Names of the policies; the other configs, as ``rmem_paper``, differ from one of them in numbers only."""
 
 
-def in_tiers(names: Iterable[str], quick: Iterable[str]) -> list[Any]:
-    """Parameters of a test: all ``names``, of which the quick tier runs those that are ``quick``."""
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.full) for name in names]
+ALL_ONLY = (pytest.mark.full, pytest.mark.extended)
+
+
+def in_tiers(names: Iterable[str], quick: Iterable[str], full: Iterable[str] | None = None) -> list[Any]:
+    """Parameters of a test: all ``names``, of which the quick tier runs those that are ``quick``, the full tier those that are
+    ``full`` as well (None: all), and `make test-all` the rest."""
+    marks = {name: (pytest.mark.full,) if full is None or name in full else ALL_ONLY for name in names}
+    return [name if name in quick else pytest.param(name, marks=marks[name]) for name in names]
 
 
 REPRESENTATIVE = ("fifo", "sam2long", "xmem", "keyframe", "samurai", "distilled")

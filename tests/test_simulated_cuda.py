@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from device_counts import configured, counts, objects, shown, stream
 from micro import (
+    ALL_ONLY,
     POLICIES,
     SIDE,
     blob,
@@ -275,7 +276,6 @@ OFTEN = {
 }
 """Settings under which a policy soon does what it does now and then: takes every frame for a good one, fills a pool, holds a
 contest, loses an object and finds it again."""
-ALL_ONLY = (pytest.mark.full, pytest.mark.extended)
 MORE_WAITS = {"diverse": 1}
 """Of each object, on frames on which a pool is full: the map just written is compared."""
 FIRST = {"distilled": 9}

@@ -116,7 +116,9 @@ def policy_named(name: str) -> MemoryPolicy:
     return build_policy(name)
 
 
-@pytest.mark.parametrize("name", in_tiers((*BY_CLIP, "hybrid", "tokens"), ("fifo", "sparse")))
+@pytest.mark.parametrize(
+    "name", in_tiers((*BY_CLIP, "hybrid", "tokens"), ("fifo", "sparse"), ("xmem", "keyframe", "hybrid", "tokens"))
+)
 def test_a_literal_reading(name: str) -> None:
     policy = policy_named(name)
     by_clips = list(both_ways(micro_predictor(policy, clip_length=LENGTH)))

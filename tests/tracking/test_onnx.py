@@ -12,6 +12,7 @@ import pytest
 import torch
 from micro import (
     POLICIES,
+    REPRESENTATIVE,
     blob,
     click_prompt,
     encode,
@@ -76,7 +77,7 @@ def largest_difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> floa
     return max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("policy", in_tiers(POLICIES, ("rmem", "sparse", "sam2long")))
+@pytest.mark.parametrize("policy", in_tiers(POLICIES, ("rmem", "sparse", "sam2long"), REPRESENTATIVE))
 def test_parts_give_the_masks_of_the_network(policy: str) -> None:
     assert largest_difference(tracked(policy, micro_model()), tracked(policy, in_parts(micro_model()))) < 1e-3
 

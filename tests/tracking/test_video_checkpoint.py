@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from micro import (
-    POLICIES,
+    REPRESENTATIVE,
     TOKENS,
     features_at,
     mask_prompt,
@@ -105,7 +105,7 @@ def assert_goes_on(predictor: SAM2VideoPredictor, folder: Path, points: set[int]
 def tier(name: str) -> pytest.param:
     """The quick tier runs two policies, the full one all, and `make test-all` their other configs as well."""
     marks = () if name in ("fifo", "sam2long") else pytest.mark.full
-    return pytest.param(name, marks=marks if name in POLICIES else (pytest.mark.full, pytest.mark.extended))
+    return pytest.param(name, marks=marks if name in REPRESENTATIVE else (pytest.mark.full, pytest.mark.extended))
 
 
 @pytest.mark.parametrize("name", map(tier, policy_names()))
