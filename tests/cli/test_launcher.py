@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -105,6 +106,8 @@ def test_a_slurm_task_that_is_stopped_in_the_middle_of_a_video(
     with slurm_node.slurm_node(tmp_path / "slurm") as node:
         process = started(data, out, node.environment, "--launcher", "slurm", "--num_shards", tasks)
         pid = process_within(out, "long", process)
+        if command[0] == "scontrol":
+            os.kill(pid, signal.SIGSTOP)  # or it may be through before Slurm ends it
         variables = dict(v.partition("=")[::2] for v in Path(f"/proc/{pid}/environ").read_text().split("\0"))
         job = variables["SLURM_JOB_ID"]
         assert node.run(*command, job) == ""

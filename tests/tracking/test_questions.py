@@ -18,9 +18,7 @@ from micro import (  # noqa: F401
     pictures,
     run,
 )
-from simulated_cuda import SimulatedCuda
 
-from sam2_mem.build_sam import build_policy
 from sam2_mem.memory.bounded import Bounded
 from sam2_mem.memory.kalman_filter import MaskBox, mask_boxes
 from sam2_mem.memory.policies.fifo import FIFO
@@ -157,23 +155,3 @@ def test_mean_overlap() -> None:
     assert mean_overlap((square, None, square), (half, None, None)) == pytest.approx((0.5 + 1 + 0) / 3)
     assert mean_overlap((), ()) == 0
     assert ProbeAnswer((), (), (), ()).neighbours == ()
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("name", ["sentry", "template"])
-def test_one_wait_more_where_something_is_asked(name: str) -> None:
-    micro_model()
-    policy = build_policy(name)
-    if name == "sentry":
-        policy = replace(policy, margin=2.0, max_overlap=1.0)  # every frame is doubtful
-    with SimulatedCuda() as sim:
-        waits = []
-        for asking in (FIFO(), policy):
-            predictor = micro_predictor(asking)
-            predictor.model = deepcopy(predictor.model).to("cuda")
-            state = predictor.init_state(pictures(7))
-            predictor.add_new_mask(state, 0, 1, mask_prompt(1).mask)
-            sim.clear()
-            present = [result.scores[0].present for result in predictor.propagate(state)][1:]
-            waits.append(len(sim.waits))
-    assert 0 < waits[1] - waits[0] <= len(present)
