@@ -63,9 +63,13 @@ def test_a_long_video_stays_within_a_budget(name: str) -> None:
     check_bounded(bounded(build_policy(name), 6.5))
 
 
-@pytest.mark.full
 @pytest.mark.parametrize(
-    "name", ["diverse", "efp", "hybrid", "sam3_select", "samite", "sparse", "sparse_counts", "tamb"]
+    "name",
+    in_tiers(
+        ("diverse", "efp", "hybrid", "sam3_select", "samite", "sparse", "sparse_counts", "tamb"),
+        quick=(),
+        full=("diverse", "efp", "hybrid"),
+    ),
 )
 def test_a_thousand_frames_stay_within_capacity(name: str) -> None:
     policy = build_policy(name)
