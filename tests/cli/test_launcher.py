@@ -93,7 +93,7 @@ def reports(out: Path) -> dict[str, dict]:
 @pytest.mark.parametrize(
     ("tasks", "command"),
     [
-        (1, ["scontrol", "requeue"]),
+        pytest.param(1, ["scontrol", "requeue"], marks=pytest.mark.extended),
         pytest.param(2, ["scontrol", "requeue"], marks=pytest.mark.extended),
         pytest.param(1, ["scancel", "--signal=USR2"], marks=pytest.mark.extended),
     ],
