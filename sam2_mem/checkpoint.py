@@ -7,7 +7,6 @@ Nothing is unpickled but tensors and plain containers (``weights_only=True``).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import pickle
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from sam2_mem.checkpoint_names import has_2_1_entries, hiera_size, network_of, official_names
+from sam2_mem.files import sha256_of as sha256_of  # for those who import it from here
 
 logger = logging.getLogger(__name__)
 
@@ -241,15 +241,6 @@ def local_path(path_or_url: str | PathLike[str]) -> Path:
         raise CheckpointError(
             f"could not download {path_or_url}: {error}; check the address and the network, or {HOW_TO_DOWNLOAD}"
         ) from error
-
-
-def sha256_of(path: str | PathLike[str]) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def hub_checkpoint(model_id: str) -> HubCheckpoint:

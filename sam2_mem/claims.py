@@ -7,7 +7,6 @@ create a file, so of several that try one succeeds, and a process that was only 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -18,8 +17,9 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import quote
 from uuid import uuid4
+
+from sam2_mem.files import stem_of
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class ClaimFolder:
         newest = max(files, default=-1)
         if files and not self._is_dead(files[newest]):
             return None
-        path, token = self.folder / f"{_stem(name)},{newest + 1}", uuid4().hex
+        path, token = self.folder / f"{stem_of(name)},{newest + 1}", uuid4().hex
         owner = {"token": token, "machine": self.machine, "pid": os.getpid(), "started": _start_of(os.getpid())}
         try:
             with path.open("x", encoding="utf-8") as file:
@@ -181,15 +181,9 @@ def shared(
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def _stem(name: str) -> str:
-    """A name for files, without a comma."""
-    text = quote(name, safe=" ")
-    return text if len(text) < 200 else hashlib.sha256(name.encode()).hexdigest()
-
-
 def _claim_files(folder: Path, name: str) -> dict[int, Path]:
     """The files of an item by their numbers."""
-    start = f"{_stem(name)},"
+    start = f"{stem_of(name)},"
     with suppress(FileNotFoundError):
         return {int(e.name.removeprefix(start)): Path(e.path) for e in os.scandir(folder) if e.name.startswith(start)}
     return {}

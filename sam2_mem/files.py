@@ -10,10 +10,15 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 from uuid import uuid4
 
 NAME_LIMIT = 255
 """Bytes that a file's name may have on the usual file systems."""
+
+
+STEM_LIMIT = 200
+"""Bytes of it before endings."""
 
 
 def part_path(path: Path, ending: str) -> Path:
@@ -40,6 +45,21 @@ def atomic_path(path: Path, *, concurrent: bool = False) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def stem_of(name: str) -> str:
+    """A file's name without an ending for anything that has a name: no slash, no comma, not too long."""
+    text = quote(name, safe=" ")
+    return text if len(text) < STEM_LIMIT else hashlib.sha256(name.encode()).hexdigest()
 
 
 def read_lines(path: Path) -> list[str]:

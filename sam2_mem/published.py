@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import re
@@ -16,7 +15,7 @@ from typing import NamedTuple
 
 import yaml
 
-from sam2_mem.files import part_path
+from sam2_mem.files import part_path, sha256_of
 
 HUB = "https://huggingface.co"
 CHUNK = 1 << 20
@@ -182,11 +181,8 @@ def _difference(model: PublishedModel, path: Path) -> str | None:
         return f"{size} bytes, not {model.bytes}"
     if model.sha256 is None:
         return f"{size} bytes" if size == 0 else _foreign(path)
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(CHUNK):
-            digest.update(block)
-    return None if digest.hexdigest() == model.sha256 else f"SHA-256 {digest.hexdigest()}, not {model.sha256}"
+    digest = sha256_of(path)
+    return None if digest == model.sha256 else f"SHA-256 {digest}, not {model.sha256}"
 
 
 def _foreign(path: Path) -> str | None:

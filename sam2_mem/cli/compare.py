@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from sam2_mem import __version__
 from sam2_mem._moved import renamed
 from sam2_mem.build_sam import build_sam2_video_predictor
-from sam2_mem.checkpoint import local_path, sha256_of
+from sam2_mem.checkpoint import local_path
 from sam2_mem.claims import ClaimFolder
 from sam2_mem.cli.arguments import (
     add_machine_arguments,
@@ -33,6 +33,7 @@ from sam2_mem.evaluation.comparison.oracle import MARK, with_truth
 from sam2_mem.evaluation.comparison.report import write_report
 from sam2_mem.evaluation.comparison.runner import run_plan
 from sam2_mem.evaluation.comparison.videos import ComparisonVideo, comparison_videos
+from sam2_mem.files import sha256_of
 from sam2_mem.tracking.run_manifest import Json
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.tracking.vos import precision

@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sam2_mem.build_sam import build_sam2
-from sam2_mem.checkpoint import local_path, sha256_of
+from sam2_mem.checkpoint import local_path
 from sam2_mem.cli.arguments import command_parser, exit_status, user_path
 from sam2_mem.config import checkpoint_dir, compose_video
+from sam2_mem.files import sha256_of
 from sam2_mem.onnx import export_network
 
 

@@ -10,13 +10,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 
 from sam2_mem.build_sam import build_sam2_video_predictor
 from sam2_mem.cli.arguments import command_parser, exit_status, user_path
 from sam2_mem.cli.progress import progress
-from sam2_mem.cli.vos import caution, choose_config, choose_weights, say_last
-from sam2_mem.config import compose_video
+from sam2_mem.cli.vos import caution, choose_network, say_last
 from sam2_mem.files import atomic_path
 from sam2_mem.tracking.automatic_masks import SAM2AutomaticMaskGenerator
 from sam2_mem.tracking.everything import DiscoverySettings, EverythingFrame, track_everything
@@ -90,11 +88,7 @@ def _help(texts: dict[str, str], name: str, default: object) -> str:
 def track_all(args: argparse.Namespace) -> int:
     """Write the masks of everything in a video; 0."""
     settings = DiscoverySettings(**{name: getattr(args, name) for name in DISCOVERY})
-    name = choose_config(args)
-    overlap = f"++predictor.non_overlap_masks={'false' if args.per_obj_png_file else 'true'}"
-    config = compose_video(name, [overlap, *args.overrides])
-    weights = choose_weights(args, name, config)
-    OmegaConf.update(config, "checkpoint", None if weights.path is None else str(weights.path), force_add=True)
+    name, config, weights = choose_network(args)
     torch.manual_seed(args.seed)
     predictor = build_sam2_video_predictor(config, device=args.device)
     generator = SAM2AutomaticMaskGenerator(predictor.model, **{key: getattr(args, key) for key in GENERATOR})

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sam2_mem import __version__
-from sam2_mem.checkpoint import local_path, read_state_dict, sha256_of
+from sam2_mem.checkpoint import local_path, read_state_dict
 from sam2_mem.checkpoint_names import network_of
 from sam2_mem.cli import vos
 from sam2_mem.cli.arguments import command_parser, exit_status, user_path
@@ -26,6 +26,7 @@ from sam2_mem.cli.launcher import add_launcher_arguments
 from sam2_mem.evaluation.datasets import PROTOCOLS, Selection, open_dataset
 from sam2_mem.evaluation.results import Report
 from sam2_mem.evaluation.scoring import evaluate
+from sam2_mem.files import sha256_of
 from sam2_mem.published import PublishedModel, Score, model_of_file
 from sam2_mem.tracking.run_manifest import git_commit, versions, write_json
 
@@ -78,11 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def verify(args: argparse.Namespace) -> int:
-    name, colon, root = args.data.partition(":")
-    if not colon or name not in PROTOCOLS:
-        raise ValueError(
-            f"expected --data NAME:ROOT with a name out of {', '.join(sorted(PROTOCOLS))}, got {args.data!r}"
-        )
+    name, root = _data_set(args.data)
     checkpoint = recognised(local_path(args.checkpoint), args.config)
     out = args.out or Path("verify") / f"{checkpoint.path.stem}-{name}"
     print(f"{checkpoint.path}: {checkpoint.family}, config {checkpoint.config}")

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from sam2_mem import __version__
 from sam2_mem._moved import renamed
 from sam2_mem.build_sam import RANDOM, build_sam2_video_predictor
-from sam2_mem.checkpoint import HOW_TO_DOWNLOAD, OFFICIAL_MODELS, local_path, sha256_of
+from sam2_mem.checkpoint import HOW_TO_DOWNLOAD, OFFICIAL_MODELS, local_path
 from sam2_mem.claims import ClaimFolder
 from sam2_mem.cli.arguments import exit_status
 from sam2_mem.cli.launcher import Cluster, launch
@@ -27,6 +27,7 @@ from sam2_mem.cli.volume import load_volume, segment_volume
 from sam2_mem.cli.vos_arguments import DEFAULT_CHECKPOINT, DEFAULT_CONFIG, parse_arguments
 from sam2_mem.cli.vos_datasets import apply_dataset_defaults, dataset_video_tasks, find_dataset, write_submission
 from sam2_mem.config import checkpoint_dir, compose_video, config_names
+from sam2_mem.files import sha256_of
 from sam2_mem.published import published_models
 from sam2_mem.tracking.run_manifest import RunFolder
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
@@ -264,15 +265,25 @@ def make_setup(args: argparse.Namespace) -> Setup:
     if args.dataset is not None:
         apply_dataset_defaults(args, find_dataset(args))
     tasks = make_tasks(args)
-    non_overlap = f"++predictor.non_overlap_masks={'false' if args.per_obj_png_file else 'true'}"
     if args.onnx is not None:
-        config = _exported_config(args, [non_overlap, *args.overrides])
+        config = _exported_config(args, network_overrides(args))
         return Setup(tasks, f"{args.onnx} by onnxruntime", config, Weights(args.onnx / "manifest.json"))
+    name, config, weights = choose_network(args, apply_postprocessing=args.apply_postprocessing)
+    return Setup(tasks, name, config, weights)
+
+
+def network_overrides(args: argparse.Namespace) -> list[str]:
+    """Changes to a config: masks may overlap only where each object has PNGs of its own."""
+    return [f"++predictor.non_overlap_masks={'false' if args.per_obj_png_file else 'true'}", *args.overrides]
+
+
+def choose_network(args: argparse.Namespace, *, apply_postprocessing: bool = True) -> tuple[str, DictConfig, Weights]:
+    """The name of the config that is asked for, the config with its weights, and the weights."""
     name = choose_config(args)
-    config = compose_video(name, [non_overlap, *args.overrides], apply_postprocessing=args.apply_postprocessing)
+    config = compose_video(name, network_overrides(args), apply_postprocessing=apply_postprocessing)
     weights = choose_weights(args, name, config)
     OmegaConf.update(config, "checkpoint", None if weights.path is None else str(weights.path), force_add=True)
-    return Setup(tasks, name, config, weights)
+    return name, config, weights
 
 
 def _exported_config(args: argparse.Namespace, overrides: Sequence[str]) -> DictConfig:

@@ -10,7 +10,6 @@ from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from sam2_mem.evaluation.datasets import FolderVideo
 from sam2_mem.evaluation.protocols import Protocol
 from sam2_mem.evaluation.results import Failure, ObjectScores, VideoScores
 from sam2_mem.evaluation.scoring import Outcome, ScoredVideo, outcome_of, process_pool
-from sam2_mem.files import NAME_LIMIT, atomic_path
+from sam2_mem.files import atomic_path, stem_of
 from sam2_mem.tracking import run_manifest
 from sam2_mem.tracking.run_manifest import Json
 
@@ -57,10 +56,7 @@ class ScoreFolder:
             part.write_text(json.dumps(content), encoding="utf-8")
 
     def _path(self, video: ScoredVideo) -> Path:
-        name = f"{quote(video.name, safe=' ')}.json"
-        if len(name) > NAME_LIMIT - 50:
-            name = f"{hashlib.sha256(video.name.encode()).hexdigest()}.json"
-        return self.root / name
+        return self.root / f"{stem_of(video.name)}.json"
 
     def _origin(self, video: ScoredVideo) -> str:
         """A digest of all that the scores depend on: the rules, the version, which files there are and of when."""

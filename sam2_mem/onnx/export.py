@@ -14,8 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sam2_mem import __version__
-from sam2_mem.checkpoint import sha256_of
-from sam2_mem.files import atomic_path
+from sam2_mem.files import atomic_path, sha256_of
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.onnx.manifest import REST, Manifest, PartFile
 from sam2_mem.onnx.parts import PARTS, WEIGHTS, Part, check_exportable

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sam2_mem.checkpoint import sha256_of
-from sam2_mem.files import atomic_path
+from sam2_mem.files import atomic_path, sha256_of
 
 NAME = "manifest.json"
 FORMAT = 1

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 
 from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.automatic_masks import SAM2AutomaticMaskGenerator
-from sam2_mem.tracking.frame_loop import delayed, run
+from sam2_mem.tracking.frame_loop import autocast_on, delayed, run
 from sam2_mem.tracking.inference_state import InferenceState
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.types import FrameFeatures, FrameResult
@@ -172,7 +172,11 @@ class _Search:
         """Of every frame as it is tracked; then objects come, or go before the next one."""
         current = self.state.iterate(start, stop, 1)
         for result in run(
-            self.state, self._noted(current), encode=self._encode, autocast=self._autocast, before_frame=self._give_up
+            self.state,
+            self._noted(current),
+            encode=self._encode,
+            autocast=partial(autocast_on, self.predictor.device),
+            before_frame=self._give_up,
         ):
             masks = self._masks(result, self.shown[result.frame].frame)
             self._count_absences(masks)
@@ -192,7 +196,7 @@ class _Search:
     def _find(self, index: int, tracked: dict[int, np.ndarray]) -> None:
         """New objects of a frame, whose masks of tracked objects are given."""
         frame = self.shown[index].frame
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), autocast_on(self.predictor.device):
             found = new_objects(self.generator.generate(frame.image), list(tracked.values()), self.settings)
             masks = {self.last_id + number: mask for number, mask in enumerate(found, 1)}
             if masks:
@@ -226,7 +230,3 @@ class _Search:
 
     def _encode(self, frame: Frame) -> FrameFeatures:
         return self.state.features(frame, self.predictor.encode)
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        is_cuda = self.predictor.device.type == "cuda"
-        return torch.autocast("cuda", dtype=torch.bfloat16) if is_cuda else nullcontext()

@@ -57,6 +57,11 @@ def run(
     return delayed(results, tracker.policy.needs.revise, torch.inference_mode()(tracker.finish), waiting)
 
 
+def autocast_on(device: torch.device) -> AbstractContextManager[None]:
+    """The context that networks run in on a device: bfloat16 on CUDA, as in SAM 2's own tools, nothing elsewhere."""
+    return torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
 def _nothing() -> None:
     """Where nothing is said between frames."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from glob import escape
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 
 from sam2_mem.prompts import Prompt
-from sam2_mem.tracking.frame_loop import run
+from sam2_mem.tracking.frame_loop import autocast_on, run
 from sam2_mem.tracking.inference_state import InferenceState
 from sam2_mem.tracking.video_checkpoint import VideoCheckpoint, restore_tracks, take_checkpoint
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor, check_mask_shape
@@ -284,7 +283,7 @@ class VideoPass:
         self._prompts: dict[int, Sequence[Prompt]] = {}
 
     def __iter__(self) -> Generator[FrameMasks, None, None]:
-        autocast = partial(_autocast, self._predictor.device)
+        autocast = partial(autocast_on, self._predictor.device)
         results = run(
             self._state,
             self._untracked_frames(),
@@ -365,10 +364,6 @@ def _check_prompted(shown: FrameMasks, prompts: Sequence[Prompt], *, allow_empty
 def precision(device: torch.device) -> str:
     """What the network computes in: bfloat16 on CUDA, as SAM 2's tools do, float32 elsewhere."""
     return "bfloat16" if device.type == "cuda" else "float32"
-
-
-def _autocast(device: torch.device) -> AbstractContextManager[None]:
-    return torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
 @torch.inference_mode()

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_mem.model.acceleration.transfer import constant
-from sam2_mem.model.cached_positions import cached
 from sam2_mem.model.fpn import NO_HEADS, Neck, fused_convolution
 from sam2_mem.model.rope import Rotation, grid_coordinates, rotate, rotation_at
 from sam2_mem.model.trunks.hiera import BlockPlan, HieraBlock, PooledAttention
+from sam2_mem.model.trunks.vit import PlainTrunk, drop_paths
 
 PATCH = 14
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -67,7 +67,7 @@ class PatchProjection(nn.Module):
         return self.proj((images * deviation + (mean - 0.5)) / 0.5).permute(0, 2, 3, 1)
 
 
-class RotaryViT(nn.Module):
+class RotaryViT(PlainTrunk):
     """The trunk: blocks of one width that attend in windows, some of them to the whole picture.
 
     Args:
@@ -96,26 +96,16 @@ class RotaryViT(nn.Module):
         trained_grid: int = 24,
         drop_path_rate: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.trained_grid = trained_grid
-        self.patch_embed = PatchProjection(width)
-        self.pos_embed = nn.Parameter(torch.empty(1, trained_grid**2, width))
-        self.ln_pre = nn.LayerNorm(width, eps=1e-6)
-        self.blocks = nn.Sequential(
-            *(
-                RotaryBlock(
-                    width=width,
-                    num_heads=num_heads,
-                    window=0 if i in set(global_blocks) else window,
-                    side=window,
-                    mlp_ratio=mlp_ratio,
-                    drop_path=drop_path_rate * i / max(depth - 1, 1),
-                )
-                for i in range(depth)
+        windows = [0 if i in set(global_blocks) else window for i in range(depth)]
+        blocks = (
+            RotaryBlock(
+                width=width, num_heads=num_heads, window=reach, side=window, mlp_ratio=mlp_ratio, drop_path=drop_path
             )
+            for reach, drop_path in zip(windows, drop_paths(drop_path_rate, depth))
         )
-        self.channel_list = (width,)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        super().__init__(width, PatchProjection(width), trained_grid**2, blocks)
+        self.trained_grid = trained_grid
+        self.ln_pre = nn.LayerNorm(width, eps=1e-6)
 
     def position_map(self, height: int, width: int) -> Tensor:
         """The position code of a grid, (1, height, width, C): that of training beside and below itself."""
@@ -123,17 +113,9 @@ class RotaryViT(nn.Module):
         code = self.pos_embed.unflatten(1, (side, side))
         return code.repeat(1, -(-height // side), -(-width // side), 1)[:, :height, :width]
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> one map (B, C, H/14, W/14)."""
-        if images.shape[-2] % PATCH or images.shape[-1] % PATCH:
-            raise ValueError(
-                f"expected an image whose height and width are multiples of {PATCH}, got {tuple(images.shape[-2:])}; "
-                "resize or pad it"
-            )
-        x = self.patch_embed(images)
-        sizes = (x.shape[1], x.shape[2])
-        x = x + cached((self.pos_embed,), sizes, lambda: self.position_map(*sizes))
-        return [self.blocks(self.ln_pre(x)).permute(0, 3, 1, 2)]
+    def before_blocks(self, x: Tensor) -> Tensor:
+        """Normalised."""
+        return self.ln_pre(x)
 
 
 class UpsamplingNeck(Neck):

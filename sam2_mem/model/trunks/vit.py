@@ -4,7 +4,7 @@ image encoder (Xiong et al. 2024, arXiv:2411.18933; the trunk is that of Li et a
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,56 @@ class Patches(nn.Module):
         return self.proj(images).permute(0, 2, 3, 1)
 
 
-class ViT(nn.Module):
+class PlainTrunk(nn.Module):
+    """A trunk of blocks of one width over patches with a position code; it gives one map.
+
+    Args:
+        width: C.
+        patch_embed: (B, 3, H, W) -> patches (B, h, w, C).
+        positions: places of the position code.
+        blocks: (B, h, w, C) -> (B, h, w, C).
+
+    Attributes:
+        stride: side of a patch in pixels.
+    """
+
+    stride = PATCH
+
+    def __init__(self, width: int, patch_embed: nn.Module, positions: int, blocks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.patch_embed = patch_embed
+        self.pos_embed = nn.Parameter(torch.empty(1, positions, width))
+        self.blocks = nn.Sequential(*blocks)
+        self.channel_list = (width,)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def position_map(self, height: int, width: int) -> Tensor:
+        """The position code of a grid, (1, height, width, C)."""
+        raise NotImplementedError
+
+    def before_blocks(self, x: Tensor) -> Tensor:
+        """Of patches with their position code, (B, h, w, C) -> (B, h, w, C)."""
+        return x
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> one map (B, C, H / stride, W / stride)."""
+        if images.shape[-2] % self.stride or images.shape[-1] % self.stride:
+            raise ValueError(
+                f"expected an image whose height and width are multiples of {self.stride}, got {tuple(images.shape[-2:])}; "
+                "resize or pad it"
+            )
+        x = self.patch_embed(images)
+        sizes = (x.shape[1], x.shape[2])
+        x = x + cached((self.pos_embed,), sizes, lambda: self.position_map(*sizes))
+        return [self.blocks(self.before_blocks(x)).permute(0, 3, 1, 2)]
+
+
+def drop_paths(last: float, depth: int) -> list[float]:
+    """Of ``depth`` blocks: that of the last, and proportionally less before."""
+    return [last * i / max(depth - 1, 1) for i in range(depth)]
+
+
+class ViT(PlainTrunk):
     """The trunk: blocks of one width that attend in windows, some of them to the whole picture.
 
     Args:
@@ -54,22 +103,12 @@ class ViT(nn.Module):
         global_blocks: Sequence[int] = (2, 5, 8, 11),
         drop_path_rate: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.patch_embed = Patches(width)
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + TRAINED_GRID**2, width))
         windows = [0 if i in set(global_blocks) else window for i in range(depth)]
-        self.blocks = nn.Sequential(
-            *(
-                HieraBlock(
-                    BlockPlan(width, width, num_heads, windows[i], None),
-                    mlp_ratio=4.0,
-                    drop_path=drop_path_rate * i / max(depth - 1, 1),
-                )
-                for i in range(depth)
-            )
+        blocks = (
+            HieraBlock(BlockPlan(width, width, num_heads, side, None), mlp_ratio=4.0, drop_path=drop_path)
+            for side, drop_path in zip(windows, drop_paths(drop_path_rate, depth))
         )
-        self.channel_list = (width,)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        super().__init__(width, Patches(width), 1 + TRAINED_GRID**2, blocks)
 
     def position_map(self, height: int, width: int) -> Tensor:
         """The position code of a grid, (1, height, width, C): what the class token has is left out."""
@@ -78,18 +117,6 @@ class ViT(nn.Module):
             return code
         code = F.interpolate(code.permute(0, 3, 1, 2), size=(height, width), mode="bicubic", align_corners=False)
         return code.permute(0, 2, 3, 1)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> one map (B, C, H/16, W/16)."""
-        if images.shape[-2] % PATCH or images.shape[-1] % PATCH:
-            raise ValueError(
-                f"expected an image whose height and width are multiples of {PATCH}, got {tuple(images.shape[-2:])}; "
-                "resize or pad it"
-            )
-        x = self.patch_embed(images)
-        sizes = (x.shape[1], x.shape[2])
-        x = x + cached((self.pos_embed,), sizes, lambda: self.position_map(*sizes))
-        return [self.blocks(x).permute(0, 3, 1, 2)]
 
 
 class ViTNeck(Neck):
