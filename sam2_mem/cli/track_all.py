@@ -90,7 +90,8 @@ def track_all(args: argparse.Namespace) -> int:
     settings = DiscoverySettings(**{name: getattr(args, name) for name in DISCOVERY})
     name, config, weights = choose_network(args)
     torch.manual_seed(args.seed)
-    predictor = build_sam2_video_predictor(config, device=args.device)
+    # Post-processing is in the config already; added once more it would win over the user's own settings of it.
+    predictor = build_sam2_video_predictor(config, device=args.device, apply_postprocessing=False)
     generator = SAM2AutomaticMaskGenerator(predictor.model, **{key: getattr(args, key) for key in GENERATOR})
     outputs = Outputs(
         folder=args.output,

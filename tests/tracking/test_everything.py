@@ -13,9 +13,11 @@ from helpers import SCORE_HEAD, encode_once, make_predictor
 from micro import one_thread  # noqa: F401
 
 from sam2_mem import SAM2AutomaticMaskGenerator, SAM2VideoPredictor, build_sam2_video_predictor
+from sam2_mem.cli import track_all
 from sam2_mem.cli.command import main
 from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.everything import DiscoverySettings, EverythingFrame, new_objects, track_everything
+from sam2_mem.tracking.inference_state import InferenceState
 from sam2_mem.tracking.vos import PromptPlan, segment
 from sam2_mem.video import palette_masks
 
@@ -197,6 +199,22 @@ def test_the_command_writes_masks_and_a_list_of_objects(tmp_path: Path, capsys: 
     masks = [palette_masks(path) for path in sorted((out / "short.clip").glob("*.png"))]
     assert len(masks) == 3 and masks[0][1].sum() <= objects["1"]["largest_area"]
     assert "1 objects in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("override", "area"), [([], 8), (["tracker.fill_hole_area=3"], 3)])
+def test_the_command_takes_settings_of_post_processing(
+    override: list[str], area: int, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    areas: list[int] = []
+
+    def look(predictor: object, state: InferenceState, *args: object, **options: object) -> None:
+        areas.append(state.tracker.settings.fill_hole_area)
+        raise ValueError("enough was seen")
+
+    monkeypatch.setattr(track_all, "track_everything", look)
+    arguments = [str(clip_folder), "--output", str(tmp_path / "out"), "--sam2_cfg", "nano", "--device", "cpu"]
+    assert main(["track-all", *arguments, *override]) == 2
+    assert areas == [area]
 
 
 @pytest.mark.parametrize(
