@@ -25,7 +25,7 @@ from sam2_mem.evaluation.synthetic import SyntheticClip, SyntheticSet
 from sam2_mem.synthetic.generator import SyntheticSpec
 
 PATIENCE = 180.0
-LENGTHS = {"short": 6, "long": 120, "middle": 30}
+LENGTHS = {"short": 6, "long": 300, "middle": 30}
 
 no_slurm = pytest.mark.skipif(
     bool(slurm_node.missing_programs()),
