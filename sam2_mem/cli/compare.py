@@ -120,7 +120,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=DATA,
         metavar="DATA",
         help="synthetic:long-v1, :long-v2, :dev-v1 or :seeds-v1, or NAME:ROOT of a data set with ground truth, NAME as for "
-        "sam2-mem evaluate (default: synthetic:dev-v1)",
+        "sam2-mem evaluate; @3 at the end: each video forwards, backwards, forwards (default: synthetic:dev-v1)",
     )
     parser.add_argument("--videos", nargs="+", default=(), help="only these, by name")
     parser.add_argument("--seeds", nargs="+", type=int, default=(0,), help="of whatever is random (default: 0)")
