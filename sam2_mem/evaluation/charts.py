@@ -117,13 +117,13 @@ def box_chart(path: Path, axes: Axes, spreads: Sequence[Spread]) -> None:
     from matplotlib.cbook import boxplot_stats
 
     with _plot(path, axes, ()) as plot:
-        for place, spread in enumerate(spreads):
+        for row, spread in enumerate(spreads):
             values, line = [v for v in spread.values if math.isfinite(v)], {"color": "#2d2d2d", "linewidth": 1.4}
             for box in boxplot_stats(values) if values else ():
-                plot.plot([box["whislo"], box["whishi"]], [place, place], **line, zorder=2)
-                plot.barh(place, box["q3"] - box["q1"], 0.6, box["q1"], color=series_color(place), zorder=3)
-                plot.plot([box["med"]] * 2, [place - 0.3, place + 0.3], **line, zorder=4)
-                plot.plot(box["fliers"], [place] * len(box["fliers"]), "o", color=series_color(place), markersize=4)
+                plot.plot([box["whislo"], box["whishi"]], [row, row], **line, zorder=2)
+                plot.barh(row, box["q3"] - box["q1"], 0.6, box["q1"], color=series_color(row), zorder=3)
+                plot.plot([box["med"]] * 2, [row - 0.3, row + 0.3], **line, zorder=4)
+                plot.plot(box["fliers"], [row] * len(box["fliers"]), "o", color=series_color(row), markersize=4)
         size = 9 if len(spreads) <= 24 else 7
         plot.set_yticks(range(len(spreads)), [_wrapped(spread.name) for spread in spreads], fontsize=size)
         plot.set_ylim(len(spreads) - 0.5, -0.5)

@@ -21,21 +21,21 @@ def certainty(output: MaskOutput) -> float:
     return present * output.iou if present > 0 else -present
 
 
-def spread_over_time(worth: Mapping[int, float], count: int, taken: Collection[int] = ()) -> list[int]:
+def spread_over_time(worth: Mapping[int, float], count: int, annotated: Collection[int] = ()) -> list[int]:
     """At most ``count`` frames of high worth that lie apart, the first choice first. In turn the frame is chosen whose worth
-    times its distance to the nearest frame chosen or ``taken`` is highest; a distance of (frames / (``count`` + 1)) and more
+    times its distance to the nearest frame chosen or ``annotated`` is highest; a distance of (frames / (``count`` + 1)) and more
     counts as that. Of equals the earliest.
 
     Args:
         worth: by frame, not below 0; frames of worth 0 are not chosen.
         count: of frames.
-        taken: frames that need no neighbour.
+        annotated: frames that need no neighbour.
     """
     chosen: list[int] = []
     reach = max(1.0, len(worth) / (count + 1))
 
     def value(frame: int) -> float:
-        nearest = min((abs(frame - other) for other in (*taken, *chosen)), default=reach)
+        nearest = min((abs(frame - neighbour) for neighbour in (*annotated, *chosen)), default=reach)
         return worth[frame] * min(nearest, reach) / reach
 
     while len(chosen) < count:

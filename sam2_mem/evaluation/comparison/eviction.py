@@ -140,8 +140,8 @@ class Future:
         """The next frame, and those of ``VISIBLE_AHEAD``."""
         later = range(frame.index - 1, -1, -1) if frame.reverse else range(frame.index + 1, len(self.video.frames))
         visible = (index for index in later if self.mask(index, obj_id).any())
-        shown = list(islice(visible, VISIBLE_AHEAD[-1]))
-        return sorted({*later[:1], *(shown[number - 1] for number in VISIBLE_AHEAD if number <= len(shown))})
+        first = list(islice(visible, VISIBLE_AHEAD[-1]))
+        return sorted({*later[:1], *(first[number - 1] for number in VISIBLE_AHEAD if number <= len(first))})
 
 
 @dataclass(eq=False)
@@ -163,8 +163,8 @@ class EvictionWriter(MemoryWriter):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        plain = {f.name: getattr(self.policy, f.name) for f in fields(EvictionBank)}
-        self._plain = EvictionBank(**plain)  # a measured pass counts the reads of the policy itself
+        values = {f.name: getattr(self.policy, f.name) for f in fields(EvictionBank)}
+        self._plain = EvictionBank(**values)  # a measured pass counts the reads of the policy itself
         self._reader = MemoryReader(self.model, self._plain, self.settings)
 
     def encode_memories(

@@ -16,8 +16,8 @@ from sam2_mem.video.source import SeekableSource
 def frame_order(length: int, passes: int) -> list[int]:
     """Frames of a video of ``length`` in the order of ``passes`` passes, every other one backwards. Where a pass turns, its
     frame is shown once."""
-    back, again = list(range(length - 2, -1, -1)), list(range(1, length))
-    return list(range(length)) + [f for number in range(1, passes) for f in (back if number % 2 else again)]
+    backwards, forwards = list(range(length - 2, -1, -1)), list(range(1, length))
+    return list(range(length)) + [f for number in range(1, passes) for f in (backwards if number % 2 else forwards)]
 
 
 def frame_names(names: Sequence[str], passes: int) -> list[str]:
