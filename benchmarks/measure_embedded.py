@@ -5,7 +5,7 @@
 
 Rows: copying the first mask, DIS optical flow, propagation of labels by the features of a network's trunk without training,
 and every network, given as CONFIG, CONFIG:SIZE or WEIGHTS@CONFIG:SIZE. J and F at the videos' size on frames 1..T-2, as DAVIS
-counts them; IoU of a box, of one click and of three on every twelfth frame; median milliseconds a frame.
+counts them; IoU of a box, of one click, of three, and of a box with two, on every twelfth frame; median milliseconds a frame.
 """
 
 from __future__ import annotations
@@ -115,15 +115,16 @@ class Measured(NamedTuple):
     box: float
     click: float
     clicks: float
+    box_clicks: float
     ms: float
 
     def text(self) -> str:
-        values = [self.j, self.f, (self.j + self.f) / 2, self.box, self.click, self.clicks]
+        values = [self.j, self.f, (self.j + self.f) / 2, self.box, self.click, self.clicks, self.box_clicks]
         cells = ["-" if np.isnan(v) else f"{v:.3f}" for v in values]
         return f"| {self.method} | {' | '.join(cells)} | {self.ms:.0f} |"
 
 
-HEAD = "| method | J | F | J&F | box | 1 click | 3 clicks | ms a frame |\n|---|---|---|---|---|---|---|---|"
+HEAD = "| method | J | F | J&F | box | 1 click | 3 clicks | box, 2 clicks | ms a frame |\n|---|---|---|---|---|---|---|---|---|"
 
 
 def measure(name: str, method: Method, clips: Sequence[Clip], prompts: PromptScores | None = None) -> Measured:
@@ -141,7 +142,7 @@ def measure(name: str, method: Method, clips: Sequence[Clip], prompts: PromptSco
         times.append((time.process_time() - began) / len(clip))
         scores.append(region_and_boundary(lambda frames, first, masks=masks: masks[0], clip))
     j, f = np.mean(scores, axis=0)
-    return Measured(name, float(j), float(f), *(prompts or [float("nan")] * 3), 1000 * float(np.median(times)))
+    return Measured(name, float(j), float(f), *(prompts or [float("nan")] * 4), 1000 * float(np.median(times)))
 
 
 def measure_prompts(model: SAM2, clips: Sequence[Clip]) -> PromptScores:

@@ -279,6 +279,7 @@ OFTEN = {
     "samite": (*ANY, "min_overlap=-1e9", "num_maskmem=3"),
     "tamb": (*ANY, "min_overlap=-1e9", "num_maskmem=3", "max_change=1e-6", "recovery_likeness=-1"),
     "efp": ("num_maskmem=5",),
+    "learned": ("size=2",),
 }
 """Settings under which a policy soon does what it does now and then: takes every frame for a good one, fills a pool, holds a
 contest, loses an object and finds it again."""

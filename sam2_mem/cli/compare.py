@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ from sam2_mem.cli.arguments import (
 from sam2_mem.cli.launcher import Cluster, add_launcher_arguments, launch
 from sam2_mem.cli.progress import progress
 from sam2_mem.config import checkpoint_dir, compose_video, policy_names
+from sam2_mem.evaluation.comparison.eviction import with_best_eviction
 from sam2_mem.evaluation.comparison.jobs import Job, Plan, PolicyEntry, Result, ResultFolder
-from sam2_mem.evaluation.comparison.oracle import MARK, with_truth
+from sam2_mem.evaluation.comparison.oracle import with_truth
 from sam2_mem.evaluation.comparison.report import write_report
 from sam2_mem.evaluation.comparison.runner import run_plan
 from sam2_mem.evaluation.comparison.videos import ComparisonVideo, comparison_videos
@@ -54,6 +55,11 @@ A run that was cut off goes on when it is started again; what is done is not don
 <out>/report/index.html, report.md and summary.csv. docs/evaluation.md says what is measured.
 """
 DATA = ("synthetic:dev-v1",)
+ORACLES: dict[str, Callable[[SAM2VideoPredictor], SAM2VideoPredictor]] = {
+    "truth": with_truth,
+    "eviction": with_best_eviction,
+}
+"""What a policy's description may end with, as fifo+oracle=truth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +112,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=(),
         metavar="POLICY",
         help="names, with changes: rmem:bank_size=8,gap=3 or fifo+refiner=hq+model.image_size=256; +oracle=truth at the end: with "
-        "the truth in memory (default: every policy)",
+        "the truth in memory, +oracle=eviction: the frames that leave are looked up with the truth (default: every policy)",
     )
     parser.add_argument(
         "--data",
@@ -114,7 +120,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=DATA,
         metavar="DATA",
         help="synthetic:long-v1, :long-v2, :dev-v1 or :seeds-v1, or NAME:ROOT of a data set with ground truth, NAME as for "
-        "sam2-mem evaluate (default: synthetic:dev-v1)",
+        "sam2-mem evaluate; @3 at the end: each video forwards, backwards, forwards (default: synthetic:dev-v1)",
     )
     parser.add_argument("--videos", nargs="+", default=(), help="only these, by name")
     parser.add_argument("--seeds", nargs="+", type=int, default=(0,), help="of whatever is random (default: 0)")
@@ -189,6 +195,13 @@ def overrides_of(policy: str) -> list[str]:
     return [f"memory_policy={name}", *(f"memory_policy.{part}" for part in _split(fields)), *overrides]
 
 
+def _oracle(name: str) -> Callable[[SAM2VideoPredictor], SAM2VideoPredictor]:
+    """Makes a predictor one that looks up the truth; "" leaves it as it is."""
+    if name and name not in ORACLES:
+        raise ValueError(f"expected oracle={' or oracle='.join(ORACLES)} at the end of a policy, got oracle={name}")
+    return ORACLES.get(name, lambda predictor: predictor)
+
+
 def _split(fields: str) -> list[str]:
     """At commas that are not inside brackets."""
     return [part for part in re.split(r",(?![^\[{(]*[\]})])", fields) if part]
@@ -204,9 +217,10 @@ class PredictorBuilder:
     def entry(self, policy: str) -> PolicyEntry:
         """With the settings of its config; those of one that does not compose are its error. ``fifo+oracle=truth``: fifo with
         the truth in memory."""
-        described = policy.removesuffix(f"+{MARK}")
+        described, _, oracle = policy.partition("+oracle=")
         try:
             config = self._config(described)
+            with_oracle = _oracle(oracle)
         except ValueError as error:
             reason = error
 
@@ -216,10 +230,8 @@ class PredictorBuilder:
             return PolicyEntry(name=policy, settings={"error": str(error)}, build=refuse)
         settings: Any = OmegaConf.to_container(config, resolve=True)
         settings.pop("checkpoint", None)
-        if described == policy:
-            return PolicyEntry(name=policy, settings=settings, build=lambda: self._build(config))
-        settings["oracle"] = "truth"
-        return PolicyEntry(name=policy, settings=settings, build=lambda: with_truth(self._build(config)))
+        settings |= {"oracle": oracle} if oracle else {}
+        return PolicyEntry(name=policy, settings=settings, build=lambda: with_oracle(self._build(config)))
 
     def common(self) -> Json:
         """What all policies share."""

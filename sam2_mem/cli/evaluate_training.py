@@ -140,7 +140,8 @@ class Bench:
 
     def prompts(self, layout: str, root: str) -> Iterator[Row]:
         """IoU on single frames of the videos: a box; one click in the middle of the object, the best of three masks by their
-        predicted IoU; and three clicks, the second and third in the middle of the largest error."""
+        predicted IoU; three clicks, the second and third in the middle of the largest error; and a box, then two such clicks
+        beside it."""
         predictor = SAM2ImagePredictor(self._model)
         scores: list[PromptScores] = []
         for video in open_videos(layout, root):
@@ -153,41 +154,78 @@ class Bench:
 
 
 class PromptScores(NamedTuple):
-    """IoU of a box, one click, three clicks."""
+    """IoU of a box, one click, three clicks, a box refined by two clicks."""
 
     box: float
     click: float
     clicks: float
+    box_clicks: float
 
 
 def prompt_scores(predictor: SAM2ImagePredictor, image: np.ndarray, truth: Sequence[np.ndarray]) -> list[PromptScores]:
     """Of every object (H, W) bool of an image (H, W, 3) uint8."""
     predictor.set_image(image)
-    return [PromptScores(box_score(predictor, mask), *click_scores(predictor, mask)) for mask in truth]
+    scores = []
+    for mask in truth:
+        box, box_clicks = box_scores(predictor, mask)
+        scores.append(PromptScores(box, *click_scores(predictor, mask), box_clicks))
+    return scores
 
 
-def box_score(predictor: SAM2ImagePredictor, truth: np.ndarray) -> float:
+class Answer(NamedTuple):
+    """A mask (H, W) bool, and its logits (1, h, w) as a hint for the next."""
+
+    mask: np.ndarray
+    hint: np.ndarray
+
+
+def box_scores(predictor: SAM2ImagePredictor, truth: np.ndarray) -> tuple[float, float]:
+    """Of a box, and of the same with ``CLICKS`` - 1 clicks that refine it."""
     x, y, width, height = cv2.boundingRect(truth.astype(np.uint8))
-    masks, _, _ = predictor.predict(box=np.array([x, y, x + width, y + height], float), multimask_output=False)
-    return jaccard(masks[0] > 0, truth)
+    box = np.array([x, y, x + width, y + height], float)
+    masks, _, logits = predictor.predict(box=box, multimask_output=False)
+    first = Answer(masks[0] > 0, logits)
+    return jaccard(first.mask, truth), jaccard(refined(predictor, truth, first, box=box), truth)
 
 
 def click_scores(predictor: SAM2ImagePredictor, truth: np.ndarray) -> tuple[float, float]:
     """Of one click and of ``CLICKS``."""
-    points, labels = [middle(truth)], [1]
-    masks, iou, logits = predictor.predict(np.array(points, float), np.array(labels), multimask_output=True)
+    point = middle(truth)
+    masks, iou, logits = predictor.predict(np.array([point], float), np.array([1]), multimask_output=True)
     best = int(np.argmax(iou))
-    first, mask, hint = jaccard(masks[best] > 0, truth), masks[best] > 0, logits[best : best + 1]
+    first = Answer(masks[best] > 0, logits[best : best + 1])
+    return jaccard(first.mask, truth), jaccard(refined(predictor, truth, first, points=[point]), truth)
+
+
+def refined(
+    predictor: SAM2ImagePredictor,
+    truth: np.ndarray,
+    answer: Answer,
+    *,
+    points: Sequence[tuple[int, int]] = (),
+    box: np.ndarray | None = None,
+) -> np.ndarray:
+    """The mask (H, W) bool after ``CLICKS`` - 1 clicks in the middle of the largest error: positive ones on what was missed,
+    negative ones on what is too much.
+
+    Args:
+        predictor: with the image.
+        truth: (H, W) bool.
+        answer: to what was said first.
+        points: said first, all on the object.
+        box: said first; it stays beside the clicks.
+    """
+    labels = [1] * len(points)
     for _ in range(CLICKS - 1):
-        if np.array_equal(mask, truth):
+        if np.array_equal(answer.mask, truth):
             break
-        x, y = middle(mask != truth)
+        x, y = middle(answer.mask != truth)
         points, labels = [*points, (x, y)], [*labels, int(truth[y, x])]
-        masks, _, hint = predictor.predict(
-            np.array(points, float), np.array(labels), mask_input=hint, multimask_output=False
+        masks, _, logits = predictor.predict(
+            np.array(points, float), np.array(labels), box=box, mask_input=answer.hint, multimask_output=False
         )
-        mask = masks[0] > 0
-    return first, jaccard(mask, truth)
+        answer = Answer(masks[0] > 0, logits)
+    return answer.mask
 
 
 def middle(mask: np.ndarray) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Line, scatter and forest charts by matplotlib, without a display: the same bytes for the same numbers."""
+"""Line, scatter, box and forest charts by matplotlib, without a display: the same bytes for the same numbers."""
 
 from __future__ import annotations
 
@@ -44,6 +44,14 @@ class Range:
     value: float
     low: float
     high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A box of a box chart: its values."""
+
+    name: str
+    values: Sequence[float]
 
 
 ABOVE, BELOW, AROUND = "#1a7f37", "#b3261e", "#5f6b7a"
@@ -101,6 +109,25 @@ def forest_chart(path: Path, axes: Axes, ranges: Sequence[Range]) -> None:
         size = 9 if len(ranges) <= 24 else 7
         plot.set_yticks(range(len(ranges)), [_wrapped(item.name) for item in ranges], fontsize=size)
         plot.set_ylim(len(ranges) - 0.5, -0.5)
+
+
+def box_chart(path: Path, axes: Axes, spreads: Sequence[Spread]) -> None:
+    """One horizontal box for each spread, the first on top: the quarters and the median, a line to the last values within 1.5
+    times the box's width, and points beyond. NaN is left out."""
+    from matplotlib.cbook import boxplot_stats
+
+    with _plot(path, axes, ()) as plot:
+        for row, spread in enumerate(spreads):
+            values, line = [v for v in spread.values if math.isfinite(v)], {"color": "#2d2d2d", "linewidth": 1.4}
+            for box in boxplot_stats(values) if values else ():
+                plot.plot([box["whislo"], box["whishi"]], [row, row], **line, zorder=2)
+                plot.barh(row, box["q3"] - box["q1"], 0.6, box["q1"], color=series_color(row), zorder=3)
+                plot.plot([box["med"]] * 2, [row - 0.3, row + 0.3], **line, zorder=4)
+                plot.plot(box["fliers"], [row] * len(box["fliers"]), "o", color=series_color(row), markersize=4)
+        size = 9 if len(spreads) <= 24 else 7
+        plot.set_yticks(range(len(spreads)), [_wrapped(spread.name) for spread in spreads], fontsize=size)
+        plot.set_ylim(len(spreads) - 0.5, -0.5)
+        plot.set_xlim(left=0.0)
 
 
 def scatter_chart(path: Path, axes: Axes, points: Sequence[Series]) -> None:

@@ -29,6 +29,7 @@ from sam2_mem.tracking.inference_state import InferenceState
 from sam2_mem.tracking.mask_postprocessing import resize_logits, suppress_overlap
 from sam2_mem.tracking.passes import pass_range, run_pass
 from sam2_mem.tracking.refine import Refiner
+from sam2_mem.tracking.suggestions import SuggestsFrames
 from sam2_mem.tracking.tracker import Tracker, TrackerSettings
 from sam2_mem.types import ABSENT_LOGIT, FrameContext, FrameFeatures, FrameResult, ObjectScore, Revision
 from sam2_mem.video import Frame, FrameRangeError, normalize, open_video
@@ -173,7 +174,7 @@ class PredictorBase(nn.Module):
         return suppress_overlap(large) if self.settings.non_overlap_masks else large
 
 
-class SAM2VideoPredictor(ChoosesAlternatives, PredictorBase):
+class SAM2VideoPredictor(ChoosesAlternatives, SuggestsFrames, PredictorBase):
     """Tracks objects through videos and streams; see ``PredictorBase``. Everything about a video is in its state."""
 
     @classmethod

@@ -25,6 +25,7 @@ from sam2_mem.training.clips import Clip, ClipBatch, ClipSpec, normalise
 from sam2_mem.training.losses import LossSettings, Prediction, dice_loss, frame_loss, mean_where
 from sam2_mem.training.multi_clip_tracker import ObjectPrediction, StackedFeatures
 from sam2_mem.training.noise import CERTAIN, MemoryNoise
+from sam2_mem.training.reconstruction import FeatureGenerator, reconstruction_loss
 from sam2_mem.training.rollout import PredictionRows, Rollout, RolloutSettings, SegmentLoss, encode_frames
 
 CLICKS = 12
@@ -47,6 +48,9 @@ class Distillation:
         boundary: additional weight of those in a band along its edge.
         hidden: share of the cells of every memory map that are hidden from the distiller (each is set to the map's mean),
             so that summaries do not depend on single cells.
+        reconstruction: weight of the squared difference to the teacher's features of what a generator, trained beside the student,
+            makes of the student's with cells hidden (``sam2_mem.training.reconstruction``); 0: no generator.
+        masked: share of the cells that are hidden from the generator.
         forcing: probability, per object and frame, that the teacher's mask enters the student's memory.
     """
 
@@ -59,13 +63,15 @@ class Distillation:
     foreground: float = 4.0
     boundary: float = 4.0
     hidden: float = 0.1
+    reconstruction: float = 0.0
+    masked: float = 0.5
     forcing: float = 0.7
 
     def __post_init__(self) -> None:
         negative = [f.name for f in fields(self) if getattr(self, f.name) < 0]
         if negative:
             raise ValueError(f"expected settings of a distillation >= 0, got {negative} below")
-        for name in ("hidden", "forcing"):
+        for name in ("hidden", "masked", "forcing"):
             if getattr(self, name) > 1:
                 raise ValueError(f"expected {name} in 0..1, got {getattr(self, name)}")
 
@@ -79,6 +85,7 @@ class DistillationTerms(NamedTuple):
     iou: Tensor
     objectness: Tensor
     truth: Tensor
+    reconstruction: Tensor
 
     def weighted(self, settings: Distillation) -> Tensor:
         return sum(getattr(settings, name) * value for name, value in self._asdict().items())
@@ -162,9 +169,11 @@ def distillation_loss(
     batch: ClipBatch,
     rngs: Sequence[np.random.Generator],
     shared: bool = False,
+    generator: FeatureGenerator | None = None,
 ) -> Iterator[SegmentLoss]:
     """One batch of clips: the teacher's run, then the student's, compared segment by segment. Go backwards through a loss
-    before asking for the next. ``shared``: frames are encoded once, see ``Teacher.shares_encoder``."""
+    before asking for the next. ``shared``: frames are encoded once, see ``Teacher.shares_encoder``; ``generator``: of
+    ``distillation.reconstruction``."""
     if settings.prompts.correct:
         raise ValueError(
             "expected plan.stages.*.rollout.prompts.correct of 0 in a distillation: the two would be corrected"
@@ -178,7 +187,7 @@ def distillation_loss(
         for segment in rollout.segments():
             predictions = [p for p in segment.predictions if not p.prompted and p.frame in targets]
             if predictions:
-                terms = compare(predictions, targets, batch, distillation, settings.losses)
+                terms = compare(predictions, targets, batch, distillation, settings.losses, generator)
                 yield SegmentLoss(terms, terms.weighted(distillation), segment.share)
 
 
@@ -265,6 +274,7 @@ def compare(
     batch: ClipBatch,
     settings: Distillation,
     losses: LossSettings,
+    generator: FeatureGenerator | None = None,
 ) -> DistillationTerms:
     """Losses of a student's predictions against the teacher's ``targets``, as means over objects and frames."""
     student = PredictionRows.of(predictions)
@@ -281,13 +291,18 @@ def compare(
     cells = emphasis(F.adaptive_avg_pool2d(target[:, None], side)[:, 0], settings).flatten(1)
     error = (student.conditioned - teacher.conditioned).float().square().mean(-1)
     size = teacher.conditioned.float().square().mean()
+    nothing = best.new_zeros((), dtype=torch.float32)
+    features = student.conditioned, teacher.conditioned
     return DistillationTerms(
         features=((error * cells).sum(1) / cells.sum(1)).mean() / size,
         mask=mean_where(((entropy - target_entropy) * pixels).sum((1, 2)) / pixels.sum((1, 2)), present),
         dice=mean_where(dice_loss(logits, target), present),
         iou=mean_where((student.iou - teacher.iou).abs().mean(1), present),
         objectness=F.binary_cross_entropy_with_logits(student.objectness.float(), teacher.objectness.float().sigmoid()),
-        truth=_true_loss(predictions, batch, losses) if settings.truth else best.new_zeros((), dtype=torch.float32),
+        truth=_true_loss(predictions, batch, losses) if settings.truth else nothing,
+        reconstruction=nothing
+        if generator is None
+        else reconstruction_loss(generator, *features, cells, settings.masked),
     )
 
 

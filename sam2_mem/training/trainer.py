@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +33,7 @@ from sam2_mem.training.losses import LossTerms
 from sam2_mem.training.parallel import Team, average_gradients
 from sam2_mem.training.plan import Optimisation, Stage, TrainingPlan
 from sam2_mem.training.propagation_start import PropagationStart, fit_occupancy, start_as_propagation
+from sam2_mem.training.reconstruction import FeatureGenerator
 from sam2_mem.training.rollout import Rollout, SegmentLoss, segment_loss
 
 logger = logging.getLogger(__name__)
@@ -101,16 +102,22 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(plan.seed)
             head = OccupancyHead(model.width).to(model.device)
+            reconstructs = plan.distillation is not None and plan.distillation.reconstruction > 0
+            self.generator = FeatureGenerator(model.width).to(model.device) if reconstructs else None
         self.head = head if model.occupancy_head is None else model.occupancy_head
         if fresh and not (folder / CHECKPOINT).is_file():
             self._start(plan.start, torch.Generator().manual_seed(plan.seed))
-        self.parameters = _trainable(model, self.head, plan.optimisation)
+        self.parameters = _trainable(self._named(), plan.optimisation)
         if teacher is not None:
             teacher.check(model)
             model.eval().memory_encoder.distiller.train()  # no dropout where nothing is trained
+        if self.generator is not None and not plan.optimisation.factor("generator."):
+            raise ValueError(
+                "expected plan.optimisation.rates.generator > 0 with plan.distillation.reconstruction, got 0; add generator: 1.0"
+            )
         self.teacher = teacher
         self._shared_encoder = teacher is not None and teacher.shares_encoder(model)
-        self.optimizer = _optimizer(model, self.head, plan.optimisation)
+        self.optimizer = _optimizer(self._named(), plan.optimisation, model.device)
         self.ema = {n: p.detach().clone() for n, p in model.state_dict().items()}
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -128,6 +135,13 @@ class Trainer:
         set_image_size(self.model, stage.clip_spec.size)
         start_as_propagation(self.model, torch.cat([b.images[:, 0] for b in batches]), start, generator)
         fit_occupancy(self.model, self.head, batches, start)
+
+    def _named(self) -> list[tuple[str, Tensor]]:
+        """All parameters, those that exist in training only included."""
+        own: dict[str, nn.Module] = {} if self.model.occupancy_head is self.head else {"head": self.head}
+        own |= {} if self.generator is None else {"generator": self.generator}
+        extra = [(f"{part}.{n}", p) for part, module in own.items() for n, p in module.named_parameters()]
+        return [*self.model.named_parameters(), *extra]
 
     # -- steps --------------------------------------------------------------------------------------------------
 
@@ -245,7 +259,11 @@ class Trainer:
         if self.teacher is not None and distillation is not None:
             shared = self._shared_encoder
             yield from distillation_loss(
-                model, policy, self.teacher, settings, distillation, batch=batch, rngs=rngs, shared=shared
+                *(model, policy, self.teacher, settings, distillation),
+                batch=batch,
+                rngs=rngs,
+                shared=shared,
+                generator=self.generator,
             )
             return
         for segment in Rollout(model, policy, settings, batch=batch, rngs=rngs).segments():
@@ -319,6 +337,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "ema": self.ema,
             "head": self.head.state_dict(),
+            **({} if self.generator is None else {"generator": self.generator.state_dict()}),
             "optimizer": self.optimizer.state_dict(),
         }
         _write(content, self.folder / CHECKPOINT)
@@ -337,6 +356,12 @@ class Trainer:
             raise ValueError(f"expected a training file of format {FORMAT}, got {content.get('format')} in {path}")
         self.model.load_state_dict(content["model"])
         self.head.load_state_dict(content["head"])
+        if self.generator is not None:
+            if "generator" not in content:
+                raise ValueError(
+                    f"expected the generator of plan.distillation.reconstruction in {path}, got none; set it to 0, or use another folder"
+                )
+            self.generator.load_state_dict(content["generator"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.ema = {n: t.to(self.model.device) for n, t in content["ema"].items()}
         self.step, self.elapsed = content["step"], content.get("elapsed", 0.0)
@@ -366,22 +391,19 @@ def _write(content: dict[str, Any], path: Path) -> None:
         torch.save(content, part)
 
 
-def _named(model: SAM2, head: nn.Module) -> list[tuple[str, Tensor]]:
-    own = [] if model.occupancy_head is head else [(f"head.{n}", p) for n, p in head.named_parameters()]
-    return [*model.named_parameters(), *own]
-
-
-def _trainable(model: SAM2, head: nn.Module, settings: Optimisation) -> list[Tensor]:
+def _trainable(named: Sequence[tuple[str, Tensor]], settings: Optimisation) -> list[Tensor]:
     """Parameters whose rate is not 0; the others stop asking for gradients."""
-    for name, parameter in _named(model, head):
+    for name, parameter in named:
         parameter.requires_grad_(settings.factor(name) > 0)
-    return [p for _, p in _named(model, head) if p.requires_grad]
+    return [p for _, p in named if p.requires_grad]
 
 
-def _optimizer(model: SAM2, head: nn.Module, settings: Optimisation) -> torch.optim.Optimizer:
+def _optimizer(
+    named: Sequence[tuple[str, Tensor]], settings: Optimisation, device: torch.device
+) -> torch.optim.Optimizer:
     """AdamW; one group per rate factor and kind, vectors and codes without weight decay."""
     groups: dict[tuple[float, bool], list[Tensor]] = {}
-    for name, parameter in _named(model, head):
+    for name, parameter in named:
         if parameter.requires_grad:
             decays = parameter.ndim > 1 and "embed" not in name and "token" not in name
             groups.setdefault((settings.factor(name), decays), []).append(parameter)
@@ -392,5 +414,5 @@ def _optimizer(model: SAM2, head: nn.Module, settings: Optimisation) -> torch.op
         ],
         lr=settings.rate,
         betas=(settings.betas[0], settings.betas[1]),
-        fused=model.device.type in ("cpu", "cuda"),
+        fused=device.type in ("cpu", "cuda"),
     )

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sam2_mem.cli.evaluate_training import click_scores, middle, prompt_scores
+from sam2_mem.cli.evaluate_training import box_scores, click_scores, middle, prompt_scores
 from sam2_mem.cli.train import main
 from sam2_mem.training.clips import Clip
 from sam2_mem.training.validation import copy_first, run_method, summarise
@@ -33,7 +33,7 @@ class DiscPredictor:
 
     def predict(self, points=None, labels=None, box=None, mask_input=None, multimask_output=True):
         self.calls.append(([] if points is None else points.tolist(), [] if labels is None else labels.tolist(), box))
-        x, y = (box[:2] + box[2:]) / 2 if points is None else points[0]
+        x, y = points[0] if box is None else (box[:2] + box[2:]) / 2
         radius = self.radii[mask_input is not None]
         masks = np.stack([disc(x, y, r) for r in ((1, radius, 2) if multimask_output else (radius,))])
         return masks, np.array([0.1, 0.9, 0.2])[: len(masks)], np.where(masks, 5.0, -5.0)
@@ -57,6 +57,20 @@ def test_prompts_are_scored_as_they_are_answered() -> None:
     too_large = DiscPredictor(20, 20)
     first, third = click_scores(too_large, truth)
     assert first == third < 0.3 and too_large.calls[-1][1] == [1, 0, 0], "negative clicks on what is too much"
+
+
+def test_a_box_is_refined_by_clicks_beside_it() -> None:
+    truth = disc(24, 24, 10)
+    small = DiscPredictor(5, 10)
+    alone, with_clicks = box_scores(small, truth)
+    assert 0.2 < alone < 0.3 and with_clicks > 0.9
+    (_, _, first), (points, labels, box) = small.calls[:2]
+    assert first.tolist() == box.tolist() == [14, 14, 35, 35] and labels == [1]
+    assert truth[int(points[0][1]), int(points[0][0])], "on what was missed"
+    large = DiscPredictor(10, 20)
+    alone, with_clicks = box_scores(large, truth)
+    assert with_clicks < 0.3 < alone, "control: an answer that gets worse is scored as it is"
+    assert large.calls[-1][1][-1] == 0, "a negative click on what is too much"
 
 
 def test_prompts_of_a_data_set_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

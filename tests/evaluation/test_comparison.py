@@ -42,6 +42,7 @@ from sam2_mem.evaluation.comparison.report import (
     BINS,
     MOST_THUMBNAILS,
     breakdowns,
+    bytes_of_videos,
     over_time,
     worst_pictures,
     write_report,
@@ -766,7 +767,7 @@ def test_the_page_needs_nothing_else(done: ResultFolder) -> None:
     page.feed(text)
     assert page.open == [] and page.scripts == 1, "the one that sorts tables"
     drawn = [link for link in page.links if link.startswith("data:image/svg+xml;base64,")]
-    assert len(drawn) == 5 and all(link.startswith("data:image/jpeg;base64,") for link in set(page.links) - set(drawn))
+    assert len(drawn) == 6 and all(link.startswith("data:image/jpeg;base64,") for link in set(page.links) - set(drawn))
     assert "http" not in text and "@import" not in text and "url(" not in text
     assert "keyframe" in text and "J&amp;F - fifo" in text
 
@@ -895,6 +896,24 @@ def test_a_forest_chart_tells_intervals_above_below_and_around_zero_apart(tmp_pa
         charts.forest_chart(tmp_path / "a.svg", axes, shown)
         text = (tmp_path / "a.svg").read_text()
         assert [color in text for color in colors] == [True, len(shown) > 1, len(shown) > 1]
+
+
+def test_a_box_chart_shows_quarters_and_values_beyond(tmp_path: Path) -> None:
+    axes = charts.Axes(title="t", x_label="x", y_label="")
+    values = [1.0, 2.0, 3.0, 4.0, 5.0]
+    for name, shown in (("a", values), ("b", [*values[:-1], 50.0]), ("c", [*values, math.nan]), ("d", [])):
+        charts.box_chart(tmp_path / f"{name}.svg", axes, [charts.Spread(name="fifo", values=shown)])
+    a, b, c, d = ((tmp_path / f"{name}.svg").read_text() for name in "abcd")
+    color = "#" + "".join(f"{round(255 * value):02x}" for value in charts.series_color(0))
+    assert a == c and a.count(color) == 1 < b.count(color), "a box, and a point beyond"
+    assert d.count(color) == 0
+
+
+def test_sizes_of_memory_over_videos(done: ResultFolder) -> None:
+    results = read_comparison(done).of("keyframe", "synthetic:dev-v1")
+    sizes = bytes_of_videos(results, "keyframe").values
+    assert sizes == [max(r.state_bytes) / 1e6 for r in results] and len(set(sizes)) > 1
+    assert "State over all videos, synthetic:dev-v1" in (done.root / "report" / "index.html").read_text()
 
 
 def test_names_of_lines_do_not_overlap(tmp_path: Path) -> None:

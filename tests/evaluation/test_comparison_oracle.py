@@ -81,7 +81,7 @@ def test_a_video_without_a_truth_for_every_frame_is_refused(clip: SyntheticClip)
     with pytest.raises(ValueError, match="expected a truth for each of 12 frames, got none"):
         predictor.init_state(clip.source())
     predictor.video = SimpleNamespace(frames=("00000",))
-    with pytest.raises(ValueError, match="got 1 annotated frames; leave out oracle=truth"):
+    with pytest.raises(ValueError, match="got 1 annotated frames; leave out the oracle"):
         predictor.init_state(clip.source())
 
 
@@ -92,3 +92,5 @@ def test_on_the_command_line(tmp_path) -> None:
     built = entry.build()
     assert isinstance(built, TruthPredictor) and not isinstance(plain.build(), TruthPredictor)
     assert built.policy == plain.build().policy
+    other = PredictorBuilder(Options(out=tmp_path)).entry("fifo+oracle=luck")
+    assert "expected oracle=truth or oracle=eviction at the end of a policy, got oracle=luck" in other.settings["error"]

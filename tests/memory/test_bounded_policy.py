@@ -66,7 +66,7 @@ def test_a_long_video_stays_within_a_budget(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     in_tiers(
-        ("diverse", "efp", "hybrid", "sam3_select", "samite", "sparse", "sparse_counts", "tamb"),
+        ("diverse", "efp", "hybrid", "learned", "sam3_select", "samite", "sparse", "sparse_counts", "tamb"),
         quick=(),
         full=("diverse", "efp", "hybrid"),
     ),

@@ -18,6 +18,7 @@ EXPECTED = {
     "fifo": RECENT_ALONE,
     "rmem": RECENT_ALONE,
     "efp": RECENT_ALONE,
+    "learned": RECENT_ALONE,
     "rmem_visible": VISIBLE_ALONE,
     "sam2long": VISIBLE_ALONE,
     "dam4sam": VISIBLE_ALONE,

@@ -61,7 +61,7 @@ BASICS = (
 )
 """What the quick tier checks of most policies; of FIFO and XMem it checks all."""
 
-BRIEF = ("diverse", "efp", "hybrid", "sam3_select", "samite", "sentry", "sparse", "tamb", "template")
+BRIEF = ("diverse", "efp", "hybrid", "learned", "sam3_select", "samite", "sentry", "sparse", "tamb", "template")
 """Of these the quick tier checks here what passes between policy and tracker; their own files hold them to their rules."""
 
 

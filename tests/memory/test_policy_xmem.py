@@ -718,3 +718,13 @@ def test_features_are_needed():
     with pytest.raises(ValueError, match="expected the features of the frame"):
         stream.policy.prompt(None, FrameContext(0), stream.entry(0))
     assert XMem(long_term=False).prompt(None, FrameContext(0), stream.entry(0)).space is None
+
+
+def test_without_working_memory():
+    """The setting of the ablation in docs/evaluation.md: of tracked frames only the previous one and prototypes are read."""
+    policy = XMem(max_working=2, min_working=1)
+    stream = Stream(policy).run(40)
+    for t in range(7, 41):
+        assert set(slots(policy, stream.states[t - 1], stream.frame(t))) == {0, "long", t - 1}
+    usual = XMem()
+    assert len(slots(usual, Stream(usual).run(40).state, stream.frame(41))) > 3, "control"

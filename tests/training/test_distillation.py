@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -30,6 +31,7 @@ from sam2_mem.training.initialization import Initialization, initialize_weights
 from sam2_mem.training.losses import LossSettings
 from sam2_mem.training.plan import Optimisation, Stage, TrainingPlan
 from sam2_mem.training.prompts import PromptMix
+from sam2_mem.training.reconstruction import FeatureGenerator, reconstruction_loss
 from sam2_mem.training.rollout import Rollout, RolloutSettings
 from sam2_mem.training.trainer import BEST, CHECKPOINT, Trainer
 from sam2_mem.training.validation import NetworkMethod, held_out, run_method, summarise
@@ -39,7 +41,7 @@ DISTILLER = "memory_encoder.distiller."
 MEASURED = 0.04  # of J; .779 and .859 were measured
 MASKS = RolloutSettings(prompts=PromptMix(mask=1, box=0, click=0, correct=0), losses=LossSettings(stride=2))
 SPEC = ClipSpec(num_frames=4, max_gap=1, size=SIDE)
-ONLY_DISTILLER = {"": 0.0, "memory_encoder.distiller": 1.0}
+ONLY_DISTILLER = {"": 0.0, "memory_encoder.distiller": 1.0, "generator": 1.0}
 
 
 def network(distiller: str = "none", seed: int = 0, side: int = SIDE) -> SAM2:
@@ -125,6 +127,47 @@ def test_pixels_of_the_object_and_its_edge_count_more() -> None:
     mask[0, 2:6, 2:6] = 1
     weight = emphasis(mask, Distillation(foreground=3, boundary=5))[0]
     assert weight[0, 0] == 1 and weight[3, 3] == 4 and weight[2, 2] == 9 and weight[1, 2] == 6
+
+
+def test_masked_reconstruction_is_its_definition() -> None:
+    """Convolutions and weighted means written out, with the cells hidden that the generator of random numbers says."""
+    torch.manual_seed(0)
+    generator = FeatureGenerator(5)
+    student, teacher = torch.randn(3, 16, 5), torch.randn(3, 16, 5)
+    weights = torch.rand(3, 16) + 0.1
+    torch.manual_seed(7)
+    loss = reconstruction_loss(generator, student, teacher, weights, 0.5)
+    torch.manual_seed(7)
+    visible = torch.rand(3, 16, 1) >= 0.5
+    assert 10 < visible.sum() < 38
+    (first, _, second), errors = generator.layers, []
+    for row in range(3):
+        cells = (student[row] * visible[row]).double().reshape(4, 4, 5).numpy()
+        for conv, last in ((first, False), (second, True)):
+            kernel, bias = conv.weight.detach().double().numpy(), conv.bias.detach().double().numpy()
+            padded = np.pad(cells, ((1, 1), (1, 1), (0, 0)))
+            out = np.zeros((4, 4, 5))
+            for y, x, c in np.ndindex(4, 4, 5):
+                out[y, x, c] = (padded[y : y + 3, x : x + 3].transpose(2, 0, 1) * kernel[c]).sum() + bias[c]
+            cells = out if last else np.maximum(out, 0)
+        error = ((cells.reshape(16, 5) - teacher[row].double().numpy()) ** 2).mean(1)
+        errors.append(np.average(error, weights=weights[row].double().numpy()))
+    assert float(loss.detach()) == pytest.approx(np.mean(errors) / float(teacher.double().square().mean()), rel=1e-4)
+    torch.manual_seed(7)
+    whole = reconstruction_loss(generator, student, teacher, weights, 0.0)
+    assert abs((whole - loss).item()) > 1e-3, "control: what is hidden matters"
+
+
+def test_reconstruction_reaches_student_and_generator_and_is_off_by_default() -> None:
+    student, generator = network("spatial"), FeatureGenerator(32)
+    settings = Distillation(features=0, mask=0, dice=0, iou=0, objectness=0, reconstruction=2.0, hidden=0)
+    loss = one_loss(student, settings, generator=generator)
+    assert loss.total.item() == pytest.approx(2 * loss.terms.reconstruction.item()) and loss.total > 0
+    loss.total.backward()
+    gradients = [p.grad for n, p in student.named_parameters() if n.startswith(DISTILLER)]
+    assert any(g is not None and g.abs().max() > 0 for g in gradients)
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in generator.parameters())
+    assert one_loss(network("spatial"), Distillation()).terms.reconstruction == 0
 
 
 def test_labels_are_used_where_there_are_any() -> None:
@@ -271,6 +314,32 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     second.run()
     ends = [torch.load(t.folder / CHECKPOINT, weights_only=True)["model"] for t in (whole, second)]
     assert largest_difference(*ends) == 0.0
+
+
+@pytest.mark.full
+def test_a_generator_is_trained_saved_and_not_exported(tmp_path: Path) -> None:
+    whole, first = (trainer(tmp_path / name, plan(2, reconstruction=1.0)) for name in ("whole", "parts"))
+    before = {n: p.clone() for n, p in first.generator.state_dict().items()}
+    whole.run()
+    first.run(until=1)
+    second = trainer(tmp_path / "parts", plan(2, reconstruction=1.0))
+    assert second.resume()
+    second.run()
+    for name, value in second.generator.state_dict().items():
+        assert torch.equal(value, whole.generator.state_dict()[name]) and not torch.equal(value, before[name])
+    assert not any("generator" in name for name in second.ema)
+    plain = trainer(tmp_path / "plain", plan(2))
+    plain.run()
+    assert largest_difference(plain.model.state_dict(), whole.model.state_dict()) > 0, "control"
+    with pytest.raises(ValueError, match="expected the generator of plan.distillation.reconstruction"):
+        trainer(tmp_path / "plain", plan(2, reconstruction=1.0)).resume()
+
+
+def test_a_generator_needs_a_rate(tmp_path: Path) -> None:
+    given = plan(1, reconstruction=1.0)
+    frozen = replace(given, optimisation=replace(given.optimisation, rates={"": 0.0, DISTILLER: 1.0}))
+    with pytest.raises(ValueError, match="expected plan.optimisation.rates.generator > 0"):
+        trainer(tmp_path, frozen)
 
 
 def test_a_teacher_and_a_distillation_come_together(tmp_path: Path) -> None:

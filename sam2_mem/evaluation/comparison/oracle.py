@@ -5,19 +5,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from sam2_mem.evaluation.videos import AnnotatedVideo
+from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.tracking.inference_state import InferenceState
 from sam2_mem.tracking.memory_writer import MemoryWriter
 from sam2_mem.tracking.track import MaskOutput, Track
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.types import FrameFeatures, MemoryEntry
 
-MARK = "oracle=truth"
-"""What a policy's description on the command line ends with to get this predictor: fifo+oracle=truth."""
+P = TypeVar("P", bound="OraclePredictor")
+
+
+class OraclePredictor(SAM2VideoPredictor):
+    """A predictor that looks up the truth of ``video``, which is set before a pass."""
+
+    video: AnnotatedVideo | None = None
+
+    def annotated(self, state: InferenceState) -> AnnotatedVideo:
+        """The video of the truth.
+
+        Raises:
+            ValueError: no video is set, or not every frame of ``state`` has a truth.
+        """
+        video, length = self.video, state.num_frames
+        if video is None or len(video.frames) != length:
+            annotated = "none" if video is None else f"{len(video.frames)} annotated frames"
+            raise ValueError(f"expected a truth for each of {length} frames, got {annotated}; leave out the oracle")
+        return video
 
 
 @dataclass(eq=False)
@@ -57,10 +75,8 @@ class TruthWriter(MemoryWriter):
         ]
 
 
-class TruthPredictor(SAM2VideoPredictor):
-    """A predictor whose memory is fed with the truth of ``video``, which is set before a pass."""
-
-    video: AnnotatedVideo | None = None
+class TruthPredictor(OraclePredictor):
+    """A predictor whose memory is fed with the truth."""
 
     def init_state(self, *args: Any, **kwargs: Any) -> InferenceState:
         """A state with a ``TruthWriter``.
@@ -69,19 +85,21 @@ class TruthPredictor(SAM2VideoPredictor):
             ValueError: no video is set, or not every frame of it has a truth.
         """
         state = super().init_state(*args, **kwargs)
-        video, length = self.video, state.num_frames
-        if video is None or len(video.frames) != length:
-            annotated = "none" if video is None else f"{len(video.frames)} annotated frames"
-            raise ValueError(f"expected a truth for each of {length} frames, got {annotated}; leave out {MARK}")
-        state.tracker.writer = TruthWriter(self.model, self.policy, state.tracker.settings, video)
+        settings = state.tracker.settings
+        state.tracker.writer = TruthWriter(self.model, self.policy, settings, self.annotated(state))
         return state
 
 
 def with_truth(predictor: SAM2VideoPredictor) -> TruthPredictor:
     """The same predictor with its memory fed with the truth."""
-    return TruthPredictor(
+    return as_kind(predictor, TruthPredictor, predictor.policy)
+
+
+def as_kind(predictor: SAM2VideoPredictor, kind: type[P], policy: MemoryPolicy) -> P:
+    """A predictor of another class and policy, with the same network and settings."""
+    return kind(
         predictor.model,
-        predictor.policy,
+        policy,
         tracker=predictor.tracker_settings,
         settings=predictor.settings,
         refiner=predictor.refiner,

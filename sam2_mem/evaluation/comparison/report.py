@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sam2_mem.evaluation.charts import Axes, Range, Series, forest_chart, line_chart, scatter_chart
+from sam2_mem.evaluation.charts import Axes, Range, Series, Spread, box_chart, forest_chart, line_chart, scatter_chart
 from sam2_mem.evaluation.comparison.jobs import Result, ResultFolder, write_line
 from sam2_mem.evaluation.comparison.statistics import (
     EVERYTHING,
@@ -215,6 +215,11 @@ def bytes_over_frames(results: Sequence[Result], name: str = "") -> Series:
     return Series(name=name, x=list(range(length)), y=means.tolist())
 
 
+def bytes_of_videos(results: Sequence[Result], name: str = "") -> Spread:
+    """The most bytes that all states took together, of each video, in MB."""
+    return Spread(name=name, values=[max(result.state_bytes) / 1e6 for result in results if result.state_bytes])
+
+
 def draw_charts(comparison: PairedComparison, rows: Sequence[PolicyRow], folder: Path) -> list[tuple[str, str]]:
     """All charts, as (title, file name)."""
     drawn = []
@@ -251,6 +256,8 @@ def _charts(comparison: PairedComparison, rows: Sequence[PolicyRow], data: str) 
         axes,
         [bytes_over_frames(of_policy, name) for name, of_policy in results.items()],
     )
+    axes = Axes(title=f"State over all videos, {data}", x_label="the most of a video, MB", y_label="")
+    yield "bytes_of_videos", box_chart, axes, [bytes_of_videos(of_policy, name) for name, of_policy in results.items()]
     axes = Axes(title=f"{headline} and state, {data}", x_label="state, MB", y_label=f"{headline}, %")
     points = {row.policy: (row, [100 * row.figures[headline]]) for row in rows}
     yield (

@@ -19,7 +19,7 @@ import torch
 from sam2_mem.claims import ClaimFolder, ClaimLostError, shared
 from sam2_mem.evaluation.benchmark.measured_pass import PassCost, measured_pass, warm_up
 from sam2_mem.evaluation.comparison.jobs import Job, Plan, PolicyEntry, Result, ResultFolder
-from sam2_mem.evaluation.comparison.oracle import TruthPredictor
+from sam2_mem.evaluation.comparison.oracle import OraclePredictor
 from sam2_mem.evaluation.comparison.thumbnails import draw_thumbnail, masks_of, worst_frame
 from sam2_mem.evaluation.comparison.videos import ComparisonVideo, decoded
 from sam2_mem.evaluation.packed_masks import PackedMasks, PredictedVideo
@@ -220,7 +220,7 @@ class _JobRunner:
 
 
 def _feed_truth(predictor: SAM2VideoPredictor, video: ComparisonVideo) -> None:
-    if isinstance(predictor, TruthPredictor):
+    if isinstance(predictor, OraclePredictor):
         predictor.video = video.truth
 
 

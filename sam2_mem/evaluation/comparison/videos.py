@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sam2_mem.evaluation.comparison.repeated import RepeatedSource, RepeatedTruth
 from sam2_mem.evaluation.datasets import REGIONS, DatasetOnDisk, open_dataset
 from sam2_mem.evaluation.protocols import Protocol, Synthetic
 from sam2_mem.evaluation.synthetic import SYNTHETIC_SETS, SyntheticClip, open_synthetic
@@ -36,7 +38,9 @@ class ComparisonVideo:
 
 
 def comparison_videos(spec: str, names: Sequence[str] = ()) -> list[ComparisonVideo]:
-    """The videos of ``synthetic:<set>`` or ``<data set>:<root>``; with ``names`` only these."""
+    """The videos of ``synthetic:<set>`` or ``<data set>:<root>``; with ``names`` only these. ``@3`` at the end: each is played
+    forwards, backwards, forwards."""
+    spec, passes = split_passes(spec)
     kind, _, location = spec.partition(":")
     if not location:
         raise ValueError(
@@ -44,7 +48,24 @@ def comparison_videos(spec: str, names: Sequence[str] = ()) -> list[ComparisonVi
         )
     is_set = kind == "synthetic" and location in SYNTHETIC_SETS
     videos = _synthetic(spec, location) if is_set else _on_disk(spec, kind, location)
-    return [video for video in videos if not names or video.name in names]
+    chosen = [video for video in videos if not names or video.name in names]
+    return chosen if passes is None else [_repeated(video, passes) for video in chosen]
+
+
+def split_passes(spec: str) -> tuple[str, int | None]:
+    """What precedes ``@3`` at the end of the name of data, and the number of passes; None where there is none."""
+    match = re.fullmatch(r"(.*)@([1-9]\d*)", spec)
+    return (spec, None) if match is None else (match[1], int(match[2]))
+
+
+def _repeated(video: ComparisonVideo, passes: int) -> ComparisonVideo:
+    """``video`` played ``passes`` times, prompted in the first pass alone; its data are named so."""
+    return replace(
+        video,
+        data=f"{video.data}@{passes}",
+        open=lambda: RepeatedSource(video.open(), passes),
+        truth=RepeatedTruth(video.truth, video.open, passes),
+    )
 
 
 def _synthetic(spec: str, name: str) -> list[ComparisonVideo]:
@@ -68,7 +89,7 @@ def _clip_plan(clip: SyntheticClip, source: VideoSource) -> PromptPlan:
 def groups_of_videos(spec: str) -> Mapping[str, Mapping[str, str]]:
     """What videos of a synthetic set can be grouped by, "track" and "seed": the group of each video by its name. Nothing
     for other data."""
-    kind, _, name = spec.partition(":")
+    kind, _, name = split_passes(spec)[0].partition(":")
     if kind != "synthetic" or name not in SYNTHETIC_SETS:
         return {}
     clips = open_synthetic(name)
