@@ -64,7 +64,7 @@ def export(session: StudioSession, run: PolicyRun, kinds: list[str], folder: Pat
 
 def save_session(session: StudioSession, path: Path) -> None:
     """Write steps, names, policy and masks, to be opened again."""
-    masks = {frame: view.masks for frame, view in sorted(session.runs[0].frames.items()) if view.masks}
+    masks = {frame: view.masks for frame, view in session.runs[0].frames.items() if view.masks}
     replace(session.log, masks=masks).save(path)
 
 
@@ -108,15 +108,15 @@ def _write_masks(session: StudioSession, run: PolicyRun, kinds: list[str], folde
     writers = _mask_writers(session, kinds, folder, stem)
     if not writers:
         return []
-    frames = {frame: view for frame, view in sorted(run.frames.items()) if view.masks}
+    frames = [frame for frame, view in run.frames.items() if view.masks]
     if not frames:
         raise ValueError("expected a mask, got none: click on an object first")
     source = session.video.source
     size, named = (source.height, source.width), WITHOUT_PICTURES.issuperset(kinds)
     with _without_journal(folder / f"{stem}.jsonl"), MultiWriter(*writers.values()) as writer:
-        for frame, view in frames.items():
+        for frame in frames:
             item = _NamedFrame(frame, source.name(frame)) if named else source[frame]
-            writer.write(item, {i: decoded(counts, size) for i, counts in view.masks.items()})
+            writer.write(item, {i: decoded(counts, size) for i, counts in run.frames[frame].masks.items()})
             session.worker.advance(frame)
             if session.worker.stopped.is_set():
                 raise InterruptedError("stopped; what is not complete was not written")

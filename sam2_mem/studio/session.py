@@ -12,7 +12,8 @@ from itertools import count
 from pathlib import Path
 
 from sam2_mem.studio.camera import RecordedCamera
-from sam2_mem.studio.run import FrameView, PolicyRun, Snapshot
+from sam2_mem.studio.frame_store import FrameView
+from sam2_mem.studio.run import PolicyRun, Snapshot
 from sam2_mem.studio.setups import Networks, RunSetup
 from sam2_mem.studio.worker import Changes, Worker, error_words
 from sam2_mem.tracking.session_log import SessionLog, SessionStep
@@ -264,7 +265,10 @@ class StudioSession:
 
     def _run_under(self, setup: RunSetup, number: int) -> tuple[PolicyRun, RunSetup]:
         predictor, setup = self._networks.predictor(setup)
-        return PolicyRun(predictor, self.video.source, lambda frame: self.changes.note(number, frame)), setup
+        run = PolicyRun(
+            predictor, self.video.source, lambda frame: self.changes.note(number, frame), self._networks.folder
+        )
+        return run, setup
 
     def _work(self) -> Work:
         return Work(self.runs[0].snapshot(), self.log, self.setups[0], self.complete)

@@ -121,7 +121,7 @@ def spot(page: Page, x: float, y: float) -> tuple[float, float]:
 
 
 def shown(page: Page, frame: int) -> None:
-    page.wait_for_selector(f'body[data-shown="{frame}"]')
+    page.wait_for_selector(f'body[data-shown="{frame}"][data-masked="{frame}"]')
 
 
 def idle(page: Page) -> None:
