@@ -9,9 +9,11 @@ import threading
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
+
+import torch
 
 from sam2_mem.memory.trace import Action
 
@@ -131,6 +133,20 @@ def _write_all(file: IO[bytes], data: bytes) -> None:
         rest = rest[file.write(rest) :]
 
 
+class _Moved:
+    """Records that are copied into another file, each once."""
+
+    def __init__(self, source: RecordFile) -> None:
+        self._source = source
+        self._positions: dict[int, int] = {}
+
+    def to(self, target: RecordFile, position: int) -> int:
+        """Where a record is in ``target``."""
+        if position not in self._positions:
+            self._positions[position] = target.add(self._source.read(position))
+        return self._positions[position]
+
+
 class FrameStore(MutableMapping[int, FrameView]):
     """Views by frame; what memory did, by frame and object; when entries came and went.
 
@@ -170,6 +186,26 @@ class FrameStore(MutableMapping[int, FrameView]):
             {i: numbers.copy() for i, numbers in part.items()} for part in (self._entered, self._left)
         )
         return twin
+
+    def saved(self) -> dict[str, Any]:
+        """All of it as tensors of plain numbers, without what is no longer referred to."""
+        twin, kept = FrameStore(None), _Moved(self._records)
+        for frame, view in self.items():
+            twin[frame] = replace(view, memory={i: kept.to(twin._records, p) for i, p in view.memory.items()})
+        parts: dict[str, Any] = {"views": torch.tensor(twin._views.array)}
+        for name, numbers in (("entered", self._entered), ("left", self._left)):
+            moved = {i: [p if p < 0 else kept.to(twin._records, p) for p in n.array] for i, n in numbers.items()}
+            parts[name] = {i: torch.tensor(positions) for i, positions in moved.items()}
+        return parts | {"records": torch.frombuffer(bytearray(twin._records.content()), dtype=torch.uint8)}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Take over what ``saved`` has written; this one is empty."""
+        self._records.fill(saved["records"].numpy().tobytes())
+        self._views = FrameNumbers(saved["views"].tolist())
+        self._entered, self._left = (
+            {i: FrameNumbers(positions.tolist()) for i, positions in saved[name].items()}
+            for name in ("entered", "left")
+        )
 
     def changed_since(self, before: FrameStore) -> list[int]:
         """Frames whose view is another one than in ``before``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +13,13 @@ import torch
 
 from sam2_mem.evaluation.inspection.recording import ObjectRecord, Recorder, as_json, frame_records, from_json
 from sam2_mem.evaluation.inspection.timeline import Styles
+from sam2_mem.memory.serialization import MemoryFileError
 from sam2_mem.memory.trace import TraceRecord
 from sam2_mem.studio.frame_store import FrameStore, FrameView
 from sam2_mem.tracking.alternatives import Alternative
 from sam2_mem.tracking.inference_state import InferenceState
 from sam2_mem.tracking.session_log import SessionStep
+from sam2_mem.tracking.session_state import load_state, save_state
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.video import VideoSource
 from sam2_mem.video.rle import encode_mask
@@ -59,6 +61,7 @@ class PolicyRun:
         self.on_change = on_change
         self.state = predictor.init_state(source)
         self.frames = FrameStore(folder)
+        self._folder = folder
         self._kinds: dict[str, None] = {}
         self._recorder = Recorder(read_mass=True)
         self._records: dict[tuple[int, int], list[TraceRecord]] = {}
@@ -155,3 +158,20 @@ class PolicyRun:
         self.predictor.listen(self.state, self._recorder)
         for frame in self.frames.changed_since(before):
             self.on_change(frame)
+
+    def save(self, path: Path, about: Mapping[str, Any]) -> None:
+        """Write all of it, with ``about``, for ``load``. TypeError where the state of the policy cannot be saved."""
+        save_state(path, self.state, {**about, "frames": self.frames.saved(), "kinds": list(self._kinds)})
+
+    def load(self, path: Path, about: Mapping[str, Any]) -> None:
+        """Become what ``save`` has written; this one is new. MemoryFileError where it is another file, or about something else."""
+        state, frames = self.predictor.init_state(self.state.video), FrameStore(self._folder)
+        with NETWORK:
+            saved = load_state(path, self.predictor, state)
+        if any(saved.get(name) != value for name, value in about.items()):
+            raise MemoryFileError(
+                f"expected the state of this session in '{path}', got that of another one, or of an earlier save"
+            )
+        frames.restore(saved["frames"])
+        self._kinds = dict.fromkeys(saved["kinds"])
+        self.restore(Snapshot(state, frames))

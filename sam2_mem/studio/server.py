@@ -82,6 +82,7 @@ class Studio:
         """Open a video, or a saved session; the id of the session."""
         file = confined(self.folder, path)
         log = SessionLog(video=path, config=self.config, checkpoint=self.checkpoint, policy=policy)
+        saved_at = file
         saved = load_session(file) if path.endswith(exports.SESSION_ENDING) else None
         if saved is not None:
             file = confined(self.folder, saved.video)
@@ -92,7 +93,9 @@ class Studio:
             log = SessionLog(**{**vars(saved), "steps": (), "masks": {}})
         key = self._add(lambda: StudioSession(file, self.networks, log))
         if saved is not None:
-            self.sessions[key].replay(saved.steps, saved.masks)
+            session = self.sessions[key]
+            about = exports.state_of(session, saved_at.read_text(encoding="utf-8"))
+            session.reopen(saved, lambda run: run.load(exports.state_path(saved_at), about))
         return key
 
     def open_camera(self, index: int, policy: str) -> str:
