@@ -14,10 +14,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
 from micro import REPRESENTATIVE, blob, in_tiers, micro_predictor, one_thread, picture  # noqa: F401
 from PIL import Image
-from test_studio_security import HOST, TOKEN, save_video
+from studio_client import COUNT, DEMO, TOKEN, Page, save_video
 
 from sam2_mem import build_sam2_video_predictor
 from sam2_mem.config import policy_names
@@ -26,87 +25,14 @@ from sam2_mem.evaluation.datasets import DatasetOnDisk
 from sam2_mem.evaluation.inspection.timeline import drawings
 from sam2_mem.studio import run as run_module
 from sam2_mem.studio.policies import policy_form, policy_from
-from sam2_mem.studio.server import Studio, studio_app
+from sam2_mem.studio.server import Studio
 from sam2_mem.tracking import session_state
 from sam2_mem.tracking.archive import Archive
-from sam2_mem.tracking.session_log import load_session, outline_mask
+from sam2_mem.tracking.session_log import load_session
 from sam2_mem.tracking.video_checkpoint import SavedTrack, set_tracks
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.video import open_video, read_rle
 from sam2_mem.video.indexed import IndexedFileSource
-
-COUNT = 10
-DEMO = Path(__file__).resolve().parents[2] / "notebooks" / "videos"
-
-
-class Page:
-    """A client with one session open."""
-
-    def __init__(self, studio: Studio, path: str = "clip", **opening: str) -> None:
-        self.client = TestClient(studio_app(studio, TOKEN, [HOST]), base_url=f"http://{HOST}")
-        self.key = self.post("api/sessions", path=path, **opening)["key"]
-
-    def post(self, address: str, **body: Any) -> dict[str, Any]:
-        answer = self.client.post(f"/{TOKEN}/{address}", json=body)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    def refused(self, path: str, **body: Any) -> str:
-        answer = self.client.post(f"/{TOKEN}/api/sessions/{self.key}/{path}", json=body)
-        assert 400 <= answer.status_code < 500, answer.text
-        return answer.json()["detail"]
-
-    def do(self, address: str, **body: Any) -> dict[str, Any]:
-        return self.post(f"api/sessions/{self.key}/{address}", **body)
-
-    def get(self, path: str, **query: Any) -> Any:
-        answer = self.client.get(f"/{TOKEN}/api/sessions/{self.key}/{path}", params=query)
-        assert answer.status_code == 200, answer.text
-        return answer
-
-    def changes(self, since: int = 0) -> dict[str, Any]:
-        return self.get("changes", since=since, wait=0).json()
-
-    def state(self) -> dict[str, Any]:
-        return self.changes()["state"]
-
-    def finish(self) -> dict[str, Any]:
-        """The state when nothing is running any more."""
-        deadline = time.monotonic() + 60
-        while (state := self.state())["job"] is not None:
-            assert time.monotonic() < deadline, state
-            time.sleep(0.01)
-        return state
-
-    def ids(self, frame: int, run: int = 0) -> np.ndarray:
-        return np.array(Image.open(io.BytesIO(self.get(f"mask/{frame}", run=run).content)))
-
-    def outline(self, frame: int, obj_id: int, number: int = 0) -> np.ndarray:
-        """Draw around a blob; the mask that was drawn."""
-        contours, _ = cv2.findContours(blob(number, frame).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        corners = contours[0][:, 0].tolist()
-        self.do("step", kind="prompt", frame=frame, obj_id=obj_id, outline=corners)
-        return outline_mask(corners, (64, 64))
-
-    def click(self, frame: int, x: float, y: float, obj_id: int = 1) -> None:
-        self.do("step", kind="prompt", frame=frame, obj_id=obj_id, points=[[x, y]], labels=[1])
-
-    def track(self, frame: int = 0, **options: Any) -> dict[str, Any]:
-        self.do("track", frame=frame, **options)
-        return self.finish()
-
-
-@pytest.fixture
-def studio(tmp_path: Path) -> Iterator[Studio]:
-    save_video(tmp_path / "clip", COUNT)
-    studio = Studio(micro_predictor(), tmp_path, config="micro")
-    yield studio
-    studio.close()
-
-
-@pytest.fixture
-def page(studio: Studio) -> Page:
-    return Page(studio)
 
 
 def truth(

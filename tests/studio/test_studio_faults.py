@@ -25,13 +25,12 @@ from typing import Any
 import numpy as np
 import pytest
 from micro import blob, micro_predictor, one_thread, picture  # noqa: F401
-from test_studio_api import COUNT, DEMO, Page
-from test_studio_security import TOKEN, save_video
+from studio_client import COUNT, DEMO, TOKEN, Page
 
 from sam2_mem.cli.studio import parse_arguments
 from sam2_mem.studio import run as run_module
 from sam2_mem.studio import worker
-from sam2_mem.studio.frame_store import FrameStore, FrameView
+from sam2_mem.studio.frame_store import FrameStore, FrameView, RecordFile
 from sam2_mem.studio.run import PolicyRun
 from sam2_mem.studio.server import Studio
 from sam2_mem.studio.session import StudioSession, Work
@@ -39,20 +38,6 @@ from sam2_mem.studio.setups import ARCHIVE_BYTES, ARCHIVE_FRAMES, Networks, RunS
 from sam2_mem.studio.worker import Changes
 from sam2_mem.tracking.session_log import SessionLog, SessionStep, load_session
 from sam2_mem.video.stored import ArraySource
-
-
-@pytest.fixture
-def studio(tmp_path: Path) -> Iterator[Studio]:
-    save_video(tmp_path / "clip", COUNT)
-    studio = Studio(micro_predictor(), tmp_path, config="micro")
-    yield studio
-    studio.close()
-
-
-@pytest.fixture
-def page(studio: Studio) -> Page:
-    return Page(studio)
-
 
 # -- tabs -------------------------------------------------------------------------------------------------------------
 
@@ -203,6 +188,24 @@ def test_a_killed_server_loses_nothing_that_was_saved(tmp_path: Path) -> None:
 def _refused(server: Server, path: str, body: dict[str, Any]) -> None:
     with pytest.raises((urllib.error.URLError, ConnectionError, http.client.HTTPException)):
         server.post(path, **body)
+
+
+def test_the_disk_is_full_while_a_pass_runs(page: Page, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known of frames is in a file; where that cannot grow the pass ends, all is as before it, and it can be done again."""
+    page.outline(0, 1)
+    mask, add, taken = page.ids(0), RecordFile.add, itertools.count()
+
+    def full(self: RecordFile, value: Any) -> int:
+        if next(taken) > 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return add(self, value)
+
+    monkeypatch.setattr(RecordFile, "add", full)
+    assert "the disk is full" in page.track()["message"]
+    monkeypatch.undo()
+    known = studio.sessions[page.key].runs[0].frames
+    assert list(known) == [0] and np.array_equal(page.ids(0), mask)
+    assert page.track()["message"] == "" and len(studio.sessions[page.key].runs[0].frames) == COUNT
 
 
 # -- a session that is stopped while it is repeated -------------------------------------------------------------------
