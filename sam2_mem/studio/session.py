@@ -169,10 +169,20 @@ class StudioSession:
             load: gives a run the state after them. Where that raises MemoryFileError the steps are done anew, which is said;
                 where it raises FileNotFoundError as well.
         """
+
+        def resume() -> None:
+            try:
+                load(self.runs[0])
+                self.log = replace(self.log, steps=saved.steps)
+            except (FileNotFoundError, MemoryFileError) as error:
+                if isinstance(error, MemoryFileError):
+                    self.worker.say(f"All steps are done again: {error}")
+                self._finish_all(saved.steps)
+
         for frame, by_object in saved.masks.items():
             self.runs[0].frames[frame] = FrameView(masks=by_object)
             self.changes.note(0, frame)
-        self.worker.submit("replay", lambda: self._resume(saved.steps, load), len(saved.masks))
+        self.worker.submit("replay", resume, len(saved.masks))
 
     def use(self, setup: RunSetup) -> None:
         """Do all steps again under another setup, in place of the first run."""
@@ -247,16 +257,6 @@ class StudioSession:
             step = replace(step, max_frames=max(len(frames) - 1, 0))
         self.log = replace(self.log, steps=(*self.log.steps, step))
         return frames
-
-    def _resume(self, steps: tuple[SessionStep, ...], load: Callable[[PolicyRun], None]) -> None:
-        try:
-            load(self.runs[0])
-            self.log = replace(self.log, steps=steps)
-        except FileNotFoundError:
-            self._finish_all(steps)
-        except MemoryFileError as error:
-            self.worker.say(f"All steps are done again: {error}")
-            self._finish_all(steps)
 
     def _finish_all(self, steps: Iterable[SessionStep]) -> None:
         for step in steps:

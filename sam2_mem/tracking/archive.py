@@ -100,12 +100,6 @@ class Archive:
         ranges = self._missing.get((kind, obj_id))
         return [] if ranges is None else [frame for frame in frames if frame in ranges]
 
-    def saved(self, device: torch.device) -> SavedArchive:
-        """All that is held, where the network is on ``device``."""
-        records = tuple((key, _without_device(record.value, device)) for key, record in self._records.items())
-        missing = tuple((key, ranges.runs) for key, ranges in self._missing.items())
-        return SavedArchive(records, missing, self._overflow_reported)
-
     # -- changes ------------------------------------------------------------------------------------------------
 
     def follow(self, obj_id: int, before: Bank | None, after: Bank | None) -> None:
@@ -171,13 +165,6 @@ class Archive:
         for obj_id in {key[1] for key in self._records} | {key[1] for key in self._missing}:
             self.remove(obj_id)
 
-    def restore(self, saved: SavedArchive, device: torch.device) -> None:
-        """Take in all of another archive, where the network is on ``device``; this one is empty."""
-        self._overflow_reported = saved.overflow_reported
-        self._missing = {key: TrackedRanges(runs) for key, runs in saved.missing}
-        for key, value in saved.records:
-            self._add(key, _with_device(value, device))
-
     # -- bookkeeping --------------------------------------------------------------------------------------------
 
     def _insert(self, key: Key, record: Record) -> None:
@@ -215,6 +202,21 @@ class Archive:
             key[1],
             key[2],
         )
+
+
+def save_archive(archive: Archive, device: torch.device) -> SavedArchive:
+    """All that is held, where the network is on ``device``."""
+    records = tuple((key, _without_device(record.value, device)) for key, record in archive._records.items())
+    missing = tuple((key, ranges.runs) for key, ranges in archive._missing.items())
+    return SavedArchive(records, missing, archive._overflow_reported)
+
+
+def restore_archive(archive: Archive, saved: SavedArchive, device: torch.device) -> None:
+    """Let an empty archive take in all of another one, where the network is on ``device``."""
+    archive._overflow_reported = saved.overflow_reported
+    archive._missing = {key: TrackedRanges(runs) for key, runs in saved.missing}
+    for key, value in saved.records:
+        archive._add(key, _with_device(value, device))
 
 
 def _without_device(value: ArchivedEntry | MaskOutput, device: torch.device) -> ArchivedEntry | MaskOutput:

@@ -19,7 +19,7 @@ import torch
 from sam2_mem.files import atomic_path
 from sam2_mem.memory.serialization import MemoryFileError, packed, unpacked
 from sam2_mem.prompts import Prompt
-from sam2_mem.tracking.archive import SavedArchive
+from sam2_mem.tracking.archive import SavedArchive, restore_archive, save_archive
 from sam2_mem.tracking.inference_state import InferenceState
 from sam2_mem.tracking.video_checkpoint import SavedTrack, saved_tracks, set_tracks
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
@@ -58,7 +58,7 @@ def save_state(path: str | PathLike[str], state: InferenceState, about: Mapping[
         tracks=saved_tracks(state),
         prompts=state.prompts,
         scores=dict(state.recent_scores),
-        archive=tracker.archive.saved(tracker.model.device),
+        archive=save_archive(tracker.archive, tracker.model.device),
         window=tuple(features.index for features in tracker.window),
     )
     content = packed(saved, tracker.model.device)
@@ -93,6 +93,6 @@ def load_state(path: str | PathLike[str], predictor: SAM2VideoPredictor, state: 
         ) from error
     set_tracks(state, saved.tracks)
     state.prompts, state.recent_scores = saved.prompts, OrderedDict(saved.scores)
-    tracker.archive.restore(saved.archive, device)
+    restore_archive(tracker.archive, saved.archive, device)
     tracker.window = tuple(state.features_at(frame, predictor.encode) for frame in saved.window)
     return content["about"]

@@ -27,7 +27,6 @@ from sam2_mem.studio import run as run_module
 from sam2_mem.studio.policies import policy_form, policy_from
 from sam2_mem.studio.server import Studio
 from sam2_mem.tracking import session_state
-from sam2_mem.tracking.archive import Archive
 from sam2_mem.tracking.session_log import load_session
 from sam2_mem.tracking.video_checkpoint import SavedTrack, set_tracks
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
@@ -334,7 +333,7 @@ def test_the_parts_of_a_saved_state_matter(
     """The control: without one of its parts a session goes on otherwise."""
     path = saved_after_a_correction(page)
     if left_out == "archive":
-        monkeypatch.setattr(Archive, "restore", lambda *_: None)
+        monkeypatch.setattr(session_state, "restore_archive", lambda *_: None)
     else:
         monkeypatch.setattr(
             session_state, "set_tracks", lambda s, tracks: set_tracks(s, (without(t, left_out) for t in tracks))
