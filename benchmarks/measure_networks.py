@@ -154,7 +154,9 @@ class Case:
         passes = self.ours.propagate_in_video(state)
         spent: tuple[list[float], list[float]] = ([], [])
         agreement, apart = 1.0, 0.0
-        in_float32 = mock.patch.object(torch, "bfloat16", torch.float32)  # transformers rounds SAM 2's memory without a switch
+        in_float32 = mock.patch.object(
+            torch, "bfloat16", torch.float32
+        )  # transformers rounds SAM 2's memory without a switch
         with closing(passes), torch.inference_mode(), in_float32:
             next(passes)
             for index in range(1, frames):
