@@ -62,6 +62,9 @@ EXTRAS_REQUIRE = {
     "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
 }
 
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+"""Those that the workflows run the tests on; the first is the oldest that may be used."""
+
 
 def read_version() -> str:
     text = (ROOT / "sam2_mem" / "__init__.py").read_text(encoding="utf-8")
@@ -80,7 +83,14 @@ setup(
     long_description=read_readme(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10",
+    python_requires=f">={PYTHONS[0]}",
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        *(f"Programming Language :: Python :: {version}" for version in PYTHONS),
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
     packages=[*find_packages(include=["sam2_mem", "sam2_mem.*"]), "sam2_mem.configs", "sam2_mem.checkpoints"],
     package_dir={"sam2_mem.configs": "configs", "sam2_mem.checkpoints": "checkpoints"},
     package_data={

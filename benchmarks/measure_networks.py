@@ -5,8 +5,8 @@
     python benchmarks/measure_networks.py transformers --size 512
 
 Random weights. `networks`: one frame (image encoder and tracker) with a full bank, again and again from one state, all networks and policies
-in turn. `transformers`: the same weights in both, clicks on frame 0, every frame by the one and then the other; their masks are compared. Times are processor seconds of one
-thread, the least of all turns, which holds on a machine that does other things too.
+in turn. `transformers`: the same weights in both, clicks on frame 0, memory in float32, every frame by the one and then the other; their
+masks are compared. Times are processor seconds of one thread, the least of all turns, which holds on a machine that does other things too.
 """
 
 from __future__ import annotations
@@ -154,7 +154,10 @@ class Case:
         passes = self.ours.propagate_in_video(state)
         spent: tuple[list[float], list[float]] = ([], [])
         agreement, apart = 1.0, 0.0
-        with closing(passes), torch.inference_mode():
+        in_float32 = mock.patch.object(
+            torch, "bfloat16", torch.float32
+        )  # transformers rounds SAM 2's memory without a switch
+        with closing(passes), torch.inference_mode(), in_float32:
             next(passes)
             for index in range(1, frames):
                 seconds, out = seconds_of(lambda: self.theirs.model(inference_session=session, frame_idx=index))
@@ -176,15 +179,15 @@ def cases(size: int, frames: int) -> Iterator[tuple[str, Case]]:
 
     clip = make_clip(frames, size, size)
     models = {
-        "edgetam": (transformers.EdgeTamVideoModel, edgetam_config(size, 16), "float32"),
-        "sam2.1_hiera_t": (transformers.Sam2VideoModel, sam2_config("t", is_2_1=True, size=size), "bfloat16"),
+        "edgetam": (transformers.EdgeTamVideoModel, edgetam_config(size, 16)),
+        "sam2.1_hiera_t": (transformers.Sam2VideoModel, sam2_config("t", is_2_1=True, size=size)),
     }
-    for name, (kind, config, dtype) in models.items():
+    for name, (kind, config) in models.items():
         model = kind(config)
         enliven(model, loudness=0.2)
         with tempfile.TemporaryDirectory() as folder:
             path = saved(model, Path(folder) / "model.safetensors")
-            overrides = (f"tracker.memory_dtype={dtype}", "++tracker.fill_hole_area=0")
+            overrides = ("tracker.memory_dtype=float32", "++tracker.fill_hole_area=0")
             ours = make_predictor(path, *overrides, config=name, image_size=size, postprocessing=True)
         yield name, Case(TransformersPredictor(model, as_official=False), ours, clip)
 

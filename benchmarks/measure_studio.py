@@ -35,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--size", default="1280x720", help="width x height (default: 1280x720)")
     parser.add_argument("--config", default="nano_v2")
     parser.add_argument("--objects", type=int, default=1)
-    parser.add_argument("--archive_mb", type=float, default=256, help="as of the command (default: 256)")
+    parser.add_argument("--archive_mb", type=float, help="as of the command")
     parser.add_argument("--track", type=int, help="frames to track (default: all)")
     parser.add_argument("--asked", type=int, default=40, help="random frames that are asked for (default: 40)")
     parser.add_argument("--browser", action="store_true", help="also measure in Chromium")
@@ -69,9 +69,9 @@ def centre(index: int, number: int, width: int, height: int) -> tuple[int, int]:
 class Server:
     """`sam2-mem studio` on a video."""
 
-    def __init__(self, video: Path, config: str, archive_mb: float) -> None:
+    def __init__(self, video: Path, config: str, archive_mb: float | None) -> None:
         words = ["studio", "--port", "0", "--no_browser", "--config", config, "--device", "cpu", "--threads", "1"]
-        words += ["--archive_mb", str(archive_mb)]
+        words += [] if archive_mb is None else ["--archive_mb", str(archive_mb)]
         command = [sys.executable, "-m", "sam2_mem", *words, str(video), "--folder", str(video.parent)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
@@ -115,7 +115,8 @@ def measure_frames(server: Server, video: Path, asked: int) -> tuple[str, dict[s
 
 
 def measure_browser(server: Server) -> dict[str, float]:
-    """Seconds in Chromium: from the address to the picture, from a click in the timeline to the picture."""
+    """Seconds in Chromium: from the address to the picture, from a click in the timeline to the picture, with masks where frames
+    have been tracked."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -134,6 +135,7 @@ def measure_browser(server: Server) -> dict[str, float]:
             page.mouse.click(box["x"] + x, box["y"] + 30)
             page.wait_for_selector(f"body:not([data-shown='{before}'])")
             times.append(time.perf_counter() - begun)
+            page.wait_for_timeout(500)
         chromium.close()
     return figures | {"scrub": statistics.median(times), "scrub_most": max(times)}
 
@@ -169,11 +171,13 @@ def main() -> None:
         key, figures = measure_frames(server, video, args.asked)
         if args.browser:
             figures |= measure_browser(server)
-        print(f"{args.frames} frames of {args.size}, {args.config}, {args.objects} objects\n\n| | s |\n|---|---|")
-        print("".join(f"| {name} | {value:.3f} |\n" for name, value in figures.items()), flush=True)
         rows = measure_tracking(server, key, args, (width, height))
+        if args.browser:
+            figures |= {f"{name}, tracked": value for name, value in measure_browser(server).items()}
     finally:
         server.process.kill()
+    print(f"{args.frames} frames of {args.size}, {args.config}, {args.objects} objects\n\n| | s |\n|---|---|")
+    print("".join(f"| {name} | {value:.3f} |\n" for name, value in figures.items()))
     print("| frames tracked | s | MB |\n|---|---|---|")
     print("".join(f"| {done:.0f} | {spent:.0f} | {megabytes:.0f} |\n" for done, spent, megabytes in rows))
     (args.out / "figures.json").write_text(json.dumps({"figures": figures, "tracking": rows}, indent=1) + "\n")

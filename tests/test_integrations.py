@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import pty
 import re
 import shutil
 import subprocess
@@ -157,11 +159,17 @@ def test_flags_are_those_of_the_help() -> None:
     assert {"sheet", "export", "demo"} <= set(flags("synthetic"))
 
 
-def test_bash_completes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
+    """What the command prints, with one flag of each command."""
     monkeypatch.setattr("sam2_mem.cli.completion.flags", lambda name: [f"--of-{name}"])
     assert command.main(["completion"]) == 0
-    script = tmp_path / "completion.bash"
-    script.write_text(capsys.readouterr().out)
+    path = tmp_path / "completion"
+    path.write_text(capsys.readouterr().out)
+    return path
+
+
+def test_bash_completes(script: Path) -> None:
     bash = shutil.which("bash")
     assert bash is not None
 
@@ -173,3 +181,48 @@ def test_bash_completes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert completed("ver") == ["verify"]
     assert completed("segment", "--of") == ["--of-segment"]
     assert completed("segment", "cl") == [], "files are left to the shell"
+
+
+ZSHRC = """
+unsetopt zle_bracketed_paste
+sam2-mem() { print -r -- "<$*>" }
+"""
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh: apt-get install zsh")
+@pytest.mark.parametrize("completes", [True, False])
+def test_zsh_completes(completes: bool, script: Path, tmp_path: Path) -> None:
+    """Keys at a terminal: a tab after the start of a word, then a line that shows what became of it."""
+    (tmp_path / "clip.mp4").touch()
+    (tmp_path / ".zshrc").write_text(ZSHRC + (f"source {script}" if completes else ""))
+    shown = keys_at_zsh(tmp_path, "sam2-mem ver\t\nsam2-mem segment --of\t\nsam2-mem segment cl\t\nexit\n")
+    whole = (
+        ["verify", "segment --of-segment", "segment clip.mp4"]
+        if completes
+        else ["ver", "segment --of", "segment clip.mp4"]
+    )
+    assert re.findall(r"^<(.*?) *>", shown, re.MULTILINE) == whole, shown
+
+
+def keys_at_zsh(home: Path, keys: str) -> str:
+    """What a terminal shows in which zsh runs, until it ends."""
+    screen, keyboard = pty.openpty()
+    environment = {"PATH": os.environ["PATH"], "TERM": "dumb", "HOME": str(home)}
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), keyboard)
+    zsh = subprocess.Popen(["zsh", "-i"], **streams, env=environment, cwd=home, start_new_session=True)
+    os.close(keyboard)
+    try:
+        os.write(screen, keys.encode())
+        return b"".join(iter(lambda: read(screen), b"")).decode()
+    finally:
+        zsh.kill()
+        zsh.wait()
+        os.close(screen)
+
+
+def read(screen: int) -> bytes:
+    """What a terminal shows next; nothing when its program has ended."""
+    try:
+        return os.read(screen, 1 << 16)
+    except OSError:
+        return b""

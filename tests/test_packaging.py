@@ -11,8 +11,10 @@ import re
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,6 +25,8 @@ from make_golden_keys import CONFIGS, golden_path
 
 import sam2_mem
 from sam2_mem.checkpoint import OFFICIAL_MODELS, sha256_of
+from sam2_mem.cli.command import COMMANDS
+from sam2_mem.video import read_mask_png
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -284,12 +288,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built from a copy of the checkout that also holds files which must stay out, and one that must not."""
     source = tmp_path_factory.mktemp("source")
     for name in ("sam2_mem", "configs", "checkpoints"):
-        ignore = shutil.ignore_patterns("__pycache__", "*.pt", "*.safetensors")
+        ignore = shutil.ignore_patterns("__pycache__", "*.pt")
         shutil.copytree(ROOT / name, source / name, ignore=ignore)
     for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
         if (ROOT / name).is_file():
             shutil.copy(ROOT / name, source)
-    for name in ("sam2.1_hiera_tiny.pt", "someone_elses.safetensors", "sam2_mem_nano.safetensors"):
+    for name in ("sam2.1_hiera_tiny.pt", "someone_elses.safetensors"):
         (source / "checkpoints" / name).write_bytes(b"weights")
     out = tmp_path_factory.mktemp("wheel")
     options = ("--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check")
@@ -298,12 +302,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(out.glob("sam2_mem-*.whl"))
 
 
-def test_wheel_carries_configs_code_and_the_small_model(wheel: Path) -> None:
+OURS = [
+    f"sam2_mem_nano{kind}.safetensors" for kind in ("", "_spatial2", "_spatial4", "_temporal", "_temporal_gru", "_v2")
+]
+
+
+def test_wheel_carries_configs_code_and_the_small_models(wheel: Path) -> None:
     packed = set(zipfile.ZipFile(wheel).namelist())
     configs = {f"sam2_mem/{file.relative_to(ROOT).as_posix()}" for file in (ROOT / "configs").rglob("*.yaml")}
     code = {file.relative_to(ROOT).as_posix() for file in (ROOT / "sam2_mem").rglob("*.py")}
     assert {f"sam2_mem/{config}" for config in CONFIGS} <= configs
-    beside = {"sam2_mem/checkpoints/sam2_mem_nano.safetensors", "sam2_mem/py.typed"}
+    beside = {*(f"sam2_mem/checkpoints/{name}" for name in OURS), "sam2_mem/py.typed"}
     data = {file.relative_to(ROOT).as_posix() for file in (ROOT / "sam2_mem").rglob("*.[!p]*") if file.is_file()}
     assert {"sam2_mem/evaluation/datasets.yaml", "sam2_mem/evaluation/templates/comparison.html"} <= data
     assert {f"sam2_mem/studio/static/{name}" for name in ("index.html", "app.js", "studio.css")} <= data
@@ -313,7 +322,7 @@ def test_wheel_carries_configs_code_and_the_small_model(wheel: Path) -> None:
 def test_wheel_carries_no_official_weights_and_nothing_beside_the_package(wheel: Path) -> None:
     packed = zipfile.ZipFile(wheel).namelist()
     weights = [name for name in packed if name.endswith((".pt", ".safetensors"))]
-    assert weights == ["sam2_mem/checkpoints/sam2_mem_nano.safetensors"]
+    assert sorted(weights) == [f"sam2_mem/checkpoints/{name}" for name in OURS]
     tops = {name.split("/")[0] for name in packed}
     assert tops == {"sam2_mem", f"sam2_mem-{sam2_mem.__version__}.dist-info"}
 
@@ -324,12 +333,83 @@ def test_wheel_brings_the_command(wheel: Path) -> None:
         assert "sam2-mem = sam2_mem.cli.command:main" in packed.read(name).decode()
 
 
-def test_installed_wheel_has_its_configs_beside_the_module(wheel: Path, tmp_path: Path) -> None:
-    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    code = "import sam2_mem, pathlib; print(pathlib.Path(sam2_mem.__file__).parent)"
-    result = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
-    assert result.stdout.strip() == str(tmp_path / "site" / "sam2_mem"), result.stderr
-    assert (tmp_path / "site" / "sam2_mem" / CONFIGS[0]).is_file()
+def test_wheel_names_the_pythons_that_the_workflow_tests(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as packed:
+        [name] = [name for name in packed.namelist() if name.endswith("dist-info/METADATA")]
+        text = packed.read(name).decode()
+    versions = re.findall(r"^Classifier: Programming Language :: Python :: (3\.\d+)$", text, re.MULTILINE)
+    tested = re.search(r"python-version: (\[.+\])", (ROOT / ".github/workflows/tests.yml").read_text())
+    assert tested is not None and json.loads(tested[1]) == versions
+    assert f"\nRequires-Python: >={versions[0]}\n" in text
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """An environment of its own in a folder without a checkout. What the package requires comes from this environment."""
+
+    folder: Path
+
+    @property
+    def site(self) -> Path:
+        return next(self.folder.glob("env/lib/python*/site-packages"))
+
+    def run(self, *command: str | Path) -> str:
+        """Output of a program of the environment."""
+        name, *words = command
+        result = run(self.folder / "env/bin" / name, *words, cwd=self.folder, PYTHONPATH="")
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Elsewhere:
+    """Not yet with the package."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    venv.create(folder / "env", symlinks=True)
+    environment = Elsewhere(folder)
+    required = [place for place in sys.path if Path(place).name in ("site-packages", "dist-packages")]
+    (environment.site / "required.pth").write_text("\n".join(required))
+    return environment
+
+
+def install(wheel: Path, elsewhere: Elsewhere) -> None:
+    options = ("--no-deps", "--no-index", "--disable-pip-version-check", "--no-compile", "--force-reinstall")
+    python = elsewhere.folder / "env/bin/python"
+    result = run(sys.executable, "-m", "pip", "--python", python, "install", *options, wheel, cwd=elsewhere.folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+HELP = """
+from sam2_mem.cli.command import COMMANDS, main
+for name in COMMANDS:
+    print("----", flush=True)
+    try:
+        main([name, "--help"])
+    except SystemExit as ended:
+        assert ended.code == 0, name
+"""
+
+
+@pytest.mark.full
+@pytest.mark.extended
+def test_the_wheel_alone_segments(wheel: Path, elsewhere: Elsewhere) -> None:
+    where = "import importlib.util; print(importlib.util.find_spec('sam2_mem'))"
+    assert elsewhere.run("python", "-c", where) == "None\n", "a checkout or an installed package would be used instead"
+    install(wheel, elsewhere)
+    assert f"origin='{elsewhere.site}/sam2_mem/__init__.py'" in elsewhere.run("python", "-c", where)
+    assert elsewhere.run("sam2-mem", "--version").strip() == sam2_mem.__version__
+    assert "usage: sam2-mem COMMAND" in elsewhere.run("sam2-mem", "--help")
+    helps = elsewhere.run("python", "-c", HELP).split("----\n")[1:]
+    assert [text.split()[:3] for text in helps] == [["usage:", "sam2-mem", name] for name in COMMANDS]
+    elsewhere.run("sam2-mem", "synthetic", "demo", "--out", "videos")
+    video = ("--video", "videos/demo", "--box", "16,102,86,158", "--max_frames", "3")
+    said = elsewhere.run("sam2-mem", "segment", "--sam2_cfg", "nano_v2", *video, "--device", "cpu", "--output", "out")
+    assert "1 of 1 videos are complete" in said
+    masks = sorted(elsewhere.folder.glob("out/demo/*.png"))
+    assert len(masks) == 3 and all(read_mask_png(mask).ids.any() for mask in masks)
+    assert (elsewhere.folder / "out/demo_overlay.mp4").is_file()
+    beside = {path.name for path in elsewhere.folder.iterdir()}
+    assert beside == {"env", "videos", "out"}, "nothing is written anywhere else"
 
 
 def test_official_weights_cannot_be_committed() -> None:

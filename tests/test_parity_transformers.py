@@ -7,9 +7,11 @@ Weights are random and go through a ``.safetensors`` file under transformers' na
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from clips import Clip, make_clip
@@ -30,6 +32,7 @@ from sam2_mem import SAM2VideoPredictor
 pytestmark = [needs_transformers, pytest.mark.full]
 
 TOLERANCE = 1e-4  # of logits
+CLEAR = 1e-4  # logits; about three times the differences measured
 SIZE, SIDE = 128, 4
 SMALL_TRUNK = {"embed_dim": (16, 32, 64, 128), "depth": (2, 2, 4, 2)}
 EDGETAM = (
@@ -81,16 +84,16 @@ def edgetam(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     import transformers
 
     model = transformers.EdgeTamVideoModel(edgetam_config(SIZE, SIDE, trunk=SMALL_TRUNK))
-    return pair(model, tmp_path_factory.mktemp("edgetam"), "edgetam", *EDGETAM)
+    return pair(model, tmp_path_factory.mktemp("edgetam"), "edgetam", *EDGETAM, loudness=0.5)
 
 
 def sam2_pair(letter: str, folder: Path, *, is_2_1: bool = True) -> Pair:
-    """A published size of SAM 2, on small images; logits of random weights would be up to 100, these are up to 20."""
+    """A published size of SAM 2, on small images; logits of random weights would be up to 100, these are up to 10."""
     import transformers
 
     model = transformers.Sam2VideoModel(sam2_config(letter, is_2_1=is_2_1, size=SIZE))
     family = "sam2.1" if is_2_1 else "sam2"
-    return pair(model, folder, f"configs/{family}/{family}_hiera_{letter}.yaml", loudness=0.2)
+    return pair(model, folder, f"configs/{family}/{family}_hiera_{letter}.yaml", loudness=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +174,41 @@ def worst(theirs: list[PublishedMask], ours: list[PublishedMask]) -> float:
     return max(d.item() for d in differences)
 
 
+class PromptsOnly(Session):
+    """A session that answers prompts and does not track."""
+
+    def track(self, start: int | None = None, most: int | None = None, reverse: bool = False) -> list[PublishedMask]:
+        return []
+
+
+@dataclass(frozen=True, eq=False)
+class MovedPrompts(Clip):
+    """A clip whose clicks and boxes are moved by ``shift`` pixels right and down."""
+
+    shift: float
+
+    def centre(self, shape: int, frame: int = 0) -> list[float]:
+        return [x + self.shift for x in super().centre(shape, frame)]
+
+    def box(self, shape: int, frame: int = 0) -> list[float]:
+        return [x + self.shift for x in super().box(shape, frame)]
+
+
+def with_clear_prompts(pair: Pair, scenario: Callable[[Session, Clip], None], clip: Clip) -> Clip:
+    """The clip with its prompts moved so that no logit in answer to them is within ``CLEAR`` of 0.
+
+    The mask of a click or box enters memory as 0 and 1. A logit nearer to 0 than the rounding of floats is 0 on the one side and
+    1 on the other, on some processors; one such pixel changes later logits by up to .1.
+    """
+    for shift in np.arange(0, 3, 0.25):
+        moved = MovedPrompts(clip.frames, clip.labels, float(shift))
+        session = PromptsOnly(pair.theirs, clip.frames)
+        scenario(session, moved)
+        if min(x.logits.abs().min() for x in session.shown) > CLEAR:
+            return moved
+    raise AssertionError(f"no shift of the prompts keeps the logits {CLEAR} from 0")
+
+
 def check(
     pair: Pair, scenario: Callable[[Session, Clip], None], clip: Clip, frames: int, tolerance: float = TOLERANCE
 ) -> None:
@@ -185,7 +223,7 @@ def check(
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.__name__)
 def test_sam2(sam2: Pair, scenario: Callable[[Session, Clip], None], square_clip: Clip) -> None:
-    check(sam2, scenario, square_clip, frames=4)
+    check(sam2, scenario, with_clear_prompts(sam2, scenario, square_clip), frames=4)
 
 
 def test_control_other_codes_of_time_are_noticed(
@@ -213,7 +251,7 @@ def test_every_size_of_sam2(letter: str, is_2_1: bool, tmp_path: Path, square_cl
         session.points(0, 1, clip.centre(1))
         session.track(0, 1)
 
-    check(both, click_and_track, square_clip, frames=3)
+    check(both, click_and_track, with_clear_prompts(both, click_and_track, square_clip), frames=3)
     trunk = both.ours.model.image_encoder.trunk
     next(block for block in trunk.blocks[2:] if not block.window).window = 4
     theirs, ours = both.run(click_and_track, square_clip)
@@ -229,7 +267,7 @@ def test_every_size_of_sam2(letter: str, is_2_1: bool, tmp_path: Path, square_cl
     ids=lambda s: s.__name__,
 )
 def test_sam3(sam3: Pair, scenario: Callable[[Session, Clip], None], sam3_clip: Clip) -> None:
-    check(sam3, scenario, sam3_clip, frames=4)
+    check(sam3, scenario, with_clear_prompts(sam3, scenario, sam3_clip), frames=4)
 
 
 def test_control_positions_of_a_whole_picture_in_cells_are_noticed(
@@ -251,7 +289,7 @@ def test_control_masks_resized_before_they_are_probabilities_are_noticed(sam3: P
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.__name__)
 def test_edgetam(edgetam: Pair, scenario: Callable[[Session, Clip], None], square_clip: Clip) -> None:
-    check(edgetam, scenario, square_clip, frames=4)
+    check(edgetam, scenario, with_clear_prompts(edgetam, scenario, square_clip), frames=4)
 
 
 @pytest.mark.parametrize("grid", ["cells", "half"])
@@ -281,10 +319,10 @@ def test_control_memory_in_half_precision_is_noticed(edgetam: Pair, square_clip:
 
 
 def test_edgetam_as_published(tmp_path: Path) -> None:
-    """The published sizes at 1024: a prompt of each kind on frame 0, one tracked frame; logits of random weights up to 18."""
+    """The published sizes at 1024: a prompt of each kind on frame 0, one tracked frame; logits of random weights up to 12."""
     import transformers
 
-    both = pair(transformers.EdgeTamVideoModel(edgetam_config(1024, 16)), tmp_path, "edgetam", size=1024)
+    both = pair(transformers.EdgeTamVideoModel(edgetam_config(1024, 16)), tmp_path, "edgetam", size=1024, loudness=0.2)
 
     def prompts(session: Session, clip: Clip) -> None:
         session.points(0, 1, clip.centre(1))

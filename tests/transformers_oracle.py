@@ -131,6 +131,9 @@ def sam3_config(size: int) -> Any:
 def enliven(model: Any, loudness: float = 1.0, seed: int = 0) -> None:
     """Random weights under which masks are neither empty nor full and memory matters, in place; mask logits are
     ``loudness`` times as large as they would be."""
+    torch.manual_seed(seed)
+    for value in model.parameters():  # those without a name of their own in the official files keep these values
+        value.normal_(std=0.02)
     generator = torch.Generator().manual_seed(seed)
     for name, value in official_names(model.state_dict()).items():
         if not value.is_floating_point() or "to_kv" in name:

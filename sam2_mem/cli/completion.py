@@ -1,9 +1,7 @@
 """Completion of commands and their flags, for bash and zsh: a script to be read by the shell.
 
-    source <(sam2-mem completion)                              # for this shell
-    sam2-mem completion > ~/.local/share/bash-completion/completions/sam2-mem     # bash, for good
-
-In zsh, run `autoload -U +X bashcompinit && bashcompinit` first.
+source <(sam2-mem completion)                              # for this shell, bash or zsh; in ~/.zshrc for good
+sam2-mem completion > ~/.local/share/bash-completion/completions/sam2-mem     # bash, for good
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ from sam2_mem.cli.command import COMMANDS
 
 SCRIPT = """\
 # Completion of sam2-mem, made by `sam2-mem completion`.
+[ -z "${{ZSH_VERSION-}}" ] || {{ autoload -U +X compinit bashcompinit; (( $+functions[compdef] )) || compinit -i -D; bashcompinit; }}
 _sam2_mem() {{
     local word="${{COMP_WORDS[COMP_CWORD]}}" words
     if [ "$COMP_CWORD" -eq 1 ]; then

@@ -13,7 +13,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
+from sam2_mem.checkpoint import HOW_TO_DOWNLOAD
 from sam2_mem.cli.arguments import command_parser, exit_status, user_path
 from sam2_mem.published import PublishedModel, download, published_model, published_models
 
@@ -32,8 +34,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _line(model: PublishedModel) -> str:
-    size = "size not known" if model.bytes is None else f"{model.bytes:,} bytes"
-    return f"{model.name:28s} {size:>19s}  {model.licence:11s} {model.url}"
+    return f"{model.name:28s} {_size(model):>19s}  {model.licence:11s} {model.url}"
+
+
+def _size(model: PublishedModel) -> str:
+    return "size not known" if model.bytes is None else f"{model.bytes:,} bytes"
+
+
+def offer(path: Path) -> Path | None:
+    """Ask whoever is at the terminal whether a published file that is missing is to be downloaded to its path, and do so.
+
+    None where it is not a published one, nobody is there, or the answer is not yes. Errors are those of ``download``.
+    """
+    model = _published(path)
+    if model is None or not all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr)):
+        return None
+    print(f"download {model.name} ({_size(model)}) to {path}? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        return None
+    return download(model, path.parent, progress=_show)
+
+
+def how_to_download(path: Path) -> str:
+    """The command that brings a file to its path, if it is a published one."""
+    model = _published(path)
+    if model is None:
+        return HOW_TO_DOWNLOAD
+    return f"run `sam2-mem download {model.name} --dir {quote(str(path.parent))}` to download it ({_size(model)})"
+
+
+def _published(path: Path) -> PublishedModel | None:
+    return next((model for model in published_models().values() if model.filename == path.name), None)
 
 
 def _download(models: Sequence[PublishedModel], folder: Path, mirror: str | None) -> int:

@@ -48,8 +48,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--archive_mb",
         type=float,
-        default=256,
-        help="memory of past frames that a session keeps for corrections that come back to them, in MiB (default: 256)",
+        help="memory of past frames that a session keeps for corrections that come back to them, in MiB (default: that of 4096 "
+        "frames of an object, at most 256)",
     )
     parser.add_argument("--port", type=int, default=8765, help="0 for any that is free (default: 8765)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
@@ -89,7 +89,7 @@ def serve(args: argparse.Namespace) -> int:
         raise OSError(f"cannot listen on port {args.port} ({error.strerror}); try --port 0") from error
     check_weights(args.config, args.checkpoint)
     predictor = build_sam2_video_predictor(args.config, args.checkpoint, device=args.device, memory_policy=args.policy)
-    archive_bytes = int(args.archive_mb * 2**20)
+    archive_bytes = None if args.archive_mb is None else int(args.archive_mb * 2**20)
     studio = Studio(
         predictor,
         folder,

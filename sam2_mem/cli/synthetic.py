@@ -2,7 +2,7 @@
 
 sam2-mem synthetic sheet --level occlusion --seed 0 --out sheet.png
 sam2-mem synthetic export --level mixed --num-frames 100 --out DIR
-sam2-mem synthetic demo                       # rewrites notebooks/videos/demo*
+sam2-mem synthetic demo                       # writes notebooks/videos/demo*
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from sam2_mem.synthetic.export import contact_sheet, export_clip, write_demo, wr
 from sam2_mem.synthetic.generator import SyntheticVideo, make_clip
 from sam2_mem.synthetic.scenes import LEVELS
 
-VIDEOS = Path(__file__).resolve().parents[2] / "notebooks" / "videos"
+DEMO_FOLDER = Path("notebooks/videos")
+"""Of a checkout that is the working folder."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +71,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     export.add_argument("--name", help="default: <level>_<seed>")
     export.add_argument("--quality", type=int, default=92, help="of the JPEG files")
     demo = commands.add_parser("demo", help="the demo clip with its prompts and ground truth")
-    demo.add_argument("--out", type=Path, default=VIDEOS)
+    demo.add_argument("--out", type=Path, default=DEMO_FOLDER, help=f"default: {DEMO_FOLDER}, in the working folder")
     for command in (sheet, export):
         command.add_argument("--level", choices=sorted(LEVELS), default="mixed")
         command.add_argument("--seed", type=int, default=0)

@@ -18,9 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from sam2_mem import __version__
 from sam2_mem._moved import renamed
 from sam2_mem.build_sam import RANDOM, build_sam2_video_predictor
-from sam2_mem.checkpoint import HOW_TO_DOWNLOAD, OFFICIAL_MODELS, local_path
+from sam2_mem.checkpoint import OFFICIAL_MODELS, local_path
 from sam2_mem.claims import ClaimFolder
 from sam2_mem.cli.arguments import exit_status
+from sam2_mem.cli.download import how_to_download, offer
 from sam2_mem.cli.launcher import Cluster, launch
 from sam2_mem.cli.progress import progress
 from sam2_mem.cli.volume import load_volume, segment_volume
@@ -28,7 +29,6 @@ from sam2_mem.cli.vos_arguments import DEFAULT_CHECKPOINT, DEFAULT_CONFIG, parse
 from sam2_mem.cli.vos_datasets import apply_dataset_defaults, dataset_video_tasks, find_dataset, write_submission
 from sam2_mem.config import checkpoint_dir, compose_video, config_names
 from sam2_mem.files import sha256_of
-from sam2_mem.published import published_models
 from sam2_mem.tracking.run_manifest import RunFolder
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.tracking.vos import (
@@ -75,16 +75,13 @@ class Weights:
 
 def choose_config(args: argparse.Namespace) -> str:
     """The config asked for. A single video is segmented by the small model in this package if the default one's weights
-    are not here."""
+    are not here, and nobody at the terminal wants to download them."""
     if args.sam2_cfg is not None:
         return args.sam2_cfg
-    is_trial = (
-        (args.video or args.volume) is not None
-        and args.sam2_checkpoint is None
-        and _find(Path(DEFAULT_CHECKPOINT)) is None
-    )
-    if is_trial and _has_small_model():
-        logger.warning("no %s, using the small model %s; %s", DEFAULT_CHECKPOINT, SMALL_CONFIG, HOW_TO_DOWNLOAD)
+    default = Path(DEFAULT_CHECKPOINT)
+    is_trial = (args.video or args.volume) is not None and args.sam2_checkpoint is None and _find(default) is None
+    if is_trial and _has_small_model() and offer(default) is None:
+        logger.warning("no %s, using the small model %s; %s", default, SMALL_CONFIG, how_to_download(default))
         return SMALL_CONFIG
     return DEFAULT_CONFIG
 
@@ -94,7 +91,8 @@ def caution(args: argparse.Namespace, name: str, weights: Weights) -> str:
     if weights.path is None:
         return "NOTE: the weights were RANDOM, these masks mean nothing"
     if args.sam2_cfg is None and name == SMALL_CONFIG:
-        return f"NOTE: these masks are by the small model {Path(name).stem}, not by SAM 2, whose weights are not here; {HOW_TO_DOWNLOAD}"
+        how = how_to_download(Path(DEFAULT_CHECKPOINT))
+        return f"NOTE: these masks are by the small model {Path(name).stem}, not by SAM 2, whose weights are not here; {how}"
     return ""
 
 
@@ -114,21 +112,18 @@ def choose_weights(args: argparse.Namespace, config_name: str, config: DictConfi
         return Weights(None)
     if requested not in (None, "none"):
         path = local_path(requested)
-        if not path.is_file():
-            raise FileNotFoundError(f"no checkpoint '{requested}'; {HOW_TO_DOWNLOAD}, or give --sam2_checkpoint")
-        return Weights(path)
+        return Weights(path if path.is_file() else _offered(path, requested))
     if configured is None and requested == "none":
         raise ValueError(f"{config_name} names no checkpoint: expected --sam2_checkpoint FILE, or 'random', got 'none'")
     checkpoint = Path(configured or _official_file(config_name))
-    file = _find(checkpoint)
-    if file is None:
-        how = (
-            HOW_TO_DOWNLOAD.replace("NAME", checkpoint.stem)
-            if checkpoint.stem in published_models()
-            else HOW_TO_DOWNLOAD
-        )
-        raise FileNotFoundError(f"no checkpoint '{checkpoint}'; {how}, or give --sam2_checkpoint")
-    return Weights(file)
+    return Weights(_find(checkpoint) or _offered(checkpoint.expanduser(), str(checkpoint)))
+
+
+def _offered(path: Path, named: str) -> Path:
+    """A published file that is not there, downloaded if somebody at the terminal wants it; else FileNotFoundError."""
+    if (file := offer(path)) is not None:
+        return file
+    raise FileNotFoundError(f"no checkpoint '{named}'; {how_to_download(path)}, or give --sam2_checkpoint")
 
 
 def _official_file(config_name: str) -> str:

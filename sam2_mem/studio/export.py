@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sam2_mem.files import atomic_path
 from sam2_mem.studio.pictures import decoded
@@ -29,6 +31,7 @@ WITHOUT_PICTURES = {"png", "png_per_object", "rle", "script", "session"}
 """Results for which no frame has to be read, so that they can also be written when the video has vanished."""
 CODECS = (H264, "mp4v")
 SESSION_ENDING = ".session.json"
+STATE_ENDING = ".session.state"
 
 
 def export(session: StudioSession, run: PolicyRun, kinds: list[str], folder: Path) -> list[Path]:
@@ -63,9 +66,29 @@ def export(session: StudioSession, run: PolicyRun, kinds: list[str], folder: Pat
 
 
 def save_session(session: StudioSession, path: Path) -> None:
-    """Write steps, names, policy and masks, to be opened again."""
-    masks = {frame: view.masks for frame, view in sorted(session.runs[0].frames.items()) if view.masks}
-    replace(session.log, masks=masks).save(path)
+    """Write steps, names, policy and masks, to be opened again, and beside it the state of the first run, so that nothing has to
+    be tracked again for that. The state names the log that it belongs to; of a policy whose state cannot be saved there is none."""
+    run = session.runs[0]
+    masks = {frame: view.masks for frame, view in run.frames.items() if view.masks}
+    log = replace(session.log, masks=masks)
+    try:
+        with atomic_path(state_path(path)) as part:
+            run.save(part, state_of(session, log.text()))
+            log.save(path)
+    except TypeError:
+        state_path(path).unlink(missing_ok=True)
+        log.save(path)
+
+
+def state_path(path: Path) -> Path:
+    """Where the state of a session file lies."""
+    return path.with_name(path.name.removesuffix(SESSION_ENDING) + STATE_ENDING)
+
+
+def state_of(session: StudioSession, log: str) -> dict[str, Any]:
+    """What a state says of itself: a hash of the log that it belongs to, height and width of the video."""
+    size = [session.video.source.height, session.video.source.width]
+    return {"log": hashlib.sha256(log.encode()).hexdigest(), "size": size}
 
 
 @contextmanager
@@ -108,15 +131,15 @@ def _write_masks(session: StudioSession, run: PolicyRun, kinds: list[str], folde
     writers = _mask_writers(session, kinds, folder, stem)
     if not writers:
         return []
-    frames = {frame: view for frame, view in sorted(run.frames.items()) if view.masks}
+    frames = [frame for frame, view in run.frames.items() if view.masks]
     if not frames:
         raise ValueError("expected a mask, got none: click on an object first")
     source = session.video.source
     size, named = (source.height, source.width), WITHOUT_PICTURES.issuperset(kinds)
     with _without_journal(folder / f"{stem}.jsonl"), MultiWriter(*writers.values()) as writer:
-        for frame, view in frames.items():
+        for frame in frames:
             item = _NamedFrame(frame, source.name(frame)) if named else source[frame]
-            writer.write(item, {i: decoded(counts, size) for i, counts in view.masks.items()})
+            writer.write(item, {i: decoded(counts, size) for i, counts in run.frames[frame].masks.items()})
             session.worker.advance(frame)
             if session.worker.stopped.is_set():
                 raise InterruptedError("stopped; what is not complete was not written")

@@ -20,11 +20,22 @@ def jpeg(image: np.ndarray, width: int | None = None) -> bytes:
     return _encoded(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])
 
 
-def mask_png(masks: Masks, size: tuple[int, int]) -> bytes:
-    """An 8-bit PNG of object ids (H, W); where objects overlap the lower id wins, as in the PNGs that are exported."""
+def object_ids(masks: Masks, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) uint8, 0 for no object; where objects overlap the lower id wins, as in the PNGs that are exported."""
     ids = np.zeros(size, np.uint8)
     for obj_id in sorted(masks, reverse=True):
         ids[decoded(masks[obj_id], size)] = obj_id
+    return ids
+
+
+def cropped(ids: np.ndarray) -> tuple[int, int, np.ndarray]:
+    """x and y of the upper left corner of what is not 0, and that part, 1 x 1 where there is nothing."""
+    x, y, width, height = cv2.boundingRect(ids)
+    return x, y, ids[y : y + max(1, height), x : x + max(1, width)]
+
+
+def ids_png(ids: np.ndarray) -> bytes:
+    """Object ids (H, W) as a PNG of 8 bits."""
     return _encoded(".png", ids, [cv2.IMWRITE_PNG_COMPRESSION, 1])
 
 

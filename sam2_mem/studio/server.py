@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -19,12 +19,12 @@ from sam2_mem.config import choice_names, policy_names
 from sam2_mem.evaluation.inspection.timeline import drawings
 from sam2_mem.studio import export as exports
 from sam2_mem.studio.camera import STOPPED, RecordedCamera, new_recording
-from sam2_mem.studio.pictures import jpeg, mask_png
+from sam2_mem.studio.frame_store import FrameView
+from sam2_mem.studio.pictures import cropped, ids_png, jpeg, object_ids
 from sam2_mem.studio.policies import about, policy_form
-from sam2_mem.studio.run import FrameView
 from sam2_mem.studio.security import UPLOAD_PATH, Gate, OutsideFolderError, confined
 from sam2_mem.studio.session import NotIndexedError, StudioSession
-from sam2_mem.studio.setups import ARCHIVE_BYTES, Networks, RunSetup
+from sam2_mem.studio.setups import Networks, RunSetup
 from sam2_mem.studio.summary import differences, prompts_of, session_state
 from sam2_mem.studio.uploads import receive
 from sam2_mem.studio.worker import BusyError, error_words
@@ -59,7 +59,7 @@ class Studio:
         note: what a user should know of the network.
         first_video: a path that the page opens by itself.
         camera: opens the camera of an index.
-        archive_bytes: what a run keeps of frames that its bank has let go.
+        archive_bytes: what a run keeps of frames that its bank has let go, see ``Networks``.
     """
 
     predictor: SAM2VideoPredictor
@@ -73,7 +73,7 @@ class Studio:
     lock: threading.Lock = field(default_factory=threading.Lock)
     opened: int = 0
     camera: Callable[[int], VideoSource] = CameraSource
-    archive_bytes: int = ARCHIVE_BYTES
+    archive_bytes: int | None = None
 
     def __post_init__(self) -> None:
         self.networks = Networks(self.predictor, self.config, self.checkpoint, self.folder, self.archive_bytes)
@@ -82,6 +82,7 @@ class Studio:
         """Open a video, or a saved session; the id of the session."""
         file = confined(self.folder, path)
         log = SessionLog(video=path, config=self.config, checkpoint=self.checkpoint, policy=policy)
+        saved_at = file
         saved = load_session(file) if path.endswith(exports.SESSION_ENDING) else None
         if saved is not None:
             file = confined(self.folder, saved.video)
@@ -92,7 +93,9 @@ class Studio:
             log = SessionLog(**{**vars(saved), "steps": (), "masks": {}})
         key = self._add(lambda: StudioSession(file, self.networks, log))
         if saved is not None:
-            self.sessions[key].replay(saved.steps, saved.masks)
+            session = self.sessions[key]
+            about = exports.state_of(session, saved_at.read_text(encoding="utf-8"))
+            session.reopen(saved, lambda run: run.load(exports.state_path(saved_at), about))
         return key
 
     def open_camera(self, index: int, policy: str) -> str:
@@ -318,13 +321,14 @@ def frame(request: Request, index: int, width: int | None = None) -> Response:
 
 
 @videos.get("/{key}/mask/{index}")
-def mask(request: Request, index: int, run: int = 0) -> Response:
+def mask(request: Request, index: int, run: int = 0, crop: bool = False) -> Response:
+    """Object ids as a PNG; with ``crop`` only the part that has any, the header x-origin says where that lies."""
     session = _session(request)
-    masks: Mapping[int, str] = {}
-    if run < len(session.runs) and index in session.runs[run].frames:
-        masks = session.runs[run].frames[index].masks
-    png = mask_png(masks, (session.video.source.height, session.video.source.width))
-    return Response(png, media_type="image/png", headers={"cache-control": "no-store"})
+    view = session.runs[run].frames.get(index) if run < len(session.runs) else None
+    ids = object_ids({} if view is None else view.masks, (session.video.source.height, session.video.source.width))
+    x, y, ids = cropped(ids) if crop else (0, 0, ids)
+    headers = {"cache-control": "no-store", "x-origin": f"{x},{y}"}
+    return Response(ids_png(ids), media_type="image/png", headers=headers)
 
 
 @videos.get("/{key}/memory/{index}")

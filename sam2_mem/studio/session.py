@@ -6,13 +6,15 @@ on by themselves, are stopped by ``worker.stop``, and are followed by ``changes`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
+from sam2_mem.memory.serialization import MemoryFileError
 from sam2_mem.studio.camera import RecordedCamera
-from sam2_mem.studio.run import FrameView, PolicyRun, Snapshot
+from sam2_mem.studio.frame_store import FrameView
+from sam2_mem.studio.run import PolicyRun, Snapshot
 from sam2_mem.studio.setups import Networks, RunSetup
 from sam2_mem.studio.worker import Changes, Worker, error_words
 from sam2_mem.tracking.session_log import SessionLog, SessionStep
@@ -104,7 +106,7 @@ class StudioSession:
     Args:
         path: of the video.
         networks: to choose from.
-        log: what the session begins with: video as logs call it, network, policy, names; its steps are done by ``replay``.
+        log: what the session begins with: video as logs call it, network, policy, names; its steps are done by ``reopen``.
         source: the video where it is open already.
 
     Attributes:
@@ -159,13 +161,28 @@ class StudioSession:
         self.log = replace(self.log, names={**self.log.names, obj_id: name})
         self.changes.note()
 
-    def replay(self, steps: Iterable[SessionStep], masks: Mapping[int, Mapping[int, str]]) -> None:
-        """Do the steps of a saved session; its ``masks`` are shown until they come anew."""
-        steps = tuple(steps)
-        for frame, by_object in masks.items():
+    def reopen(self, saved: SessionLog, load: Callable[[PolicyRun], None]) -> None:
+        """Go on from a saved session. Its masks are shown at once.
+
+        Args:
+            saved: the steps that were done, and their masks.
+            load: gives a run the state after them. Where that raises MemoryFileError the steps are done anew, which is said;
+                where it raises FileNotFoundError as well.
+        """
+
+        def resume() -> None:
+            try:
+                load(self.runs[0])
+                self.log = replace(self.log, steps=saved.steps)
+            except (FileNotFoundError, MemoryFileError) as error:
+                if isinstance(error, MemoryFileError):
+                    self.worker.say(f"All steps are done again: {error}")
+                self._finish_all(saved.steps)
+
+        for frame, by_object in saved.masks.items():
             self.runs[0].frames[frame] = FrameView(masks=by_object)
             self.changes.note(0, frame)
-        self.worker.submit("replay", lambda: self._finish_all(steps), len(masks))
+        self.worker.submit("replay", resume, len(saved.masks))
 
     def use(self, setup: RunSetup) -> None:
         """Do all steps again under another setup, in place of the first run."""
@@ -264,7 +281,10 @@ class StudioSession:
 
     def _run_under(self, setup: RunSetup, number: int) -> tuple[PolicyRun, RunSetup]:
         predictor, setup = self._networks.predictor(setup)
-        return PolicyRun(predictor, self.video.source, lambda frame: self.changes.note(number, frame)), setup
+        run = PolicyRun(
+            predictor, self.video.source, lambda frame: self.changes.note(number, frame), self._networks.folder
+        )
+        return run, setup
 
     def _work(self) -> Work:
         return Work(self.runs[0].snapshot(), self.log, self.setups[0], self.complete)

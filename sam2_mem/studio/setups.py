@@ -12,12 +12,14 @@ from typing import Any
 from sam2_mem.build_sam import bound_policy, build_sam2_video_predictor
 from sam2_mem.checkpoint import OFFICIAL_MODELS, OTHER_MODELS
 from sam2_mem.config import checkpoint_dir, compose_video, config_names
+from sam2_mem.model.sam2 import SAM2
 from sam2_mem.studio.policies import policy_from
 from sam2_mem.tracking.session_log import SessionLog
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 
 ARCHIVE_BYTES = 256 * 2**20
-"""Memory and masks that a run keeps of frames that the bank has let go, for corrections that come back to them."""
+ARCHIVE_FRAMES = 4096
+"""Both bound memory and masks that a run keeps of frames that the bank has let go, for corrections that come back to them."""
 KEPT_NETWORKS = 3
 NONE = "none"
 
@@ -58,7 +60,8 @@ class Networks:
         config: its name.
         checkpoint: its weights, None for those of the config.
         folder: the working folder, in which files of official weights are looked for.
-        archive_bytes: memory and masks that a run keeps of frames that the bank has let go.
+        archive_bytes: the budget of a run for memory and masks of frames that the bank has let go; None for ``ARCHIVE_FRAMES``
+            frames of an object, at most ``ARCHIVE_BYTES``.
     """
 
     def __init__(
@@ -67,13 +70,12 @@ class Networks:
         config: str,
         checkpoint: str | None,
         folder: Path,
-        archive_bytes: int = ARCHIVE_BYTES,
+        archive_bytes: int | None = None,
     ) -> None:
         self._started = (config, checkpoint)
-        self._settings = replace(
-            predictor.tracker_settings, archive_bytes=min(archive_bytes, predictor.tracker_settings.archive_bytes)
-        )
-        self._folder = folder
+        self._settings = predictor.tracker_settings
+        self._archive_bytes = archive_bytes
+        self.folder = folder
         self._base = self._kept_small(predictor)
         self._built: OrderedDict[tuple[str, str], SAM2VideoPredictor] = OrderedDict()
 
@@ -84,7 +86,7 @@ class Networks:
         files = {
             Path(model.config).stem: (model.config, str(path))
             for model in (*OFFICIAL_MODELS.values(), *OTHER_MODELS.values())
-            for folder in (self._folder / "checkpoints", self._folder, checkpoint_dir())
+            for folder in (self.folder / "checkpoints", self.folder, checkpoint_dir())
             if (path := folder / model.filename).is_file()
         }
         listed = {name: network for name, network in (embedded | files).items() if network != self._started}
@@ -151,10 +153,19 @@ class Networks:
         return [name or config for name, (config, _) in self.available().items()]
 
     def _kept_small(self, predictor: SAM2VideoPredictor) -> SAM2VideoPredictor:
-        """A predictor whose sessions keep ``ARCHIVE_BYTES`` at most."""
-        bounded = predictor.with_policy(predictor.policy)
-        bounded.tracker_settings = self._settings
+        """A predictor whose sessions keep no more than the budget."""
+        bounded, budget = predictor.with_policy(predictor.policy), self._archive_bytes
+        if budget is None:
+            budget = min(ARCHIVE_BYTES, ARCHIVE_FRAMES * _frame_bytes(predictor.model))
+        settings = self._settings
+        bounded.tracker_settings = replace(settings, archive_bytes=min(budget, settings.archive_bytes))
         return bounded
+
+
+def _frame_bytes(model: SAM2) -> int:
+    """What the map and the mask of an object on a frame take in the archive."""
+    height, width = model.mask_size
+    return 2 * model.tokens_per_map * model.memory_width + 4 * height * width
 
 
 @cache

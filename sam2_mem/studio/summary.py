@@ -7,7 +7,8 @@ from typing import Any
 
 from pycocotools import mask as coco
 
-from sam2_mem.studio.run import FrameView, PolicyRun
+from sam2_mem.studio.frame_store import FrameView
+from sam2_mem.studio.run import PolicyRun
 from sam2_mem.studio.session import StudioSession
 from sam2_mem.tracking.session_log import SessionStep
 
@@ -56,8 +57,8 @@ def prompts_of(steps: Iterable[SessionStep]) -> dict[int, dict[int, dict[str, An
 
 def differences(first: PolicyRun, second: PolicyRun, size: list[int]) -> dict[int, float]:
     """By frame of both runs the smallest IoU of an object's two masks, 1 where both are empty; ``size`` is (H, W)."""
-    a, b = dict(first.frames), dict(second.frames)
-    return {f: _agreement(a[f], b[f], size) for f in a.keys() & b.keys() if b[f].masks}
+    pairs = ((f, first.frames[f], second.frames[f]) for f in first.frames if f in second.frames)
+    return {f: _agreement(a, b, size) for f, a, b in pairs if b.masks}
 
 
 def _agreement(first: FrameView, second: FrameView, size: list[int]) -> float:

@@ -11,6 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from sam2_mem.studio.frame_store import FrameNumbers
+
 T = TypeVar("T")
 
 PAGE_SECONDS = 25.0
@@ -37,12 +39,12 @@ class Changes:
 
     Attributes:
         version: goes up with every change.
-        frames: version by run (0 the first, 1 the one beside it) and frame.
+        frames: version by run (0 the first, 1 the one beside it), by frame.
         pages: when each page asked last, by a name that the page has made up.
     """
 
     version: int = 0
-    frames: dict[tuple[int, int], int] = field(default_factory=dict)
+    frames: tuple[FrameNumbers, FrameNumbers] = field(default_factory=lambda: (FrameNumbers(), FrameNumbers()))
     pages: dict[str, float] = field(default_factory=dict)
     condition: threading.Condition = field(default_factory=threading.Condition)
 
@@ -50,7 +52,7 @@ class Changes:
         with self.condition:
             self.version += 1
             if frame is not None:
-                self.frames[run, frame] = self.version
+                self.frames[run][frame] = self.version
             self.condition.notify_all()
 
     def visit(self, page: str) -> None:
@@ -66,7 +68,7 @@ class Changes:
         """The present version, and the (run, frame) that are newer than ``version``; waits until there is something new."""
         with self.condition:
             self.condition.wait_for(lambda: self.version > version, timeout)
-            return self.version, [key for key, changed in self.frames.items() if changed > version]
+            return self.version, [(run, f) for run, frames in enumerate(self.frames) for f in frames.above(version)]
 
 
 class Worker:

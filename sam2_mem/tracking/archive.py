@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
+import torch
 from torch import Tensor
 
 from sam2_mem.memory.bank import Bank
@@ -36,6 +37,21 @@ class Record:
 
     value: ArchivedEntry | MaskOutput
     storages: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class SavedArchive:
+    """An archive as plain values.
+
+    Attributes:
+        records: key and value, oldest first; the device of an entry is None for that of the network, else "cpu".
+        missing: kind, object, and the runs of frames that have left memory and archive.
+        overflow_reported: whether it was said that the archive is full.
+    """
+
+    records: tuple[tuple[Key, ArchivedEntry | MaskOutput], ...]
+    missing: tuple[tuple[tuple[Kind, int], tuple[tuple[int, int, bool], ...]], ...]
+    overflow_reported: bool
 
 
 class Archive:
@@ -186,6 +202,33 @@ class Archive:
             key[1],
             key[2],
         )
+
+
+def save_archive(archive: Archive, device: torch.device) -> SavedArchive:
+    """All that is held, where the network is on ``device``."""
+    records = tuple((key, _without_device(record.value, device)) for key, record in archive._records.items())
+    missing = tuple((key, ranges.runs) for key, ranges in archive._missing.items())
+    return SavedArchive(records, missing, archive._overflow_reported)
+
+
+def restore_archive(archive: Archive, saved: SavedArchive, device: torch.device) -> None:
+    """Let an empty archive take in all of another one, where the network is on ``device``."""
+    archive._overflow_reported = saved.overflow_reported
+    archive._missing = {key: TrackedRanges(runs) for key, runs in saved.missing}
+    for key, value in saved.records:
+        archive._add(key, _with_device(value, device))
+
+
+def _without_device(value: ArchivedEntry | MaskOutput, device: torch.device) -> ArchivedEntry | MaskOutput:
+    if isinstance(value, MaskOutput):
+        return value
+    return replace(value, device=None if torch.device(value.device).type == device.type else "cpu")
+
+
+def _with_device(value: ArchivedEntry | MaskOutput, device: torch.device) -> ArchivedEntry | MaskOutput:
+    if isinstance(value, MaskOutput):
+        return value
+    return replace(value, device=torch.device(value.device or device))
 
 
 def _storages(tensors: Iterable[Tensor]) -> Iterator[tuple[int, int]]:

@@ -165,11 +165,15 @@ class SessionLog:
         for step in self.steps:
             yield from step.apply(predictor, state)
 
+    def text(self) -> str:
+        """The log as JSON."""
+        values = asdict(self) | {"format": FORMAT, "steps": [step.as_json() for step in self.steps]}
+        return json.dumps(values, indent=1) + "\n"
+
     def save(self, path: str | Path) -> None:
         """Write the log as JSON; an interrupted write leaves an earlier file as it was."""
-        values = asdict(self) | {"format": FORMAT, "steps": [step.as_json() for step in self.steps]}
         with atomic_path(Path(path)) as part:
-            part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+            part.write_text(self.text(), encoding="utf-8")
 
     def _parts(self) -> str:
         """The arguments of the builder beside network and policy."""

@@ -7,7 +7,7 @@ is plain containers and tensors, read with ``weights_only=True``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class SavedTrack:
     has_dropped_prompts: bool
     reference: tuple | None
     visibility: VisibilityHistory
+    pending: dict[int, MaskOutput] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +64,17 @@ def take_checkpoint(
     state: InferenceState, next_shown: int, first_untracked: int, results: Iterable[FrameResult]
 ) -> VideoCheckpoint:
     """What ``state`` holds now; see ``VideoCheckpoint`` for the arguments."""
-    tracks = tuple(_saved(track) for track in state.tracker.tracks.values())
+    tracks = saved_tracks(state)
+    assert not any(track.pending for track in tracks), "between two frames all prompts have been taken into memory"
     return VideoCheckpoint(next_shown, first_untracked, tracks, tuple(results))
 
 
+def saved_tracks(state: InferenceState) -> tuple[SavedTrack, ...]:
+    """The objects of ``state``."""
+    return tuple(_saved(track) for track in state.tracker.tracks.values())
+
+
 def _saved(track: Track) -> SavedTrack:
-    assert not track.pending, "between two frames all prompts have been taken into memory"
     return SavedTrack(
         obj_id=track.obj_id,
         state=track.state,
@@ -79,12 +85,13 @@ def _saved(track: Track) -> SavedTrack:
         has_dropped_prompts=track.has_dropped_prompts,
         reference=None if track.reference is None else tuple(track.reference),
         visibility=track.visibility,
+        pending=dict(track.pending),
     )
 
 
-def restore_tracks(state: InferenceState, checkpoint: VideoCheckpoint) -> None:
-    """Give a fresh ``state`` the objects of a checkpoint."""
-    for saved in checkpoint.tracks:
+def set_tracks(state: InferenceState, tracks: Iterable[SavedTrack]) -> None:
+    """Give a fresh ``state`` the objects of ``saved_tracks``."""
+    for saved in tracks:
         state.tracker.tracks[saved.obj_id] = Track(
             obj_id=saved.obj_id,
             state=saved.state,
@@ -95,6 +102,7 @@ def restore_tracks(state: InferenceState, checkpoint: VideoCheckpoint) -> None:
             has_dropped_prompts=saved.has_dropped_prompts,
             reference=None if saved.reference is None else ReferenceAppearance(*saved.reference),
             visibility=saved.visibility,
+            pending=saved.pending,
         )
 
 

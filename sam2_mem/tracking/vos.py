@@ -20,7 +20,7 @@ import torch
 from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.frame_loop import autocast_on, run
 from sam2_mem.tracking.inference_state import InferenceState
-from sam2_mem.tracking.video_checkpoint import VideoCheckpoint, restore_tracks, take_checkpoint
+from sam2_mem.tracking.video_checkpoint import VideoCheckpoint, set_tracks, take_checkpoint
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor, check_mask_shape
 from sam2_mem.types import FrameResult
 from sam2_mem.video import Frame, VideoSource, palette_masks, per_object_masks, read_mask_png
@@ -339,7 +339,7 @@ class VideoPass:
         """Continue the pass from which ``checkpoint`` was taken; to be called before the first frame."""
         self._next_shown, self._first_untracked = checkpoint.next_shown, checkpoint.first_untracked
         self._results.extend(checkpoint.results)
-        restore_tracks(self._state, checkpoint)
+        set_tracks(self._state, checkpoint.tracks)
 
 
 def _check_prompted(shown: FrameMasks, prompts: Sequence[Prompt], *, allow_empty: bool) -> None:

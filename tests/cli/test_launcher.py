@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -25,7 +24,9 @@ from sam2_mem.evaluation.synthetic import SyntheticClip, SyntheticSet
 from sam2_mem.synthetic.generator import SyntheticSpec
 
 PATIENCE = 180.0
-LENGTHS = {"short": 6, "long": 300, "middle": 30}
+LENGTHS = {"short": 4, "long": 30, "middle": 8}
+HELD = 20
+"""The frame of the long video at which tasks wait for the test."""
 
 no_slurm = pytest.mark.skipif(
     bool(slurm_node.missing_programs()),
@@ -73,14 +74,44 @@ def started(data: Path, out: Path, environment: dict[str, str], *extra: object) 
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def process_within(out: Path, video: str, process: subprocess.Popen[str]) -> int:
-    """The number of the process that is in the middle of a video, some checkpoints after its beginning."""
+WAITS = """
+import os, time
+from PIL import Image
+
+read = Image.open
+
+def read_when_released(path, *arguments, **options):
+    while str(path).endswith({frame!r}) and os.path.exists({hold!r}):
+        time.sleep(0.02)
+    return read(path, *arguments, **options)
+
+Image.open = read_when_released
+"""
+
+
+def hold(folder: Path) -> tuple[Path, dict[str, str]]:
+    """A file, and an environment in whose processes no task passes the frame ``HELD`` of the long video while it exists."""
+    file = folder / "hold"
+    file.touch()
+    (folder / "sitecustomize.py").write_text(WAITS.format(frame=f"/long/{HELD:05d}.jpg", hold=str(file)))
+    return file, {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+
+
+def await_end(pid: int) -> None:
     patience = time.monotonic() + PATIENCE
-    while len(list((out / video).glob("*.png"))) < 12:
+    while (stat := Path(f"/proc/{pid}/stat")).exists() and ") Z " not in stat.read_text():
+        assert time.monotonic() < patience, "the task goes on"
+        time.sleep(0.02)
+
+
+def process_within(out: Path, process: subprocess.Popen[str]) -> int:
+    """The number of the process that is in the middle of the long video, some checkpoints after its beginning."""
+    patience = time.monotonic() + PATIENCE
+    while len(list((out / "long").glob("*.png"))) < HELD - 4:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < patience, "no task has come to the middle of a video"
-        time.sleep(0.005)
-    [claim] = (out / ".vos" / "claims").glob(f"{video},*")
+        time.sleep(0.02)
+    [claim] = (out / ".vos" / "claims").glob("long,*")
     return json.loads(claim.read_text())["pid"]
 
 
@@ -93,7 +124,7 @@ def reports(out: Path) -> dict[str, dict]:
 @pytest.mark.parametrize(
     ("tasks", "command"),
     [
-        pytest.param(1, ["scontrol", "requeue"], marks=pytest.mark.extended),
+        (1, ["scontrol", "requeue"]),
         pytest.param(2, ["scontrol", "requeue"], marks=pytest.mark.extended),
         pytest.param(1, ["scancel", "--signal=USR2"], marks=pytest.mark.extended),
     ],
@@ -104,32 +135,35 @@ def test_a_slurm_task_that_is_stopped_in_the_middle_of_a_video(
 ) -> None:
     out = tmp_path / "out"
     with slurm_node.slurm_node(tmp_path / "slurm") as node:
-        process = started(data, out, node.environment, "--launcher", "slurm", "--num_shards", tasks)
-        pid = process_within(out, "long", process)
-        if command[0] == "scontrol":
-            os.kill(pid, signal.SIGSTOP)  # or it may be through before Slurm ends it
+        file, environment = hold(tmp_path)
+        process = started(data, out, node.environment | environment, "--launcher", "slurm", "--num_shards", tasks)
+        pid = process_within(out, process)
         variables = dict(v.partition("=")[::2] for v in Path(f"/proc/{pid}/environ").read_text().split("\0"))
         job = variables["SLURM_JOB_ID"]
         assert node.run(*command, job) == ""
+        await_end(pid)
+        file.unlink()
         output, _ = process.communicate(timeout=PATIENCE)
         assert "Restarts=1" in node.run("scontrol", "show", "job", job)
     assert process.returncode == 0, output
     assert "3 of 3 videos are complete" in output
     assert masks(out) == whole and len(whole) == sum(LENGTHS.values())
-    assert reports(out)["long"]["went_on_at"] >= 10
+    assert 10 <= reports(out)["long"]["went_on_at"] <= HELD
     assert not any((out / ".vos" / "checkpoints").iterdir())
 
 
 @pytest.mark.full
 def test_a_task_of_this_machine_that_is_killed(data: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = started(data, out, {}, "--launcher", "local", "--num_shards", 2)
-    os.kill(process_within(out, "long", process), 9)
+    file, environment = hold(tmp_path)
+    process = started(data, out, environment, "--launcher", "local", "--num_shards", 2)
+    os.kill(process_within(out, process), 9)
+    file.unlink()
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     assert "was ended from outside; its log is" in output and "3 of 3 videos are complete" in output
     assert masks(out) == whole
-    assert reports(out)["long"]["went_on_at"] >= 10
+    assert 10 <= reports(out)["long"]["went_on_at"] <= HELD
 
 
 @pytest.mark.full

@@ -808,7 +808,7 @@ def test_official_configs_look_for_their_official_file(data, tmp_path, capsys, m
         chosen = [] if config is None else ["--sam2_cfg", config]
         assert tool.main([*data.arguments(), "--output", "out", *chosen]) == 2
         message = capsys.readouterr().err
-        assert f"sam2.1_hiera_{file}.pt" in message and "download_ckpts.sh" in message
+        assert f"run `sam2-mem download sam2.1_hiera_{file} --dir checkpoints` to download it" in message
 
 
 def test_one_video_without_weights_takes_the_small_model(tmp_path, monkeypatch):

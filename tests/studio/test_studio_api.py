@@ -7,16 +7,16 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
-from micro import blob, in_tiers, micro_predictor, one_thread, picture  # noqa: F401
+from micro import REPRESENTATIVE, blob, in_tiers, micro_predictor, one_thread, picture  # noqa: F401
 from PIL import Image
-from test_studio_security import HOST, TOKEN, save_video
+from studio_client import COUNT, DEMO, TOKEN, Page, save_video
 
 from sam2_mem import build_sam2_video_predictor
 from sam2_mem.config import policy_names
@@ -25,84 +25,13 @@ from sam2_mem.evaluation.datasets import DatasetOnDisk
 from sam2_mem.evaluation.inspection.timeline import drawings
 from sam2_mem.studio import run as run_module
 from sam2_mem.studio.policies import policy_form, policy_from
-from sam2_mem.studio.server import Studio, studio_app
-from sam2_mem.tracking.session_log import load_session, outline_mask
+from sam2_mem.studio.server import Studio
+from sam2_mem.tracking import session_state
+from sam2_mem.tracking.session_log import load_session
+from sam2_mem.tracking.video_checkpoint import SavedTrack, set_tracks
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.video import open_video, read_rle
 from sam2_mem.video.indexed import IndexedFileSource
-
-COUNT = 10
-DEMO = Path(__file__).resolve().parents[2] / "notebooks" / "videos"
-
-
-class Page:
-    """A client with one session open."""
-
-    def __init__(self, studio: Studio, path: str = "clip", **opening: str) -> None:
-        self.client = TestClient(studio_app(studio, TOKEN, [HOST]), base_url=f"http://{HOST}")
-        self.key = self.post("api/sessions", path=path, **opening)["key"]
-
-    def post(self, address: str, **body: Any) -> dict[str, Any]:
-        answer = self.client.post(f"/{TOKEN}/{address}", json=body)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    def refused(self, path: str, **body: Any) -> str:
-        answer = self.client.post(f"/{TOKEN}/api/sessions/{self.key}/{path}", json=body)
-        assert 400 <= answer.status_code < 500, answer.text
-        return answer.json()["detail"]
-
-    def do(self, address: str, **body: Any) -> dict[str, Any]:
-        return self.post(f"api/sessions/{self.key}/{address}", **body)
-
-    def get(self, path: str, **query: Any) -> Any:
-        answer = self.client.get(f"/{TOKEN}/api/sessions/{self.key}/{path}", params=query)
-        assert answer.status_code == 200, answer.text
-        return answer
-
-    def changes(self, since: int = 0) -> dict[str, Any]:
-        return self.get("changes", since=since, wait=0).json()
-
-    def state(self) -> dict[str, Any]:
-        return self.changes()["state"]
-
-    def finish(self) -> dict[str, Any]:
-        """The state when nothing is running any more."""
-        deadline = time.monotonic() + 60
-        while (state := self.state())["job"] is not None:
-            assert time.monotonic() < deadline, state
-            time.sleep(0.01)
-        return state
-
-    def ids(self, frame: int, run: int = 0) -> np.ndarray:
-        return np.array(Image.open(io.BytesIO(self.get(f"mask/{frame}", run=run).content)))
-
-    def outline(self, frame: int, obj_id: int, number: int = 0) -> np.ndarray:
-        """Draw around a blob; the mask that was drawn."""
-        contours, _ = cv2.findContours(blob(number, frame).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        corners = contours[0][:, 0].tolist()
-        self.do("step", kind="prompt", frame=frame, obj_id=obj_id, outline=corners)
-        return outline_mask(corners, (64, 64))
-
-    def click(self, frame: int, x: float, y: float, obj_id: int = 1) -> None:
-        self.do("step", kind="prompt", frame=frame, obj_id=obj_id, points=[[x, y]], labels=[1])
-
-    def track(self, frame: int = 0, **options: Any) -> dict[str, Any]:
-        self.do("track", frame=frame, **options)
-        return self.finish()
-
-
-@pytest.fixture
-def studio(tmp_path: Path) -> Iterator[Studio]:
-    save_video(tmp_path / "clip", COUNT)
-    studio = Studio(micro_predictor(), tmp_path, config="micro")
-    yield studio
-    studio.close()
-
-
-@pytest.fixture
-def page(studio: Studio) -> Page:
-    return Page(studio)
 
 
 def truth(
@@ -118,6 +47,12 @@ def truth(
         for row in reversed(range(len(ids))):
             masks[frame][(logits[row, 0] > 0).numpy()] = ids[row]
     return masks
+
+
+def centre(number: int, frame: int) -> tuple[float, float]:
+    """x, y of the middle of a blob."""
+    ys, xs = np.nonzero(blob(number, frame))
+    return float(xs.mean()), float(ys.mean())
 
 
 # -- the way through --------------------------------------------------------------------------------------------------
@@ -348,6 +283,108 @@ def test_exports_and_reopening(page: Page, studio: Studio) -> None:
     assert again.get("memory/9", obj_id=2).json()["record"]["readings"], "memory is there as well"
     log = load_session(folder / "clip.session.json")
     assert len(log.steps) == 3 and len(log.masks) == COUNT
+
+
+def saved_after_a_correction(page: Page) -> str:
+    """Two objects, all frames, a click on a frame that memory has left; it is not taken into memory before the next pass."""
+    if page.state()["policies"][0]["name"] == "fifo":
+        page.do("policy", name="fifo", fields={"num_maskmem": 3})  # so that frames leave it
+        page.finish()
+    page.outline(0, 1, 0)
+    page.outline(0, 2, 1)
+    page.track()
+    page.click(6, *centre(0, 6))
+    [path] = page.do("export", kinds=["session"])["written"]
+    return path
+
+
+@pytest.mark.parametrize("policy", in_tiers(policy_names(), ("fifo",), REPRESENTATIVE))
+def test_a_session_goes_on_where_it_was_saved(studio: Studio, monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
+    """Nothing is tracked again when it opens, and what comes after equals what comes after without saving."""
+    page = Page(studio, policy=policy)
+    path = saved_after_a_correction(page)
+
+    def refused(*_: Any) -> None:
+        raise AssertionError("it is tracked again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module.PolicyRun, "apply", refused)
+        again = Page(studio, path)
+        state = again.finish()
+    assert state["message"] == "" and state["prompts"] == page.state()["prompts"]
+    assert again.changes()["frames"] == page.changes()["frames"]
+    for what in ("memory/9", "charts/3"):
+        assert again.get(what, obj_id=1).json() == page.get(what, obj_id=1).json()
+    both = page, again
+    assert all(np.array_equal(again.ids(f), page.ids(f)) for f in range(COUNT))
+    for opened in both:
+        opened.track(6, max_frames=2)
+        opened.click(4, *centre(0, 4))
+        opened.track(4, max_frames=3)
+    assert studio.sessions[again.key].log.steps == studio.sessions[page.key].log.steps
+    assert all(np.array_equal(again.ids(f), page.ids(f)) for f in range(COUNT))
+    assert without_bytes(again) == without_bytes(page)
+
+
+@pytest.mark.parametrize("left_out", ["archive", "memory", "pending"])
+def test_the_parts_of_a_saved_state_matter(
+    page: Page, studio: Studio, monkeypatch: pytest.MonkeyPatch, left_out: str
+) -> None:
+    """The control: without one of its parts a session goes on otherwise."""
+    path = saved_after_a_correction(page)
+    if left_out == "archive":
+        monkeypatch.setattr(session_state, "restore_archive", lambda *_: None)
+    else:
+        monkeypatch.setattr(
+            session_state, "set_tracks", lambda s, tracks: set_tracks(s, (without(t, left_out) for t in tracks))
+        )
+    again = Page(studio, path)
+    for opened in (page, again):
+        opened.finish()
+        opened.track(9 if left_out == "memory" else 6, max_frames=5, reverse=left_out == "memory")
+    assert without_bytes(page) != without_bytes(again)
+
+
+def without_bytes(page: Page) -> dict[str, dict[str, list[float]]]:
+    """Scores and numbers by frame and object. (The constants that new entries share are others than those of a file.)"""
+    frames = page.changes()["frames"][0]
+    return {f: {i: [*values[:4], *values[5:]] for i, values in by_id.items()} for f, by_id in frames.items()}
+
+
+def without(track: SavedTrack, part: str) -> SavedTrack:
+    """The object without its memory of tracked frames, or without prompts that are not in memory yet."""
+    assert track.state is not None
+    state = replace(track.state, entries=(), pointers=())
+    return replace(track, state=state) if part == "memory" else replace(track, pending={})
+
+
+def test_a_session_whose_state_does_not_fit_is_repeated(page: Page, studio: Studio) -> None:
+    page.outline(0, 1, 0)
+    page.track()
+    [path] = page.do("export", kinds=["session"])["written"]
+    masks, state_file = (
+        [page.ids(f) for f in range(COUNT)],
+        studio.folder / "sam2_mem_results" / "clip" / "clip.session.state",
+    )
+    content = state_file.read_bytes()
+
+    def opened() -> str:
+        again = Page(studio, path)
+        message = again.finish()["message"]
+        assert all(np.array_equal(again.ids(f), masks[f]) for f in range(COUNT))
+        assert again.get("memory/9", obj_id=1).json()["record"]["readings"]
+        return message
+
+    assert opened() == ""
+    state_file.unlink()  # as with the files of earlier versions
+    assert opened() == ""
+    state_file.write_bytes(content[:1000])
+    assert "All steps are done again: expected a state of a session" in opened()
+    page.outline(5, 1, 1)
+    page.do("export", kinds=["session"])
+    state_file.write_bytes(content)
+    masks[5] = page.ids(5)
+    assert "got that of another one, or of an earlier save" in opened()
 
 
 def test_a_full_disk_and_a_vanished_video(page: Page, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:

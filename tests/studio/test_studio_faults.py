@@ -4,53 +4,40 @@ killed server, a session that is stopped while it is repeated, memory that is us
 from __future__ import annotations
 
 import errno
+import gc
 import http.client
 import itertools
 import json
 import os
-import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from micro import blob, micro_predictor, one_thread, picture  # noqa: F401
-from test_studio_api import COUNT, DEMO, Page
-from test_studio_security import TOKEN, save_video
+from studio_client import COUNT, DEMO, TOKEN, Page
 
 from sam2_mem.cli.studio import parse_arguments
 from sam2_mem.studio import run as run_module
 from sam2_mem.studio import worker
+from sam2_mem.studio.frame_store import FrameStore, FrameView, RecordFile
 from sam2_mem.studio.run import PolicyRun
 from sam2_mem.studio.server import Studio
 from sam2_mem.studio.session import StudioSession, Work
-from sam2_mem.studio.setups import ARCHIVE_BYTES, Networks, RunSetup
+from sam2_mem.studio.setups import ARCHIVE_BYTES, ARCHIVE_FRAMES, Networks, RunSetup
+from sam2_mem.studio.worker import Changes
 from sam2_mem.tracking.session_log import SessionLog, SessionStep, load_session
 from sam2_mem.video.stored import ArraySource
-
-
-@pytest.fixture
-def studio(tmp_path: Path) -> Iterator[Studio]:
-    save_video(tmp_path / "clip", COUNT)
-    studio = Studio(micro_predictor(), tmp_path, config="micro")
-    yield studio
-    studio.close()
-
-
-@pytest.fixture
-def page(studio: Studio) -> Page:
-    return Page(studio)
-
 
 # -- tabs -------------------------------------------------------------------------------------------------------------
 
@@ -203,6 +190,24 @@ def _refused(server: Server, path: str, body: dict[str, Any]) -> None:
         server.post(path, **body)
 
 
+def test_the_disk_is_full_while_a_pass_runs(page: Page, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known of frames is in a file; where that cannot grow the pass ends, all is as before it, and it can be done again."""
+    page.outline(0, 1)
+    mask, add, taken = page.ids(0), RecordFile.add, itertools.count()
+
+    def full(self: RecordFile, value: Any) -> int:
+        if next(taken) > 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return add(self, value)
+
+    monkeypatch.setattr(RecordFile, "add", full)
+    assert "the disk is full" in page.track()["message"]
+    monkeypatch.undo()
+    known = studio.sessions[page.key].runs[0].frames
+    assert list(known) == [0] and np.array_equal(page.ids(0), mask)
+    assert page.track()["message"] == "" and len(studio.sessions[page.key].runs[0].frames) == COUNT
+
+
 # -- a session that is stopped while it is repeated -------------------------------------------------------------------
 
 
@@ -213,6 +218,7 @@ def test_a_session_that_is_stopped_while_it_opens(page: Page, studio: Studio, mo
     [path] = page.do("export", kinds=["session"])["written"]
     file, begun, apply = studio.folder / path, threading.Event(), PolicyRun.apply
     before = file.read_bytes()
+    (file.parent / "clip.session.state").unlink()  # as with the files of earlier versions
 
     def slow(self: PolicyRun, step: SessionStep) -> Iterator[int]:
         for frame in apply(self, step):
@@ -244,9 +250,7 @@ BOUND = 100_000
 def long_run(archive_bytes: int) -> tuple[list[int], StudioSession]:
     """Bytes of memory and masks held after every frame of a long pass."""
     video = ArraySource(np.stack([picture(i % 8) for i in range(8)] * (LENGTH // 8)))
-    predictor = micro_predictor()
-    predictor.tracker_settings = replace(predictor.tracker_settings, archive_bytes=archive_bytes)
-    networks = Networks(predictor, "micro", None, Path("."))
+    networks = Networks(micro_predictor(), "micro", None, Path("."), archive_bytes)
     session = StudioSession(Path("."), networks, SessionLog(video="long", config="micro"), video)
     session.do(SessionStep(kind="prompt", frame=0, obj_id=1, outline=outline()))
     run, held = session.runs[0], []
@@ -266,27 +270,72 @@ def outline() -> tuple[tuple[float, float], ...]:
 
 @pytest.mark.full
 def test_memory_is_flat_while_a_long_video_is_tracked() -> None:
-    """Beyond its bound the archive stays as it is; what grows is what a page shows of a frame, some kB. With a control."""
+    """Beyond its bound the archive stays as it is. With a control."""
     held, session = long_run(BOUND)
     half = len(held) // 2
     assert held[-1] > BOUND and max(held[half:]) < 1.02 * max(held[:half])
-    frames = session.runs[0].frames
-    assert len(frames) == LENGTH and len(pickle.dumps(frames)) / LENGTH < 4000
+    assert len(session.runs[0].frames) == LENGTH
     assert "archive of 100000 bytes is full" in session.worker.message, "which is said"
     unbounded, _ = long_run(2**30)
     assert max(unbounded[half:]) > 1.5 * max(unbounded[:half]), "the control"
 
 
+def bytes_of_a_frame(frames: MutableMapping[int, FrameView], changes: Any, record: dict[str, Any]) -> float:
+    """What Python allocates for every frame that is taken in."""
+    tracemalloc.start()
+    for frame in range(COUNTED):
+        events = [
+            {"frame": max(0, frame - kept), "action": action, "reason": ""}
+            for kept, action in ((0, "written"), (7, "evicted"))
+        ]
+        memory = {1: json.dumps(record).encode()}
+        if isinstance(frames, FrameStore):
+            memory = {1: frames.add_memory(1, record | {"frame": frame, "events": events})[0]}
+        frames[frame] = FrameView({1: f"{frame}" * 100}, {1: (frame / COUNTED, 1.0, True)}, {1: (1, 2, 1)}, memory)
+        changes.note(0, frame)
+    gc.collect()
+    allocated = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    return allocated / COUNTED
+
+
+COUNTED = 500
+
+
+def test_what_is_known_of_frames_is_in_a_file(page: Page, studio: Studio, tmp_path: Path) -> None:
+    """In memory are some numbers for every frame: its version, where its view lies, and where an entry came and went. With a
+    control that holds what a frame of the page holds."""
+    page.outline(0, 1)
+    page.track(max_frames=8)
+    record = studio.sessions[page.key].runs[0].frames.memory(8, 1)
+    assert record is not None
+    store = FrameStore(tmp_path)
+    assert bytes_of_a_frame(store, Changes(), record) < 100
+    assert bytes_of_a_frame({}, Changes(), record) > 2000, "the control"
+    assert store[250].masks == {1: "250" * 100} and store[250].scores == {1: (0.5, 1.0, True)}
+    history = store.history(1, [250, COUNTED - 1, COUNTED])
+    assert history[250]["entered"]["on"] == 250 and history[250]["left"]["on"] == 257
+    assert list(history) == [250, COUNTED - 1] and list(history[COUNTED - 1]) == ["entered"]
+    before = store.copy()
+    del store[3]
+    store[4] = FrameView()
+    assert store.changed_since(before) == [3, 4] and 3 not in store and before[4].masks and len(before) == COUNTED
+
+
 def test_a_run_keeps_less_than_a_session_of_the_api() -> None:
     predictor = micro_predictor()
-    assert predictor.tracker_settings.archive_bytes > ARCHIVE_BYTES
-    networks = Networks(predictor, "micro", None, Path("."))
-    built, _ = networks.predictor(networks.setup_of(SessionLog(video="x", config="micro")))
-    assert built.tracker_settings.archive_bytes == ARCHIVE_BYTES
-    assert predictor.tracker_settings.archive_bytes > ARCHIVE_BYTES, "the given one is as it was"
-    assert parse_arguments([]).archive_mb * 2**20 == ARCHIVE_BYTES
-    small = Studio(predictor, Path("."), config="micro", archive_bytes=1000).networks
-    assert small.predictor(RunSetup())[0].tracker_settings.archive_bytes == 1000
+    budget = predictor.tracker_settings.archive_bytes
+    state = predictor.init_state(ArraySource(np.stack([picture(i) for i in range(30)])))
+    predictor.add_new_mask(state, 0, 1, blob(0, 0))
+    held = [state.tracker.archive.bytes for _ in predictor.propagate_in_video(state)]
+    setup = RunSetup()
+    kept = Networks(predictor, "micro", None, Path(".")).predictor(setup)[0].tracker_settings.archive_bytes
+    assert kept / ARCHIVE_FRAMES == pytest.approx(held[-1] - held[-2], rel=0.3), "a frame of an object"
+    assert kept < ARCHIVE_BYTES < predictor.tracker_settings.archive_bytes == budget, "the given one is as it was"
+    assert parse_arguments([]).archive_mb is None
+    for given in (1000, 2 * ARCHIVE_BYTES):
+        small = Studio(predictor, Path("."), config="micro", archive_bytes=given).networks
+        assert small.predictor(setup)[0].tracker_settings.archive_bytes == given
 
 
 def test_what_only_undo_holds_is_bounded(page: Page, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:

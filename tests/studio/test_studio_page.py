@@ -121,7 +121,7 @@ def spot(page: Page, x: float, y: float) -> tuple[float, float]:
 
 
 def shown(page: Page, frame: int) -> None:
-    page.wait_for_selector(f'body[data-shown="{frame}"]')
+    page.wait_for_selector(f'body[data-shown="{frame}"][data-masked="{frame}"]')
 
 
 def idle(page: Page) -> None:
@@ -219,11 +219,13 @@ def test_from_the_first_click_to_a_session_that_opens_again(address: str, page: 
     assert {path.name for path in results.iterdir()} == {"png", "clip.json", "clip.py", "clip.session.json"}
     page.click('#exports button[aria-label="close"]')
 
+    before = page.url
     page.keyboard.press("o")  # and open it again
     for name in ("sam2_mem_results", "clip", "clip.session.json"):
         page.click(f'#listing li:not(:has-text("open already")) button:has-text("{name}") >> nth=-1')
         page.wait_for_timeout(200)
-    page.wait_for_selector('body[data-job="replay"]')
+    page.wait_for_url(lambda url: url != before)
+    page.wait_for_selector("#read img")  # with memory
     idle(page)
     assert page.locator("#objects li:nth-child(2) input").input_value() == "blue fish"
     assert page.inner_text("#policy-name") == "fifo*"

@@ -9,20 +9,10 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 from micro import micro_predictor, one_thread, pictures  # noqa: F401
-from PIL import Image
+from studio_client import HOST, TOKEN, save_video
 
 from sam2_mem.studio.security import BODY_LIMIT, HEADERS, OutsideFolderError, confined, new_token
 from sam2_mem.studio.server import Studio, studio_app
-
-TOKEN = "secret-token"
-HOST = "localhost:8765"
-
-
-def save_video(folder: Path, count: int = 4) -> Path:
-    folder.mkdir(parents=True)
-    for index, picture in enumerate(pictures(count)):
-        Image.fromarray(picture).save(folder / f"{index:05d}.png")
-    return folder
 
 
 @pytest.fixture

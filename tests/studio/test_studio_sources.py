@@ -15,23 +15,13 @@ import numpy as np
 import pytest
 from micro import micro_predictor, one_thread, picture  # noqa: F401
 from PIL import Image
-from test_studio_api import Page
-from test_studio_security import TOKEN, save_video
+from studio_client import TOKEN, Page
 
 from sam2_mem.studio import security, uploads
 from sam2_mem.studio import server as server_module
 from sam2_mem.studio.camera import RecordedCamera, new_recording
 from sam2_mem.studio.server import Studio
 from sam2_mem.video.streams import IteratorSource
-
-
-@pytest.fixture
-def studio(tmp_path: Path) -> Iterator[Studio]:
-    save_video(tmp_path / "clip", 4)
-    studio = Studio(micro_predictor(), tmp_path, config="micro")
-    yield studio
-    studio.close()
-
 
 # -- a camera ---------------------------------------------------------------------------------------------------------
 

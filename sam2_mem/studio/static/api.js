@@ -42,6 +42,13 @@ export async function picture(path, patience = 120) {
   }
 }
 
+/** A part of a picture, and where it lies. */
+export async function part(path) {
+  const answer = await ask(path);
+  const [x, y] = answer.headers.get("x-origin").split(",").map(Number);
+  return { x, y, bitmap: await createImageBitmap(await answer.blob(), { colorSpaceConversion: "none" }) };
+}
+
 /** Keeps the newest entries of what a function gives for a key. */
 export class Cache {
   constructor(size, load) {

@@ -92,7 +92,7 @@ async function news({ finished }) {
   if (store.following && tracking && session.reached !== null && session.reached !== store.frame) show(session.reached, true);
   if (comparing() && finished) {
     store.differences = await get(`${base()}/differences`);
-    store.emit("frame");
+    store.emit("differences");
   }
   if (!comparing()) store.differences = {};
   document.body.dataset.job = session.job ? session.job.kind : "";

@@ -1,7 +1,7 @@
 // What the memory of the chosen object holds and reads on this frame, and why.
 
 import { get } from "./api.js";
-import { base, comparing, show, step, store } from "./store.js";
+import { base, comparing, frames, show, step, store } from "./store.js";
 import { setMemory, size } from "./timeline.js";
 
 const element = (tag, properties = {}, ...children) => {
@@ -116,6 +116,8 @@ async function update() {
   if (!store.session) return;
   const mine = ++turn, object = chosen();
   heading();
+  await frames.get(store.frame).catch(() => {}); // the picture comes first
+  if (mine !== turn) return;
   const { record } = object ? await get(`${base()}/memory/${store.frame}?obj_id=${store.object}&run=${store.run}`) : { record: null };
   if (mine !== turn) return;
   fill(record);

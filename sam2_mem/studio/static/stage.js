@@ -1,49 +1,74 @@
 // The frame with its masks and prompts, once or twice, and what the pointer says on it.
 
+import { wait } from "./api.js";
 import { chooseRun, color, comparing, frames, masks, promptOf, say, step, store } from "./store.js";
 
 const views = ["first", "second"].map((id) => document.getElementById(id));
 const overlay = new OffscreenCanvas(1, 1);
+/** Milliseconds that a picture waits for its masks. */
+const PATIENCE = 20;
 let drag = null, pending = null, cursor = null, drawn = 0;
 
-const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+/** A colour as getImageData has it in 32 bits. */
+const packed = (r, g, b, alpha) => ((alpha << 24) | (b << 16) | (g << 8) | r) >>> 0;
+const [HERE, THERE, LINE] = [packed(255, 64, 200, 190), packed(60, 220, 255, 190), packed(0, 0, 0, 150)];
+const shade = (hex, alpha) => packed(...[1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)), alpha);
 
-/** Masks as a picture: tinted inside, opaque at the edge, with a dark line around, so that they show on any ground; `other`: tint
- * only where the two differ. */
-function tinted(mask, other) {
-  const { width, height, data } = mask;
-  Object.assign(overlay, { width, height });
-  const pen = overlay.getContext("2d"), image = pen.createImageData(width, height), out = image.data;
-  const edge = Math.max(1, Math.round(Math.min(width, height) / 360)), alpha = Math.round(255 * store.opacity);
-  const colors = [[0, 0, 0]];
-  for (const id of new Set(data)) if (id) colors[id] = rgb(color(id));
-  for (let y = 0, i = 0; y < height; y++) {
-    for (let x = 0; x < width; x++, i++) {
-      const id = data[i];
-      if (other && other.data[i] !== id) {
-        out.set(id ? [255, 64, 200, 190] : [60, 220, 255, 190], 4 * i);
-      } else if (id) {
-        const inside = x >= edge && y >= edge && x < width - edge && y < height - edge && data[i - edge] === id && data[i + edge] === id
-          && data[i - edge * width] === id && data[i + edge * width] === id;
-        const [r, g, b] = colors[id];
-        out[4 * i] = r; out[4 * i + 1] = g; out[4 * i + 2] = b; out[4 * i + 3] = inside ? alpha : 255;
-      } else if ((x >= edge && data[i - edge]) || (x < width - edge && data[i + edge]) || data[i - edge * width] || data[i + edge * width]) {
-        out[4 * i + 3] = 150;
-      }
-    }
-  }
-  pen.putImageData(image, 0, 0);
-  return overlay;
+/** The part of the picture that masks take, with a margin. */
+function area(layers, margin) {
+  const left = Math.min(...layers.map((m) => m.x)) - margin, top = Math.min(...layers.map((m) => m.y)) - margin;
+  const right = Math.max(...layers.map((m) => m.x + m.width)) + margin, bottom = Math.max(...layers.map((m) => m.y + m.height)) + margin;
+  return { left, top, width: right - left, height: bottom - top };
 }
 
+/** The ids of a mask within an area around it. */
+function plane(mask, { left, top, width, height }) {
+  const data = new Uint8Array(width * height);
+  for (let y = 0; y < mask.height; y++) data.set(mask.data.subarray(y * mask.width, (y + 1) * mask.width), (mask.y - top + y) * width + mask.x - left);
+  return data;
+}
+
+/** Masks as a picture, and where it lies: tinted inside, opaque at the edge, with a dark line around, so that they show on any
+ * ground; `other`: tint only where the two differ. */
+function tinted(mask, other) {
+  const edge = Math.max(1, Math.round(Math.min(store.session.width, store.session.height) / 360));
+  const place = area(other ? [mask, other] : [mask], edge), { width, height } = place;
+  const data = plane(mask, place), compared = other ? plane(other, place) : data;
+  Object.assign(overlay, { width, height });
+  const pen = overlay.getContext("2d"), image = pen.createImageData(width, height), out = new Uint32Array(image.data.buffer);
+  const present = [...new Set(data)].filter(Boolean), alpha = Math.round(255 * store.opacity);
+  const inner = new Uint32Array(256), outer = new Uint32Array(256), down = edge * width;
+  for (const id of present) { inner[id] = shade(color(id), alpha); outer[id] = shade(color(id), 255); }
+  for (let y = edge; y < height - edge; y++) {
+    for (let i = y * width + edge, end = (y + 1) * width - edge; i < end; i++) {
+      const id = data[i], l = data[i - edge], r = data[i + edge], u = data[i - down], d = data[i + down];
+      if (compared[i] !== id) out[i] = id ? HERE : THERE;
+      else if (id) out[i] = l === id && r === id && u === id && d === id ? inner[id] : outer[id];
+    }
+  }
+  for (let i = 0; i < out.length; i++) {
+    if (!data[i] && !out[i] && (data[i - edge] || data[i + edge] || data[i - down] || data[i + down])) out[i] = LINE;
+  }
+  pen.putImageData(image, 0, 0);
+  return place;
+}
+
+/** The picture at once, and its masks as soon as they are there. */
 export async function draw() {
   if (!store.session) return;
   const turn = ++drawn, frame = store.frame;
   const runs = comparing() ? [0, 1] : [0];
-  const [picture, ...layers] = await Promise.all([frames.get(frame), ...runs.map((run) => masks(run, frame))]);
-  if (turn !== drawn) return;
-  for (const run of runs) paint(views[run], picture, layers[run], run === 1 ? layers[0] : null);
-  document.body.dataset.shown = frame;
+  const waiting = Promise.all(runs.map((run) => masks(run, frame)));
+  const picture = await frames.get(frame);
+  const early = await Promise.race([waiting, wait(PATIENCE)]);
+  const show = (layers) => {
+    if (turn !== drawn) return;
+    for (const run of runs) paint(views[run], picture, layers[run], run === 1 ? layers[0] : null);
+    document.body.dataset.shown = frame;
+  };
+  show(early || []);
+  if (!early) show(await waiting);
+  if (turn === drawn) document.body.dataset.masked = frame;
 }
 
 function paint(canvas, picture, mask, other) {
@@ -51,7 +76,10 @@ function paint(canvas, picture, mask, other) {
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
   const pen = canvas.getContext("2d");
   pen.drawImage(picture, 0, 0, width, height);
-  if (mask) pen.drawImage(tinted(mask, other), 0, 0, width, height);
+  if (mask) {
+    const { left, top } = tinted(mask, other);
+    pen.drawImage(overlay, left, top);
+  }
   const unit = Math.max(1, canvas.width / (canvas.clientWidth || canvas.width));
   for (const [id, prompt] of Object.entries(store.session.prompts[store.frame] || {})) drawPrompt(pen, Number(id), prompt, unit);
   if (pending && pending.frame === store.frame) drawPrompt(pen, store.object, pending, unit);
@@ -196,7 +224,7 @@ export function setUp() {
     canvas.addEventListener("pointerup", () => drag && endDrag());
     canvas.addEventListener("pointercancel", () => { drag = null; draw(); });
   }
-  store.on("frame object opacity", () => { if (store.session) captions(); draw(); });
+  store.on("frame object opacity differences", () => { if (store.session) captions(); draw(); });
   store.on("session", ({ changed }) => { captions(); if (changed.includes(store.frame)) draw(); });
   store.on("opened", () => { pending = drag = cursor = null; draw(); });
 }

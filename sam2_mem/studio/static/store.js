@@ -1,6 +1,6 @@
 // What the page knows: the session as the server last told it, and what is chosen here. Parts listen for events by name.
 
-import { Cache, Refused, get, picture, post, wait } from "./api.js";
+import { Cache, Refused, get, part, picture, post, wait } from "./api.js";
 
 const target = new EventTarget();
 
@@ -21,23 +21,21 @@ export const frames = new Cache(60, (index) => picture(`${base()}/frame/${index}
 export const thumbs = new Cache(400, (index) => picture(`${base()}/frame/${index}?width=160`));
 const maskPictures = new Cache(60, async (key) => {
   const [run, index] = key.split(":");
-  return ids(await picture(`${base()}/mask/${index}?run=${run}`));
+  return ids(await part(`${base()}/mask/${index}?run=${run}&crop=true`));
 });
-/** Object ids of a frame under a run, one byte for every pixel; null where there are none. */
+/** Object ids of a frame under a run: one byte for every pixel of the part that has any; null where there are none. */
 export async function masks(run, index) {
   if (!store.views[run].has(index)) return null;
   return maskPictures.get(`${run}:${index}:${store.versions[run].get(index)}`);
 }
 
 const paper = new OffscreenCanvas(1, 1);
-function ids(bitmap) {
-  Object.assign(paper, { width: bitmap.width, height: bitmap.height });
+function ids({ x, y, bitmap: { width, height }, bitmap }) {
+  Object.assign(paper, { width, height });
   const pen = paper.getContext("2d", { willReadFrequently: true });
   pen.drawImage(bitmap, 0, 0);
-  const { data } = pen.getImageData(0, 0, bitmap.width, bitmap.height);
-  const result = new Uint8Array(bitmap.width * bitmap.height);
-  for (let i = 0; i < result.length; i++) result[i] = data[4 * i];
-  return { data: result, width: bitmap.width, height: bitmap.height };
+  const pixels = new Uint32Array(pen.getImageData(0, 0, width, height).data.buffer);
+  return { x, y, width, height, data: Uint8Array.from(pixels) }; // the lowest byte is red
 }
 
 export function say(text, good = false) {

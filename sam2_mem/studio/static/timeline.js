@@ -1,13 +1,15 @@
 // Time: thumbnails, a row for every object with scores, prompts and what left memory, arcs to the frames that are read now.
 
 import { wait } from "./api.js";
-import { base, color, comparing, show, store, thumbs } from "./store.js";
+import { base, color, comparing, frames, show, store, thumbs } from "./store.js";
 
 const canvas = document.getElementById("timeline");
 const strip = document.getElementById("thumbs");
 const hover = document.getElementById("hover");
 const ROW = 22, TOP = 18, ARCS = 34, CURVE = 36;
-let left = 96, memory = null, token = 0;
+/** All that is the same on every frame; drawn anew after `renew`. */
+const ground = new OffscreenCanvas(1, 1);
+let left = 96, memory = null, token = 0, renewed = false;
 
 const length = () => store.session.frames;
 const x = (frame) => left + ((frame + 0.5) / length()) * (canvas.clientWidth - left);
@@ -19,28 +21,43 @@ export function setMemory(record) {
   draw();
 }
 
+function renew() {
+  renewed = false;
+  draw();
+}
+
 function draw() {
   if (!store.session) return;
   left = innerWidth <= 800 ? 8 : 96;
-  const objects = store.session.objects, extra = comparing() ? ROW : 0;
-  const height = TOP + Math.max(1, objects.length) * ROW + extra + ARCS + CURVE, scale = devicePixelRatio;
+  const rows = TOP + Math.max(1, store.session.objects.length) * ROW, bottom = rows + (comparing() ? ROW : 0);
+  const height = bottom + ARCS + CURVE, scale = devicePixelRatio;
   canvas.style.height = `${height}px`;
-  const width = canvas.clientWidth;
-  Object.assign(canvas, { width: Math.round(width * scale), height: Math.round(height * scale) });
+  const width = canvas.clientWidth, size = { width: Math.round(width * scale), height: Math.round(height * scale) };
+  if (!renewed || ground.width !== size.width || ground.height !== size.height) {
+    Object.assign(ground, size);
+    drawGround(ground.getContext("2d"), scale, width, height, rows, bottom);
+    renewed = true;
+  }
+  Object.assign(canvas, size);
   const pen = canvas.getContext("2d");
+  pen.drawImage(ground, 0, 0);
+  pen.scale(scale, scale);
+  held(pen, TOP, bottom);
+  arcs(pen, bottom + 2);
+  pen.fillStyle = "#fff"; pen.fillRect(x(store.frame) - 1, 0, 2, height);
+  canvas.setAttribute("aria-valuemax", length() - 1);
+  canvas.setAttribute("aria-valuenow", store.frame);
+}
+
+function drawGround(pen, scale, width, height, rows, bottom) {
   pen.scale(scale, scale);
   pen.fillStyle = "#12151a"; pen.fillRect(left, 0, width - left, height);
   pen.font = "11px system-ui, sans-serif";
   ticks(pen, width);
-  objects.forEach((object, row) => objectRow(pen, object, TOP + row * ROW, width));
-  let y = TOP + Math.max(1, objects.length) * ROW;
-  if (comparing()) { differenceRow(pen, y, width); y += ROW; }
-  held(pen, TOP, y);
-  arcs(pen, y + 2);
-  curves(pen, y + ARCS, width);
-  pen.fillStyle = "#fff"; pen.fillRect(x(store.frame) - 1, 0, 2, height);
-  canvas.setAttribute("aria-valuemax", length() - 1);
-  canvas.setAttribute("aria-valuenow", store.frame);
+  store.session.objects.forEach((object, row) => objectRow(pen, object, TOP + row * ROW, width));
+  if (comparing()) differenceRow(pen, rows, width);
+  label(pen, "reads", bottom + 6, "#7cc4ff");
+  curves(pen, bottom + ARCS, width);
 }
 
 function ticks(pen, width) {
@@ -115,7 +132,6 @@ function held(pen, top, bottom) {
 }
 
 function arcs(pen, y) {
-  label(pen, "reads", y + 4, "#7cc4ff");
   if (!memory) return;
   const shares = new Map();
   for (const r of memory.readings) {
@@ -186,6 +202,7 @@ async function preview(event) {
   place(event.clientX);
   const { key } = store;
   await wait(80); // a click comes first, and a pointer that moves on wants none
+  await frames.get(store.frame).catch(() => {});
   if (hover.dataset.frame !== String(frame)) return;
   await thumbs.get(frame).catch(() => {});
   if (hover.dataset.frame === String(frame) && key === store.key) hover.querySelector("img").src = `${base()}/frame/${frame}?width=160`;
@@ -200,14 +217,15 @@ export function setUp() {
   canvas.addEventListener("pointerdown", (event) => { canvas.setPointerCapture(event.pointerId); seek(event); });
   canvas.addEventListener("pointermove", (event) => { if (event.buttons) seek(event); preview(event); });
   canvas.addEventListener("pointerleave", () => { hover.hidden = true; });
-  store.on("frame object session opened", draw);
+  store.on("frame", draw);
+  store.on("object session opened differences", renew);
   let counted = 0;
   store.on("opened", () => { counted = length(); fillStrip(); });
   store.on("session", () => {
     const isLonger = store.session.live ? length() > 1.5 * counted : store.session.exact && counted !== length();
     if (isLonger) { counted = length(); fillStrip(); }
   });
-  addEventListener("resize", () => { if (store.session) { draw(); fillStrip(); } });
+  addEventListener("resize", () => { if (store.session) { renew(); fillStrip(); } });
   document.getElementById("legend").innerHTML = [
     ['<path d="M5 0l5 5-5 5-5-5z" fill="#ffd166"/>', "prompt"],
     ['<rect y="3" width="10" height="7" fill="#4aa3ff"/>', "predicted IoU"],
