@@ -58,6 +58,7 @@ def test_frames_and_truth_are_those_of_the_order() -> None:
     assert groups_of_videos("synthetic:dev-v1@3") == groups_of_videos("synthetic:dev-v1") != {}
 
 
+@pytest.mark.extended
 @pytest.mark.full
 def test_compared(tmp_path: Path) -> None:
     """The first pass is scored as without repetition; the comparison says what it is of."""
