@@ -17,6 +17,9 @@ from sam2_mem.model.sam2 import SAM2
 from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 
+MORE_WAITS = {"diverse": 1, "template": 1, "sentry": 1}
+"""Of each object: diverse compares the map just written where a pool is full; template and sentry ask the network."""
+
 
 def configured(*overrides: str, device: str = "cuda", vos_optimized: bool = False) -> SAM2VideoPredictor:
     """The micro network with its lively weights, holes filled, built from its config and ``overrides``."""

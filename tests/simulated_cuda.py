@@ -200,13 +200,21 @@ class SimulatedCuda:
         if name in WAITING or (name == "repeat_interleave" and kwargs.get("output_size") is None):
             self.note("sync", name, True)
         kwargs = {key: HERE.get(key, value) if value is not None else None for key, value in kwargs.items()}
-        return self.kernel(func, name, args, kwargs, device, is_view=func.is_view)
+        return self.kernel(func, name, args, kwargs, device, mine, is_view=func.is_view)
 
     def kernel(
-        self, func: Callable, name: str, args: tuple, kwargs: dict, device: torch.device, *, is_view: bool = False
+        self,
+        func: Callable,
+        name: str,
+        args: tuple,
+        kwargs: dict,
+        device: torch.device,
+        mine: list[CudaTensor],
+        *,
+        is_view: bool = False,
     ) -> Any:
-        """``func`` of the numbers; its results are on ``device``."""
-        own = {id(x.host): x for x in parts_of(CudaTensor, (args, kwargs))}
+        """``func`` of the numbers; its results are on ``device``. ``mine``: what is on the device among the arguments."""
+        own = {id(x.host): x for x in mine}
         func = ONLY_CUDA.get(name, func)
         args, kwargs = changed(CudaTensor, lambda x: x.host, (args, kwargs))
         out = func(*args, **kwargs)
@@ -273,7 +281,9 @@ class _Calls(TorchFunctionMode):
     """Calls that would ask for a driver on their way to operators."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
+        kwargs = kwargs or {}
+        if func not in ASKING:
+            return func(*args, **kwargs)
         if func is Tensor.pin_memory and not isinstance(args[0], CudaTensor):
             return _pinned(args[0].clone())
         if func is Tensor.is_pinned and not isinstance(args[0], CudaTensor):
@@ -286,6 +296,9 @@ class _Calls(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor) and device is not None and torch.device(device).type == "cuda":
             return func(*args, **kwargs | {"device": None}).to(device)
         return func(*args, **kwargs)
+
+
+ASKING = {Tensor.pin_memory, Tensor.is_pinned, Tensor.new_tensor, torch.empty, torch.tensor, torch.as_tensor}
 
 
 def _pinned(x: Tensor) -> Tensor:
@@ -378,7 +391,7 @@ class Graph(Handle):
 
     @torch.inference_mode()
     def replay(self) -> None:
-        self.sim.launches["replay"] += 1
+        SimulatedCuda.active[-1].launches["replay"] += 1
         for func, args, kwargs, out in self.tape:
             for old, new in zip(parts_of(Tensor, out), parts_of(Tensor, func(*args, **kwargs))):
                 if old is not new:
@@ -590,7 +603,7 @@ def _attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, **rest):
     arguments, name = (q, k, v, attn_mask, dropout_p, is_causal), "scaled_dot_product_attention"
     mine = parts_of(CudaTensor, arguments)
     sim._check(torch.ops.aten.bmm.default, name, arguments, parts_of(Tensor, arguments), mine)
-    return sim.kernel(_attention_of_the_host, name, arguments, rest, q.device)
+    return sim.kernel(_attention_of_the_host, name, arguments, rest, q.device, mine)
 
 
 def _attention_of_the_host(*args: Any, **kwargs: Any) -> Tensor:

@@ -59,6 +59,17 @@ CASES = {
         [*SMALL, "model=nano", "data.size=128", "data.frames=3", "data.root=ROOT/davis/JPEGImages"],
     ),
 }  # fmt: skip
+CASES["distil_perceiver"] = (
+    NANO,
+    [
+        *CASES["distil_videos"][1],
+        'model_overrides=["distiller=perceiver","distiller.window_latents=16","distiller.global_latents=8"]',
+    ],
+)
+
+
+def test_every_recipe_is_among_the_cases() -> None:
+    assert {path.stem for path in (Path(NANO).parents[1] / "configs" / "training").glob("*.yaml")} == set(CASES)
 
 
 @pytest.mark.full
