@@ -387,6 +387,25 @@ def test_a_session_whose_state_does_not_fit_is_repeated(page: Page, studio: Stud
     assert "got that of another one, or of an earlier save" in opened()
 
 
+def test_a_policy_whose_state_cannot_be_saved(page: Page, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    page.outline(0, 1, 0)
+    page.track(max_frames=3)
+    [path] = page.do("export", kinds=["session"])["written"]
+    state_file = studio.folder / "sam2_mem_results" / "clip" / "clip.session.state"
+    assert state_file.is_file()
+
+    def unpackable(*_: Any) -> None:
+        raise TypeError("a policy state is made of tensors, numbers, tuples and dataclasses")
+
+    monkeypatch.setattr(session_state, "packed", unpackable)
+    page.track(3)
+    page.do("export", kinds=["session"])
+    assert not state_file.exists(), "an older one does not stay"
+    again = Page(studio, path)
+    assert again.finish()["message"] == ""
+    assert all(np.array_equal(again.ids(f), page.ids(f)) for f in range(COUNT))
+
+
 def test_a_full_disk_and_a_vanished_video(page: Page, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     page.outline(0, 1)
 

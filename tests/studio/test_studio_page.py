@@ -216,7 +216,9 @@ def test_from_the_first_click_to_a_session_that_opens_again(address: str, page: 
     page.wait_for_selector('#written:has-text("clip.session.json")')
     picture(page, "exported")
     results = tmp_path / "sam2_mem_results" / "clip"
-    assert {path.name for path in results.iterdir()} == {"png", "clip.json", "clip.py", "clip.session.json"}
+    assert {path.name for path in results.iterdir()} == {
+        *("png", "clip.json", "clip.py", "clip.session.json", "clip.session.state")
+    }
     page.click('#exports button[aria-label="close"]')
 
     before = page.url

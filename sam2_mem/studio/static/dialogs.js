@@ -152,7 +152,7 @@ const EXPORTS = [
   ["davis2017", "DAVIS data set", "pictures, masks of ids, list of videos", false],
   ["youtubevos", "YouTube-VOS data set", "the same with its meta file", false],
   ["sav", "SA-V data set", "pictures, one mask per object", false],
-  ["session", "Session", "opens here again: prompts, names, policy, masks", true],
+  ["session", "Session", "opens here again as it is now; memory is in a second file, .session.state", true],
   ["script", "Python script", "repeats the session", false],
 ];
 

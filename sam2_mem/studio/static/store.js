@@ -17,7 +17,9 @@ export const color = (id) => store.start.colors[(id - 1) % store.start.colors.le
 export const comparing = () => store.session !== null && store.session.policies.length > 1;
 export const promptOf = (frame, id) => store.session?.prompts[frame]?.[id];
 
-export const frames = new Cache(60, (index) => picture(`${base()}/frame/${index}?width=1280`));
+/** Pixels of the page that a picture is wide, in steps. */
+const detail = () => Math.min(1280, 320 * Math.ceil((document.getElementById("views").clientWidth * devicePixelRatio) / 320) || 1280);
+export const frames = new Cache(60, (index) => picture(`${base()}/frame/${index}?width=${detail()}`));
 export const thumbs = new Cache(400, (index) => picture(`${base()}/frame/${index}?width=160`));
 const maskPictures = new Cache(60, async (key) => {
   const [run, index] = key.split(":");
@@ -92,7 +94,13 @@ export async function step(values) {
   });
 }
 
-let watching = 0;
+let watching = 0, wide = 0;
+addEventListener("resize", () => {
+  if (!store.session || detail() === wide) return;
+  wide = detail();
+  frames.clear();
+  store.emit("frame");
+});
 
 export async function open(path, policy) {
   const opened = await post("api/sessions", { path, policy });
