@@ -227,8 +227,12 @@ def test_from_the_first_click_to_a_session_that_opens_again(address: str, page: 
         page.click(f'#listing li:not(:has-text("open already")) button:has-text("{name}") >> nth=-1')
         page.wait_for_timeout(200)
     page.wait_for_url(lambda url: url != before)
-    page.wait_for_selector("#read img")  # with memory
+    page.wait_for_selector("#objects li:nth-child(2)")
     idle(page)
+    shown(page, 0)
+    page.keyboard.press("End")
+    shown(page, FRAMES - 1)
+    page.wait_for_selector("#read img")  # memory is there as well
     assert page.locator("#objects li:nth-child(2) input").input_value() == "blue fish"
     assert page.inner_text("#policy-name") == "fifo*"
 
