@@ -461,7 +461,7 @@ def still(clip: Clip) -> Clip:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("size", "image_size"), [("t", 1024), ("l", 512)])
+@pytest.mark.parametrize(("size", "image_size"), [("t", 1024), pytest.param("l", 512, marks=pytest.mark.extended)])
 def test_large_pictures_and_networks(size: str, image_size: int, tmp_path: Path):
     """Prompts and one tracked frame, of the same picture. The object score is raised, so that nothing is absent."""
     config, clip = f"configs/sam2.1/sam2.1_hiera_{size}.yaml", still(make_clip(1))

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from micro import POLICIES, one_thread  # noqa: F401
+from micro import ALL_ONLY, POLICIES, one_thread  # noqa: F401
 from omegaconf import OmegaConf
 from policy_contract import (
     CHECKS,
@@ -69,7 +69,8 @@ def cases() -> Iterator[Any]:
     for check, name in product(CHECKS, NAMES):
         checks = (check_needs,) if name in BRIEF else BASICS
         quick = name in ("fifo", "xmem") or (name in POLICIES and check in checks)
-        marks = () if quick else pytest.mark.full
+        slow = pytest.mark.full if name in POLICIES else ALL_ONLY
+        marks = () if quick else slow
         yield pytest.param(check, name, id=f"{check.__name__.removeprefix('check_')}-{name}", marks=marks)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from micro import (
+    ALL_ONLY,
     POLICIES,
     REPRESENTATIVE,
     features_at,
@@ -54,6 +55,9 @@ CHECKS = (
 QUICK = {("edgetam", check_needs, name) for name in ("fifo", "xmem", "distilled", "keyframe")}
 
 
+OFTEN = {"efficienttam": (check_needs, check_bounded, check_reverse), "sam3": (check_needs,)}
+"""What the full tier checks of a network, all where nothing is said."""
+
 TIES = {("edgetam", check_alone_as_in_batch, "efp")}
 """It ranks maps by cosines, which here differ by less than a batch changes their rounding."""
 
@@ -68,8 +72,8 @@ def cases() -> Iterator[Any]:
     for name, check, policy in product(NETWORKS, CHECKS, POLICIES):
         if (name, check, policy) in TIES or (name == "sam3" and check not in (check_needs, check_bounded)):
             continue  # SAM 3's tokens are those of SAM 2, of cells of another size
-        often = policy in REPRESENTATIVE and (name != "sam3" or check is check_needs)
-        slow = (pytest.mark.full,) if often else (pytest.mark.full, pytest.mark.extended)
+        often = policy in REPRESENTATIVE and check in OFTEN.get(name, CHECKS)
+        slow = pytest.mark.full if often else ALL_ONLY
         marks = () if (name, check, policy) in QUICK else slow
         yield pytest.param(
             name, check, policy, id=f"{name}-{check.__name__.removeprefix('check_')}-{policy}", marks=marks

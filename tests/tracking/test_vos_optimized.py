@@ -23,6 +23,7 @@ def compiler_reset() -> Iterator[None]:
 
 
 @pytest.mark.full
+@pytest.mark.extended
 @pytest.mark.skipif(shutil.which("g++") is None, reason=NO_COMPILER)
 def test_compiled_equals_eager(tmp_path):
     eager, compiled = (
