@@ -13,7 +13,7 @@ import pytest
 import torch
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from micro import POLICIES, in_tiers, micro_config, one_thread  # noqa: F401
+from micro import ALL_ONLY, POLICIES, in_tiers, micro_config, one_thread  # noqa: F401
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
@@ -411,7 +411,7 @@ with initialize(version_base=None, config_path="conf"):
 
 @pytest.mark.parametrize(
     ("program", "arguments"),
-    [(APP, ["learning_rate=0.25", "hydra.job.chdir=true"]), pytest.param(SCRIPT, [], marks=pytest.mark.full)],
+    [(APP, ["learning_rate=0.25", "hydra.job.chdir=true"]), pytest.param(SCRIPT, [], marks=ALL_ONLY)],
     ids=["main", "initialize"],
 )
 def test_inside_a_program_that_runs_hydra(program: str, arguments: list[str], own_configs: Path) -> None:

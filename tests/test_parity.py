@@ -440,7 +440,7 @@ def two_there_and_back(session: Session, clip: Clip) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("which", [0, 1], ids=["2.1", "2.0"])
+@pytest.mark.parametrize("which", [0, pytest.param(1, marks=pytest.mark.extended)], ids=["2.1", "2.0"])
 def test_base_plus(base_benches: tuple[Bench, Bench], which: int):
     bench = base_benches[which]
     expected = bench.expected(two_there_and_back)

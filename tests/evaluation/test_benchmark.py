@@ -401,6 +401,7 @@ BESIDE = ("peer", *SMALL, "--peer", OURSELVES, "--frames", "27", "--block", "5",
 
 
 @pytest.mark.full
+@pytest.mark.extended
 def test_tool_peer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Ours beside ours: the masks are the same, everything is reported for both."""
     out = tmp_path / "out.json"

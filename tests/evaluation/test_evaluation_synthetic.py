@@ -136,7 +136,7 @@ def test_frames_of_the_set_of_three_seeds(track: str) -> None:
     "environment",
     [
         {"NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3 AVX512F AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL"},
-        {"OPENCV_CPU_DISABLE": "AVX512_SKX,AVX2,FMA3,AVX"},
+        pytest.param({"OPENCV_CPU_DISABLE": "AVX512_SKX,AVX2,FMA3,AVX"}, marks=pytest.mark.extended),
     ],
     ids=["numpy", "opencv"],
 )

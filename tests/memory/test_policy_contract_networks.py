@@ -55,7 +55,7 @@ CHECKS = (
 QUICK = {("edgetam", check_needs, name) for name in ("fifo", "xmem", "distilled", "keyframe")}
 
 
-OFTEN = {"efficienttam": (check_needs, check_bounded, check_reverse), "sam3": (check_needs,)}
+OFTEN = {"efficienttam": (check_needs, check_reverse), "sam3": (check_needs,)}
 """What the full tier checks of a network, all where nothing is said."""
 
 TIES = {("edgetam", check_alone_as_in_batch, "efp")}

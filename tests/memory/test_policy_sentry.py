@@ -121,6 +121,7 @@ def test_hosts() -> None:
 
 
 @pytest.mark.full
+@pytest.mark.extended
 def test_a_thousand_frames() -> None:
     policy = Sentry(host=FIFO(), margin=2.0, max_overlap=1.0)
     tracker = micro_tracker(policy)
