@@ -49,17 +49,42 @@ class JointRollout:
         visible_only: probability of an object that its memory leaves out frames on which it was not seen; the temporal
             slots of its memory are then ranks.
         correct: probability of a batch that all its objects are corrected by a click on the last frame.
+        truncated: memory is data: the gradients of a frame reach what reads memory and decodes masks, not what wrote it,
+            nor the features of the image.
+        absent_frames: of the frames on which no object of the batch is visible, how many get losses; None: all.
+        prompt_age: the most frames by which the prompt is older than the clip says; the number is drawn, evenly in its
+            logarithm.
     """
 
     noise: MemoryNoise = MemoryNoise()
     losses: LossSettings = LossSettings()
     visible_only: float = 0.0
     correct: float = 0.0
+    truncated: bool = False
+    absent_frames: int | None = None
+    prompt_age: int = 0
 
     def __post_init__(self) -> None:
         for name in ("visible_only", "correct"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"expected a probability {name} in 0..1, got {getattr(self, name)}")
+        if self.prompt_age < 0 or (self.absent_frames or 0) < 0:
+            raise ValueError(
+                f"expected prompt_age and absent_frames >= 0, got {self.prompt_age} and {self.absent_frames}"
+            )
+
+    def draw_age(self, rng: np.random.Generator) -> int:
+        """Frames by which the prompt is older than the clip says."""
+        return round(float(np.exp(rng.uniform(0, np.log1p(self.prompt_age))))) - 1 if self.prompt_age else 0
+
+    def graded_frames(self, truth: Tensor, rng: np.random.Generator) -> set[int]:
+        """The frames that get losses, of masks (N, T, S, S)."""
+        frames = range(1, truth.shape[1])
+        if self.absent_frames is None:
+            return set(frames)
+        seen = truth.flatten(2).any(2).any(0).tolist()
+        absent = [t for t in frames if not seen[t]]
+        return {t for t in frames if seen[t]} | {int(t) for t in rng.permutation(absent)[: self.absent_frames]}
 
 
 class JointTerms(NamedTuple):
@@ -97,7 +122,8 @@ def joint_loss(
         rng: of what is drawn for the whole batch.
         half_trunk: run the trunk under bfloat16 autocast, for a CUDA device.
     """
-    frames = encode_clips(model, batch.images, half_trunk=half_trunk)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not settings.truncated):
+        frames = encode_clips(model, batch.images, half_trunk=half_trunk)
     truth, zero = batch.truth, batch.truth.new_zeros(())
     predictions = track(model, frames, truth, batch.clip_of, settings, rng)
     tracked = segment_loss(predictions, truth, head, settings.losses)
@@ -175,12 +201,14 @@ class JointMemory:
         grid: (H, W) of memory maps.
         selective: (R) bool, objects whose memory leaves out frames on which they were not seen; None for none.
         frames: what is remembered, in order.
+        prompt_age: frames by which the prompt is older than the number of frames since.
     """
 
     model: SAM2
     grid: tuple[int, int]
     selective: Tensor | None = None
     frames: list[FrameMemory] = field(default_factory=list)
+    prompt_age: int = 0
 
     def read(self) -> RowBatch:
         """What FIFO reads on the next frame: (R) rows of the prompt, the newest maps, and pointers."""
@@ -192,7 +220,7 @@ class JointMemory:
         device = prompt.feat.device
         position = sine_tokens(*self.grid, self.model.memory_width, device)
         codes = self._codes(recent)  # (1 or R, number of maps, Cm)
-        ages = [index, *range(1, len(pointed) + 1)]
+        ages = [index + self.prompt_age, *range(1, len(pointed) + 1)]
         offsets = to_device_async([age / (MAX_POINTERS - 1) for age in ages], device, torch.get_default_dtype())
         pointers = torch.stack([m.pointer for m in (prompt, *pointed)], 1)
         rows, count = pointers.shape[:2]
@@ -260,19 +288,24 @@ def track(
     obj_ids, grid = tuple(range(len(clip_of))), frames[0].grid
     clips = to_device_async(list(clip_of), truth.device, torch.long)
     selective = torch.rand(len(clip_of), device=truth.device) < settings.visible_only if settings.visible_only else None
-    memory = JointMemory(model, grid, selective)
-    memory.frames.append(_remember_prompt(model, _rows(frames[0], clips), truth[:, 0]))
+    memory = JointMemory(model, grid, selective, prompt_age=settings.draw_age(rng))
+    graded, trained = settings.graded_frames(truth, rng), torch.is_grad_enabled()
+    with torch.set_grad_enabled(trained and not settings.truncated):
+        memory.frames.append(_remember_prompt(model, _rows(frames[0], clips), truth[:, 0]))
     predictions = []
-    for stacked in frames[1:]:
+    for time, stacked in enumerate(frames[1:], start=1):
         features = _rows(stacked, clips)
-        conditioned = model.attend(features, memory.read()).features
-        decoded = model.decode(conditioned, features, candidates=model.candidates.allows(0, with_memory=True))
-        predictions.append(ObjectPrediction(stacked.index, obj_ids, decoded, conditioned, False))
-        if len(predictions) + 1 < len(frames):
-            real = truth[:, len(predictions)]
-            memory.frames.append(_remember(model, features, decoded, real, settings.noise, rng))
+        with torch.set_grad_enabled(trained and time in graded):
+            conditioned = model.attend(features, memory.read()).features
+            decoded = model.decode(conditioned, features, candidates=model.candidates.allows(0, with_memory=True))
+        prediction = ObjectPrediction(stacked.index, obj_ids, decoded, conditioned, False)
+        if time in graded:
+            predictions.append(prediction)
+        if time + 1 < len(frames):
+            with torch.set_grad_enabled(trained and not settings.truncated):
+                memory.frames.append(_remember(model, features, decoded, truth[:, time], settings.noise, rng))
     if predictions and rng.random() < settings.correct:
-        predictions.append(_corrected(model, features, predictions[-1], truth[:, len(frames) - 1]))
+        predictions.append(_corrected(model, features, prediction, truth[:, -1]))
     return predictions
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from sam2_mem._moved import renamed_fields
 from sam2_mem.training.clip_pool import PoolSettings
 from sam2_mem.training.clips import ClipSource, ClipSpec
@@ -30,6 +32,8 @@ class Stage:
         batch: clips per step and process.
         rollout: prompts, memory noise, losses; a ``JointRollout`` tracks with FIFO memory from true masks, whatever the policy.
         prompts: on single frames, beside a ``JointRollout``.
+        others: stages of which each step takes one, or this one; their ``until`` says nothing.
+        share: how often this one is taken, relative to the sum of all.
     """
 
     until: int
@@ -38,12 +42,22 @@ class Stage:
     batch: int = 4
     rollout: RolloutSettings | JointRollout = RolloutSettings()
     prompts: DrawnPrompts = DrawnPrompts(weight=0.0)
+    others: Sequence[Stage] = ()
+    share: float = 1.0
 
     def __post_init__(self) -> None:
+        if any(stage.others for stage in self.others) or min(s.share for s in (self, *self.others)) <= 0:
+            raise ValueError("expected shares > 0, and others that have no others, got something else; list all in one")
         if self.prompts.weight and not isinstance(self.rollout, JointRollout):
             raise ValueError(
                 "expected prompts on single frames beside a JointRollout only; set rollout.prompts instead"
             )
+
+    def draw(self, rng: np.random.Generator) -> Stage:
+        """This stage or one of the others, by their shares."""
+        stages = [self, *self.others]
+        shares = np.array([stage.share for stage in stages])
+        return stages[int(rng.choice(len(stages), p=shares / shares.sum()))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +134,7 @@ class TrainingPlan:
         ends = [s.until for s in self.stages]
         if not ends or ends != sorted(set(ends)) or ends[0] < 1:
             raise ValueError(f"expected stages with increasing ends of at least 1, got {ends}")
-        if self.pool is None and any(s.clips is None for s in self.stages):
+        if self.pool is None and any(s.clips is None for stage in self.stages for s in (stage, *stage.others)):
             raise ValueError(
                 "expected a source of clips in every stage of a plan without a pool, got a stage without one"
             )

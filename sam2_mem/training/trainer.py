@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 ATTEMPTS = 20
+STAGE_DRAW = 1 << 30
+"""In place of the number of a clip in the seed of what is drawn for a step as a whole."""
 MAX_SKIPPED = 5
 """Steps in a row whose gradients are not finite that end a run; fewer are left out."""
 CHECKPOINT, BEST, CURVES, CHECKS = "last.pt", "best.pt", "curves", "validation"
@@ -178,6 +180,8 @@ class Trainer:
         """One step: a batch of clips, tracked, and gradients of its losses applied."""
         began = time.perf_counter()
         stage = self.plan.stage_at(self.position)
+        if stage.others:
+            stage = stage.draw(np.random.default_rng([self.plan.seed, self.step, STAGE_DRAW]))
         torch.manual_seed(int(np.random.SeedSequence([self.plan.seed, self.step]).generate_state(1)[0]))
         rngs = [np.random.default_rng([self.plan.seed, self.step, number]) for number in self._clip_numbers(stage)]
         batch = self._batch(stage, rngs)

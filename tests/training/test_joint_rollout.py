@@ -3,6 +3,7 @@ as label propagation, runs with limited seconds."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from sam2_mem.build_sam import build_policy, build_sam2, build_training
 from sam2_mem.config import compose, compose_training
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.model.sam2 import SAM2, Decoded
+from sam2_mem.training.away import AwayClips
 from sam2_mem.training.clip_pool import ClipPool, PoolSettings, SampledFeed
 from sam2_mem.training.clips import Clip, ClipBatch, ClipSpec, collate
 from sam2_mem.training.drawn_prompts import (
@@ -32,6 +34,7 @@ from sam2_mem.training.drawn_prompts import (
     prompt_losses,
 )
 from sam2_mem.training.joint_rollout import (
+    FrameMemory,
     JointMemory,
     JointRollout,
     _corrected,
@@ -40,14 +43,14 @@ from sam2_mem.training.joint_rollout import (
     joint_loss,
     track,
 )
-from sam2_mem.training.losses import LossSettings
+from sam2_mem.training.losses import LossSettings, LossTerms
 from sam2_mem.training.multi_clip_tracker import ObjectPrediction
 from sam2_mem.training.noise import MemoryNoise
 from sam2_mem.training.plan import Optimisation, Stage, TrainingPlan
 from sam2_mem.training.prompts import PromptMix
 from sam2_mem.training.propagation_start import PropagationStart, fit_occupancy, start_as_propagation
 from sam2_mem.training.rollout import Rollout, RolloutSettings
-from sam2_mem.training.trainer import CHECKPOINT, WEIGHTS, Trainer
+from sam2_mem.training.trainer import CHECKPOINT, WEIGHTS, StepLosses, Trainer
 
 SIDE = 64
 SPEC = ClipSpec(num_frames=4, max_gap=1, size=SIDE)
@@ -157,8 +160,6 @@ def test_selective_memory_leaves_out_frames_without_the_object() -> None:
     visible = torch.tensor([[True, True], [False, True], [True, False], [True, True]])
 
     def memory(selective: Tensor | None, numbers: range | list[int]) -> JointMemory:
-        from sam2_mem.training.joint_rollout import FrameMemory
-
         kept = [FrameMemory(*frames[k], visible[k]) for k in numbers]
         return JointMemory(model, (4, 4), selective, kept)
 
@@ -198,6 +199,62 @@ def test_a_step_gives_gradients_to_all_that_is_trained() -> None:
         "no_obj_ptr",
     }  # as nothing is absent, and unused
     assert all(torch.isfinite(term) for term in loss.terms) and loss.terms.prompts > 0
+
+
+def gradients(model: SAM2, settings: JointRollout) -> set[str]:
+    """Names of the parts that a rollout's losses reach, prompts on single frames left out."""
+    model.zero_grad(set_to_none=True)
+    rng, prompts = np.random.default_rng(0), DrawnPrompts(weight=0.0)
+    joint_loss(model, batch(), settings, prompts, head=model.occupancy_head, rng=rng).total.backward()
+    return {n.split(".")[0] for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+
+
+def test_truncated_memory_is_data() -> None:
+    """Same masks; gradients reach what reads and decodes, not what wrote, nor the features of the image."""
+    model, whole, truncated = (
+        lively_network(),
+        JointRollout(losses=QUARTERED),
+        JointRollout(losses=QUARTERED, truncated=True),
+    )
+    masks = [masks_of_both(model, batch(), settings)[1] for settings in (whole, truncated)]
+    assert all(torch.equal(a, b) for a, b in zip(*masks, strict=True))
+    wrote = {"image_encoder", "memory_encoder"}
+    assert wrote <= gradients(model, whole), "control"
+    reached = gradients(model, truncated)
+    assert not wrote & reached and {"memory_attention", "sam_mask_decoder", "maskmem_tpos_enc"} <= reached
+
+
+def test_frames_without_any_object_need_no_losses() -> None:
+    """As many as are asked for get some; masks of the others are what they are with all."""
+    clips = batch(frames=6)
+    truth = clips.truth.clone()
+    truth[:, 2:5] = 0
+    clips = replace(clips, truth=truth)
+    model, settings = lively_network(), JointRollout(absent_frames=1)
+    graded = settings.graded_frames(truth, np.random.default_rng(0))
+    assert {1, 5} < graded and len(graded) == 3 and JointRollout().graded_frames(truth, None) == {1, 2, 3, 4, 5}
+    with torch.no_grad():
+        frames = encode_clips(model, clips.images)
+        some, all_ = (
+            track(model, frames, truth, clips.clip_of, s, np.random.default_rng(0)) for s in (settings, JointRollout())
+        )
+    expected = {p.frame: p.decoded.masks for p in all_}
+    assert {p.frame for p in some} == graded and len(expected) == 5
+    assert all(torch.equal(p.decoded.masks, expected[p.frame]) for p in some)
+
+
+def test_the_prompt_may_be_older_than_the_clip_says() -> None:
+    model = network()
+    torch.manual_seed(0)
+    frames = [FrameMemory(torch.randn(1, 16, 96), torch.randn(1, 96), torch.tensor([True])) for _ in range(3)]
+    with torch.no_grad():
+        young, old = (JointMemory(model, (4, 4), None, frames, prompt_age=age).read() for age in (0, 200))
+    differs = (young.pos != old.pos).any(-1)[0]
+    assert torch.equal(young.feat, old.feat) and differs.nonzero().flatten().tolist() == [3 * 16]
+    ages = {JointRollout(prompt_age=200).draw_age(np.random.default_rng(k)) for k in range(300)}
+    assert min(ages) == 0 and 150 < max(ages) <= 200 and JointRollout().draw_age(np.random.default_rng(0)) == 0
+    with pytest.raises(ValueError, match="prompt_age and absent_frames >= 0"):
+        JointRollout(prompt_age=-1)
 
 
 def test_disturbed_masks() -> None:
@@ -476,6 +533,36 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     assert not all(torch.equal(a, b) for a, b in zip(whole.ema.values(), halves.ema.values(), strict=True))
 
 
+def test_stages_may_be_drawn_for_each_step(tmp_path: Path) -> None:
+    """By their shares, the same in a resumed run."""
+    stage = plan().stages[0]
+    mixed = replace(stage, share=0.5, others=[replace(stage, batch=1, share=0.5)])
+    sizes: list[int] = []
+
+    def run(folder: Path, until: int) -> Trainer:
+        training = trainer(folder, plan(stages=[mixed]))
+        training.resume()
+        with patch.object(Trainer, "_backward", lambda self, s, *_: sizes.append(s.batch) or idle(self)):
+            training.run(until=until)
+        return training
+
+    run(tmp_path / "whole", 4)
+    run(tmp_path / "halves", 2)
+    run(tmp_path / "halves", 4)
+    assert sizes[:4] == sizes[4:] and set(sizes) == {1, 2}
+    drawn = [mixed.draw(np.random.default_rng(k)).batch for k in range(400)]
+    assert 150 < drawn.count(1) < 250
+    with pytest.raises(ValueError, match="shares > 0"):
+        replace(stage, share=0.0)
+
+
+def idle(training: Trainer) -> StepLosses:
+    """Losses of a step that changes nothing."""
+    for _, parameter in training._named():
+        parameter.grad = torch.zeros_like(parameter)
+    return StepLosses(LossTerms, torch.zeros(len(LossTerms._fields) + 1))
+
+
 def test_seconds_limit_a_run(tmp_path: Path) -> None:
     """Stages and the rate go by the share of the seconds; what is left is saved and used by a resumed run."""
     the_plan = plan(steps=1000, seconds=1.0, save_every=1)
@@ -529,3 +616,11 @@ def test_the_recipe_composes_and_starts_from_a_trained_trunk(tmp_path: Path) -> 
     assert job.fresh and job.plan.optimisation.factor("image_encoder.trunk.stem.weight") == 0
     assert job.plan.optimisation.factor("image_encoder.neck.convs.0.conv.weight") == 1
     assert all(isinstance(stage.rollout, JointRollout) for stage in job.plan.stages)
+
+
+def test_the_recipe_of_absences_goes_on_from_the_packaged_weights() -> None:
+    job = build_training(compose_training("nano_v2_away"))
+    packaged = build_sam2("nano_v2", device="cpu", apply_postprocessing=False)
+    assert not job.fresh and torch.equal(job.model.no_mem_embed, packaged.no_mem_embed)
+    (stage,) = job.plan.stages
+    assert isinstance(stage.clips, AwayClips) and stage.others[0].prompts.weight and job.plan.steps == 700

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -11,9 +12,11 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle_codec
 
+from sam2_mem.training.away import AwayClips
 from sam2_mem.training.clips import Clip, ClipSpec, visible_objects
 from sam2_mem.training.folders import FolderClips, MixedClips, open_videos
 from sam2_mem.training.pictures import PictureClips
+from sam2_mem.training.rendered import RenderedClips
 from sam2_mem.training.validation import (
     Outcome,
     compare,
@@ -158,6 +161,40 @@ def test_sources_mix_by_their_shares() -> None:
     mixed = MixedClips(sources=[One("a"), One("b"), One("c")], shares=[3, 1, 0])
     drawn = [mixed.sample(np.random.default_rng(i), None) for i in range(400)]
     assert 260 < drawn.count("a") < 340 and drawn.count("c") == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbered(RenderedClips):
+    """Frames whose pixels are their numbers; object 1 is away from ``away`` on for nine frames."""
+
+    away: int = 12
+
+    def random_video(self, rng: np.random.Generator) -> Clip:
+        numbers = np.arange(self.length, dtype=np.uint8)
+        frames = np.broadcast_to(numbers[:, None, None, None], (self.length, 16, 16, 3)).copy()
+        ids = np.zeros((self.length, 16, 16), np.uint8)
+        ids[(numbers < self.away) | (numbers >= self.away + 9), 2:9, 2:9] = 1
+        return Clip(frames, ids)
+
+
+def test_objects_go_away_and_come_back() -> None:
+    """Before, during and after the absence, in order of time or against it."""
+    clips = AwayClips(videos=Numbered(count=1, augmented=False), before=2, after=3)
+    spec = ClipSpec(num_frames=11, max_gap=1, size=16)
+    directions, neighbours = set(), set()
+    for seed in range(40):
+        clip = clips.sample(np.random.default_rng(seed), spec)
+        times = clip.frames[:, 0, 0, 0].astype(int)
+        directions.add(bool(times[1] > times[0]))
+        neighbours.add(abs(times[1] - times[0]) == 1 == abs(times[2] - times[1]))
+        assert (np.diff(times) > 0).all() or (np.diff(times) < 0).all()
+        assert (clip.ids.max((1, 2)) > 0).tolist() == [True] * 3 + [False] * 5 + [True] * 3
+        assert (np.diff(times[-3:]) == np.diff(times[-3:])[0]).all() and abs(times[8] - times[7]) <= 1 + clips.late
+    assert directions == neighbours == {True, False}
+    with pytest.raises(ValueError, match="at least 7 frames, got 6"):
+        clips.sample(np.random.default_rng(0), replace(spec, num_frames=6))
+    with pytest.raises(ValueError, match="absences of 10 frames"):
+        clips.sample(np.random.default_rng(0), replace(spec, num_frames=16))
 
 
 def test_pieces_of_pictures_move_and_match_their_masks(tmp_path: Path) -> None:
