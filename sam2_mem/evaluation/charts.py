@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ SIZE = (960, 540)
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """A line or, with one value, a point; NaN leaves a gap."""
+    """A line; NaN leaves a gap."""
 
     name: str
     x: Sequence[float]
@@ -28,12 +28,23 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Axes:
-    """What a chart says around its lines. ``y_range``: fixed ends of the upright axis."""
+    """What a chart says around its lines. ``y_range``: fixed ends of the upright axis; ``panels``: level axes of further panels
+    beside the first, under the same upright one."""
 
     title: str
     x_label: str
     y_label: str
     y_range: tuple[float, float] | None = None
+    panels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A dot in every panel: ``x`` has one value for each. NaN is left out."""
+
+    name: str
+    x: Sequence[float]
+    y: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +84,7 @@ def line_chart(path: Path, axes: Axes, series: Sequence[Series]) -> None:
             isolated = finite[1:-1] & ~finite[:-2] & ~finite[2:]
             plot.plot(x, y, linewidth=1.8, color=series_color(index))
             plot.plot(x[isolated], y[isolated], linestyle="none", marker="o", color=series_color(index))
-        _fit_upright(plot, axes, series)
+        _fit_upright(plot, axes, [value for line in series for value in line.y])
         _name_lines(plot, series)
 
 
@@ -130,19 +141,25 @@ def box_chart(path: Path, axes: Axes, spreads: Sequence[Spread]) -> None:
         plot.set_xlim(left=0.0)
 
 
-def scatter_chart(path: Path, axes: Axes, points: Sequence[Series]) -> None:
-    """One dot for each series, with its name in the legend. The ending of ``path`` says the format: .svg or .png."""
+MARKERS = "os^D"
+"""Shapes of dots, in turn."""
+
+
+def scatter_chart(path: Path, axes: Axes, points: Sequence[Point]) -> None:
+    """One dot for each point, in every panel, with its name in the legend. The ending of ``path`` says the format: .svg or .png."""
     with _plot(path, axes, points) as plot:
         for index, point in enumerate(points):
-            style = {"color": series_color(index), "marker": "o", "markersize": 9, "markeredgecolor": "white"}
-            plot.plot(point.x, point.y, label=_wrapped(point.name), linestyle="none", **style)
+            style = {"color": series_color(index), "marker": MARKERS[index % len(MARKERS)], "markeredgecolor": "white"}
+            for panel, x in zip(plot.figure.axes, point.x):
+                label = _wrapped(point.name) if panel is plot else None
+                panel.plot([x], [point.y], label=label, linestyle="none", markersize=9, **style)
 
 
-def _fit_upright(plot: Any, axes: Axes, series: Sequence[Series]) -> None:
+def _fit_upright(plot: Any, axes: Axes, values: Iterable[float]) -> None:
     """The ends of the upright axis: those asked for, or from 0 on where no value is negative."""
     if axes.y_range is not None:
         plot.set_ylim(*axes.y_range)
-    elif all(value >= 0 for curve in series for value in curve.y if math.isfinite(value)):
+    elif all(value >= 0 for value in values if math.isfinite(value)):
         plot.set_ylim(bottom=max(0.0, plot.get_ylim()[0]))
 
 
@@ -151,8 +168,8 @@ def _wrapped(name: str) -> str:
 
 
 @contextmanager
-def _plot(path: Path, axes: Axes, series: Sequence[Series]) -> Iterator[Any]:
-    """matplotlib's axes to draw into; the file is written afterwards."""
+def _plot(path: Path, axes: Axes, points: Sequence[Point]) -> Iterator[Any]:
+    """matplotlib's axes to draw into, of the first panel; the file is written afterwards."""
     import matplotlib.style
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -160,14 +177,18 @@ def _plot(path: Path, axes: Axes, series: Sequence[Series]) -> Iterator[Any]:
     settings = {"svg.hashsalt": "sam2_mem", "text.parse_math": False}
     with matplotlib.style.context(["default", settings]):
         figure = Figure((SIZE[0] / 96, SIZE[1] / 96), dpi=96, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
-        plot = figure.add_subplot(xlabel=axes.x_label, ylabel=axes.y_label)
+        labels = (axes.x_label, *axes.panels)
+        plot, *_ = figure.subplots(1, len(labels), sharey=True, squeeze=False)[0]
+        plot.set_ylabel(axes.y_label)
         yield plot
         plot.set_title(axes.title, loc="left")
-        plot.grid(color="#e4e4e4")
-        plot.set_axisbelow(True)
-        plot.spines[["top", "right"]].set_visible(False)
-        if series:
-            _fit_upright(plot, axes, series)
-            figure.legend(loc="outside right upper", frameon=False, fontsize=9 if len(series) <= 24 else 7)
+        for panel, label in zip(figure.axes, labels):
+            panel.set_xlabel(label)
+            panel.grid(color="#e4e4e4")
+            panel.set_axisbelow(True)
+            panel.spines[["top", "right"]].set_visible(False)
+        if points:
+            _fit_upright(plot, axes, [point.y for point in points])
+            figure.legend(loc="outside right upper", frameon=False, fontsize=9 if len(points) <= 24 else 7)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
