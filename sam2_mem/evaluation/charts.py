@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ SIZE = (960, 540)
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """A line; NaN leaves a gap."""
+    """A line or, with one value for each panel, a point; NaN leaves a gap."""
 
     name: str
     x: Sequence[float]
@@ -36,15 +36,6 @@ class Axes:
     y_label: str
     y_range: tuple[float, float] | None = None
     panels: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """A dot in every panel: ``x`` has one value for each. NaN is left out."""
-
-    name: str
-    x: Sequence[float]
-    y: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +75,7 @@ def line_chart(path: Path, axes: Axes, series: Sequence[Series]) -> None:
             isolated = finite[1:-1] & ~finite[:-2] & ~finite[2:]
             plot.plot(x, y, linewidth=1.8, color=series_color(index))
             plot.plot(x[isolated], y[isolated], linestyle="none", marker="o", color=series_color(index))
-        _fit_upright(plot, axes, [value for line in series for value in line.y])
+        _fit_upright(plot, axes, series)
         _name_lines(plot, series)
 
 
@@ -141,34 +132,31 @@ def box_chart(path: Path, axes: Axes, spreads: Sequence[Spread]) -> None:
         plot.set_xlim(left=0.0)
 
 
-MARKERS = "os^D"
-"""Shapes of dots, in turn."""
-
-
-def scatter_chart(path: Path, axes: Axes, points: Sequence[Point]) -> None:
-    """One dot for each point, in every panel, with its name in the legend. The ending of ``path`` says the format: .svg or .png."""
+def scatter_chart(path: Path, axes: Axes, points: Sequence[Series]) -> None:
+    """One dot for each series in every panel, with its name in the legend. The ending of ``path`` says the format: .svg or .png."""
     with _plot(path, axes, points) as plot:
         for index, point in enumerate(points):
-            style = {"color": series_color(index), "marker": MARKERS[index % len(MARKERS)], "markeredgecolor": "white"}
-            for panel, x in zip(plot.figure.axes, point.x):
+            style = {"color": series_color(index), "marker": "os^D"[index % 4], "markeredgecolor": "white"}
+            for panel, x, y in zip(plot.figure.axes, point.x, point.y):
                 label = _wrapped(point.name) if panel is plot else None
-                panel.plot([x], [point.y], label=label, linestyle="none", markersize=9, **style)
+                panel.plot([x], [y], label=label, linestyle="none", markersize=9, **style)
 
 
-def _fit_upright(plot: Any, axes: Axes, values: Iterable[float]) -> None:
+def _fit_upright(plot: Any, axes: Axes, series: Sequence[Series]) -> None:
     """The ends of the upright axis: those asked for, or from 0 on where no value is negative."""
     if axes.y_range is not None:
         plot.set_ylim(*axes.y_range)
-    elif all(value >= 0 for value in values if math.isfinite(value)):
+    elif all(value >= 0 for curve in series for value in curve.y if math.isfinite(value)):
         plot.set_ylim(bottom=max(0.0, plot.get_ylim()[0]))
 
 
 def _wrapped(name: str) -> str:
-    return "\n".join(textwrap.wrap(name, 30))
+    """In lines of at most 30 letters, broken before a plus sign where there is one."""
+    return "\n".join(textwrap.wrap(name.replace("+", " +"), 30)).replace(" +", "+")
 
 
 @contextmanager
-def _plot(path: Path, axes: Axes, points: Sequence[Point]) -> Iterator[Any]:
+def _plot(path: Path, axes: Axes, points: Sequence[Series]) -> Iterator[Any]:
     """matplotlib's axes to draw into, of the first panel; the file is written afterwards."""
     import matplotlib.style
     from matplotlib.figure import Figure
@@ -188,7 +176,7 @@ def _plot(path: Path, axes: Axes, points: Sequence[Point]) -> Iterator[Any]:
             panel.set_axisbelow(True)
             panel.spines[["top", "right"]].set_visible(False)
         if points:
-            _fit_upright(plot, axes, [point.y for point in points])
+            _fit_upright(plot, axes, points)
             figure.legend(loc="outside right upper", frameon=False, fontsize=9 if len(points) <= 24 else 7)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -896,12 +896,18 @@ def test_charts_show_their_series(tmp_path: Path) -> None:
         assert (near.sum() > 50) == seen
 
 
+def test_long_names_break_before_a_plus_sign() -> None:
+    name = "fifo+memory_bound=tokens+memory_bound.max_bytes=131072"
+    assert charts._wrapped(name) == "fifo+memory_bound=tokens\n+memory_bound.max_bytes=131072"
+    assert charts._wrapped("fifo+distiller=pool2") == "fifo+distiller=pool2" and len(charts._wrapped("y" * 40)) == 41
+
+
 def test_a_scatter_chart_shows_each_point_in_every_panel(tmp_path: Path) -> None:
     axes = charts.Axes(title="t", x_label="bytes", y_label="y", panels=("time",))
     points = [
-        charts.Point(name="both", x=(1.0, 30.0), y=50.0),
-        charts.Point(name="no time", x=(2.0, math.nan), y=40.0),
-        charts.Point(name="no score", x=(2.0, 10.0), y=math.nan),
+        charts.Series(name="both", x=(1.0, 30.0), y=(50.0, 50.0)),
+        charts.Series(name="no time", x=(2.0, math.nan), y=(40.0, 40.0)),
+        charts.Series(name="no score", x=(2.0, 10.0), y=(math.nan, math.nan)),
     ]
     for shown, counts in ((points, (2, 1, 0)), (points[1:], (1, 0))):
         charts.scatter_chart(tmp_path / "a.png", axes, shown)

@@ -18,17 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sam2_mem.evaluation.charts import (
-    Axes,
-    Point,
-    Range,
-    Series,
-    Spread,
-    box_chart,
-    forest_chart,
-    line_chart,
-    scatter_chart,
-)
+from sam2_mem.evaluation.charts import Axes, Range, Series, Spread, box_chart, forest_chart, line_chart, scatter_chart
 from sam2_mem.evaluation.comparison.jobs import Result, ResultFolder, write_line
 from sam2_mem.evaluation.comparison.statistics import (
     EVERYTHING,
@@ -82,9 +72,7 @@ def group_tables(comparison: PairedComparison, group: str, rows: Sequence[Policy
     tables = [
         score_table(comparison, rows),
         Table("Memory", ["policy", "state MB", "tokens held", "tokens read", "pointers read"], memory),
-        Table(
-            "On this machine", ["policy", "frames/s", "processor ms/frame", "peak MB", "more than before MB"], machine
-        ),
+        Table("On this machine", ["policy", "frames/s", "CPU ms/frame", "peak MB", "more than before MB"], machine),
     ]
     return tables if group == EVERYTHING else [*tables, *breakdowns(comparison, group), object_table(comparison, group)]
 
@@ -271,15 +259,10 @@ def _charts(comparison: PairedComparison, rows: Sequence[PolicyRow], data: str) 
     )
     axes = Axes(title=f"State over all videos, {data}", x_label="the most of a video, MB", y_label="")
     yield "bytes_of_videos", box_chart, axes, [bytes_of_videos(of_policy, name) for name, of_policy in results.items()]
-    panels = ("processor ms per frame",)
-    axes = Axes(
-        title=f"{headline}, state and time, {data}", x_label="state, MB", y_label=f"{headline}, %", panels=panels
-    )
-    points = [
-        Point(name=row.policy, x=(row.state_bytes / 1e6, row.cpu_milliseconds), y=100 * row.figures[headline])
-        for row in rows
-    ]
-    yield "quality_costs", scatter_chart, axes, points
+    title, panels = f"{headline}, state and time, {data}", ("CPU time, ms per frame",)
+    axes = Axes(title=title, x_label="state, MB", y_label=f"{headline}, %", panels=panels)
+    points = {row.policy: ((row.state_bytes / 1e6, row.cpu_milliseconds), 100 * row.figures[headline]) for row in rows}
+    yield "quality_costs", scatter_chart, axes, [Series(name=n, x=x, y=(y, y)) for n, (x, y) in points.items()]
 
 
 # -- worst frames ---------------------------------------------------------------------------------------------------
