@@ -90,11 +90,16 @@ class SuggestsFrames:
 
         Returns:
             at most ``count`` frames, the best first.
+
+        Raises:
+            ValueError: there is no such object, nothing has been tracked, or ``score`` is another policy.
         """
         (track,) = _tracks(inference_state, count, [obj_id])
         shown = {f: o for f, o in _outputs(inference_state, track).items() if o.area > 0 and o.objectness > 0}
         if score is None:
             return spread_over_time({frame: certainty(output) for frame, output in shown.items()}, count)
+        if not isinstance(score, Learned):
+            raise ValueError(f'expected a policy with a learned score, build_policy("learned"), got {score!r}')
         prompts = () if track.state is None else track.state.prompt_entries()
         return replace(score, size=count).best_of([_entry(e) for e in prompts], [_entry(o) for o in shown.values()])
 

@@ -116,6 +116,8 @@ def test_wrong_requests(session: tuple[SAM2VideoPredictor, InferenceState], capl
         predictor.suggest_frames(state, 0)
     with pytest.raises(ValueError, match=r"expected some of the objects \[1, 2\], got \[7\]"):
         predictor.best_frames(state, 7, 1)
+    with pytest.raises(ValueError, match=r'build_policy\("learned"\), got FIFO'):
+        predictor.best_frames(state, 1, 1, build_policy("fifo"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="call propagate_in_video first"):
         predictor.suggest_frames(predictor.init_state(np.stack(pictures(2))), 1)
     short = micro_predictor(archive_bytes=0, history=4)
