@@ -779,7 +779,7 @@ def test_the_page_needs_nothing_else(done: ResultFolder) -> None:
     page.feed(text)
     assert page.open == [] and page.scripts == 1, "the one that sorts tables"
     drawn = [link for link in page.links if link.startswith("data:image/svg+xml;base64,")]
-    assert len(drawn) == 6 and all(link.startswith("data:image/jpeg;base64,") for link in set(page.links) - set(drawn))
+    assert len(drawn) == 5 and all(link.startswith("data:image/jpeg;base64,") for link in set(page.links) - set(drawn))
     assert "http" not in text and "@import" not in text and "url(" not in text
     assert "keyframe" in text and "J&amp;F - fifo" in text
 
@@ -795,7 +795,7 @@ def test_the_page_in_a_browser(done: ResultFolder, tmp_path: Path) -> None:
         sizes = chrome.run(
             "return [...document.images].filter(i => i.src.includes('svg')).map(i => [i.complete, i.naturalWidth, i.naturalHeight])"
         )
-        assert sizes == [[True, *charts.SIZE]] * 4
+        assert sizes == [[True, *charts.SIZE]] * 5
         assert (
             chrome.run("return performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:'))") == []
         )
