@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fit_eviction import LEVELS
 
