@@ -19,7 +19,7 @@ SIZE = (960, 540)
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """A line or, with one value, a point; NaN leaves a gap."""
+    """A line or, with one value for each panel, a point; NaN leaves a gap."""
 
     name: str
     x: Sequence[float]
@@ -28,12 +28,14 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Axes:
-    """What a chart says around its lines. ``y_range``: fixed ends of the upright axis."""
+    """What a chart says around its lines. ``y_range``: fixed ends of the upright axis; ``panels``: level axes of further panels
+    beside the first, under the same upright one."""
 
     title: str
     x_label: str
     y_label: str
     y_range: tuple[float, float] | None = None
+    panels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +133,13 @@ def box_chart(path: Path, axes: Axes, spreads: Sequence[Spread]) -> None:
 
 
 def scatter_chart(path: Path, axes: Axes, points: Sequence[Series]) -> None:
-    """One dot for each series, with its name in the legend. The ending of ``path`` says the format: .svg or .png."""
+    """One dot for each series in every panel, with its name in the legend. The ending of ``path`` says the format: .svg or .png."""
     with _plot(path, axes, points) as plot:
         for index, point in enumerate(points):
-            style = {"color": series_color(index), "marker": "o", "markersize": 9, "markeredgecolor": "white"}
-            plot.plot(point.x, point.y, label=_wrapped(point.name), linestyle="none", **style)
+            style = {"color": series_color(index), "marker": "os^D"[index % 4], "markeredgecolor": "white"}
+            for panel, x, y in zip(plot.figure.axes, point.x, point.y):
+                label = _wrapped(point.name) if panel is plot else None
+                panel.plot([x], [y], label=label, linestyle="none", markersize=9, **style)
 
 
 def _fit_upright(plot: Any, axes: Axes, series: Sequence[Series]) -> None:
@@ -147,12 +151,13 @@ def _fit_upright(plot: Any, axes: Axes, series: Sequence[Series]) -> None:
 
 
 def _wrapped(name: str) -> str:
-    return "\n".join(textwrap.wrap(name, 30))
+    """In lines of at most 30 letters, broken before a plus sign where there is one."""
+    return "\n".join(textwrap.wrap(name.replace("+", " +"), 30)).replace(" +", "+")
 
 
 @contextmanager
-def _plot(path: Path, axes: Axes, series: Sequence[Series]) -> Iterator[Any]:
-    """matplotlib's axes to draw into; the file is written afterwards."""
+def _plot(path: Path, axes: Axes, points: Sequence[Series]) -> Iterator[Any]:
+    """matplotlib's axes to draw into, of the first panel; the file is written afterwards."""
     import matplotlib.style
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -160,14 +165,18 @@ def _plot(path: Path, axes: Axes, series: Sequence[Series]) -> Iterator[Any]:
     settings = {"svg.hashsalt": "sam2_mem", "text.parse_math": False}
     with matplotlib.style.context(["default", settings]):
         figure = Figure((SIZE[0] / 96, SIZE[1] / 96), dpi=96, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
-        plot = figure.add_subplot(xlabel=axes.x_label, ylabel=axes.y_label)
+        labels = (axes.x_label, *axes.panels)
+        plot, *_ = figure.subplots(1, len(labels), sharey=True, squeeze=False)[0]
+        plot.set_ylabel(axes.y_label)
         yield plot
         plot.set_title(axes.title, loc="left")
-        plot.grid(color="#e4e4e4")
-        plot.set_axisbelow(True)
-        plot.spines[["top", "right"]].set_visible(False)
-        if series:
-            _fit_upright(plot, axes, series)
-            figure.legend(loc="outside right upper", frameon=False, fontsize=9 if len(series) <= 24 else 7)
+        for panel, label in zip(figure.axes, labels):
+            panel.set_xlabel(label)
+            panel.grid(color="#e4e4e4")
+            panel.set_axisbelow(True)
+            panel.spines[["top", "right"]].set_visible(False)
+        if points:
+            _fit_upright(plot, axes, points)
+            figure.legend(loc="outside right upper", frameon=False, fontsize=9 if len(points) <= 24 else 7)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -1,15 +1,20 @@
 """Which frames of a tracked video to annotate next, and which are the best examples of an object: by how certain the network was of
-the masks that it gave, spread over time."""
+the masks that it gave, spread over time, or by the score of the policy ``learned``."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
+import torch
+
+from sam2_mem.memory.policies.learned import Learned
 from sam2_mem.tracking.archive import Kind
 from sam2_mem.tracking.inference_state import InferenceState
 from sam2_mem.tracking.track import MaskOutput, Track
+from sam2_mem.types import Entry, MemoryEntry, MemoryTokens
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +71,13 @@ class SuggestsFrames:
         tracks = _tracks(inference_state, count, obj_ids)
         doubt: dict[int, float] = {}
         for track in tracks:
-            for frame, value in _by_frame(inference_state, track, lambda o: 1 - certainty(o)).items():
-                doubt[frame] = max(value, doubt.get(frame, 0.0))
+            for frame, output in _outputs(inference_state, track).items():
+                doubt[frame] = max(1 - certainty(output), doubt.get(frame, 0.0))
         return spread_over_time(doubt, count, {f for track in tracks for f in track.prompted_frames()})
 
-    def best_frames(self, inference_state: InferenceState, obj_id: int, count: int) -> list[int]:
+    def best_frames(
+        self, inference_state: InferenceState, obj_id: int, count: int, score: Learned | None = None
+    ) -> list[int]:
         """The frames that show an object best: present, with the most certain masks, apart in time; to begin a second pass from,
         or to show. Prompted frames are not among them.
 
@@ -78,13 +85,23 @@ class SuggestsFrames:
             inference_state: of a video that has been tracked.
             obj_id: the object.
             count: of frames, at least 1.
+            score: a policy by whose score frames are chosen instead, ``build_policy("learned")``: those that its bank of
+                ``count`` frames would hold after a pass over the frames that show the object (``Learned.best_of``).
 
         Returns:
             at most ``count`` frames, the best first.
+
+        Raises:
+            ValueError: there is no such object, nothing has been tracked, or ``score`` is another policy.
         """
         (track,) = _tracks(inference_state, count, [obj_id])
-        worth = _by_frame(inference_state, track, lambda o: certainty(o) if o.area > 0 and o.objectness > 0 else 0.0)
-        return spread_over_time(worth, count)
+        shown = {f: o for f, o in _outputs(inference_state, track).items() if o.area > 0 and o.objectness > 0}
+        if score is None:
+            return spread_over_time({frame: certainty(output) for frame, output in shown.items()}, count)
+        if not isinstance(score, Learned):
+            raise ValueError(f'expected a policy with a learned score, build_policy("learned"), got {score!r}')
+        prompts = () if track.state is None else track.state.prompt_entries()
+        return replace(score, size=count).best_of([_entry(e) for e in prompts], [_entry(o) for o in shown.values()])
 
 
 def _tracks(state: InferenceState, count: int, obj_ids: Sequence[int] | None) -> list[Track]:
@@ -99,8 +116,8 @@ def _tracks(state: InferenceState, count: int, obj_ids: Sequence[int] | None) ->
     return tracks
 
 
-def _by_frame(state: InferenceState, track: Track, value: Callable[[MaskOutput], float]) -> dict[int, float]:
-    """A value of every tracked frame of an object whose mask is held, without those that a prompt answered."""
+def _outputs(state: InferenceState, track: Track) -> dict[int, MaskOutput]:
+    """The masks of an object that are held, by frame in order, without those that a prompt answered."""
     archive, prompted = state.tracker.archive, track.prompted_frames()
     frames = {f for low, high, _ in track.tracked.runs for f in range(low, high + 1)} - prompted
     missing = archive.missing(Kind.MASK, track.obj_id, sorted(frames))
@@ -114,4 +131,11 @@ def _by_frame(state: InferenceState, track: Track, value: Callable[[MaskOutput],
             archive.max_bytes,
         )
     outputs = ((frame, track.output_at(frame) or archive.mask(track.obj_id, frame)) for frame in sorted(frames))
-    return {frame: value(output) for frame, output in outputs if output is not None}
+    return {frame: output for frame, output in outputs if output is not None}
+
+
+def _entry(seen: MaskOutput | Entry) -> MemoryEntry:
+    """What is known of a frame as a memory entry of no tokens, on the CPU."""
+    nothing = torch.zeros(0, 0)
+    tokens, pointer = MemoryTokens(nothing, nothing), seen.pointer.float().cpu()
+    return MemoryEntry(seen.frame, tokens, pointer, seen.iou, seen.objectness, seen.area)

@@ -77,6 +77,27 @@ def test_cosines_measured_on_the_device_are_taken() -> None:
     assert policy.measure(keep(None), at(3), seen.masks, None) is None, "a frame tracked again takes its own place"
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_best_of_a_pass_are_what_the_bank_would_hold(size: int) -> None:
+    rng = np.random.default_rng(size)
+    weights = dict(zip(NAMES, rng.uniform(-1, 1, len(NAMES)).round(3))) | {"age": -0.1}
+    prompts, frames = [random_entry(0, rng, prompt=True, area=0.2)], (1, 2, 3, 7, 8, 20, 21, 22, 40, 41)
+    entries = [random_entry(t, rng, area=float(rng.choice([0.0, 0.05, 0.3]))) for t in frames]
+    bank: list[MemoryEntry] = []
+    for entry, t in zip(entries, (*frames[1:], 42)):
+        bank.append(entry)
+        score = {
+            e.frame: np.dot(list(weights.values()), literal_inputs(bank, prompts, e, t)) if len(bank) > 1 else 0.0
+            for e in bank
+        }
+        bank = sorted(sorted(bank, key=lambda e: -score[e.frame])[:size], key=lambda e: e.frame)
+    best = sorted((e.frame for e in bank), key=lambda f: -score[f])
+    policy = Learned(size=size, **weights)
+    assert policy.best_of(prompts, entries) == best and len(best) == size
+    assert replace(policy, **{name: -weight for name, weight in weights.items()}).best_of(prompts, entries) != best
+    assert policy.best_of(prompts, entries[:1]) == [1] and policy.best_of(prompts, []) == []
+
+
 def test_infos_show_the_score() -> None:
     rng, policy = np.random.default_rng(4), Learned(size=5, iou=1.0, age=0.0)
     state = policy.prompt(None, at(0), random_entry(0, rng, prompt=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -10,10 +11,13 @@ import pytest
 import torch
 from micro import blob, micro_predictor, one_thread, pictures  # noqa: F401
 
+from sam2_mem.build_sam import build_policy
+from sam2_mem.memory.policies.learned import Learned
 from sam2_mem.tracking.inference_state import InferenceState
 from sam2_mem.tracking.suggestions import certainty, spread_over_time
 from sam2_mem.tracking.track import MaskOutput
 from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
+from sam2_mem.types import MemoryEntry, MemoryTokens
 
 FRAMES = 24
 
@@ -86,12 +90,34 @@ def test_the_best_frames_show_the_object(session: tuple[SAM2VideoPredictor, Infe
     assert len(predictor.best_frames(state, 1, 100)) <= sum(o.objectness > 0 for o in shown.values())
 
 
+def test_the_best_frames_by_a_learned_score(session: tuple[SAM2VideoPredictor, InferenceState]) -> None:
+    """As the policy chooses from what was given out; a score that keeps the oldest says that the weights count."""
+    predictor, state = session
+    track = state.tracker.tracks[2]
+    assert track.state is not None
+    outputs = [state.tracker.recall.output(track, f) for f in range(1, FRAMES)]
+    shown = [o for o in outputs if o.objectness > 0 and o.area > 0]
+    tokens = MemoryTokens(torch.ones(4, 2), torch.ones(4, 2))
+    entry = lambda o: MemoryEntry(o.frame, tokens, o.pointer, o.iou, o.objectness, o.area)  # noqa: E731
+    entries, prompts = [entry(o) for o in shown], [entry(e) for e in track.state.prompt_entries()]
+    learned = build_policy("learned")
+    assert isinstance(learned, Learned)
+    best = predictor.best_frames(state, 2, 4, learned)
+    assert best == replace(learned, size=4).best_of(prompts, entries) and len(best) == 4
+    oldest = predictor.best_frames(state, 2, 4, Learned(age=1.0))
+    assert sorted(oldest) == [o.frame for o in shown[:4]] != sorted(best), "control"
+    assert 0 < len(shown) < FRAMES - 1, "frames without the object are not among them"
+    assert set(predictor.best_frames(state, 2, 100, learned)) == {o.frame for o in shown}
+
+
 def test_wrong_requests(session: tuple[SAM2VideoPredictor, InferenceState], caplog: pytest.LogCaptureFixture) -> None:
     predictor, state = session
     with pytest.raises(ValueError, match="expected a number of frames >= 1, got 0"):
         predictor.suggest_frames(state, 0)
     with pytest.raises(ValueError, match=r"expected some of the objects \[1, 2\], got \[7\]"):
         predictor.best_frames(state, 7, 1)
+    with pytest.raises(ValueError, match=r'build_policy\("learned"\), got FIFO'):
+        predictor.best_frames(state, 1, 1, build_policy("fifo"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="call propagate_in_video first"):
         predictor.suggest_frames(predictor.init_state(np.stack(pictures(2))), 1)
     short = micro_predictor(archive_bytes=0, history=4)

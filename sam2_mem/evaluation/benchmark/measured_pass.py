@@ -35,7 +35,7 @@ WARM_UP = 3
 class PassCost:
     """What a pass cost.
 
-    ``seconds``: of the predictor's work. ``peak_bytes``: the most memory the process had meanwhile (CUDA: the most that
+    ``seconds``: of the predictor's work; ``cpu_seconds``: of processor time for it, all threads together. ``peak_bytes``: the most memory the process had meanwhile (CUDA: the most that
     tensors took), None where the system does not say; ``growth_bytes``: how much more that is than before. Per frame:
     ``state_bytes`` of all policy states together; ``tokens_held``, ``tokens_read``, ``pointers_read``, the mean over the
     objects tracked on it, equal pathways counted once.
@@ -43,6 +43,7 @@ class PassCost:
 
     frames: int
     seconds: float
+    cpu_seconds: float
     peak_bytes: int | None
     growth_bytes: int | None
     state_bytes: tuple[int, ...]
@@ -52,18 +53,19 @@ class PassCost:
 
 
 class Stopwatch:
-    """Adds up the time it runs."""
+    """Adds up the time it runs: ``seconds`` of the clock, ``cpu_seconds`` of this process on all processors."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
-        self._since: float | None = None
+        self.seconds = self.cpu_seconds = 0.0
+        self._since: tuple[float, float] | None = None
 
     def start(self) -> None:
-        self._since = time.perf_counter()
+        self._since = time.perf_counter(), time.process_time()
 
     def stop(self) -> None:
         if self._since is not None:
-            self.seconds += time.perf_counter() - self._since
+            self.seconds += time.perf_counter() - self._since[0]
+            self.cpu_seconds += time.process_time() - self._since[1]
             self._since = None
 
     @contextmanager
@@ -203,6 +205,7 @@ def measured_pass(
     return PassCost(
         frames=count,
         seconds=stopwatch.seconds,
+        cpu_seconds=stopwatch.cpu_seconds,
         peak_bytes=memory.peak(),
         growth_bytes=memory.growth(),
         state_bytes=tuple(counter.state_bytes),

@@ -41,7 +41,7 @@ MOST_THUMBNAILS = 4
 FOREST = "differences"
 """Name of the chart that the page begins with."""
 COSTS = ("state_bytes", "tokens_held", "tokens_read", "pointers_read")
-MACHINE_COSTS = ("frames_per_second", "peak_bytes", "growth_bytes")
+MACHINE_COSTS = ("frames_per_second", "cpu_milliseconds", "peak_bytes", "growth_bytes")
 
 # -- tables ---------------------------------------------------------------------------------------------------------
 
@@ -65,13 +65,14 @@ def group_tables(comparison: PairedComparison, group: str, rows: Sequence[Policy
         for row in rows
     ]  # fmt: skip
     machine = [
-        [row.policy, _plain(row.frames_per_second, 1), _plain(row.peak_bytes / 1e6), _plain(row.growth_bytes / 1e6, 1)]
+        [row.policy, *map(_plain, costs, (1, 1, 0, 1))]
         for row in rows
+        for costs in [(row.frames_per_second, row.cpu_milliseconds, row.peak_bytes / 1e6, row.growth_bytes / 1e6)]
     ]
     tables = [
         score_table(comparison, rows),
         Table("Memory", ["policy", "state MB", "tokens held", "tokens read", "pointers read"], memory),
-        Table("On this machine", ["policy", "frames/s", "peak MB", "more than before MB"], machine),
+        Table("On this machine", ["policy", "frames/s", "CPU ms/frame", "peak MB", "more than before MB"], machine),
     ]
     return tables if group == EVERYTHING else [*tables, *breakdowns(comparison, group), object_table(comparison, group)]
 
@@ -258,21 +259,10 @@ def _charts(comparison: PairedComparison, rows: Sequence[PolicyRow], data: str) 
     )
     axes = Axes(title=f"State over all videos, {data}", x_label="the most of a video, MB", y_label="")
     yield "bytes_of_videos", box_chart, axes, [bytes_of_videos(of_policy, name) for name, of_policy in results.items()]
-    axes = Axes(title=f"{headline} and state, {data}", x_label="state, MB", y_label=f"{headline}, %")
-    points = {row.policy: (row, [100 * row.figures[headline]]) for row in rows}
-    yield (
-        "quality_bytes",
-        scatter_chart,
-        axes,
-        [Series(name=n, x=[r.state_bytes / 1e6], y=y) for n, (r, y) in points.items()],
-    )
-    axes = Axes(title=f"{headline} and speed, {data}", x_label="frames per second", y_label=f"{headline}, %")
-    yield (
-        "quality_speed",
-        scatter_chart,
-        axes,
-        [Series(name=n, x=[r.frames_per_second], y=y) for n, (r, y) in points.items()],
-    )
+    title, panels = f"{headline}, state and time, {data}", ("CPU time, ms per frame",)
+    axes = Axes(title=title, x_label="state, MB", y_label=f"{headline}, %", panels=panels)
+    points = {row.policy: ((row.state_bytes / 1e6, row.cpu_milliseconds), 100 * row.figures[headline]) for row in rows}
+    yield "quality_costs", scatter_chart, axes, [Series(name=n, x=x, y=(y, y)) for n, (x, y) in points.items()]
 
 
 # -- worst frames ---------------------------------------------------------------------------------------------------

@@ -245,6 +245,7 @@ def _machine(device: torch.device, cost: PassCost, began: float, commit: str | N
     return {
         "began": round(began, 3),
         "seconds": cost.seconds,
+        "cpu_seconds": cost.cpu_seconds,
         "frames_per_second": cost.frames / cost.seconds if cost.seconds else None,
         "peak_bytes": cost.peak_bytes,
         "growth_bytes": cost.growth_bytes,

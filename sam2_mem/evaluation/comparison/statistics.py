@@ -146,7 +146,8 @@ class PolicyRow:
     ``objects`` it has; ``compared``: over how many of them its means are taken, those that every policy has.
     ``figures``: means over objects by the protocol's columns. ``difference``: of the headline to the baseline, over the
     objects that both have. ``state_bytes``: the most of any frame; ``tokens_held``, ``tokens_read``, ``pointers_read``:
-    per object, means over frames. ``frames_per_second``, ``peak_bytes``, ``growth_bytes``: of this machine.
+    per object, means over frames. ``frames_per_second``, ``cpu_milliseconds`` a frame, ``peak_bytes``, ``growth_bytes``: of this
+    machine; NaN where results have none.
     """
 
     group: str
@@ -161,6 +162,7 @@ class PolicyRow:
     tokens_read: float
     pointers_read: float
     frames_per_second: float
+    cpu_milliseconds: float
     peak_bytes: float
     growth_bytes: float
 
@@ -172,7 +174,7 @@ def policy_row(comparison: PairedComparison, group: str, policy: str) -> PolicyR
     baseline = object_values(comparison.of(comparison.baseline, group), headline)
     compared = values.keys() if comparison.complete else comparison.compared_objects(group)
     machines = [result.machine for result in results if result.machine]
-    seconds = sum(machine["seconds"] for machine in machines)
+    seconds, frames = sum(machine["seconds"] for machine in machines), sum(result.frames for result in results)
     return PolicyRow(
         group=group,
         policy=policy,
@@ -185,7 +187,8 @@ def policy_row(comparison: PairedComparison, group: str, policy: str) -> PolicyR
         tokens_held=_mean(v for result in results for v in result.tokens_held),
         tokens_read=_mean(v for result in results for v in result.tokens_read),
         pointers_read=_mean(v for result in results for v in result.pointers_read),
-        frames_per_second=sum(r.frames for r in results) / seconds if seconds else math.nan,
+        frames_per_second=frames / seconds if seconds else math.nan,
+        cpu_milliseconds=1000 * sum(m.get("cpu_seconds", math.nan) for m in machines) / frames if frames else math.nan,
         peak_bytes=max((m["peak_bytes"] for m in machines if m["peak_bytes"] is not None), default=math.nan),
         growth_bytes=max((m["growth_bytes"] for m in machines if m["growth_bytes"] is not None), default=math.nan),
     )

@@ -131,6 +131,26 @@ class Learned(ScoredBank):
         assert isinstance(written, ScoreInputsBank), "made of the state before"
         return replace(written, inputs=())
 
+    def best_of(self, prompts: Sequence[MemoryEntry], entries: Sequence[MemoryEntry]) -> list[int]:
+        """Which frames a bank of ``size`` frames would hold in the end, had it been offered no others.
+
+        Args:
+            prompts: prompted frames, at least one.
+            entries: tracked frames in order; their tokens are not looked at.
+
+        Returns:
+            numbers of at most ``size`` frames, the highest score first; of equals the latest.
+        """
+        state = ScoreInputsBank(tuple(prompts))
+        ranked: list[int] = []
+        written = [e.frame for e in entries[1:]] + [e.frame + 1 for e in entries[-1:]]
+        for entry, frame in zip(entries, written):
+            state = state.add(entry)
+            scores = {f: self.value(inputs) for f, inputs in with_inputs(state, FrameContext(frame)).inputs}
+            ranked = sorted(scores, key=lambda f: (-scores[f], -f))[: self.size]
+            state = state.keep(tokens=ranked, pointers=())
+        return ranked
+
     def entry_infos(self, state: Bank, frame: FrameContext) -> Sequence[EntryInfo]:
         assert isinstance(state, ScoreInputsBank), "a state that this policy has made"
         return super().entry_infos(with_inputs(state, frame), frame)
