@@ -53,7 +53,7 @@ def test_every_model_config_builds(name: str) -> None:
     assert predictor.image_size == config.model.image_size
     assert predictor.model.width == config.model.image_encoder.neck.d_model
     assert all(p.is_meta for p in predictor.model.parameters()) and not predictor.model.training
-    assert build_sam2(name, RANDOM, device="meta").image_size == predictor.image_size
+    assert build_sam2(config, RANDOM, device="meta").image_size == predictor.image_size
 
 
 @pytest.mark.parametrize("policy", in_tiers(policy_names(), POLICIES))
