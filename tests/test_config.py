@@ -46,7 +46,13 @@ def build(config: Any, *overrides: str, **options: Any) -> SAM2VideoPredictor:
 # -- every config -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", config_names())
+BUILT_ELSEWHERE = ("configs/sam2/", "configs/sam2.1/", "configs/efficienttam/")
+"""Families whose networks are all built by the tests of checkpoints and of the family, which suffices before a commit."""
+
+
+@pytest.mark.parametrize(
+    "name", in_tiers(config_names(), [TINY, *(n for n in config_names() if not n.startswith(BUILT_ELSEWHERE))])
+)
 def test_every_model_config_builds(name: str) -> None:
     predictor = build(name)
     config = compose(name)
