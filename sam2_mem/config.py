@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import cache, lru_cache
+from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 
@@ -237,12 +237,7 @@ def choice_config(group: str, name: str) -> DictConfig:
     """One file of a group of ``CHOICES``, composed: a preset lists only its differences from what it builds on."""
     if name not in choice_names(group):
         raise _unknown_choice(group, name)
-    return deepcopy(_compose_choice(config_dir(), group, name))
-
-
-@cache
-def _compose_choice(directory: Path, group: str, name: str) -> DictConfig:
-    return _compose_file(directory, f"{group}/{name}")[group]
+    return _compose_file(config_dir(), f"{group}/{name}")[group]
 
 
 def _compose_file(directory: Path, name: str, overrides: Sequence[str] = ()) -> DictConfig:
