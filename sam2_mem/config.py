@@ -7,11 +7,11 @@ reaches a constructor.
 from __future__ import annotations
 
 import logging
+import pickle
 import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
@@ -246,7 +246,7 @@ def _compose_file(directory: Path, name: str, overrides: Sequence[str] = ()) -> 
     ours, place = config_dir().resolve(), directory.resolve()
     search = () if place == ours else (f"hydra.searchpath=[{_quoted(f'file://{ours}')}]",)
     if place.is_relative_to(ours) and not any(override.lstrip("+~").startswith("hydra") for override in overrides):
-        return deepcopy(_composed_of_ours(place, name, (*overrides, *search), _versions(ours)))
+        return pickle.loads(_composed_of_ours(place, name, (*overrides, *search), _versions(ours)))
     return _composed(place, name, (*overrides, *search))
 
 
@@ -258,8 +258,9 @@ def _versions(directory: Path) -> tuple[tuple[Path, int], ...]:
 @lru_cache(maxsize=256)
 def _composed_of_ours(
     directory: Path, name: str, overrides: tuple[str, ...], versions: tuple[tuple[Path, int], ...]
-) -> DictConfig:
-    return _composed(directory, name, overrides)
+) -> bytes:
+    """Pickled: a config is thousands of objects, and slow to copy."""
+    return pickle.dumps(_composed(directory, name, overrides))
 
 
 def _composed(directory: Path, name: str, overrides: Sequence[str]) -> DictConfig:
