@@ -26,6 +26,8 @@ DEMO_POLICY ?= dam4sam
 PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check --no-compile -c constraints.txt $(PIP_FLAGS)
 RECIPE := setup.py pyproject.toml constraints.txt
+# Tests and checks start many processes: what they import is compiled once, whatever the caller's settings, outside the tree.
+BYTECODE := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(abspath $(VENV))/bytecode
 READY := $(VENV)/.ready
 READY_FOR_TESTS := $(VENV)/.ready-for-tests
 READY_FOR_DOCS := $(VENV)/.ready-for-docs
@@ -34,7 +36,7 @@ READY_FOR_DOCS := $(VENV)/.ready-for-docs
 
 # The files are handed out in the order of tests/conftest.py, those that take longest first.
 test test-all test-rest: $(READY_FOR_TESTS)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TIER) tests $(PYTEST_FLAGS)
+	$(BYTECODE) OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TIER) tests $(PYTEST_FLAGS)
 
 test test-all: style
 test: TIER := -m "not full"

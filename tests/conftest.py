@@ -17,8 +17,18 @@ from helpers import centre_scores, encode_once, lively_state, make_predictor, re
 
 from sam2_mem import SAM2VideoPredictor
 
-LONGEST_FIRST = ("test_parity.py", "test_policy_contract.py", "test_bounded_policy.py", "test_comparison.py")
-"""Files that start before all others, so that no process is left alone with one of them at the end."""
+LONGEST_FIRST = (
+    "test_policy_contract.py",
+    "test_parity.py",
+    "test_comparison.py",
+    "test_sessions.py",
+    "test_config.py",
+    "test_trace.py",
+    "test_docs_policies.py",
+    "test_notebooks.py",
+    "test_bounded_policy.py",
+)
+"""Files that start before all others, in this order, so that no process is left alone with one of them at the end."""
 
 peaks = pytest.StashKey[dict[str, int]]()
 
@@ -54,7 +64,8 @@ def pytest_collection_finish() -> None:
 def sort_items(items: list[pytest.Item], order: str) -> None:
     """In place. A shuffle keeps the tests of a file together, so that what they share is built once."""
     if order == "longest":
-        items.sort(key=lambda item: item.path.name not in LONGEST_FIRST)
+        places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+        items.sort(key=lambda item: places.get(item.path.name, len(places)))
     elif order == "reversed":
         items.reverse()
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from sam2_mem import build_sam2, build_sam2_video_predictor
 from sam2_mem.build_sam import RANDOM, build_policy
 from sam2_mem.config import (
     ConfigError,
+    _composed_of_ours,
     choice_config,
     compose,
     compose_video,
@@ -44,14 +46,20 @@ def build(config: Any, *overrides: str, **options: Any) -> SAM2VideoPredictor:
 # -- every config -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", config_names())
+BUILT_ELSEWHERE = ("configs/sam2/", "configs/sam2.1/", "configs/efficienttam/")
+"""Families whose networks are all built by the tests of checkpoints and of the family, which suffices before a commit."""
+
+
+@pytest.mark.parametrize(
+    "name", in_tiers(config_names(), [TINY, *(n for n in config_names() if not n.startswith(BUILT_ELSEWHERE))])
+)
 def test_every_model_config_builds(name: str) -> None:
     predictor = build(name)
     config = compose(name)
     assert predictor.image_size == config.model.image_size
     assert predictor.model.width == config.model.image_encoder.neck.d_model
     assert all(p.is_meta for p in predictor.model.parameters()) and not predictor.model.training
-    assert build_sam2(name, RANDOM, device="meta").image_size == predictor.image_size
+    assert build_sam2(config, RANDOM, device="meta").image_size == predictor.image_size
 
 
 @pytest.mark.parametrize("policy", in_tiers(policy_names(), POLICIES))
@@ -108,6 +116,18 @@ def test_a_preset_of_ones_own(tmp_path: Path) -> None:
 def test_a_choice_is_a_copy() -> None:
     choice_config("memory_policy", "fifo").num_maskmem = 2
     assert choice_config("memory_policy", "fifo").num_maskmem == 7
+    compose(TINY, ["memory_policy=fifo"]).memory_policy.num_maskmem = 2
+    assert compose(TINY, ["memory_policy=fifo"]).memory_policy.num_maskmem == 7
+
+
+def test_a_file_of_ours_that_changes_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(config_dir(), tmp_path / "configs")
+    monkeypatch.setattr("sam2_mem.config.config_dir", lambda: tmp_path / "configs")
+    file = tmp_path / "configs" / "sam2.1" / "sam2.1_hiera_t.yaml"
+    before = compose("sam2.1_hiera_t")
+    assert compose("sam2.1_hiera_t") == before
+    file.write_text(f"{file.read_text()}\npublished_as: another\n")
+    assert compose("sam2.1_hiera_t").published_as == "another" != before.get("published_as")
 
 
 def test_every_yaml_is_a_model_a_base_or_a_choice() -> None:
@@ -352,6 +372,7 @@ def own_configs(tmp_path: Path) -> Iterator[Path]:
     starts when it is imported comes back afterwards."""
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "app.yaml").write_text("learning_rate: 0.5\n")
+    _composed_of_ours.cache_clear()
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     yield tmp_path / "conf"

@@ -14,7 +14,18 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
-from micro import TOKENS, features_at, in_tiers, mask_prompt, micro_model, micro_tracker, one_thread, picture, run  # noqa: F401
+from micro import (
+    POLICIES,
+    TOKENS,
+    features_at,
+    in_tiers,
+    mask_prompt,
+    micro_model,
+    micro_tracker,
+    one_thread,  # noqa: F401
+    picture,
+    run,
+)
 from omegaconf import OmegaConf
 from policy_contract import CHECKS
 
@@ -26,7 +37,6 @@ from sam2_mem.memory.policy import MemoryPolicy
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "policies.md").read_text()
 NAMES = policy_names()
-POLICIES = sorted({type(build_policy(name)).__module__.removesuffix(".policy").rpartition(".")[2] for name in NAMES})
 
 
 def section(title: str, page: str = PAGE) -> str:
@@ -178,13 +188,22 @@ def as_fifo(name: str) -> MemoryPolicy:
     return build_policy(config)
 
 
-@pytest.mark.parametrize("name", POLICIES)
-def test_identity_settings(name: str) -> None:
-    assert (logits(as_fifo(name)) - logits(build_policy("fifo"))).abs().max() < 1e-5
+@pytest.fixture(scope="module")
+def logits_of_fifo() -> torch.Tensor:
+    return logits(build_policy("fifo"))
 
 
-def test_control_other_settings_differ() -> None:
-    assert (logits(build_policy("keyframe")) - logits(build_policy("fifo"))).abs().max() > 1e-2
+HELD_TO_FIFO = ("dam4sam", "distilled", "hq_smem", "keyframe", "rmem", "sam2long", "samurai")
+"""Policies whose own files compare them with FIFO, which suffices before a commit."""
+
+
+@pytest.mark.parametrize("name", in_tiers(POLICIES, set(POLICIES) - set(HELD_TO_FIFO)))
+def test_identity_settings(name: str, logits_of_fifo: torch.Tensor) -> None:
+    assert (logits(as_fifo(name)) - logits_of_fifo).abs().max() < 1e-5
+
+
+def test_control_other_settings_differ(logits_of_fifo: torch.Tensor) -> None:
+    assert (logits(build_policy("keyframe")) - logits_of_fifo).abs().max() > 1e-2
 
 
 EARLIER_EXAMPLE = """
@@ -282,7 +301,13 @@ def test_example_test_passes(written: Example) -> None:
     tests[0]()
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+def name_of(check: Any) -> str:
+    return check.__name__.removeprefix("check_")
+
+
+@pytest.mark.parametrize(
+    "check", in_tiers(CHECKS, [check for check in CHECKS if name_of(check) != "bounded"]), ids=name_of
+)
 def test_example_keeps_the_contract(written: Example, check: Any) -> None:
     check(written.from_yaml())
 

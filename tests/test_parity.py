@@ -276,6 +276,7 @@ def test_mask_click_and_box_forward_then_back_from_the_middle(tiny_bench: Bench)
     assert present.any(0).all() and (~present.all(0)).sum() >= 2, "objects should come and go"
 
 
+@pytest.mark.full
 def test_bounded_memory_forward(tiny_2_1: Bench):
     """The reference runs every object by itself, so its run with three holds that with one."""
     expected = only(tiny_2_1.expected(there_and_back).shown[3:29], 3)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, box_area
 
 from sam2_mem.model.sam2 import SAM2
 from sam2_mem.tracking.amg import (
@@ -148,7 +147,8 @@ class SAM2AutomaticMaskGenerator:
         for crop, layer in zip(crops, layers):
             data.cat(self._search_crop(image, crop, self.point_grids[layer]))
         if len(crops) > 1:
-            self._without_duplicates(data, 1 / box_area(data["crop_boxes"]), self.crop_nms_thresh)
+            x0, y0, x1, y1 = data["crop_boxes"].unbind(1)
+            self._without_duplicates(data, 1 / ((x1 - x0) * (y1 - y0)), self.crop_nms_thresh)
         return data
 
     def _search_crop(self, image: np.ndarray, crop: list[int], grid: np.ndarray) -> MaskData:
@@ -167,8 +167,7 @@ class SAM2AutomaticMaskGenerator:
 
     @staticmethod
     def _without_duplicates(data: MaskData, scores: Tensor, threshold: float) -> None:
-        boxes = data["boxes"].float()
-        data.filter(batched_nms(boxes, scores.to(boxes.device), torch.zeros_like(boxes[:, 0]), threshold))
+        data.filter(_distinct(data["boxes"], scores, threshold))
 
     def _decode(self, points: np.ndarray, crop: list[int], image_size: tuple[int, int]) -> MaskData:
         """Masks of some clicks (N, 2) in pixels of a crop, as run lengths in the image, with their boxes in the crop."""
@@ -240,12 +239,20 @@ class SAM2AutomaticMaskGenerator:
         results = [_without_small_regions(rle_to_mask(rle), min_area) for rle in mask_data["rles"]]
         masks = torch.from_numpy(np.stack([mask for mask, _ in results]))
         boxes, unchanged = batched_mask_to_box(masks), torch.tensor([float(not changed) for _, changed in results])
-        keep = batched_nms(boxes.float(), unchanged, torch.zeros_like(boxes[:, 0]), nms_thresh)
+        keep = _distinct(boxes, unchanged, nms_thresh)
         for row in keep[unchanged[keep] == 0].tolist():
             [mask_data["rles"][row]] = mask_to_rle_pytorch(masks[row : row + 1])
             mask_data["boxes"][row] = boxes[row]
         mask_data.filter(keep)
         return mask_data
+
+
+def _distinct(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Rows of boxes (N, 4) that overlap with none of a higher score by more than an IoU of ``threshold``."""
+    from torchvision.ops import batched_nms  # here, as the import alone takes as long as torch's
+
+    boxes = boxes.float()
+    return batched_nms(boxes, scores.to(boxes.device), torch.zeros_like(boxes[:, 0]), threshold)
 
 
 def _without_small_regions(mask: np.ndarray, min_area: float) -> tuple[np.ndarray, bool]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from micro import ALL_ONLY, POLICIES, one_thread  # noqa: F401
+from micro import ALL_ONLY, POLICIES, REPRESENTATIVE, one_thread  # noqa: F401
 from omegaconf import OmegaConf
 from policy_contract import (
     CHECKS,
@@ -31,7 +31,7 @@ from policy_contract import (
 )
 
 from sam2_mem.build_sam import build_policy
-from sam2_mem.config import ConfigError, compose, config_dir, policy_names
+from sam2_mem.config import ConfigError, choice_config, config_dir, policy_names
 from sam2_mem.memory.bank import Bank, put
 from sam2_mem.memory.policies.fifo import FIFO
 from sam2_mem.memory.policy import MemoryPolicy, Needs
@@ -59,7 +59,7 @@ BASICS = (
     check_needs,
     check_byte_budget,
 )
-"""What the quick tier checks of most policies; of FIFO and XMem it checks all."""
+"""What the quick tier checks of most policies, ``check_pure`` of representative ones; of FIFO and XMem it checks all."""
 
 BRIEF = ("diverse", "efp", "hybrid", "learned", "sam3_select", "samite", "sentry", "sparse", "tamb", "template")
 """Of these the quick tier checks here what passes between policy and tracker; their own files hold them to their rules."""
@@ -68,7 +68,8 @@ BRIEF = ("diverse", "efp", "hybrid", "learned", "sam3_select", "samite", "sentry
 def cases() -> Iterator[Any]:
     for check, name in product(CHECKS, NAMES):
         checks = (check_needs,) if name in BRIEF else BASICS
-        quick = name in ("fifo", "xmem") or (name in POLICIES and check in checks)
+        basic = name in POLICIES and check in checks and (check is not check_pure or name in REPRESENTATIVE)
+        quick = name in ("fifo", "xmem") or basic
         slow = pytest.mark.full if name in POLICIES else ALL_ONLY
         marks = () if quick else slow
         yield pytest.param(check, name, id=f"{check.__name__.removeprefix('check_')}-{name}", marks=marks)
@@ -90,10 +91,8 @@ def keys_and_fields(name_or_config: Any) -> tuple[set[str], set[str]]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_yaml_and_dataclass_have_the_same_keys(name: str) -> None:
-    config = compose("sam2.1_hiera_t", [f"memory_policy={name}"]).memory_policy
-    keys, names = keys_and_fields(config)
+    keys, names = keys_and_fields(choice_config("memory_policy", name))
     assert keys == names
-    assert build_policy(name) == build_policy(config)
 
 
 def test_every_yaml_is_found() -> None:

@@ -3,9 +3,6 @@ changes, and at work where they are on."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from micro import SIDE, micro_config, micro_model
@@ -16,7 +13,6 @@ from sam2_mem.config import compose, config_names
 from sam2_mem.model.prompt_encoder import PromptEncoder
 from sam2_mem.model.sam2 import SAM2, set_image_size
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 OFFICIAL = sorted(name for name in config_names() if "hiera" in name)
 
 
@@ -45,12 +41,9 @@ def decoded(model: SAM2, *, prompted: bool = False) -> Tensor:
 
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_official_networks_have_neither(name: str) -> None:
-    config = compose(name)
-    assert config.model.dense_points == 0 and config.model.occupancy_hint is False and config.model.mask_bias == 0
-    golden = json.loads((GOLDEN / f"{Path(name).stem}.json").read_text())
-    with torch.device("meta"):
-        keys = build_sam2(config, "random", device="meta").state_dict()
-    assert {k: list(v.shape) for k, v in keys.items()} == {k: list(v) for k, v in golden.items()}
+    """That they have the official keys and shapes and no others is tested with checkpoints."""
+    model = compose(name).model
+    assert model.dense_points == 0 and model.occupancy_hint is False and model.mask_bias == 0
 
 
 @pytest.mark.parametrize("prompted", [False, True])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from test_training import SIDE, TINY, Blobs, largest_difference
+from torch import Tensor
 
 from sam2_mem.build_sam import build_policy, build_sam2, build_training
 from sam2_mem.cli import train as commands
@@ -46,6 +49,14 @@ ONLY_DISTILLER = {"": 0.0, "memory_encoder.distiller": 1.0, "generator": 1.0}
 
 def network(distiller: str = "none", seed: int = 0, side: int = SIDE) -> SAM2:
     """A small network that has not learned and yet looks; the same under every distiller."""
+    built, random_state = built_network(distiller, seed, side)
+    torch.set_rng_state(random_state)
+    return copy.deepcopy(built)
+
+
+@lru_cache
+def built_network(distiller: str, seed: int, side: int) -> tuple[SAM2, Tensor]:
+    """And the state of the random numbers after it was built."""
     torch.manual_seed(seed)
     size = f"model.image_size={side}"
     config = compose("nano", [*TINY, "distiller=none", size])
@@ -62,7 +73,7 @@ def network(distiller: str = "none", seed: int = 0, side: int = SIDE) -> SAM2:
     made = build_sam2(config, device="cpu", apply_postprocessing=False)
     missing = made.load_state_dict(plain.state_dict(), strict=False).missing_keys
     assert all(k.startswith(DISTILLER) for k in missing)
-    return made
+    return made, torch.get_rng_state()
 
 
 def batch_of(count: int = 2, spec: ClipSpec = SPEC):
