@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from helpers import encode_once, picture_key
 from micro import SCORE_BIAS, blob, micro_config, micro_model, picture
 from simulated_cuda import SimulatedCuda
 from torch import Tensor
@@ -39,6 +40,13 @@ def shown(model: SAM2) -> SAM2:
     with torch.no_grad():
         model.get_parameter(SCORE_BIAS).add_(10)
     model.sam_mask_decoder.mask_bias = 0.4
+    return model
+
+
+def recalling(model: SAM2, memo: dict) -> SAM2:
+    """The network, which encodes each picture once for all networks that share ``memo`` and have equal weights; what the device
+    counts of it is the picture's transfer."""
+    encode_once(model, memo, lambda x: (torch.is_autocast_enabled("cuda"), picture_key(getattr(x, "host", x))))
     return model
 
 
@@ -74,6 +82,11 @@ class Count(NamedTuple):
     kernels: int
 
 
+def count_of(cuda: SimulatedCuda) -> Count:
+    """Since it was last cleared."""
+    return Count(len(cuda.waits), len(cuda.transfers), sum(cuda.launches.values()))
+
+
 def counts(
     cuda: SimulatedCuda, predictor: SAM2VideoPredictor, count: int, frames: int
 ) -> tuple[Sequence[Count], Tensor]:
@@ -81,7 +94,7 @@ def counts(
     totals: list[Count] = []
 
     def take() -> None:
-        totals.append(Count(len(cuda.waits), len(cuda.transfers), sum(cuda.launches.values())))
+        totals.append(count_of(cuda))
         cuda.clear()
 
     masks = stream(predictor, count, frames, before=take)

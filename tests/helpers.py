@@ -8,7 +8,7 @@ import hashlib
 import re
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -146,13 +146,13 @@ def with_policy(predictor: SAM2VideoPredictor, policy: MemoryPolicy, **tracker: 
     return SAM2VideoPredictor(predictor.model, policy, tracker=settings, settings=predictor.settings)
 
 
-def encode_once(model: nn.Module, memo: dict[bytes, list[FrameFeatures]]) -> None:
-    """Let the image encoder, the slowest part and the same for every policy, see each picture once. The model does not
-    refer to itself by this: it is freed with its last user, without the garbage collector."""
+def encode_once(model: nn.Module, memo: dict[Any, list[FrameFeatures]], key_of: Callable | None = None) -> None:
+    """Let the image encoder, the slowest part and the same for every policy, see each picture once; ``key_of`` tells pictures
+    apart. The model does not refer to itself by this: it is freed with its last user, without the garbage collector."""
     encode, network = type(model).encode_image, weakref.ref(model)
 
     def remembered(images: Tensor, indices: Sequence[int] = (0,)) -> list[FrameFeatures]:
-        key = picture_key(images)
+        key = (key_of or picture_key)(images)
         if key not in memo:
             memo[key] = encode(network(), images, indices)
         return [replace(features, index=i) for features, i in zip(memo[key], indices)]

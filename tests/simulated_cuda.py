@@ -17,6 +17,7 @@ made on the thread that entered only.
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 import warnings
@@ -34,7 +35,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 WAITING = {
@@ -48,11 +48,24 @@ WAITING = {
     "unique_dim",
 }
 """Operators whose result depends on values in a way that the host has to wait for."""
-PRODUCTS = {"addbmm", "addmm", "addmv", "baddbmm", "bmm", "dot", "mm", "mv"}
+PRODUCTS = {"addbmm", "addmm", "addmv", "baddbmm", "bmm", "dot", "linear", "matmul", "mm", "mv"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 TAKES_NUMBER = {"fill", "fill_", "masked_fill", "masked_fill_", "where"} | INDEXING
 """Operators that take one number of the CPU beside tensors of the device, as pointwise ones do."""
+NOWHERE = nullcontext()
 COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+IN_ONE_PIECE = {
+    **dict.fromkeys(["linear", "layer_norm", "conv2d", "conv_transpose2d.input", "max_pool2d"], 1),
+    **dict.fromkeys(["__and__.Tensor", "__or__.Tensor"], 1),
+    **{"where.ScalarOther": 2, "where.ScalarSelf": 2, "where.Scalar": 3},
+    **dict.fromkeys(
+        ["flatten.using_ints", "unflatten.int", "reshape", "view_as", "chunk", "movedim.intlist", "movedim.int"], -1
+    ),
+}
+"""Composite operators, often met, that are not taken apart: how many kernels they run; -1: none, or one where the result cannot
+be a view."""
+PLAIN = {bool, int, float, str, type(None), torch.dtype, torch.layout, torch.memory_format}
+"""Of arguments of operators those that are passed on as they are."""
 HERE = {"device": torch.device("cpu"), "pin_memory": False, "generator": None}
 """Arguments of an operator that makes tensors, where its numbers are on the CPU."""
 OUTSIDE = ("/simulated_cuda", "/torch/", "contextlib", "<string>")
@@ -83,16 +96,17 @@ class CudaTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, host: Tensor, device: torch.device) -> CudaTensor:
-        layout = {"strides": host.stride(), "storage_offset": host.storage_offset(), "dtype": host.dtype}
         is_inference = host.is_inference()
-        here = (
-            nullcontext() if is_inference is torch.is_inference_mode_enabled() else torch.inference_mode(is_inference)
-        )
+        here = NOWHERE if is_inference is torch.is_inference_mode_enabled() else torch.inference_mode(is_inference)
+        strides, offset = host.stride(), host.storage_offset()
         with here:
-            wrapper = Tensor._make_wrapper_subclass(cls, host.shape, device=device, **layout)
+            wrapper = Tensor._make_wrapper_subclass(
+                cls, host.shape, strides=strides, storage_offset=offset, dtype=host.dtype, device=device
+            )
         wrapper.host = host
-        alive, key = SimulatedCuda.alive, id(wrapper)
-        alive[key] = weakref.ref(wrapper, lambda _: alive.pop(key, None))
+        sim = SimulatedCuda.active[-1]
+        if sim.tape is not None:
+            sim.made.append(weakref.ref(wrapper))
         return wrapper
 
     @classmethod
@@ -119,14 +133,16 @@ class SimulatedCuda:
         attention: calls by dtype, widths, dtype of the mask and usable kernels.
         stream: the current stream.
         pools: those that graphs are being recorded to.
+        tape: while recording, operators on the numbers, in order.
+        made: while recording, references to tensors of the device made since.
     """
 
     active: ClassVar[list[SimulatedCuda]] = []
-    alive: ClassVar[dict[int, Any]] = {}
 
     def __init__(self, devices: int = 1) -> None:
         self.devices, self.device, self.debug = devices, 0, 0
         self.tape: list[tuple] | None = None
+        self.made: list[weakref.ref[CudaTensor]] = []
         self.pools: set[tuple[int, int]] = set()
         self.events: list[Event] = []
         self.launches: Counter[str] = Counter()
@@ -138,14 +154,25 @@ class SimulatedCuda:
         self.stream = self.default_stream = Handle()
         self._undo = ExitStack()
         self._undo.callback(self.active.pop)
-        for owner, names in replacements(self).items():
-            self._undo.enter_context(mock.patch.multiple(owner, **names))
-        self._undo.enter_context(_Calls())
+        for replaced in (replacements(self), _files_and_backward(), _asking()):
+            for owner, names in replaced.items():
+                self._undo.enter_context(mock.patch.multiple(owner, **names))
         self._undo.enter_context(_Operators())
         return self
 
     def __exit__(self, *error: object) -> None:
         self._undo.close()
+
+    @contextmanager
+    def left(self) -> Iterator[None]:
+        """Within this, as if it had not been entered."""
+        streams = self.stream, self.default_stream
+        self.__exit__()
+        try:
+            yield
+        finally:
+            self.__enter__()
+            self.stream, self.default_stream = streams
 
     @property
     def waits(self) -> list[Event]:
@@ -179,51 +206,55 @@ class SimulatedCuda:
 
     def run(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """One operator of torch."""
-        parts = parts_of((Tensor, torch.device), (args, kwargs))
-        tensors = [x for x in parts if isinstance(x, Tensor)]
-        mine = [x for x in tensors if isinstance(x, CudaTensor)]
-        asked = [x for x in parts if isinstance(x, torch.device) and x.type == "cuda"]
-        if not mine and not asked:
+        given, facts = Arguments(args, kwargs), _facts(func)
+        if not given.mine and not given.devices:
             return func(*args, **kwargs)
-        if _is_composite(func):
-            with _Operators():
-                return func._op_dk(COMPOSITE, *args, **kwargs)
-        name, places = func._schema.name.removeprefix("aten::"), asked or [x.device for x in mine]
-        device = torch.device(kwargs.get("device") or places[0])
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", self.device)
+        if facts.is_composite and facts.kernels is None:
+            return self._taken_apart(func, args, kwargs)
+        name, device = facts.name, self._place(given, kwargs)
         if name in ("copy_", "_to_copy"):
             source, device = (args[1], args[0].device) if name == "copy_" else (args[0], device)
             self._cross(name, source, device, kwargs.get("non_blocking", args[2] if len(args) > 2 else False))
         else:
-            self._check(func, name, args, tensors, mine)
+            self._check(func, facts, args, given)
         if name in WAITING or (name == "repeat_interleave" and kwargs.get("output_size") is None):
             self.note("sync", name, True)
-        kwargs = {key: HERE.get(key, value) if value is not None else None for key, value in kwargs.items()}
-        return self.kernel(func, name, args, kwargs, device, mine, is_view=func.is_view)
+        if kwargs:
+            given.kwargs = {k: HERE.get(k, v) if v is not None else None for k, v in given.kwargs.items()}
+        return self.kernel(func, name, given, device, facts.kernels)
+
+    def _place(self, given: Arguments, kwargs: dict) -> torch.device:
+        """Of what the operator makes."""
+        device = kwargs.get("device") or (given.devices[0] if given.devices else given.mine[0].device)
+        if isinstance(device, str):
+            device = torch.device(device)
+        return torch.device("cuda", self.device) if device.type == "cuda" and device.index is None else device
+
+    def _taken_apart(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        """A composite operator, as those that it consists of."""
+        if func is CAST and args[0].dtype is args[1] and len(args) == 2 and not kwargs:
+            return args[0]
+        with _Operators():
+            return func._op_dk(COMPOSITE, *args, **kwargs)
 
     def kernel(
-        self,
-        func: Callable,
-        name: str,
-        args: tuple,
-        kwargs: dict,
-        device: torch.device,
-        mine: list[CudaTensor],
-        *,
-        is_view: bool = False,
+        self, func: Callable, name: str, given: Arguments, device: torch.device, kernels: int | None = None
     ) -> Any:
-        """``func`` of the numbers; its results are on ``device``. ``mine``: what is on the device among the arguments."""
-        own = {id(x.host): x for x in mine}
+        """``func`` of the numbers; its results are on ``device``. ``kernels``: how many that is, as in
+        ``IN_ONE_PIECE``; None: one."""
         func = ONLY_CUDA.get(name, func)
-        args, kwargs = changed(CudaTensor, lambda x: x.host, (args, kwargs))
-        out = func(*args, **kwargs)
+        out = func(*given.args, **given.kwargs)
         if device.type != "cuda":
             return out
-        if not is_view:
-            self.launches[name] += 1
+        own = {id(x.host): x for x in given.mine}
+        if kernels == -1:
+            kernels = int(not _is_view(out, given.mine[0].host))
+        if kernels != 0:
+            self.launches[name] += kernels or 1
             if self.tape is not None and device.index == self.device:
-                self.tape.append((func, args, kwargs, out))
+                self.tape.append((func, given.args, given.kwargs, out))
+        if type(out) is Tensor:
+            return own[id(out)] if id(out) in own else CudaTensor(out, device)
         return changed(Tensor, lambda x: own[id(x)] if id(x) in own else CudaTensor(x, device), out)
 
     def _cross(self, op: str, source: Tensor, target: torch.device, non_blocking: bool) -> None:
@@ -238,9 +269,9 @@ class SimulatedCuda:
             if non_blocking:
                 self.note("hazard", "copy to the host without waiting: may be read before it arrives")
 
-    def _check(self, func: Any, name: str, args: tuple, tensors: list[Tensor], mine: list[CudaTensor]) -> None:
+    def _check(self, func: Any, facts: Facts, args: tuple, given: Arguments) -> None:
         """RuntimeError where devices are mixed; notes waits that depend on the arguments."""
-        hosts = [x for x in tensors if not isinstance(x, CudaTensor)]
+        name, mine, hosts = facts.name, given.mine, given.others
         if name in INDEXING and isinstance(args[0], CudaTensor):
             for index in parts_of(Tensor, args[1]):
                 if not isinstance(index, CudaTensor):
@@ -253,13 +284,12 @@ class SimulatedCuda:
             self.note("sync", "masked_fill by a value on the device", True)
         if name in PRODUCTS and mine and not (mine[0].is_floating_point() or mine[0].is_complex()):
             raise NotImplementedError(f'"{name}_cuda" not implemented for {mine[0].dtype}')
-        takes_none = name.startswith(("_fused_", "_foreach_"))
-        if len({x.device for x in mine}) < 2 and (not hosts or not mine or takes_none):
+        is_one_device = len(mine) < 2 or len({x.device for x in mine}) < 2
+        if is_one_device and (not hosts or not mine or facts.takes_none):
             return
-        takes_number = torch.Tag.pointwise in func.tags or name in TAKES_NUMBER
-        is_number = len(hosts) == 1 and hosts[0].ndim == 0 and takes_number
+        is_number = len(hosts) == 1 and hosts[0].ndim == 0 and facts.takes_number
         if not is_number or (args[0] is hosts[0] and func._schema.is_mutable):
-            places = [(tuple(x.shape), str(x.device)) for x in tensors]
+            places = [(tuple(x.shape), str(x.device)) for x in [*mine, *hosts]]
             raise RuntimeError(f"Expected all tensors to be on the same device, but got {places} in {func}")
         if name == "where":
             self.note("h2d", "where with a number of the host", True, 8)
@@ -277,28 +307,35 @@ class _Operators(TorchDispatchMode):
         return SimulatedCuda.active[-1].run(func, args, kwargs or {})
 
 
-class _Calls(TorchFunctionMode):
-    """Calls that would ask for a driver on their way to operators."""
+def _asking() -> dict[Any, dict[str, Any]]:
+    """Functions that would ask for a driver on their way to operators."""
+    empty, pin, new = torch.empty, Tensor.pin_memory, Tensor.new_tensor
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func not in ASKING:
-            return func(*args, **kwargs)
-        if func is Tensor.pin_memory and not isinstance(args[0], CudaTensor):
-            return _pinned(args[0].clone())
-        if func is Tensor.is_pinned and not isinstance(args[0], CudaTensor):
-            return getattr(args[0], "pinned", False)
-        if func is torch.empty and kwargs.get("pin_memory"):
-            return _pinned(torch.empty(*args, **kwargs | {"pin_memory": False}))
-        if func is Tensor.new_tensor and isinstance(args[0], CudaTensor):
-            func, args, kwargs = torch.tensor, args[1:], {"dtype": args[0].dtype, "device": args[0].device} | kwargs
-        device = kwargs.get("device")
-        if func in (torch.tensor, torch.as_tensor) and device is not None and torch.device(device).type == "cuda":
-            return func(*args, **kwargs | {"device": None}).to(device)
-        return func(*args, **kwargs)
+    def elsewhere(make: Callable) -> Callable:
+        def made(*args: Any, device: Any = None, **kwargs: Any) -> Tensor:
+            if device is None or torch.device(device).type != "cuda":
+                return make(*args, device=device, **kwargs)
+            return make(*args, **kwargs).to(device)
 
+        return made
 
-ASKING = {Tensor.pin_memory, Tensor.is_pinned, Tensor.new_tensor, torch.empty, torch.tensor, torch.as_tensor}
+    def uninitialised(*args: Any, pin_memory: bool = False, **kwargs: Any) -> Tensor:
+        return _pinned(empty(*args, **kwargs)) if pin_memory else empty(*args, **kwargs)
+
+    tensor = elsewhere(torch.tensor)
+
+    def like(x: Tensor, data: Any, **kwargs: Any) -> Tensor:
+        same = {"dtype": x.dtype, "device": x.device}
+        return tensor(data, **same | kwargs) if isinstance(x, CudaTensor) else new(x, data, **kwargs)
+
+    return {
+        torch: {"empty": uninitialised, "tensor": tensor, "as_tensor": elsewhere(torch.as_tensor)},
+        Tensor: {
+            "new_tensor": like,
+            "pin_memory": lambda x, *_: pin(x) if isinstance(x, CudaTensor) else _pinned(x.clone()),
+            "is_pinned": lambda x, *_: not isinstance(x, CudaTensor) and getattr(x, "pinned", False),
+        },
+    }
 
 
 def _pinned(x: Tensor) -> Tensor:
@@ -338,9 +375,72 @@ def changed(kind: type, change: Callable, x: Any) -> Any:
     return x
 
 
+# -- operators --------------------------------------------------------------------------------------------------------
+
+
+class Arguments:
+    """Of one call of an operator.
+
+    Attributes:
+        mine, others: tensors of the device and of the host.
+        devices: CUDA devices that are named.
+        args, kwargs: as given, with the numbers of tensors of the device in their place.
+    """
+
+    __slots__ = ("args", "devices", "kwargs", "mine", "others")
+
+    def __init__(self, args: tuple, kwargs: dict) -> None:
+        self.mine: list[CudaTensor] = []
+        self.others: list[Tensor] = []
+        self.devices: list[torch.device] = []
+        self.args = tuple([x if type(x) in PLAIN else self._on_host(x) for x in args])
+        self.kwargs = {k: x if type(x) in PLAIN else self._on_host(x) for k, x in kwargs.items()}
+
+    def _on_host(self, x: Any) -> Any:
+        if isinstance(x, CudaTensor):
+            self.mine.append(x)
+            return x.host
+        if isinstance(x, Tensor):
+            self.others.append(x)
+        elif isinstance(x, torch.device) and x.type == "cuda":
+            self.devices.append(x)
+        elif isinstance(x, (tuple, list)):
+            return type(x)([part if type(part) in PLAIN else self._on_host(part) for part in x])
+        elif isinstance(x, dict):
+            return type(x)((key, self._on_host(part)) for key, part in x.items())
+        return x
+
+
+class Facts(NamedTuple):
+    """What does not depend on arguments of an operator.
+
+    Attributes:
+        name: without its namespace, where that is torch's own.
+        is_composite: whether torch has it in terms of other operators for every device.
+        kernels: that it runs; None: one, or those of the operators that a composite one consists of.
+        takes_number: whether one tensor may be a number of the CPU.
+        takes_none: whether tensors of the CPU are taken as well.
+    """
+
+    name: str
+    is_composite: bool
+    kernels: int | None
+    takes_number: bool
+    takes_none: bool
+
+
 @cache
-def _is_composite(func: Any) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), COMPOSITE)
+def _facts(func: Any) -> Facts:
+    name = func._schema.name.removeprefix("aten::")
+    is_composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), COMPOSITE)
+    kernels = IN_ONE_PIECE.get(func.name().removeprefix("aten::")) if is_composite else 0 if func.is_view else None
+    takes_number = torch.Tag.pointwise in func.tags or name in TAKES_NUMBER
+    return Facts(name, is_composite, kernels, takes_number, name.startswith(("_fused_", "_foreach_")))
+
+
+def _is_view(out: Any, x: Tensor) -> bool:
+    first = out[0] if isinstance(out, (tuple, list)) else out
+    return _memory(first) == _memory(x)
 
 
 def _stack() -> tuple[str, ...]:
@@ -411,7 +511,7 @@ class Recording:
         if self.pool in self.sim.pools:
             raise RuntimeError("beginAllocateToPool: already recording to mempool_id")
         self.sim.pools |= {self.pool} - {None}
-        self.sim.stream, self.sim.tape = self.stream, []
+        self.sim.stream, self.sim.tape, self.sim.made = self.stream, [], []
 
     def __exit__(self, kind: type | None, *error: object) -> None:
         self.graph.tape, self.sim.tape = self.sim.tape or (), None
@@ -426,13 +526,9 @@ class Recording:
         for _, *arguments, out in self.graph.tape:
             seen |= {_memory(x) for x in parts_of(Tensor, arguments)}
             fresh += [x for x in parts_of(Tensor, out) if _memory(x) not in seen]
-        held = {_memory(x.host) for x in _living()}
+        held = {_memory(x.host) for x in (made() for made in self.sim.made) if x is not None}
         self.graph.loose = [x for x in fresh if _memory(x) not in held]
         _spoil(fresh)  # nothing has run yet
-
-
-def _living() -> list[CudaTensor]:
-    return [x for x in (reference() for reference in list(SimulatedCuda.alive.values())) if x is not None]
 
 
 def _memory(x: Tensor) -> int:
@@ -460,7 +556,8 @@ def replacements(sim: SimulatedCuda) -> dict[Any, dict[str, Any]]:
         sim.stream = before
 
     def allocated(device: Any = None) -> int:
-        storages = (x.host.untyped_storage() for x in _living() if x.device.index == number(device))
+        living = [x for x in gc.get_objects() if type(x) is CudaTensor]
+        storages = (x.host.untyped_storage() for x in living if x.device.index == number(device))
         return sum({s._cdata: s.nbytes() for s in storages}.values())
 
     def yes(*_: Any, **__: Any) -> bool:
@@ -507,7 +604,7 @@ def replacements(sim: SimulatedCuda) -> dict[Any, dict[str, Any]]:
         torch.cuda: cuda,
         torch._C: {"_cuda_endAllocateToPool": end_allocation},
         torch.__future__: {"_overwrite_module_params_on_conversion": True},
-    } | _files_and_backward()
+    }
 
 
 def _files_and_backward() -> dict[Any, dict[str, Any]]:
@@ -600,10 +697,10 @@ def _attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, **rest):
         with torch.autocast("cuda", enabled=False):
             math = torch.ops.aten._scaled_dot_product_attention_math
             return math(q, k, v, attn_mask, dropout_p, is_causal, None, **rest)[0]
-    arguments, name = (q, k, v, attn_mask, dropout_p, is_causal), "scaled_dot_product_attention"
-    mine = parts_of(CudaTensor, arguments)
-    sim._check(torch.ops.aten.bmm.default, name, arguments, parts_of(Tensor, arguments), mine)
-    return sim.kernel(_attention_of_the_host, name, arguments, rest, q.device, mine)
+    arguments, facts = (q, k, v, attn_mask, dropout_p, is_causal), _facts(ATTENTION)
+    given = Arguments(arguments, rest)
+    sim._check(ATTENTION, facts, arguments, given)
+    return sim.kernel(_attention_of_the_host, facts.name, given, q.device)
 
 
 def _attention_of_the_host(*args: Any, **kwargs: Any) -> Tensor:
@@ -612,7 +709,9 @@ def _attention_of_the_host(*args: Any, **kwargs: Any) -> Tensor:
 
 
 def _varlen(q, k, v, ends_q, ends_k, max_q, max_k, is_causal=False, scale=None, window_size=None):
-    """What ``torch.nn.attention.varlen`` calls: rows of unequal length, end to end (T, heads, d)."""
+    """What ``torch.nn.attention.varlen`` calls: rows of unequal length, end to end (T, heads, d); that of torch 2.10."""
+    if scale is not None:
+        raise TypeError("varlen_attn of torch 2.10 takes no scale")
     if q.dtype not in (torch.float16, torch.bfloat16) or q.shape[-1] > 256 or ends_q.dtype is not torch.int32:
         raise RuntimeError(
             f"FlashAttention takes half precision, heads up to 256, int32 ends; got {q.dtype}, {q.shape}"
@@ -635,6 +734,8 @@ def _on_host(index: Any) -> Any:
     return torch.tensor(index) if is_numbers else index
 
 
+CAST = torch.ops.aten.to.dtype
+ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 ONLY_CUDA = {"torch_attn::_varlen_attn": _varlen}
 REPLACED = {
     F.scaled_dot_product_attention: _attention,
@@ -645,6 +746,5 @@ REPLACED = {
     Tensor.data_ptr: lambda x: x.host.data_ptr(),
     Tensor.untyped_storage: lambda x: x.host.untyped_storage(),
     Tensor.tolist: lambda x: x.cpu().tolist(),
-    Tensor.is_pinned: lambda x, *_: False,
     Tensor.record_stream: lambda x, stream: None,
 }

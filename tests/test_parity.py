@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,14 +33,19 @@ from helpers import (
     prompt_three,
     return_memory,
     save_state,
+    with_policy,
     worst,
     worst_iou,
 )
 from micro import one_thread  # noqa: F401
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from sam2_mem import SAM2ImagePredictor, SAM2VideoPredictor, build_sam2
+from sam2_mem.build_sam import build_policy
+from sam2_mem.config import choice_config
 from sam2_mem.memory.policies.fifo import FIFO
+from sam2_mem.memory.policy import MemoryPolicy
 
 pytestmark = needs_reference
 
@@ -49,7 +55,8 @@ LONG = 22  # frames after the first, enough for a control that forgets object po
 TINY_2_0 = "configs/sam2/sam2_hiera_t.yaml"
 BASE_2_1 = "configs/sam2.1/sam2.1_hiera_b+.yaml"
 BASE_2_0 = "configs/sam2/sam2_hiera_b+.yaml"
-RETAIN_ALL = "memory_policy.retain_all=true"
+OF_POLICY = "memory_policy."
+RETAIN_ALL = f"{OF_POLICY}retain_all=true"
 CORRECTIONS_COUNT = "++model.add_all_frames_to_correct_as_cond=true"
 
 Scenario = Callable[[Session, Clip], None]
@@ -161,8 +168,24 @@ class Bench:
     seen_by_reference: dict[bytes, Any] = field(default_factory=dict)
     runs: dict[tuple, Reference] = field(default_factory=dict)
 
-    def ours(self, *overrides: str, **options: Any) -> SAM2VideoPredictor:
-        predictor = make_predictor(self.weights, *overrides, config=self.config, image_size=self.size, **options)
+    @cached_property
+    def base(self) -> SAM2VideoPredictor:
+        """Whose network is shared."""
+        return self.built()
+
+    def ours(self, *overrides: str, policy: MemoryPolicy | None = None) -> SAM2VideoPredictor:
+        """One network serves all that differ in their policy only."""
+        if not all(setting.startswith(OF_POLICY) for setting in overrides):
+            return self.built(*overrides)
+        if policy is None:
+            settings = OmegaConf.from_dotlist([setting.removeprefix(OF_POLICY) for setting in overrides])
+            policy = build_policy(OmegaConf.merge(choice_config("memory_policy", "fifo"), settings))
+        return with_policy(self.base, policy)
+
+    def built(self, *overrides: str, postprocessing: bool = False) -> SAM2VideoPredictor:
+        predictor = make_predictor(
+            self.weights, *overrides, config=self.config, image_size=self.size, postprocessing=postprocessing
+        )
         encode_once(predictor.model, self.seen_by_ours)
         return predictor
 
@@ -419,7 +442,7 @@ def test_short_video(tiny_2_1: Bench, tmp_path: Path):
 def test_postprocessing(tiny_2_1: Bench):
     """Single masks by stability and binarised memory of prompts. The reference fills no holes on a CPU."""
     expected = tiny_2_1.expected(four_prompts, postprocessing=True)
-    ours = tiny_2_1.ours("tracker.fill_hole_area=0", RETAIN_ALL, postprocessing=True)
+    ours = tiny_2_1.built("tracker.fill_hole_area=0", RETAIN_ALL, postprocessing=True)
     agree(tiny_2_1.run(ours, four_prompts), expected)
     plain = tiny_2_1.expected(four_prompts)
     assert worst(plain.shown, expected.shown) > 10 * TOLERANCE

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -17,15 +17,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from device_counts import MORE_WAITS, configured, counts, objects, shown, stream
+from device_counts import MORE_WAITS, Count, configured, count_of, counts, objects, recalling, shown, stream
+from helpers import with_policy
 from micro import (
-    ALL_ONLY,
     POLICIES,
-    REPRESENTATIVE,
     SIDE,
     blob,
     click_prompt,
-    in_tiers,
     mask_prompt,
     micro_model,
     one_thread,  # noqa: F401
@@ -42,6 +40,7 @@ from sam2_mem.build_sam import build_policy
 from sam2_mem.cli.vos import main as segment_command
 from sam2_mem.config import choice_config
 from sam2_mem.memory.bounded import Bounded
+from sam2_mem.memory.policies.sentry import Sentry
 from sam2_mem.model import attention_operators
 from sam2_mem.model.acceleration.cuda_graphs import GraphSettings, cuda_graphs, optimize
 from sam2_mem.model.acceleration.half_weights import HalfWeights
@@ -50,6 +49,7 @@ from sam2_mem.tracking.batching import CUDA_BYTES, _rows_in_free_memory, row_lim
 from sam2_mem.tracking.mask_postprocessing import fill_holes
 from sam2_mem.tracking.refine import HQRefiner
 from sam2_mem.tracking.settings import TrackerSettings
+from sam2_mem.types import MaskSelection
 from sam2_mem.video import read_mask_png
 
 
@@ -118,7 +118,7 @@ def test_control_a_wait_is_noted_with_its_place(cuda: SimulatedCuda, fault: str,
     cuda.clear()
     model.fault = ""
     model(x)
-    assert not cuda.events and cuda.launches == {"addmm": 1}
+    assert not cuda.events and cuda.launches == {"linear": 1}
 
 
 def test_numbers_are_those_of_the_cpu(cuda: SimulatedCuda) -> None:
@@ -133,7 +133,12 @@ def test_numbers_are_those_of_the_cpu(cuda: SimulatedCuda) -> None:
     y.square().mean().backward()
     for p, gradient in zip(model.parameters(), gradients, strict=True):
         torch.testing.assert_close(p.grad.cpu(), gradient)
-    torch.optim.AdamW(model.parameters(), fused=True).step()
+    weight = model[0].weight.data
+    before, state = weight.clone(), [torch.zeros_like(weight) for _ in range(2)]
+    rates = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0, "eps": 1e-8}
+    gradients, step = [model[0].weight.grad], [torch.tensor(1.0)]
+    torch._fused_adamw_([weight], gradients, state[:1], state[1:], [], step, amsgrad=False, maximize=False, **rates)
+    assert not torch.equal(weight, before)
 
 
 def test_transfers_and_debug_mode(cuda: SimulatedCuda) -> None:
@@ -227,11 +232,51 @@ def test_control_a_graph_of_another_device_is_empty() -> None:
 # -- tracking ---------------------------------------------------------------------------------------------------------
 
 
-def predictor(policy: str = "fifo", device: str = "cuda", **parts: Any) -> SAM2VideoPredictor:
+@lru_cache
+def network(device: str = "cuda") -> SAM2:
+    """Shared, and so not to be changed; encodes each picture once."""
+    return recalling(own_network(device), MEMOS[device])
+
+
+MEMOS: dict[str, dict] = {"cuda": {}, "cpu": {}}
+"""Features of pictures by device."""
+
+
+def own_network(device: str = "cuda") -> SAM2:
+    """To change."""
+    return shown(copy.deepcopy(micro_model())).to(device)
+
+
+def predictor(
+    policy: str = "fifo", device: str = "cuda", model: SAM2 | None = None, **parts: Any
+) -> SAM2VideoPredictor:
     """The micro network, with holes filled; ``parts`` of the predictor, of ``TrackerSettings`` under ``tracker``."""
     settings = TrackerSettings(fill_hole_area=8, remove_region_area=4, **parts.pop("tracker", {}))
-    model = shown(copy.deepcopy(micro_model())).to(device)
-    return SAM2VideoPredictor(model, build_policy(policy), tracker=settings, **parts)
+    return SAM2VideoPredictor(model or network(device), build_policy(policy), tracker=settings, **parts)
+
+
+def built(*overrides: str, device: str = "cuda") -> SAM2VideoPredictor:
+    """As configured; encodes each picture once."""
+    made = configured(*overrides, device=device)
+    recalling(made.model, MEMOS[device])
+    return made
+
+
+@lru_cache
+def base(device: str, distills: bool) -> SAM2VideoPredictor:
+    return built("memory_policy=distilled" if distills else "memory_policy=fifo", device=device)
+
+
+def with_settings(policy: str, device: str, *settings: str) -> SAM2VideoPredictor:
+    """On a shared network."""
+    config = OmegaConf.merge(choice_config("memory_policy", policy), OmegaConf.from_dotlist(list(settings)))
+    return with_policy(base(device, policy == "distilled"), build_policy(config))
+
+
+def on_cpu(cuda: SimulatedCuda, of_cpu: Callable[[], Any]) -> Any:
+    """What it gives where there is no device."""
+    with cuda.left():
+        return of_cpu()
 
 
 def close(here: Tensor, cpu: Tensor) -> bool:
@@ -251,9 +296,18 @@ def half() -> AbstractContextManager:
 
 
 def test_masks_are_those_of_the_cpu(cuda: SimulatedCuda) -> None:
-    here, cpu = stream(predictor(), 2, 5), stream(predictor(device="cpu"), 2, 5)
+    here, cpu = (stream(predictor(model=own_network(device)), 2, 5) for device in ("cuda", "cpu"))
     assert close(here, cpu) and here.std() > 1
     assert not close(here[1:], cpu[:-1]), "control: frames differ"
+
+
+def test_features_of_pictures_seen_earlier_change_no_mask_and_no_count(cuda: SimulatedCuda) -> None:
+    (expected, masks), *others = (
+        counts(cuda, predictor(model=model), 2, 4) for model in (own_network(), *2 * [network()])
+    )
+    for by_frame, same in others:
+        assert torch.equal(same, masks) and [c[:2] for c in by_frame[1:]] == [c[:2] for c in expected[1:]]
+    assert others[-1][0][-1].kernels < expected[-1].kernels - 50, "control: the encoder did not run"
 
 
 def test_control_a_wait_planted_in_a_policy_is_counted(cuda: SimulatedCuda, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +321,7 @@ def test_control_a_wait_planted_in_a_policy_is_counted(cuda: SimulatedCuda, monk
 
 def short_memory() -> SAM2VideoPredictor:
     """``fifo`` whose memory is full after three tracked frames."""
-    tracking = predictor(tracker={"history": 1})
+    tracking = predictor(model=own_network(), tracker={"history": 1})
     tracking.policy = replace(tracking.policy, num_maskmem=2, max_obj_ptrs_in_encoder=3)
     return tracking
 
@@ -301,27 +355,28 @@ FIRST = {"distilled": 9}
 
 
 TEN_OBJECTS = ("fifo", "efp", "samite", "tamb", "diverse", "sam2long")
-"""The full tier runs these, with ten objects, `make test-all` every policy."""
+"""Other policies track three: what is done for each object counts."""
+ONE_OBJECT = ("fifo", "efp", "distilled")
+"""Of other policies the recorded test below counts with one object."""
 
 
 @pytest.mark.parametrize(
     ("policy", "count"),
     [
-        *(pytest.param(name, 1, marks=() if name in ("fifo", "efp") else ALL_ONLY) for name in POLICIES),
-        *(pytest.param(name, 10, marks=pytest.mark.full if name in TEN_OBJECTS else ALL_ONLY) for name in POLICIES),
+        *((name, 1) for name in ONE_OBJECT),
+        *(pytest.param(name, 10 if name in TEN_OBJECTS else 3, marks=pytest.mark.full) for name in POLICIES),
     ],
 )
 def test_one_wait_and_three_transfers_a_frame(cuda: SimulatedCuda, policy: str, count: int) -> None:
     """The scores of all objects come to the host; the picture, numbers of reads and flags of masks go to the device. Masks are
     those of the CPU."""
-    overrides = [f"memory_policy.{setting}" for setting in OFTEN.get(policy, ())]
-    first = 1 + FIRST.get(policy, 2)
-    by_frame, masks = counts(cuda, configured(f"memory_policy={policy}", *overrides), count, first + 4)
+    settings, first = OFTEN.get(policy, ()), 1 + FIRST.get(policy, 2)
+    by_frame, masks = counts(cuda, with_settings(policy, "cuda", *settings), count, first + 4)
     tracked = by_frame[first:]
     assert 1 <= max(c.waits for c in tracked) <= 1 + count * MORE_WAITS.get(policy, 0), cuda.report()
     assert 3 <= max(c.transfers for c in tracked) <= 3 + MORE_TRANSFERS.get(policy, 0), cuda.report()
-    on_cpu = stream(configured(f"memory_policy={policy}", *overrides, device="cpu"), count, first + 4)
-    assert close(masks, on_cpu) and (on_cpu > 0).flatten(2).any(2).all()
+    expected = on_cpu(cuda, lambda: stream(with_settings(policy, "cpu", *settings), count, first + 4))
+    assert close(masks, expected) and (expected > 0).flatten(2).any(2).all()
 
 
 TOKENS = ("memory_bound=tokens", "memory_bound.max_bytes=8192")
@@ -345,10 +400,9 @@ def test_waits_of_parts_around_a_policy(cuda: SimulatedCuda, part: str) -> None:
     """A refiner asks which proposals were accepted; memory on the host is fetched once, for all objects; a budget of tokens asks
     of each object which of them stay, and ``efp`` under it which maps are read."""
     waits, policy, *overrides = PARTS[part]
-    by_frame, masks = counts(cuda, configured(f"memory_policy={policy}", *overrides), 3, 8)
+    by_frame, masks = counts(cuda, built(f"memory_policy={policy}", *overrides), 3, 8)
     assert max(c.waits for c in by_frame[2:]) == waits, cuda.report()
-    on_cpu = stream(configured(f"memory_policy={policy}", *overrides, device="cpu"), 3, 8)
-    assert close(masks, on_cpu)
+    assert close(masks, on_cpu(cuda, lambda: stream(built(f"memory_policy={policy}", *overrides, device="cpu"), 3, 8)))
 
 
 @pytest.mark.full
@@ -376,7 +430,7 @@ def test_rows_by_free_memory(cuda: SimulatedCuda, monkeypatch: pytest.MonkeyPatc
 
 
 def test_weights_are_cast_once(cuda: SimulatedCuda) -> None:
-    plain, once = predictor(), predictor()
+    plain, once = (predictor(model=own_network()) for _ in range(2))
     once.model.runner = HalfWeights(once.model)
     expected, before = stream(plain, 1, 4, half), sum(cuda.launches.values())
     cuda.clear()
@@ -398,7 +452,7 @@ def test_memory_attention_leaves_cudnn_out(cuda: SimulatedCuda) -> None:
 # -- lifecycles -------------------------------------------------------------------------------------------------------
 
 
-def video_session(cuda: SimulatedCuda, folder: Path, device: str, **init: bool) -> list[Tensor]:
+def video_session(folder: Path, device: str, **init: bool) -> list[Tensor]:
     """Mask, box, click, a late object, a correction, a removal, both directions, memory in a file."""
     tracking = predictor(device=device)
     on = partial(torch.as_tensor, device=device)
@@ -409,7 +463,7 @@ def video_session(cuda: SimulatedCuda, folder: Path, device: str, **init: bool) 
     tracking.add_new_points_or_box(state, 1, 2, points=on(click.points.numpy()), labels=on([1]))
     shown += [m for *_, m in tracking.propagate_in_video(state, max_frame_num_to_track=3)]
     tracking.add_new_points_or_box(state, 3, 1, points=on([[10.0, 10.0]]), labels=on([1]))
-    more = {"points": [[12.0, 12.0]], "labels": [0], "clear_old_points": False}
+    more = {"points": on([[12.0, 12.0]]), "labels": on([0]), "clear_old_points": False}
     tracking.add_new_points_or_box(state, 3, 1, **more)
     tracking.add_new_mask(state, 4, 5, blob(1, 4))
     shown += [m for *_, m in tracking.propagate_in_video(state, 3)]
@@ -423,11 +477,15 @@ def video_session(cuda: SimulatedCuda, folder: Path, device: str, **init: bool) 
     return [m.float().cpu() for m in shown]
 
 
+@pytest.fixture(scope="module")
+def session_on_cpu(tmp_path_factory: pytest.TempPathFactory) -> list[Tensor]:
+    return video_session(tmp_path_factory.mktemp("session"), "cpu")
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("offload", [False, True], ids=["as is", "offloaded"])
-def test_a_session(cuda: SimulatedCuda, tmp_path: Path, offload: bool) -> None:
-    here = video_session(cuda, tmp_path, "cuda", offload_state_to_cpu=offload)
-    cpu = video_session(cuda, tmp_path, "cpu")
+def test_a_session(session_on_cpu: list[Tensor], cuda: SimulatedCuda, tmp_path: Path, offload: bool) -> None:
+    here, cpu = video_session(tmp_path, "cuda", offload_state_to_cpu=offload), session_on_cpu
     assert len(here) == len(cpu) > 10
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(here, cpu, strict=True))
 
@@ -455,7 +513,7 @@ def session_with_jumps(device: str, policy: str) -> list[Tensor]:
     """Another candidate is taken on the latest frame; tracking goes on, comes back to a frame whose memory has left for the
     archive, takes a correction there, and goes both ways."""
     as_drawn = ["tracker.fill_hole_area=0", "tracker.remove_region_area=0", "memory_policy.max_obj_ptrs_in_encoder=3"]
-    tracking = configured(f"memory_policy={policy}", *as_drawn, device=device)
+    tracking = built(f"memory_policy={policy}", *as_drawn, device=device)
     state, results = tracking.init_state(pictures(16)), []
     for prompt in objects(2):
         tracking.add_new_mask(state, 0, prompt.obj_id, prompt.mask)
@@ -473,7 +531,7 @@ def session_with_jumps(device: str, policy: str) -> list[Tensor]:
 @pytest.mark.full
 @pytest.mark.parametrize("policy", ["fifo", "efp", "samite"])
 def test_alternatives_and_jumps(cuda: SimulatedCuda, policy: str) -> None:
-    here, cpu = (session_with_jumps(device, policy) for device in ("cuda", "cpu"))
+    here, cpu = session_with_jumps("cuda", policy), on_cpu(cuda, lambda: session_with_jumps("cpu", policy))
     assert len(here) == len(cpu) > 18
     assert all(close(a, b) for a, b in zip(here, cpu, strict=True))
 
@@ -495,10 +553,19 @@ def distilling(name: str, device: str = "cuda") -> SAM2VideoPredictor:
 @pytest.mark.full
 @pytest.mark.parametrize("name", DISTILLERS)
 def test_distillers(cuda: SimulatedCuda, name: str) -> None:
-    """Masks are those of the CPU; under autocast nearly so."""
-    here, cpu = (stream(distilling(name, device), 2, 7) for device in ("cuda", "cpu"))
+    """Masks are those of the CPU; in half precision nearly so; recorded, those of what is not recorded."""
+    never = distilling(name)
+    fast, memo = with_policy(never, never.policy), {}
+    fast.model = copy.deepcopy(never.model)
+    recalling(never.model, MEMOS["cuda"])
+    here, cpu = stream(never, 2, 7), on_cpu(cuda, lambda: stream(distilling(name, "cpu"), 2, 7))
     assert close(here, cpu)
-    assert alike(stream(distilling(name), 2, 4, half), cpu[:4])
+    for tracking, after in ((never, 999), (fast, 1)):
+        optimize(tracking.model, GraphSettings(after=after))
+        recalling(tracking.model, memo)
+    low = stream(never, 1, 7)
+    assert alike(low[:4], cpu[:4, :1]) and torch.equal(stream(fast, 1, 7), low)
+    assert {"decode", "encode_memory"} <= {key[0] for key in fast.model.runner.recordings}
 
 
 OPERATORS = ["Exact", "LowDim", "Auto", "Packed", "Pooled", "TopK", "BlockTopK", "SparsePointers"]
@@ -506,9 +573,9 @@ OPERATORS = ["Exact", "LowDim", "Auto", "Packed", "Pooled", "TopK", "BlockTopK",
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", OPERATORS)
-def test_operators(cuda: SimulatedCuda, name: str) -> None:
+def test_operators(cuda: SimulatedCuda, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     tracking = predictor(tracker={"max_padding": 0.9})
-    tracking.model.memory_attention.operator = getattr(attention_operators, name)()
+    monkeypatch.setattr(tracking.model.memory_attention, "operator", getattr(attention_operators, name)())
     state = tracking.init_state()
     with half():
         for t in range(4):
@@ -552,7 +619,7 @@ def test_image_predictor(cuda: SimulatedCuda) -> None:
 def test_recorded_masks_on_a_device_that_is_not_the_current_one() -> None:
     micro_model()
     with SimulatedCuda(devices=2):
-        never, fast = predictor(), predictor(device="cuda:1")
+        never, fast = (predictor(model=own_network(device)) for device in ("cuda", "cuda:1"))
         optimize(never.model, GraphSettings(after=99))
         optimize(fast.model, GraphSettings(after=1))
         with warnings.catch_warnings():
@@ -568,11 +635,12 @@ def networks() -> tuple[SAM2, SAM2, SAM2]:
     """Of equal weights: as it is; in half precision; that recorded, with what all tests of this file record."""
     micro_model()  # made on the CPU, shared with other tests
     with SimulatedCuda():
-        plain, never, fast = (shown(copy.deepcopy(micro_model())).to("cuda") for _ in range(3))
+        plain, never, fast = (own_network() for _ in range(3))
         plain.runner = HalfWeights(plain)
         optimize(never, GraphSettings(after=999))
         optimize(fast, GraphSettings(after=1))
-    return plain, never, fast
+    memo: dict = {}
+    return recalling(plain, {}), recalling(never, memo), recalling(fast, memo)
 
 
 SOON_FULL = {
@@ -587,77 +655,87 @@ SOON_FULL = {
 
 
 def tracked(policy: str, model: SAM2, within: Callable[[], AbstractContextManager] = nullcontext) -> Followed:
-    """One object on eight frames, under a policy with ``OFTEN`` and those of ``SOON_FULL`` that it has."""
+    """One object on seven frames or eight, under a policy with ``OFTEN`` and those of ``SOON_FULL`` that it has."""
     config = choice_config("memory_policy", policy)
     short = {key: value for key, value in SOON_FULL.items() if key in config}
     often = OmegaConf.from_dotlist(list(OFTEN.get(policy, ())))
     settings = TrackerSettings(history=1)
     tracking = SAM2VideoPredictor(model, build_policy(OmegaConf.merge(config, short, often)), tracker=settings)
-    sim, masks, kernels = SimulatedCuda.active[-1], [], []
+    sim, masks, by_frame = next(reversed(SimulatedCuda.active), SimulatedCuda()), [], []
     state = tracking.init_state()
-    for t in range(8):
+    for t in range(8 if policy in FIRST else 7):
         sim.clear()
         with within():
             masks.append(tracking.track_frame(state, picture(t), objects(1) if t == 0 else ())[2].float())
-        kernels.append(sum(sim.launches.values()))
+        by_frame.append(count_of(sim))
     held = [entry.frame for entry in state.tracker.tracks[0].state.all_entries()]
-    waits = len(sim.waits)
-    return Followed(torch.stack([m.cpu() for m in masks]), held, waits, min(kernels[3:]))
+    most = Count(*map(max, zip(*by_frame[7 if policy in FIRST else 4 :])))
+    return Followed(torch.stack([m.cpu() for m in masks]), held, most, min(c.kernels for c in by_frame[3:]))
 
 
 class Followed(NamedTuple):
-    """Masks, the frames that memory holds after the last one, the waits of that one, and the kernels of the frame that took the
-    fewest."""
+    """Masks, the frames that memory holds after the last one, the most waits and transfers of a frame once memory is full, and the
+    fewest kernels."""
 
     masks: Tensor
     held: list[int]
-    waits: int
+    most: Count
     kernels: int
 
 
 REPLAYED = ("fifo", "sam2long", "efp", "samurai")
 """Policies whose latest reads are equally long, so that memory attention is replayed too."""
-TIES = ("sentry",)
-"""Policies that choose by scores that are all but equal here, so that rounding chooses."""
+UNTIL_A_TIE = {"sentry": 3}
+"""Frames after which two candidates of a policy are equally good in half precision; it takes the other one."""
 
 
-@pytest.mark.parametrize("policy", in_tiers(POLICIES, (), REPRESENTATIVE))
+@pytest.mark.full
+@pytest.mark.parametrize("policy", POLICIES)
 def test_half_precision_and_recorded(cuda: SimulatedCuda, networks: tuple[SAM2, SAM2, SAM2], policy: str) -> None:
     """Replayed parts of a frame, whose memory others have meanwhile, give to the bit what they give as they are. In half precision
     masks are nearly those of float32, memory holds the same frames, and the host waits as often."""
     half_way, never, fast = (tracked(policy, n, w) for n, w in zip(networks, (half, nullcontext, nullcontext)))
     assert torch.equal(fast.masks, never.masks) and fast.held == never.held
-    assert fast.kernels < (0.25 if policy in REPLAYED else 0.5) * never.kernels
-    on_cpu = tracked(policy, shown(copy.deepcopy(micro_model())))
-    print(
-        policy,
-        [x.held for x in (on_cpu, half_way, never)],
-        [x.waits for x in (half_way, never, fast)],
-        fast.kernels / never.kernels,
-        [
-            float(((x.masks > 0) & (on_cpu.masks > 0)).sum() / ((x.masks > 0) | (on_cpu.masks > 0)).sum())
-            for x in (half_way, never)
-        ],
-    )
+    assert fast.kernels < (0.25 if policy in REPLAYED else 0.6) * never.kernels, "but for those of the encoder"
+    cpu = on_cpu(cuda, lambda: tracked(policy, network("cpu")))
     for low in (half_way, never):
-        assert low.held == on_cpu.held and (policy in TIES or alike(low.masks, on_cpu.masks))
-    assert {half_way.waits, never.waits, fast.waits} <= {1, 1 + MORE_WAITS.get(policy, 0)}
+        assert low.held == cpu.held
+        assert alike(low.masks[: UNTIL_A_TIE.get(policy)], cpu.masks[: UNTIL_A_TIE.get(policy)])
+    for run in (half_way, never, fast):
+        assert 1 <= run.most.waits <= 1 + MORE_WAITS.get(policy, 0)
+        if policy not in FIRST:
+            assert 3 <= run.most.transfers <= 3 + MORE_TRANSFERS.get(policy, 0)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", in_tiers(DISTILLERS, (), ["temporal"]))
-def test_recorded_distillers(cuda: SimulatedCuda, name: str) -> None:
-    never, fast = distilling(name), distilling(name)
-    optimize(never.model, GraphSettings(after=999))
-    optimize(fast.model, GraphSettings(after=1))
-    assert torch.equal(stream(fast, 1, 7), stream(never, 1, 7))
-    assert {"decode", "encode_memory"} <= {key[0] for key in fast.model.runner.recordings}
+def test_half_precision_takes_the_other_of_two_equal_candidates(
+    cuda: SimulatedCuda, networks: tuple[SAM2, SAM2, SAM2], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masks of ``sentry`` part from float32 where the predicted IoU of two candidates differ by less than a step of bfloat16."""
+    seen: list[tuple[Sequence[float], int]] = []
+    choose = Sentry.choose
+
+    def noted(self: Sentry, state: Any, frame: Any, hypotheses: Any) -> MaskSelection:
+        selection = choose(self, state, frame, hypotheses)
+        seen.append((hypotheses.iou[0], selection.output.candidate))
+        return selection
+
+    monkeypatch.setattr(Sentry, "choose", noted)
+    low = tracked("sentry", networks[0], half)
+    cpu = on_cpu(cuda, lambda: tracked("sentry", network("cpu")))
+    pairs = list(zip(seen[6:], seen[:6], strict=True))
+    frame, ((exact, one), (rounded, other)) = next((t, p) for t, p in enumerate(pairs, 1) if p[0][1] != p[1][1])
+    step = 2.0**-8  # of bfloat16 between a half and one
+    assert frame == UNTIL_A_TIE["sentry"] and rounded[one] == rounded[other] and abs(exact[one] - exact[other]) < step
+    assert not alike(low.masks[frame], cpu.masks[frame]), "control: the candidates are not the same mask"
+    (ious, best), _ = pairs[0]
+    assert min(ious[best] - iou for m, iou in enumerate(ious) if m != best) > 10 * step, "control: not all are equal"
 
 
 @torch.inference_mode()
 def test_control_a_result_that_is_not_copied_is_spoilt(cuda: SimulatedCuda) -> None:
     """Parts of a frame whose recordings share memory."""
-    model, x = shown(copy.deepcopy(micro_model())).to("cuda"), there(1, 3, SIDE, SIDE)
+    model, x = own_network(), there(1, 3, SIDE, SIDE)
     optimize(model, GraphSettings(after=1))
     model.encode_image(x), model.encode_image(x)
     first = model.encode_image(x)[0].low
@@ -667,28 +745,29 @@ def test_control_a_result_that_is_not_copied_is_spoilt(cuda: SimulatedCuda) -> N
     assert not torch.equal(kept.cpu(), before) and not torch.equal(first, other)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("more", [[], ["--use_vos_optimized_video_predictor"]], ids=["eager", "recorded"])
-def test_the_command(cuda: SimulatedCuda, tmp_path: Path, more: list[str]) -> None:
-    """``sam2-mem segment`` writes the masks that it writes on a CPU, but for bfloat16."""
+def segmented(folder: Path, *words: str) -> list[np.ndarray]:
+    """Masks of the first frames of the demo video, by ``sam2-mem segment``."""
     demo = Path(__file__).resolve().parents[1] / "notebooks" / "videos"
-    frames, masks = tmp_path / "frames", {}
+    frames = folder / "frames"
     frames.mkdir()
     for number in range(3):
         (frames / f"{number:05d}.jpg").symlink_to(demo / "demo" / f"{number:05d}.jpg")
-    for device in ("cpu", "cuda"):
-        out = tmp_path / device
-        words = [
-            "--sam2_cfg",
-            "nano",
-            "--video",
-            str(frames),
-            "--mask",
-            str(demo / "demo_prompts" / "demo" / "00000.png"),
-        ]
-        extra = more if device == "cuda" else []
-        assert segment_command([*words, "--output", str(out), "--device", device, *extra]) == 0
-        masks[device] = [read_mask_png(path).ids == 1 for path in sorted(out.rglob("0*.png"))]
-    assert len(masks["cuda"]) == len(masks["cpu"]) == 3
-    for host, device_mask in zip(masks["cpu"], masks["cuda"]):
+    prompt = ["--mask", str(demo / "demo_prompts" / "demo" / "00000.png")]
+    out = ["--output", str(folder / "masks")]
+    assert segment_command(["--sam2_cfg", "nano", "--video", str(frames), *prompt, *out, *words]) == 0
+    return [read_mask_png(path).ids == 1 for path in sorted((folder / "masks").rglob("0*.png"))]
+
+
+@pytest.fixture(scope="module")
+def segmented_on_cpu(tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
+    return segmented(tmp_path_factory.mktemp("command"), "--device", "cpu")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("more", [[], ["--use_vos_optimized_video_predictor"]], ids=["eager", "recorded"])
+def test_the_command(segmented_on_cpu: list[np.ndarray], cuda: SimulatedCuda, tmp_path: Path, more: list[str]) -> None:
+    """``sam2-mem segment`` writes the masks that it writes on a CPU, but for bfloat16."""
+    here = segmented(tmp_path, "--device", "cuda", *more)
+    assert len(here) == len(segmented_on_cpu) == 3
+    for host, device_mask in zip(segmented_on_cpu, here):
         assert host.any() and (host & device_mask).sum() / (host | device_mask).sum() > 0.95
