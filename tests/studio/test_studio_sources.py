@@ -46,7 +46,7 @@ class FakeCamera(IteratorSource):
 
 @pytest.fixture
 def camera(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> FakeCamera:
-    monkeypatch.setattr("sam2_mem.studio.camera.FPS", 1000.0)
+    monkeypatch.setattr("sam2_mem.studio.camera.FPS", 1e9)
     camera = FakeCamera()
     studio.camera = lambda index: camera
     camera.give(3)

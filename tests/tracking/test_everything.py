@@ -171,7 +171,7 @@ def test_an_object_that_enters_is_found_and_tracked() -> None:
     frames, truth = entering(12)
     predictor = build_sam2_video_predictor("nano_v2", device="cpu")
     generator = SAM2AutomaticMaskGenerator(
-        predictor.model, points_per_side=6, pred_iou_thresh=0.6, stability_score_thresh=0.6, stability_score_offset=0.3
+        predictor.model, points_per_side=6, pred_iou_thresh=0.6, stability_score_thresh=0.8, stability_score_offset=0.3
     )
     settings = DiscoverySettings(every=6, max_area=0.5)
     shown = list(track_everything(predictor, predictor.init_state(frames, interactive=False), generator, settings))
