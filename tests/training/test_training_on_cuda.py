@@ -53,6 +53,7 @@ CASES = {
         None,
         [*SMALL, "size=128", "batch=2", "plan.pool.initial=2", "plan.pool.capacity=2", "plan.start.batches=1", "plan.stages.0.clip_spec.size=128"],
     ),
+    "nano_v2_away": (None, [*SMALL, "size=128", "plan.stages.0.batch=1", "plan.stages.0.share=1000000"]),
     "finetune": (NANO, [*SMALL, "model=nano", "data.size=128", "data.frames=3", "data.root=ROOT/davis"]),
     "distil_videos": (
         NANO,
