@@ -26,6 +26,7 @@ from fit_eviction import LEVELS
 from sam2_mem import build_sam2_video_predictor
 from sam2_mem.build_sam import build_policy
 from sam2_mem.evaluation.comparison.statistics import bootstrap
+from sam2_mem.evaluation.metrics import jaccard
 from sam2_mem.evaluation.synthetic import SyntheticClip
 from sam2_mem.memory.policies.learned import Learned
 from sam2_mem.synthetic.generator import SyntheticSpec
@@ -34,11 +35,6 @@ from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 
 FIRST_SEED = 37_000_001
 """Of no set of `sam2_mem.evaluation.synthetic`, and of no clip that the score was fitted to."""
-
-
-def overlap(mask: np.ndarray, truth: np.ndarray) -> float:
-    union = (mask | truth).sum()
-    return float((mask & truth).sum() / union) if union else 1.0
 
 
 def passed(
@@ -93,11 +89,11 @@ def measured(
     clip = SyntheticClip(str(seed), level, spec)
     truth = [clip.truth(name) == 1 for name in clip.frames]
     state, first = passed(predictor, clip, {0: truth[0]})
-    j = [overlap(mask, true) for mask, true in zip(first, truth)]
+    j = [jaccard(mask, true) for mask, true in zip(first, truth)]
     rows = {}
     for name, frames in chosen(predictor, state, options.count).items():
         _, second = passed(predictor, clip, {0: truth[0]} | {f: first[f] for f in frames})
-        again = [overlap(mask, true) for mask, true in zip(second, truth)]
+        again = [jaccard(mask, true) for mask, true in zip(second, truth)]
         rows[name] = float(np.mean([j[f] for f in frames])), float(np.mean(again)), float(np.mean(j))
     return rows
 

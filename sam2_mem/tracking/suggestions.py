@@ -134,8 +134,8 @@ def _outputs(state: InferenceState, track: Track) -> dict[int, MaskOutput]:
     return {frame: output for frame, output in outputs if output is not None}
 
 
-def _entry(seen: MaskOutput | Entry) -> MemoryEntry:
+def _entry(output: MaskOutput | Entry) -> MemoryEntry:
     """What is known of a frame as a memory entry of no tokens, on the CPU."""
     nothing = torch.zeros(0, 0)
-    tokens, pointer = MemoryTokens(nothing, nothing), seen.pointer.float().cpu()
-    return MemoryEntry(seen.frame, tokens, pointer, seen.iou, seen.objectness, seen.area)
+    tokens, pointer = MemoryTokens(nothing, nothing), output.pointer.float().cpu()
+    return MemoryEntry(output.frame, tokens, pointer, output.iou, output.objectness, output.area)

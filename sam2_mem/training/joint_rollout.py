@@ -51,7 +51,7 @@ class JointRollout:
         correct: probability of a batch that all its objects are corrected by a click on the last frame.
         truncated: memory is data: the gradients of a frame reach what reads memory and decodes masks, not what wrote it,
             nor the features of the image.
-        absent_frames: of the frames on which no object of the batch is visible, how many get losses; None: all.
+        absent_frames: of the frames on which no object of the batch is visible, how many get losses, at least one; None: all.
         prompt_age: the most frames by which the prompt is older than the clip says; the number is drawn, evenly in its
             logarithm.
     """
@@ -68,9 +68,9 @@ class JointRollout:
         for name in ("visible_only", "correct"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"expected a probability {name} in 0..1, got {getattr(self, name)}")
-        if self.prompt_age < 0 or (self.absent_frames or 0) < 0:
+        if self.prompt_age < 0 or (self.absent_frames is not None and self.absent_frames < 1):
             raise ValueError(
-                f"expected prompt_age and absent_frames >= 0, got {self.prompt_age} and {self.absent_frames}"
+                f"expected prompt_age >= 0 and absent_frames >= 1 or None, got {self.prompt_age} and {self.absent_frames}"
             )
 
     def draw_age(self, rng: np.random.Generator) -> int:
@@ -82,9 +82,9 @@ class JointRollout:
         frames = range(1, truth.shape[1])
         if self.absent_frames is None:
             return set(frames)
-        seen = truth.flatten(2).any(2).any(0).tolist()
-        absent = [t for t in frames if not seen[t]]
-        return {t for t in frames if seen[t]} | {int(t) for t in rng.permutation(absent)[: self.absent_frames]}
+        present = truth.flatten(2).any(2).any(0).tolist()
+        absent = [t for t in frames if not present[t]]
+        return {t for t in frames if present[t]} | {int(t) for t in rng.permutation(absent)[: self.absent_frames]}
 
 
 class JointTerms(NamedTuple):

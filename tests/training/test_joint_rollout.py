@@ -253,8 +253,9 @@ def test_the_prompt_may_be_older_than_the_clip_says() -> None:
     assert torch.equal(young.feat, old.feat) and differs.nonzero().flatten().tolist() == [3 * 16]
     ages = {JointRollout(prompt_age=200).draw_age(np.random.default_rng(k)) for k in range(300)}
     assert min(ages) == 0 and 150 < max(ages) <= 200 and JointRollout().draw_age(np.random.default_rng(0)) == 0
-    with pytest.raises(ValueError, match="prompt_age and absent_frames >= 0"):
-        JointRollout(prompt_age=-1)
+    for wrong in ({"prompt_age": -1}, {"absent_frames": 0}):
+        with pytest.raises(ValueError, match="prompt_age >= 0 and absent_frames >= 1"):
+            JointRollout(**wrong)
 
 
 def test_disturbed_masks() -> None:
