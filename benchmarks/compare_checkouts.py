@@ -29,7 +29,7 @@ CLIP = ROOT / "notebooks" / "videos"
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, help="the other checkout")
-    parser.add_argument("--config", default="nano")
+    parser.add_argument("--config", default="nano_v2")
     parser.add_argument("--image_size", type=int)
     parser.add_argument("--policies", help="separated by commas; all policies and presets of the other checkout")
     parser.add_argument("--objects", default="1", help="separated by commas; beyond the first, its mask is shifted")

@@ -103,8 +103,8 @@ def nano_clip(frames: int) -> tuple[Any, list]:
 def nano(device: str, policy: str = "fifo", *overrides: str, **options: Any) -> Any:
     from sam2_mem import build_sam2_video_predictor
 
-    extra = {"memory_policy": policy, "hydra_overrides_extra": list(overrides), **options}
-    return build_sam2_video_predictor("nano", device=device, **extra)
+    extra = {"memory_policy": policy, "hydra_overrides_extra": ["model.image_size=192", *overrides], **options}
+    return build_sam2_video_predictor("nano_v2", device=device, **extra)
 
 
 def stream(predictor: Any, pictures: Any, masks: list, *, autocast: Any = None, seconds: list | None = None) -> Any:
@@ -333,7 +333,7 @@ def waits_of_policy(policy: str, objects: int, device: str, clip: Any, masks: li
 
 def train(results: Results) -> None:
     """Two steps of the small network's training and of its distiller's."""
-    for config in ("nano",) if results.quick else ("nano", "distil_nano"):
+    for config in ("hiera_nano",) if results.quick else ("hiera_nano", "distil_nano"):
         results.attempt(config, train_of, config, results.device)
 
 
@@ -342,6 +342,8 @@ def train_of(config: str, device: str) -> dict[str, Any]:
     write_pictures(folder / "pictures")
     command = [sys.executable, "tools/train.py", "run", config, "--out", str(folder / "run"), "--until", "2"]
     command += ["--device", device, "plan.log_every=1", "plan.validation.every=0", "plan.stages.0.batch=1"]
+    if config == "distil_nano":
+        command += ["size=128", "plan.stages.0.clips=${sources.procedural}", "sources.procedural.count=2"]
     paths = {"SAM2_MEM_CLIPS": str(folder / "clips"), "SAM2_MEM_PICTURES": str(folder / "pictures")}
     run = subprocess.run(command, env=os.environ | paths, cwd=ROOT, capture_output=True, text=True)
     curves = folder / "run" / "curves.csv"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """A small network beside what needs none, on the videos of a data set: the table of the model card.
 
-    python benchmarks/measure_embedded.py --root DAVIS --networks nano:384 path/weights.safetensors@nano:256 --threads 1
+    python benchmarks/measure_embedded.py --root DAVIS --networks nano_v2:384 path/weights.safetensors@nano_v2:256 --threads 1
 
 Rows: copying the first mask, DIS optical flow, propagation of labels by the features of a network's trunk without training,
 and every network, given as CONFIG, CONFIG:SIZE or WEIGHTS@CONFIG:SIZE. J and F at the videos' size on frames 1..T-2, as DAVIS

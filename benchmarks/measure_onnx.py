@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """An exported network beside PyTorch on one CPU, in turns on the same clip: time of a frame, and whether masks are equal.
 
-    benchmarks/measure_onnx.py --config nano --frames 40
+    benchmarks/measure_onnx.py --config nano_v2 --frames 40
     benchmarks/measure_onnx.py --config sam2.1_hiera_t --weights random --frames 12 --policies fifo,sam2long
 
 Memory is kept in float32 (tracker.memory_dtype), in which the two differ by rounding alone.
@@ -31,7 +31,7 @@ FLOAT32 = "tracker.memory_dtype=float32"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="nano")
+    parser.add_argument("--config", default="nano_v2")
     parser.add_argument("--weights", help="default: those of the config")
     parser.add_argument("--frames", type=int, default=40)
     parser.add_argument("--objects", type=int, default=1)

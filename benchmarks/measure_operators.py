@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What each operator of memory attention costs and how far it is from exact attention, on the memory of a tracked clip.
 
-    python benchmarks/measure_operators.py --config nano
+    python benchmarks/measure_operators.py --config nano_v2 --image_size 128
     python benchmarks/measure_operators.py --config sam2.1_hiera_t --weights random --image_size 256
 
 Error: root mean square of the difference to exact attention over that of what memory changes in the features, i.e.
@@ -76,7 +76,7 @@ def clip_masks(predictor: Any, operator: ReadOperator, clip: Any) -> tuple[list[
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="nano")
+    parser.add_argument("--config", default="nano_v2")
     parser.add_argument("--weights", help="a checkpoint, or random (default: those of the config)")
     parser.add_argument("--image_size", type=int)
     parser.add_argument("--frames", type=int, default=40)

@@ -2,8 +2,8 @@
 """The studio on a long video: how soon a frame is there, and how much memory it has while it tracks.
 
     benchmarks/measure_studio.py --out runs/studio                         # 10,000 frames of 1280 x 720, nano_v2
-    benchmarks/measure_studio.py --out runs/studio --config nano --objects 2 --browser
-    benchmarks/measure_studio.py --out runs/studio --frames 600 --size 320x180 --config nano   # a trial
+    benchmarks/measure_studio.py --out runs/studio --objects 2 --browser
+    benchmarks/measure_studio.py --out runs/studio --frames 600 --size 320x180   # a trial
 
 It draws the video (once), starts `sam2-mem studio` on it as a process of its own, asks as the page asks, and prints Markdown.
 --browser also measures in Chromium, by Playwright, from a click to the picture on the page. Memory is that of the server's

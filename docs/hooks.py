@@ -11,7 +11,6 @@ PAGES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
-    "checkpoints/nano_model_card.md": "nano_model_card.md",
     "checkpoints/nano_v2_model_card.md": "nano_v2_model_card.md",
 }
 """File of the repository -> page of the site."""

@@ -27,6 +27,8 @@ from sam2_mem.memory.policy import MemoryPolicy
 from sam2_mem.types import FrameFeatures
 
 TINY = "configs/sam2.1/sam2.1_hiera_t.yaml"
+NANO_128 = str(Path(__file__).with_name("nano_v2_128.yaml"))
+"""The packaged small model at 128 pixels."""
 
 needs_reference = pytest.mark.skipif(
     find_spec("sam2") is None,

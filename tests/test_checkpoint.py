@@ -248,8 +248,8 @@ def test_meta_module_is_refused(official: Path) -> None:
 
 def test_weights_are_not_loaded_where_they_cannot_be_held() -> None:
     with pytest.raises(ValueError, match="expected a device that can hold weights, got meta"):
-        build_sam2("nano", device="meta")
-    assert build_sam2("nano", "random", device="meta").device.type == "meta"
+        build_sam2("nano_v2", device="meta")
+    assert build_sam2("nano_v2", "random", device="meta").device.type == "meta"
 
 
 def with_sensory() -> nn.Module:

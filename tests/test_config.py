@@ -343,7 +343,7 @@ def config_objects(value: Any, path: str, seen: set[int]) -> Iterator[str]:
         yield from config_objects(vars(value), path, seen)
 
 
-@pytest.mark.parametrize("name", [TINY, "configs/nano.yaml"])
+@pytest.mark.parametrize("name", [TINY, "configs/hiera_nano.yaml"])
 def test_no_config_object_reaches_a_constructor(name: str) -> None:
     for config in (name, compose(name)):
         assert list(config_objects(build(config, apply_postprocessing=True), "predictor", set())) == []

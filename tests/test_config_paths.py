@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 from sam2_mem import config as config_module
 from sam2_mem.config import ConfigError, compose, compose_training, compose_video, config_dir
 
-NANO = config_dir() / "nano.yaml"
+NANO = config_dir() / "hiera_nano.yaml"
 OURS, THEIRS = 128, 96
-"""Image size of the nano config, and of a user's copy of it."""
+"""Image size of the hiera_nano config, and of a user's copy of it."""
 
 
 def users_copy(path: Path) -> Path:
@@ -34,43 +34,47 @@ def size_of(name: str | Path) -> int:
 def test_a_path_is_the_users_file_and_a_bare_name_is_ours(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.chdir(tmp_path)
-    users_copy(tmp_path / "nano.yaml")
-    users_copy(tmp_path / "mine" / "nano.yaml")
-    users_copy(tmp_path / "configs" / "nano.yaml")
+    users_copy(tmp_path / "hiera_nano.yaml")
+    users_copy(tmp_path / "mine" / "hiera_nano.yaml")
+    users_copy(tmp_path / "configs" / "hiera_nano.yaml")
     for path in (
-        "./nano.yaml",
-        "mine/nano.yaml",
-        "./mine/nano",
-        "mine/../nano.yaml",
-        "configs/nano.yaml",
-        "configs/nano",
+        "./hiera_nano.yaml",
+        "mine/hiera_nano.yaml",
+        "./mine/hiera_nano",
+        "mine/../hiera_nano.yaml",
+        "configs/hiera_nano.yaml",
+        "configs/hiera_nano",
     ):
         assert size_of(path) == size_of(tmp_path / path) == THEIRS
         assert f"config: {Path(path).with_suffix('.yaml')}" in caplog.text
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert size_of("~/nano.yaml") == THEIRS
+    assert size_of("~/hiera_nano.yaml") == THEIRS
     assert "is read, not the" not in caplog.text
-    for name in ("nano.yaml", "nano"):
+    for name in ("hiera_nano.yaml", "hiera_nano"):
         caplog.clear()
         assert size_of(name) == OURS
-        assert f"config: {NANO}" in caplog.text and "for that one, say ./nano.yaml" in caplog.text
+        assert f"config: {NANO}" in caplog.text and "for that one, say ./hiera_nano.yaml" in caplog.text
     shutil.rmtree(tmp_path / "configs")
-    (tmp_path / "nano.yaml").unlink()
+    (tmp_path / "hiera_nano.yaml").unlink()
     caplog.clear()
-    assert size_of("configs/nano.yaml") == size_of("nano") == size_of(NANO) == OURS
+    assert size_of("configs/hiera_nano.yaml") == size_of("hiera_nano") == size_of(NANO) == OURS
     assert "is read, not the" not in caplog.text
 
 
 def test_a_training_config_by_path_is_the_users_file(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
-    name = "nano.yaml"
+    name = "hiera_nano.yaml"
     text = (config_dir() / "training" / name).read_text()
-    ours = compose_training("nano").plan.seed
+    ours = compose_training("hiera_nano").plan.seed
     (tmp_path / name).write_text(text)
-    assert compose_training("nano").plan.seed == compose_training("configs/training/nano.yaml").plan.seed == ours
-    assert "for that one, say ./nano.yaml" in caplog.text
+    assert (
+        compose_training("hiera_nano").plan.seed
+        == compose_training("configs/training/hiera_nano.yaml").plan.seed
+        == ours
+    )
+    assert "for that one, say ./hiera_nano.yaml" in caplog.text
     (tmp_path / name).write_text(text.replace("\n  seed: 0\n", "\n  seed: 12345\n", 1))
-    for path in ("./nano.yaml", tmp_path / "nano.yaml", "./nano"):
+    for path in ("./hiera_nano.yaml", tmp_path / "hiera_nano.yaml", "./hiera_nano"):
         assert compose_training(path).plan.seed == 12345 != ours
 
 
@@ -83,8 +87,8 @@ def test_our_own_folder_and_the_users_may_be_called_anything(name, tmp_path, mon
     own.parent.mkdir()
     own.write_text("# @package _global_\ndefaults: [/base/sam2.1, _self_]\nmodel: {image_size: 512}\n")
     assert size_of(own) == 512
-    assert size_of("nano") == OURS
-    assert OmegaConf.select(compose_training("nano"), "plan.seed") is not None
+    assert size_of("hiera_nano") == OURS
+    assert OmegaConf.select(compose_training("hiera_nano"), "plan.seed") is not None
 
 
 @pytest.mark.parametrize("make", [compose, compose_training])
@@ -98,7 +102,7 @@ def test_a_yml_is_refused_not_half_read(make, tmp_path, monkeypatch):
 
 def test_overrides_in_one_string_are_refused():
     with pytest.raises(ConfigError, match=r"expected a list of overrides, got one string: 'memory_policy=fifo'"):
-        compose("nano", "memory_policy=fifo")
+        compose("hiera_nano", "memory_policy=fifo")
 
 
 @needs_reference

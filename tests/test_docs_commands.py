@@ -210,7 +210,7 @@ tools/vos_inference.py --video a.mp4 --box 1,2,3,4 \
   --output o > log
 sam2-mem segment ...
 make style && pip install -e ".[studio]"
-torchrun --nproc_per_node 2 tools/train.py run nano --out o
+torchrun --nproc_per_node 2 tools/train.py run hiera_nano --out o
 python benchmarks/measure_onnx.py --frames 3
 checkpoints/download_ckpts.sh tiny
 ```
@@ -235,8 +235,8 @@ def test_right_commands_are_understood(stops_after_parsing: None) -> None:
         ("# one", "rm x && make style", "rm x"),
         ("make style", "make stile", "make stile"),
         ("[studio]", "[studioo]", "pip install -e '.[studioo]'"),
-        ("run nano", "runs nano", "torchrun --nproc_per_node 2 tools/train.py runs nano --out o"),
-        ("_per_node", "_per_nodes", "torchrun --nproc_per_nodes 2 tools/train.py run nano --out o"),
+        ("run hiera_nano", "runs hiera_nano", "torchrun --nproc_per_node 2 tools/train.py runs hiera_nano --out o"),
+        ("_per_node", "_per_nodes", "torchrun --nproc_per_nodes 2 tools/train.py run hiera_nano --out o"),
         ("--frames 3", "--frame 3x", "python benchmarks/measure_onnx.py --frame 3x"),
         ("sh tiny", "sh tinny", "checkpoints/download_ckpts.sh tinny"),
         ("<!-- not run: removes -->", "", "rm -r out"),

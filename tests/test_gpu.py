@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from device_counts import MORE_WAITS
+from helpers import NANO_128
 from torch.nn.attention import SDPBackend
 
 from sam2_mem.build_sam import build_policy, build_sam2, build_sam2_video_predictor
@@ -47,6 +48,7 @@ pytestmark = pytest.mark.gpu
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICE = os.environ.get("SAM2_MEM_TEST_DEVICE", "cuda")
+SIZE = "model.image_size=192"
 FRAMES = 24
 CLOSE, SAME = 2e-2, 0.995  # logits; IoU of masks
 
@@ -90,7 +92,7 @@ def import_path() -> str:
 
 def nano(device: str, policy: str = "fifo", *overrides: str) -> SAM2VideoPredictor:
     return build_sam2_video_predictor(
-        "nano", device=device, memory_policy=policy, hydra_overrides_extra=list(overrides)
+        "nano_v2", device=device, memory_policy=policy, hydra_overrides_extra=[SIZE, *overrides]
     )
 
 
@@ -164,7 +166,10 @@ def test_device_memory_is_flat(policy: str, clip: Clip) -> None:
     overrides = [f"memory_policy={policy}"]
     if policy == "xmem":  # prototypes would grow for 480 frames
         overrides.append("memory_policy.max_long_term=512")
-    predictor, sizes = build_sam2_video_predictor("nano", device=DEVICE, hydra_overrides_extra=overrides), []
+    predictor, sizes = (
+        build_sam2_video_predictor("nano_v2", device=DEVICE, hydra_overrides_extra=[SIZE, *overrides]),
+        [],
+    )
     _, first = first_masks(clip)
     state = predictor.init_state()
     for t in range(400):
@@ -205,7 +210,7 @@ def optimized(policy: str = "fifo", *overrides: str) -> SAM2VideoPredictor:
         pytest.skip("tests/model/test_cuda_graphs.py does this on the CPU")
     overrides = list(overrides)
     return build_sam2_video_predictor(
-        "nano", device=DEVICE, vos_optimized=True, memory_policy=policy, hydra_overrides_extra=overrides
+        "nano_v2", device=DEVICE, vos_optimized=True, memory_policy=policy, hydra_overrides_extra=[SIZE, *overrides]
     )
 
 
@@ -282,7 +287,7 @@ def test_after_a_refused_recording_work_goes_on() -> None:
 def test_optimized_on_a_device_that_is_not_the_current_one(clip: Clip) -> None:
     if DEVICE == "cpu" or torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices; tests/test_simulated_cuda.py does this without one")
-    other = build_sam2_video_predictor("nano", device="cuda:1", vos_optimized=True)
+    other = build_sam2_video_predictor("nano_v2", device="cuda:1", vos_optimized=True, hydra_overrides_extra=[SIZE])
     assert iou(track(other, clip), track(optimized(), clip)) > SAME
 
 
@@ -335,7 +340,7 @@ def test_training(amp: bool, tmp_path: Path) -> None:
     """Three steps lose about what they lose on the CPU, and what was trained here goes on there."""
     losses = {}
     for device in (DEVICE, "cpu"):
-        model = build_sam2("nano", device=device, mode="train", apply_postprocessing=False)
+        model = build_sam2(NANO_128, device=device, mode="train", apply_postprocessing=False)
         training = Trainer(
             model, build_policy("fifo"), plan(amp), folder=tmp_path / device.replace(":", "_"), fresh=False
         )
@@ -344,7 +349,7 @@ def test_training(amp: bool, tmp_path: Path) -> None:
         losses[device] = np.array(reports)
     assert np.isfinite(losses[DEVICE]).all()
     np.testing.assert_allclose(losses[DEVICE][0], losses["cpu"][0], rtol=0.1 if amp else 0.02)
-    model = build_sam2("nano", device="cpu", mode="train", apply_postprocessing=False)
+    model = build_sam2(NANO_128, device="cpu", mode="train", apply_postprocessing=False)
     resumed = Trainer(model, build_policy("fifo"), plan(amp), folder=tmp_path / DEVICE.replace(":", "_"), fresh=False)
     assert resumed.resume() and resumed.step == 3
 
@@ -353,7 +358,7 @@ def test_two_gpus_train_together(tmp_path: Path) -> None:
     if DEVICE == "cpu" or torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices; tests/training/test_training.py does this with two processes on the CPU")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(ROOT / "tools" / "train.py"), "run", "nano", "--out", str(tmp_path), "--until", "2"]
+    command += [str(ROOT / "tools" / "train.py"), "run", "hiera_nano", "--out", str(tmp_path), "--until", "2"]
     command += ["sources.easy.count=2", "plan.log_every=1", "plan.validation.every=0"]
     environment = os.environ | {"PYTHONPATH": import_path(), "SAM2_MEM_CLIPS": str(tmp_path / "clips")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
@@ -365,7 +370,7 @@ def test_two_gpus_train_together(tmp_path: Path) -> None:
 
 def test_the_command_line(tmp_path: Path) -> None:
     demo = ROOT / "notebooks" / "videos"
-    command = [sys.executable, str(ROOT / "tools" / "vos_inference.py"), "--sam2_cfg", str(ROOT / "configs/nano.yaml")]
+    command = [sys.executable, str(ROOT / "tools" / "vos_inference.py"), "--sam2_cfg", NANO_128]
     command += ["--base_video_dir", str(demo), "--video_list_file", str(demo / "demo.txt"), "--device", DEVICE]
     command += ["--input_mask_dir", str(demo / "demo_prompts"), "--output_mask_dir", str(tmp_path / "out")]
     command += ["--track_object_appearing_later_in_video"]

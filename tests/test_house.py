@@ -502,4 +502,4 @@ def test_sizes_and_names_of_the_library(library: dict[str, ast.Module]) -> None:
     assert house.largest_class[0] <= 20, house.largest_class
     assert house.vague_percent < 1.0
     assert house.classes_twice == []
-    assert house.lines <= 48_150
+    assert house.lines <= 48_200

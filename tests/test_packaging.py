@@ -302,9 +302,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(out.glob("sam2_mem-*.whl"))
 
 
-OURS = [
-    f"sam2_mem_nano{kind}.safetensors" for kind in ("", "_spatial2", "_spatial4", "_temporal", "_temporal_gru", "_v2")
-]
+OURS = [f"sam2_mem_nano_v2{kind}.safetensors" for kind in ("", "_temporal")]
 
 
 def test_wheel_carries_configs_code_and_the_small_models(wheel: Path) -> None:
@@ -415,7 +413,11 @@ def test_the_wheel_alone_segments(wheel: Path, elsewhere: Elsewhere) -> None:
 def test_official_weights_cannot_be_committed() -> None:
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("needs git and a checkout of the repository")
-    names = ["checkpoints/sam2.1_hiera_tiny.pt", "checkpoints/x.safetensors", "checkpoints/sam2_mem_nano.safetensors"]
+    names = [
+        "checkpoints/sam2.1_hiera_tiny.pt",
+        "checkpoints/x.safetensors",
+        "checkpoints/sam2_mem_nano_v2.safetensors",
+    ]
     ignored = run("git", "-c", "safe.directory=*", "check-ignore", "--no-index", *names).stdout.split()
     assert ignored == names[:2]
 

@@ -178,13 +178,13 @@ def test_verify_shows_both_numbers(
 ) -> None:
     """On a made-up data set, by the small model of this package in the place of a published one."""
     write_davis_clip(tmp_path / "DAVIS", num_frames=4)
-    weights = ROOT / "checkpoints" / "sam2_mem_nano.safetensors"
+    weights = ROOT / "checkpoints" / "sam2_mem_nano_v2.safetensors"
     scores = (
         Score("davis2017:val", 80.0, "a paper"),
         Score("davis2017:test", 70.0, "a paper"),
         Score("sav:val", 1.0, "x"),
     )
-    known = PublishedModel(name="nano", hub="a/b", config="configs/nano.yaml", url="x/nano.pt", scores=scores)
+    known = PublishedModel(name="nano_v2", hub="a/b", config="configs/nano_v2.yaml", url="x/nano_v2.pt", scores=scores)
     monkeypatch.setattr(verify_module, "model_of_file", lambda path, digest: known)
     monkeypatch.setattr(verify_module.os, "cpu_count", lambda: 1)
     arguments = ["verify", str(weights), "--data", f"davis2017:{tmp_path / 'DAVIS'}", "--out", str(tmp_path / "out")]

@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from device_counts import MORE_WAITS, Count, configured, count_of, counts, objects, recalling, shown, stream
-from helpers import with_policy
+from helpers import NANO_128, with_policy
 from micro import (
     POLICIES,
     SIDE,
@@ -754,7 +754,7 @@ def segmented(folder: Path, *words: str) -> list[np.ndarray]:
         (frames / f"{number:05d}.jpg").symlink_to(demo / "demo" / f"{number:05d}.jpg")
     prompt = ["--mask", str(demo / "demo_prompts" / "demo" / "00000.png")]
     out = ["--output", str(folder / "masks")]
-    assert segment_command(["--sam2_cfg", "nano", "--video", str(frames), *prompt, *out, *words]) == 0
+    assert segment_command(["--sam2_cfg", NANO_128, "--video", str(frames), *prompt, *out, *words]) == 0
     return [read_mask_png(path).ids == 1 for path in sorted((folder / "masks").rglob("0*.png"))]
 
 

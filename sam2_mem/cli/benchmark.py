@@ -486,7 +486,7 @@ def policy_named(text: str) -> MemoryPolicy:
         raise ValueError(
             f"expected a policy as name or name:field=value, got {text!r}; {strangers[0]} goes to --override"
         )
-    return build_policy(compose("nano", overrides).memory_policy)
+    return build_policy(compose("nano_v2", overrides).memory_policy)
 
 
 def synthetic_clip(frames: int, size: Size, objects: int) -> BenchmarkClip:

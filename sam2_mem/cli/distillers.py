@@ -112,7 +112,7 @@ class _SetupRun:
 
 def measure(
     *,
-    config: str = "nano",
+    config: str = "nano_v2",
     weights: str | None = None,
     sizes: Sequence[int] = (256,),
     setups: Sequence[tuple[str, str]],

@@ -16,6 +16,7 @@ from sam2_mem.build_sam import build_sam2_video_predictor
 from sam2_mem.evaluation.metrics import boundary_f, jaccard
 from sam2_mem.prompts import Prompt
 from sam2_mem.tracking.image_predictor import SAM2ImagePredictor
+from sam2_mem.tracking.video_predictor import SAM2VideoPredictor
 from sam2_mem.training import validation
 from sam2_mem.training.clips import Clip
 from sam2_mem.training.folders import AnnotatedFrames, open_videos
@@ -37,6 +38,7 @@ VALIDATION_SEED, REPORT_SEED = 20_000_000, validation.SEED
 MEMORY_LEVELS = ("occlusion", "appearance")
 CURTAIN = (20, 10)  # start, length
 PROMPTED_EVERY, LEAST_PIXELS = 12, 200  # frames between those that are prompted; smaller objects are not
+GRAY_FRAMES = 8  # after which FIFO memory holds nothing else but the prompt
 CLICKS = 3
 
 Row = dict[str, Any]
@@ -151,6 +153,59 @@ class Bench:
                 scores += prompt_scores(predictor, image, [m for m in masks if m.sum() >= LEAST_PIXELS])
         means = PromptScores(*np.mean(scores, axis=0).tolist())
         yield {"what": f"prompts, {layout}", "method": "network", "count": len(scores)} | means._asdict()
+
+    def corrections(self, layout: str, root: str) -> Iterator[Row]:
+        """IoU on frames that follow the first one of a video and eight gray frames: as tracked, and corrected by a click in the middle
+        of the error or by a box."""
+        scores = [
+            correction_scores(
+                self.network.predictor, clip.frames[0], clip.ids[0] == n, clip.frames[t], clip.ids[t] == n
+            )
+            for clip in map(full_clip, open_videos(layout, root))
+            for t in range(PROMPTED_EVERY, len(clip), PROMPTED_EVERY)
+            for n in np.unique(clip.ids[0][clip.ids[0] > 0])
+            if (clip.ids[t] == n).sum() >= LEAST_PIXELS
+        ]
+        if not scores:
+            raise ValueError(f"expected videos of more than {PROMPTED_EVERY} annotated frames in {root}, got none")
+        means = CorrectionScores(*np.mean(scores, axis=0).tolist())
+        yield {"what": f"corrections, {layout}", "method": "network", "count": len(scores)} | means._asdict()
+
+
+class CorrectionScores(NamedTuple):
+    """IoU as tracked, after a click, and after a box in its place."""
+
+    tracked: float
+    click: float
+    box: float
+
+
+def correction_scores(
+    predictor: SAM2VideoPredictor, first: np.ndarray, prompt: np.ndarray, image: np.ndarray, truth: np.ndarray
+) -> CorrectionScores:
+    """An object after an absence.
+
+    Args:
+        predictor: of any policy.
+        first: (H, W, 3) uint8, the frame of the prompt.
+        prompt: (H, W) bool.
+        image: (H, W, 3) uint8, the frame after gray ones.
+        truth: (H, W) bool, the object in it.
+    """
+    frames = np.stack([first, *[np.full_like(first, 128)] * GRAY_FRAMES, image])
+    state = predictor.init_state(frames)
+    predictor.add_new_mask(state, 0, 1, prompt)
+    for _, _, logits in predictor.propagate_in_video(state):
+        tracked = (logits[0, 0] > 0).cpu().numpy()
+    x, y = middle(tracked != truth)
+    left, top, width, height = cv2.boundingRect(truth.astype(np.uint8))
+    prompts: list[dict[str, Any]] = [
+        {"points": [[x, y]], "labels": [int(truth[y, x])]},
+        {"box": [left, top, left + width, top + height]},
+    ]
+    answers = [predictor.add_new_points_or_box(state, len(frames) - 1, 1, **p)[2] for p in prompts]
+    masks = [tracked, *((logits[0, 0] > 0).cpu().numpy() for logits in answers)]
+    return CorrectionScores(*(jaccard(mask, truth) for mask in masks))
 
 
 class PromptScores(NamedTuple):

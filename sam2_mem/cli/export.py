@@ -7,7 +7,7 @@ The parts are image_encoder, memory_attention (any number of rows and tokens), m
 memory_encoder. Each is compared with PyTorch before it is written. ``OnnxPredictor`` runs every memory policy on them; sizes and the
 config are those of the export, overrides included:
 
-    sam2-mem export --config nano --out nano_onnx
+    sam2-mem export --config nano_v2 --out nano_onnx
     sam2-mem export --config sam2.1_hiera_s --weights sam2.1_hiera_small.pt --out small_512_onnx model.image_size=512
 """
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("onnx_ir", "onnxscript"):
         logging.getLogger(name).setLevel(logging.WARNING)
     parser = command_parser(__doc__ or "")
-    parser.add_argument("--config", default="nano", help="a model config (default: nano)")
+    parser.add_argument("--config", default="nano_v2", help="a model config (default: nano_v2)")
     parser.add_argument("--weights", help="a checkpoint, or random (default: that of the config)")
     parser.add_argument("--out", type=user_path, required=True, help="folder; files of the same names are replaced")
     parser.add_argument("--programs", action="store_true", help="also write <part>.pt2, for torch.export.load")

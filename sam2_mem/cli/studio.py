@@ -33,7 +33,6 @@ SMALL_MODEL = (
     "The small model nano_v2 is at work, since no checkpoint was named: clicks and boxes work, outlines are rough. For an "
     "official one: --config sam2.1_hiera_t --checkpoint FILE"
 )
-BLIND = "The small model nano does not answer clicks: draw outlines, or start with --config nano_v2"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -100,7 +99,7 @@ def serve(args: argparse.Namespace) -> int:
     )
     studio.first_video = video
     if args.checkpoint is None:
-        studio.note = {"nano_v2": SMALL_MODEL, "nano": BLIND}.get(Path(args.config).stem, "")
+        studio.note = SMALL_MODEL if Path(args.config).stem == "nano_v2" else ""
     port, token = listening.getsockname()[1], new_token()
     names = host_names(args.host)
     hosts = [f"{f'[{name}]' if ':' in name else name}:{port}" for name in names]

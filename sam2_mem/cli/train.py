@@ -1,10 +1,10 @@
 """Train a network on clips, measure it, export its weights, or render its clips ahead of time.
 
-    sam2-mem train run nano --out outputs/nano [plan.seed=1 ...]
-    torchrun --nproc_per_node 2 -m sam2_mem train run nano --out outputs/nano
-    sam2-mem train export outputs/nano/last.pt sam2_mem_nano.safetensors
-    sam2-mem train clips nano
-    sam2-mem train eval nano --weights outputs/nano/weights.safetensors --root DAVIS --out report.jsonl
+    sam2-mem train run nano_v2 --out outputs/nano [plan.seed=1 ...]
+    torchrun --nproc_per_node 2 -m sam2_mem train run nano_v2 --out outputs/nano
+    sam2-mem train export outputs/nano/last.pt nano.safetensors
+    sam2-mem train clips hiera_nano
+    sam2-mem train eval nano_v2 --weights outputs/nano/weights.safetensors --root DAVIS --out report.jsonl
 
 Further arguments of `run` and `clips` are Hydra overrides of the training config: plan.optimisation.rate=3e-4. Those of
 `eval` are overrides of the model config: model.image_size=384
@@ -139,7 +139,7 @@ def evaluate(
     out: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> int:
-    """Measure a network; ``parts`` levels, still, curtain, memory, speed, folder, prompts; all by default."""
+    """Measure a network; ``parts`` levels, still, curtain, memory, speed, folder, prompts, corrections; all by default."""
     if threads:
         torch.set_num_threads(threads)
     bench = Bench(config, weights, count=count, frames=frames, validation=validation, overrides=overrides)
@@ -153,9 +153,12 @@ def evaluate(
     if root is not None:
         sections["folder"] = lambda: bench.folder(layout, root)
         sections["prompts"] = lambda: bench.prompts(layout, root)
+        sections["corrections"] = lambda: bench.corrections(layout, root)
     unknown = sorted(set(parts) - set(sections))
     if unknown:
-        raise ValueError(f"expected parts out of {', '.join(sections)}, got {unknown}; folder and prompts need --root")
+        raise ValueError(
+            f"expected parts out of {', '.join(sections)}, got {unknown}; folder, prompts and corrections need --root"
+        )
     report([sections[p] for p in (parts or sections)], out)
     return 0
 
@@ -216,16 +219,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("weights", type=user_path)
     measure = verbs.add_parser("eval", help="measure a network beside copying the first mask and optical flow")
-    measure.add_argument("config", help="a model config, e.g. nano")
+    measure.add_argument("config", help="a model config, e.g. nano_v2")
     measure.add_argument("--weights", help="default: those of the config")
     measure.add_argument(
-        "--parts", nargs="*", default=(), help="levels still curtain memory speed folder prompts; default all"
+        "--parts",
+        nargs="*",
+        default=(),
+        help="levels still curtain memory speed folder prompts corrections; default all",
     )
     measure.add_argument("--count", type=int, default=8, help="clips per level")
     measure.add_argument("--frames", type=int, default=60, help="frames per clip")
     measure.add_argument("--validation", action="store_true", help="other clips than those reported, to choose by")
     measure.add_argument("--layout", default="davis2016", help="of --root, see sam2_mem/training/folders.py")
-    measure.add_argument("--root", help="a data set for the parts `folder` and `prompts`")
+    measure.add_argument("--root", help="a data set for the parts `folder`, `prompts` and `corrections`")
     measure.add_argument("--threads", type=int, default=0)
     measure.add_argument("--out", type=user_path, help="also append the lines to this file as JSON")
     render = verbs.add_parser("clips", help="render the procedural clips of a config ahead of the training")

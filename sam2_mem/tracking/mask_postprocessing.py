@@ -47,11 +47,6 @@ def fill_holes(logits: Tensor, max_area: int) -> Tensor:
     return _repaint_small(logits, max_area, background=True)
 
 
-def remove_regions(logits: Tensor, max_area: int) -> Tensor:
-    """(N, h, w) with foreground regions (8-connected) of at most ``max_area`` pixels turned into weak background."""
-    return _repaint_small(logits, max_area, background=False)
-
-
 def repaint_around(
     logits: Tensor, max_hole_area: float, max_region_area: float, threshold: float, margin: float
 ) -> Tensor:

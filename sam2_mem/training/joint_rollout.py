@@ -23,6 +23,7 @@ from sam2_mem.training.clips import ClipBatch
 from sam2_mem.training.drawn_prompts import (
     HINT_LIMIT,
     DrawnPrompts,
+    boxes,
     draw_visible_frames,
     error_points,
     mask_iou,
@@ -37,6 +38,8 @@ from sam2_mem.types import ABSENT_LOGIT, PROMPT_SLOT, FrameFeatures, RowBatch
 MAX_POINTERS = 16
 OVERLOOKED = 0.3
 """Share of corrected objects whose mask is taken as empty."""
+CORRECTING_BOXES, BOX_NOISE = 0.3, 0.08
+"""Share of corrections by a box in place of a click, and the largest shift of its corners in parts of its sides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,7 @@ class JointRollout:
         losses: weights of the losses.
         visible_only: probability of an object that its memory leaves out frames on which it was not seen; the temporal
             slots of its memory are then ranks.
-        correct: probability of a batch that all its objects are corrected by a click on the last frame.
+        correct: probability of a batch that all its objects are corrected by a click or a box on the last frame.
         truncated: memory is data: the gradients of a frame reach what reads memory and decodes masks, not what wrote it,
             nor the features of the image.
         absent_frames: of the frames on which no object of the batch is visible, how many get losses, at least one; None: all.
@@ -305,7 +308,7 @@ def track(
             with torch.set_grad_enabled(trained and not settings.truncated):
                 memory.frames.append(_remember(model, features, decoded, truth[:, time], settings.noise, rng))
     if predictions and rng.random() < settings.correct:
-        predictions.append(_corrected(model, features, prediction, truth[:, -1]))
+        predictions.append(_corrected(model, features, prediction, truth[:, -1], rng))
     return predictions
 
 
@@ -344,13 +347,19 @@ def _encoded(model: SAM2, features: FrameFeatures, logits: Tensor, pointer: Tens
     return FrameMemory(maps.flatten(2).transpose(1, 2), pointer, visible)
 
 
-def _corrected(model: SAM2, features: FrameFeatures, prediction: ObjectPrediction, truth: Tensor) -> ObjectPrediction:
-    """The answers to a click on the error of each prediction, which is a hint: an empty mask where no object was seen, and in
-    some rows as if none had been."""
+def _corrected(
+    model: SAM2, features: FrameFeatures, prediction: ObjectPrediction, truth: Tensor, rng: np.random.Generator
+) -> ObjectPrediction:
+    """The answers to a click on the error of each prediction, or to a box; the prediction is a hint: an empty mask where no
+    object was seen, and in some rows as if none had been."""
     logits, _ = best_candidates(prediction.decoded)
     visible = (prediction.decoded.objectness > 0)[:, None, None] & ~_drawn_rows(logits, OVERLOOKED)
     logits = torch.where(visible, logits, ABSENT_LOGIT).detach().clamp(-HINT_LIMIT, HINT_LIMIT)
     points, labels = error_points(logits, truth)
+    if rng.random() < CORRECTING_BOXES:  # an object that is not there has none: a click, and no second point (-1)
+        (corners, kinds), present = boxes(truth, BOX_NOISE), truth.flatten(1).any(1)
+        points = torch.where(present[:, None, None], corners, F.pad(points, (0, 0, 0, 1)))
+        labels = torch.where(present[:, None], kinds, F.pad(labels, (0, 1), value=-1))
     decoded = model.decode(
         prediction.conditioned,
         features,

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sam2_mem.cli.evaluate_training import box_scores, click_scores, middle, prompt_scores
+from sam2_mem.cli.evaluate_training import box_scores, click_scores, correction_scores, middle, prompt_scores
 from sam2_mem.cli.train import main
 from sam2_mem.training.clips import Clip
 from sam2_mem.training.validation import copy_first, run_method, summarise
@@ -73,17 +73,54 @@ def test_a_box_is_refined_by_clicks_beside_it() -> None:
     assert large.calls[-1][1][-1] == 0, "a negative click on what is too much"
 
 
+class LostAndCorrected:
+    """A video predictor that has lost the object; a click finds a small disc, a box a large one."""
+
+    def __init__(self, tracked: np.ndarray) -> None:
+        self.tracked, self.prompts = tracked, []
+
+    def init_state(self, frames: np.ndarray) -> None:
+        self.frames = frames
+
+    def add_new_mask(self, state: None, frame: int, obj_id: int, mask: np.ndarray) -> None:
+        assert frame == 0 and mask.any()
+
+    def propagate_in_video(self, state: None):
+        for frame in range(len(self.frames)):
+            yield frame, [1], torch.from_numpy(self.tracked * 2.0 - 1)[None, None]
+
+    def add_new_points_or_box(self, state: None, frame: int, obj_id: int, **prompt):
+        self.prompts.append((frame, prompt))
+        return frame, [obj_id], torch.from_numpy(disc(24, 24, 10 if "box" in prompt else 5) * 2.0 - 1)[None, None]
+
+
+def test_corrections_after_an_absence() -> None:
+    truth, image = disc(24, 24, 10), np.full((SIDE, SIDE, 3), 7, np.uint8)
+    lost = LostAndCorrected(np.zeros_like(truth))
+    scores = correction_scores(lost, image, disc(10, 10, 5), image + 1, truth)
+    assert scores.tracked == 0 and 0.2 < scores.click < 0.3 and scores.box == 1
+    assert lost.frames[0].max() == 7 and (lost.frames[1:-1] == 128).all() and lost.frames[-1].max() == 8
+    (last, click), (_, box) = lost.prompts
+    assert last == len(lost.frames) - 1 and click == {"points": [[24, 24]], "labels": [1]}
+    assert box == {"box": [14, 14, 35, 35]}
+    strays = LostAndCorrected(truth | disc(40, 8, 6))
+    correction_scores(strays, image, truth, image, truth)
+    assert strays.prompts[0][1]["labels"] == [0], "a negative click on what is too much"
+
+
 def test_prompts_of_a_data_set_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for kind in ("JPEGImages", "Annotations"):
         (tmp_path / kind / "480p/video").mkdir(parents=True)
     for t in range(2):
         Image.fromarray(np.full((SIDE, SIDE, 3), 90, np.uint8)).save(tmp_path / f"JPEGImages/480p/video/{t:05d}.jpg")
         Image.fromarray(disc(24, 24, 12).astype(np.uint8) * 255).save(tmp_path / f"Annotations/480p/video/{t:05d}.png")
-    arguments = ["eval", "nano", "--parts", "prompts", "--root", str(tmp_path), "model.image_size=64"]
+    arguments = ["eval", "nano_v2", "--parts", "prompts", "--root", str(tmp_path), "model.image_size=64"]
     assert main(arguments) == 0
     assert "prompts, davis2016" in (text := capsys.readouterr().out) and "count 1" in text and "clicks" in text
-    assert main(["eval", "nano", "--parts", "prompts"]) == 2
-    assert "folder and prompts need --root" in capsys.readouterr().err
+    assert main([words if words != "prompts" else "corrections" for words in arguments]) == 2
+    assert "expected videos of more than 12 annotated frames" in capsys.readouterr().err
+    assert main(["eval", "nano_v2", "--parts", "prompts"]) == 2
+    assert "folder, prompts and corrections need --root" in capsys.readouterr().err
 
 
 def measure_embedded() -> ModuleType:

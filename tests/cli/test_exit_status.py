@@ -14,8 +14,8 @@ from sam2_mem.cli.command import COMMANDS, main
 from sam2_mem.video import read_mask_png
 
 UNUSABLE = {
-    "segment": ["--sam2_cfg", "nano", "--video", "gone.mp4", "--mask", "gone.png", "--output", "out"],
-    "track-all": ["gone.mp4", "--sam2_cfg", "nano", "--output", "out"],
+    "segment": ["--sam2_cfg", "nano_v2", "--video", "gone.mp4", "--mask", "gone.png", "--output", "out"],
+    "track-all": ["gone.mp4", "--sam2_cfg", "nano_v2", "--output", "out"],
     "compare": ["--config", "no_such_config", "--policies", "fifo", "--data", "synthetic:dev-v1", "--out", "out"],
     "evaluate": ["--dataset", "davis2017", "--gt", "gone", "--pred", "gone"],
     "inspect": ["show", "--config", "no_such_config", "--video", "gone", "--masks", "gone", "--out", "out"],
@@ -72,7 +72,7 @@ def test_a_missing_mask_says_what_was_expected(capsys: pytest.CaptureFixture[str
             "a.safetensors",
             "by the small model nano_v2, not by SAM 2, whose weights are not here",
         ),
-        ("nano", "nano", None, "the weights were RANDOM, these masks mean nothing"),
+        ("hiera_nano", "hiera_nano", None, "the weights were RANDOM, these masks mean nothing"),
         (vos.SMALL_CONFIG, vos.SMALL_CONFIG, "a.safetensors", ""),
         (None, vos.DEFAULT_CONFIG, "a.pt", ""),
     ],
@@ -85,7 +85,7 @@ def test_weights_that_nobody_asked_for_are_named(config: str | None, name: str, 
 def test_random_weights_are_the_last_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "--sam2_cfg",
-        "nano",
+        "hiera_nano",
         "--sam2_checkpoint",
         "random",
         "--device",

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import slurm_node
 import torch
+from helpers import NANO_128
 
 from sam2_mem.cli import launcher
 from sam2_mem.cli import vos as tool
@@ -49,7 +50,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(data: Path, out: Path, *extra: object) -> list[str]:
     folders = {"base_video_dir": "JPEGImages/480p", "input_mask_dir": "Annotations/480p"}
     places = [text for flag, path in folders.items() for text in (f"--{flag}", str(data / path))]
-    return ["--sam2_cfg", "nano", "--device", "cpu", *places, "--output", str(out), *map(str, extra)]
+    return ["--sam2_cfg", NANO_128, "--device", "cpu", *places, "--output", str(out), *map(str, extra)]
 
 
 @pytest.fixture(scope="module")
@@ -208,11 +209,11 @@ def test_verify_passes_the_tasks_on(data: Path, tmp_path: Path, monkeypatch: pyt
     """Of it, ``segment`` is what takes long."""
     asked = []
     monkeypatch.setattr(tool, "main", lambda argv: asked.append(argv) or 2)
-    weights = checkpoint_dir() / "sam2_mem_nano.safetensors"
+    weights = checkpoint_dir() / "sam2_mem_nano_v2.safetensors"
     words = [
         str(weights),
         "--config",
-        "nano",
+        "nano_v2",
         "--data",
         f"davis2017:{data}",
         "--out",

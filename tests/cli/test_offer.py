@@ -13,6 +13,7 @@ from threading import Thread
 
 import numpy as np
 import pytest
+from helpers import NANO_128
 from PIL import Image
 
 from sam2_mem.cli import download, vos
@@ -21,7 +22,7 @@ from sam2_mem.config import checkpoint_dir
 from sam2_mem.files import sha256_of
 from sam2_mem.published import PublishedModel
 
-NANO = checkpoint_dir() / "sam2_mem_nano.safetensors"
+NANO = checkpoint_dir() / "sam2_mem_nano_v2.safetensors"
 ASKED = f"download published ({NANO.stat().st_size:,} bytes) to weights here/published.safetensors? [y/N] "
 COMMAND = "run `sam2-mem download published --dir 'weights here'` to download it"
 
@@ -57,7 +58,7 @@ class QuietHandler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PublishedModel]:
-    """The weights of nano under another name, at a server of this machine; the working folder holds a clip."""
+    """The weights of nano_v2 under another name, at a server of this machine; the working folder holds a clip."""
     (tmp_path / "clip").mkdir()
     for number in range(2):
         Image.fromarray(np.full((48, 64, 3), 90, np.uint8)).save(tmp_path / "clip" / f"{number:05d}.jpg")
@@ -76,7 +77,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Publi
 
 
 def segment(weights: str = "weights here/published.safetensors") -> int:
-    network = ["--sam2_cfg", "nano", "--sam2_checkpoint", weights, "--device", "cpu"]
+    network = ["--sam2_cfg", NANO_128, "--sam2_checkpoint", weights, "--device", "cpu"]
     prompt = ["--video", "clip", "--box", "5,5,40,40", "--allow_empty_prompts"]
     return main(["segment", *network, *prompt, "--output", "out", "--no-save_overlay", "--no-contact_sheet"])
 

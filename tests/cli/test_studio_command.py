@@ -74,16 +74,16 @@ def test_what_cannot_be_used(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 @pytest.mark.full
 def test_a_server_begins_and_ends(tmp_path: Path) -> None:
     """It prints its address, answers there and nowhere else, and ends by Ctrl-C."""
-    words = ["--port", "0", "--no_browser", "--config", "nano", "--device", "cpu", "--folder", str(tmp_path)]
+    words = ["--port", "0", "--no_browser", "--config", "nano_v2", "--device", "cpu", "--folder", str(tmp_path)]
     server = subprocess.Popen([sys.executable, "-m", "sam2_mem", "studio", *words], stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:
         address = server.stdout.readline().split()[-1]
         assert server.stdout.readline().strip() == f"working folder: {tmp_path}"
-        assert "does not answer clicks" in server.stdout.readline()
+        assert "The small model nano_v2 is at work" in server.stdout.readline()
         server.stdout.readline()
         with urllib.request.urlopen(f"{address}api/start", timeout=20) as answer:
-            assert json.load(answer)["network"] == "nano"
+            assert json.load(answer)["network"] == "nano_v2"
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(address.rsplit("/", 2)[0] + "/api/start", timeout=20)
         server.send_signal(signal.SIGINT)

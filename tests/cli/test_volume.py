@@ -91,7 +91,7 @@ def test_both_ways_from_the_slice_of_the_prompts() -> None:
 
 
 def command(scan: Path, tmp_path: Path, *arguments: str) -> int:
-    network = ("--sam2_cfg", "nano", "--sam2_checkpoint", "random", "--device", "cpu")
+    network = ("--sam2_cfg", "hiera_nano", "--sam2_checkpoint", "random", "--device", "cpu")
     return vos.main(["--volume", str(scan), "--output", str(tmp_path / "out"), *network, *arguments])
 
 

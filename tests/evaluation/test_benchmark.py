@@ -372,7 +372,7 @@ def test_every_case_is_a_command_that_the_tool_takes(device: str) -> None:
 @pytest.mark.full
 def test_tool_suite(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A small case, for real: ours beside ours, the peer told apart by its memory."""
-    small = ("--config=nano", "--image_size=64", "--size=64", "--frames=27", "--block=5", "--no_alone")
+    small = ("--config=nano_v2", "--image_size=64", "--size=64", "--frames=27", "--block=5", "--no_alone")
     cases = (
         Case("same", "peer", small),
         Case("other", "peer", (*small, "--peer_override=memory_policy.num_maskmem=1")),

@@ -168,7 +168,7 @@ def test_descriptions_that_say_nothing_are_refused(policy: str) -> None:
 
 
 def test_descriptions_compose() -> None:
-    config = compose("nano", overrides_of("rmem:bank_size=8+refiner=hq+model.image_size=256"))
+    config = compose("nano_v2", overrides_of("rmem:bank_size=8+refiner=hq+model.image_size=256"))
     assert (config.memory_policy.bank_size, config.model.image_size) == (8, 256)
     assert config.refiner._target_.endswith("HQRefiner")
 
@@ -284,12 +284,12 @@ print(before.growth(), before.peak())
 
 
 def test_networks_are_shared_only_where_their_weights_are_the_same(tmp_path: Path) -> None:
-    model = build_sam2("nano", device="cpu", hydra_overrides_extra=["distiller=spatial"])
+    model = build_sam2("nano_v2", device="cpu", hydra_overrides_extra=["distiller=spatial"])
     with torch.no_grad():
         for parameter in model.memory_encoder.distiller.parameters():
             parameter.add_(0.5)
     save_part(model.memory_encoder.distiller, "memory_encoder.distiller.", tmp_path / "d.safetensors")
-    builder = PredictorBuilder(Options(out=tmp_path, device="cpu", config="nano"))
+    builder = PredictorBuilder(Options(out=tmp_path, device="cpu", config="nano_v2"))
 
     def network(policy: str):
         return builder.entry(policy).build().model

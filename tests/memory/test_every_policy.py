@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import NANO_128
 from micro import in_tiers, one_thread  # noqa: F401
 from PIL import Image
 
@@ -55,7 +56,7 @@ def command_line(dataset: Path, out: Path, name: str) -> dict[int, np.ndarray]:
     tool = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = tool
     spec.loader.exec_module(tool)
-    arguments = ["--sam2_cfg", str(ROOT / "configs" / "nano.yaml"), "--device", "cpu", "--per_obj_png_file"]
+    arguments = ["--sam2_cfg", NANO_128, "--device", "cpu", "--per_obj_png_file"]
     arguments += ["--base_video_dir", str(dataset / "frames"), "--input_mask_dir", str(dataset / "masks")]
     arguments += ["--output_mask_dir", str(out), "--track_object_appearing_later_in_video", f"memory_policy={name}"]
     assert tool.main(arguments) == 0
@@ -70,7 +71,7 @@ def command_line(dataset: Path, out: Path, name: str) -> dict[int, np.ndarray]:
 
 
 def predictor(name: str) -> SAM2VideoPredictor:
-    config = compose_video("nano", ["model.binarize_prompted_masks=true"])
+    config = compose_video(NANO_128, ["model.binarize_prompted_masks=true"])
     return build_sam2_video_predictor(config, device="cpu", apply_postprocessing=False, memory_policy=name)
 
 

@@ -473,7 +473,7 @@ def test_every_operator_has_a_config() -> None:
 @pytest.mark.parametrize("name", BY_NAME)
 def test_chosen_by_name(name: str) -> None:
     assert built(f"attention={name}") == BY_NAME[name]
-    assert instantiate(compose("nano", [f"attention={name}"]).model.memory_attention.operator) == BY_NAME[name]
+    assert instantiate(compose("hiera_nano", [f"attention={name}"]).model.memory_attention.operator) == BY_NAME[name]
 
 
 def test_settings_by_name() -> None:

@@ -352,7 +352,7 @@ def test_a_field_and_a_name_from_a_config(tmp_path: Path) -> None:
         ConfigError,
         match="expected a token distiller out of none, perceiver, pool2, pool4, spatial, temporal, temporal_gru, got",
     ):
-        compose("nano", ["distiller=unknown"])
+        compose("nano_v2", ["distiller=unknown"])
     with pytest.raises(ConfigError, match="expected num_heads to divide the memory width 16, got 3"):
         built("distiller=spatial", "distiller.num_heads=3")
 
@@ -371,11 +371,11 @@ def test_a_distillers_own_checkpoint(tmp_path: Path) -> None:
         built("distiller=temporal", f"distiller_checkpoint={tmp_path / 'none.safetensors'}")
 
 
-PACKAGED = dict(compose("nano").trained_distillers)
+PACKAGED = dict(compose("nano_v2").trained_distillers)
 
 
 def small(*overrides: str, weights: Path | None = None) -> SAM2:
-    return build_sam2("nano", weights, device="cpu", hydra_overrides_extra=overrides)
+    return build_sam2("nano_v2", weights, device="cpu", hydra_overrides_extra=overrides)
 
 
 @pytest.mark.parametrize("kind", PACKAGED)
@@ -394,7 +394,7 @@ def test_the_small_model_brings_trained_distillers(kind: str, tmp_path: Path) ->
         far, near = (max((a.feat - b.feat).abs().max() for a, b in zip(one, means)) for one in own)
     assert near < 1e-5 and far > 0.01
     copy = tmp_path / "other.safetensors"
-    copy.write_bytes((checkpoint_dir() / "sam2_mem_nano.safetensors").read_bytes())
+    copy.write_bytes((checkpoint_dir() / "sam2_mem_nano_v2.safetensors").read_bytes())
     other = small(*choice, weights=copy).memory_encoder.distiller(maps)[0]
     assert (other.feat - means[0].feat).abs().max() < 1e-5, "weights of one's own get no distiller of another network"
 
@@ -472,9 +472,9 @@ def test_bytes_of_stored_entries() -> None:
 
 def test_what_the_measuring_tool_counts() -> None:
     setups = [("none", "fifo"), ("pool2", "fifo"), ("temporal", "distilled_small")]
-    costs = measure_size("nano", None, 64, setups, frames=4, fill=30, device="cpu")
+    costs = measure_size("nano_v2", None, 64, setups, frames=4, fill=30, device="cpu")
     assert [c.frame_tokens for c in costs] == [16, 4, 4]
-    assert [c.frame_bytes for c in costs] == [16 * 128, 4 * 128, 4 * (128 + 4)]
+    assert [c.frame_bytes for c in costs] == [16 * 192, 4 * 192, 4 * (192 + 4)]
     assert [c.keys for c in costs] == [7 * 16 + 16, 7 * 4 + 16, 4 + 4 + 0.5 * 4 + 2.5 * 1 + 3 * 1 + 16]
     assert costs[0].held_bytes > costs[1].held_bytes > costs[2].held_bytes
     assert all(c.frame_ms > c.attention_ms > 0 for c in costs)
@@ -590,7 +590,7 @@ def test_a_temporal_distiller_says_when_no_policy_uses_it(caplog: pytest.LogCapt
     for policy in ("fifo", "distilled"):
         caplog.clear()
         build_sam2_video_predictor(
-            "nano", "random", "cpu", hydra_overrides_extra=["distiller=temporal"], memory_policy=policy
+            "hiera_nano", "random", "cpu", hydra_overrides_extra=["distiller=temporal"], memory_policy=policy
         )
         said[policy] = "never merges frames" in caplog.text
     assert said == {"fifo": True, "distilled": False}

@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from helpers import NANO_128
 from micro import REPRESENTATIVE, blob, in_tiers, micro_predictor, one_thread, picture  # noqa: F401
 from PIL import Image
 from studio_client import COUNT, DEMO, TOKEN, Page, save_video
@@ -525,16 +526,16 @@ def test_one_click_on_the_demo_gives_a_mask() -> None:
 
 @pytest.fixture(scope="module")
 def nano() -> SAM2VideoPredictor:
-    return build_sam2_video_predictor("nano", device="cpu", hydra_overrides_extra=["model.image_size=64"])
+    return build_sam2_video_predictor(NANO_128, device="cpu", hydra_overrides_extra=["model.image_size=64"])
 
 
 @pytest.mark.full
 def test_another_network_a_distiller_and_a_bound_beside_the_first(nano: SAM2VideoPredictor, tmp_path: Path) -> None:
     save_video(tmp_path / "clip", COUNT)
-    studio = Studio(nano, tmp_path, config="nano")
+    studio = Studio(nano, tmp_path, config=NANO_128)
     page = Page(studio)
     start = page.client.get(f"/{TOKEN}/api/start").json()
-    assert start["networks"][""] == "nano" and start["networks"]["nano_v2"] == "nano_v2"
+    assert start["networks"][""] == NANO_128 and start["networks"]["nano_v2"] == "nano_v2"
     assert {"none", "pool2", "temporal"} <= set(start["distillers"]) and set(start["bounds"]) == {
         "none",
         "bytes",
@@ -550,7 +551,7 @@ def test_another_network_a_distiller_and_a_bound_beside_the_first(nano: SAM2Vide
     assert bounded["tokens"] <= 8192 // 128 < unbounded["tokens"]
     page.do("compare", name="distilled", distiller="pool2")
     assert page.finish()["message"] == "" and page.state()["policies"][1]["distiller"] == "pool2"
-    predictor = build_sam2_video_predictor("nano", device="cpu", hydra_overrides_extra=["distiller=pool2"])
+    predictor = build_sam2_video_predictor(NANO_128, device="cpu", hydra_overrides_extra=["distiller=pool2"])
     predictor = predictor.with_policy("distilled")
     state = predictor.init_state(tmp_path / "clip")
     predictor.add_new_mask(state, 0, 1, mask)
@@ -560,14 +561,14 @@ def test_another_network_a_distiller_and_a_bound_beside_the_first(nano: SAM2Vide
     state = page.finish()
     assert state["message"] == "" and state["policies"][1]["network"] == "nano_v2"
     assert all(np.array_equal(page.ids(f), first[f]) for f in range(COUNT)), "the first run stays"
-    assert "out of nano" in page.refused("compare", name="fifo", network="../other")
+    assert f"out of {NANO_128}" in page.refused("compare", name="fifo", network="../other")
     assert "distiller" in page.refused("compare", name="fifo", distiller="none_such")
     studio.close()
 
 
 def test_a_session_of_all_parts_opens_again(nano: SAM2VideoPredictor, tmp_path: Path) -> None:
     save_video(tmp_path / "clip", 4)
-    studio = Studio(nano, tmp_path, config="nano")
+    studio = Studio(nano, tmp_path, config=NANO_128)
     page = Page(studio)
     page.outline(0, 1, 1)
     page.do("policy", name="fifo", fields={"num_maskmem": 3}, bound="tokens", max_bytes=16384, distiller="pool2")
@@ -580,7 +581,9 @@ def test_a_session_of_all_parts_opens_again(nano: SAM2VideoPredictor, tmp_path: 
     again = Page(studio, session)
     assert again.finish()["policies"][0]["label"] == "fifo* · pool2 · tokens"
     assert all(np.array_equal(again.ids(f), masks[f]) for f in range(4))
-    (tmp_path / "other.session.json").write_text((tmp_path / session).read_text().replace('"nano"', '"sam2.1_hiera_t"'))
+    (tmp_path / "other.session.json").write_text(
+        (tmp_path / session).read_text().replace(json.dumps(NANO_128), '"sam2.1_hiera_t"')
+    )
     answer = page.client.post(f"/{TOKEN}/api/sessions", json={"path": "other.session.json"})
     assert answer.status_code == 400 and "start the studio with --config sam2.1_hiera_t" in answer.json()["detail"]
     studio.close()

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import NANO_128
 from micro import blob, micro_predictor, one_thread, picture  # noqa: F401
 from studio_client import COUNT, DEMO, TOKEN, Page
 
@@ -118,7 +119,7 @@ class Server:
     """The command, as a process of its own."""
 
     def __init__(self, folder: Path) -> None:
-        words = ["--port", "0", "--no_browser", "--config", "nano", "--device", "cpu", "--threads", "1"]
+        words = ["--port", "0", "--no_browser", "--config", NANO_128, "--device", "cpu", "--threads", "1"]
         command = [sys.executable, "-m", "sam2_mem", "studio", *words, "--folder", str(folder)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None

@@ -188,7 +188,7 @@ def test_several_images_beside_the_reference(pair: Pair) -> None:
 
 @pytest.fixture(scope="module")
 def network() -> Any:
-    return build_sam2("nano", "random", device="cpu")
+    return build_sam2("hiera_nano", "random", device="cpu")
 
 
 def test_what_a_batch_refuses(network: Any) -> None:

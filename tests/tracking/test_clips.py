@@ -277,7 +277,7 @@ def test_streams_and_settings() -> None:
 
 def test_from_a_config() -> None:
     predictor = build_sam2_video_predictor(
-        "nano", "random", device="cpu", hydra_overrides_extra=["tracker.clip_length=3"]
+        "hiera_nano", "random", device="cpu", hydra_overrides_extra=["tracker.clip_length=3"]
     )
     assert predictor.tracker_settings.clip_length == 3
 

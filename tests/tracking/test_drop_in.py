@@ -19,7 +19,7 @@ from sam2_mem.sam2_video_predictor import SAM2VideoPredictorVOS
 
 @pytest.fixture
 def predictor() -> SAM2VideoPredictor:
-    return build_sam2_video_predictor("nano", "random", device="cpu")
+    return build_sam2_video_predictor("hiera_nano", "random", device="cpu")
 
 
 def test_a_predictor_is_its_network_as_a_module(predictor: SAM2VideoPredictor) -> None:
@@ -65,7 +65,7 @@ def test_a_copy_has_a_network_of_its_own(predictor: SAM2VideoPredictor) -> None:
 def test_the_optimized_predictor_is_a_kind_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: (compiled.append(self), _mark(self)))
-    predictor = build_sam2_video_predictor("nano", "random", device="cpu", vos_optimized=True)
+    predictor = build_sam2_video_predictor("hiera_nano", "random", device="cpu", vos_optimized=True)
     assert type(predictor) is SAM2VideoPredictorVOS and issubclass(SAM2VideoPredictorVOS, SAM2VideoPredictor)
     assert type(predictor.with_policy("rmem")) is SAM2VideoPredictorVOS
     assert compiled == [predictor.image_encoder, predictor.memory_encoder, predictor.memory_attention]

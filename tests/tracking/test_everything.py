@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from clips import Clip
-from helpers import SCORE_HEAD, encode_once, make_predictor
+from helpers import NANO_128, SCORE_HEAD, encode_once, make_predictor
 from micro import one_thread  # noqa: F401
 
 from sam2_mem import SAM2AutomaticMaskGenerator, SAM2VideoPredictor, build_sam2_video_predictor
@@ -212,7 +212,7 @@ def test_the_command_takes_settings_of_post_processing(
         raise ValueError("enough was seen")
 
     monkeypatch.setattr(track_all, "track_everything", look)
-    arguments = [str(clip_folder), "--output", str(tmp_path / "out"), "--sam2_cfg", "nano", "--device", "cpu"]
+    arguments = [str(clip_folder), "--output", str(tmp_path / "out"), "--sam2_cfg", NANO_128, "--device", "cpu"]
     assert main(["track-all", *arguments, *override]) == 2
     assert areas == [area]
 
@@ -236,5 +236,5 @@ def test_the_command_refuses(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = [word.replace("{clip}", str(clip_folder)) for word in arguments]
-    assert main(["track-all", *words, "--sam2_cfg", "nano"]) == 2
+    assert main(["track-all", *words, "--sam2_cfg", NANO_128]) == 2
     assert says in capsys.readouterr().err

@@ -41,7 +41,7 @@ from sam2_mem.training.validation import NetworkMethod, held_out, run_method, su
 from sam2_mem.video.stored import FileSource
 
 DISTILLER = "memory_encoder.distiller."
-MEASURED = 0.04  # of J; .779 and .859 were measured
+MEASURED = 0.1  # of J; .349 and .554 were measured
 MASKS = RolloutSettings(prompts=PromptMix(mask=1, box=0, click=0, correct=0), losses=LossSettings(stride=2))
 SPEC = ClipSpec(num_frames=4, max_gap=1, size=SIDE)
 ONLY_DISTILLER = {"": 0.0, "memory_encoder.distiller": 1.0, "generator": 1.0}
@@ -59,7 +59,7 @@ def built_network(distiller: str, seed: int, side: int) -> tuple[SAM2, Tensor]:
     """And the state of the random numbers after it was built."""
     torch.manual_seed(seed)
     size = f"model.image_size={side}"
-    config = compose("nano", [*TINY, "distiller=none", size])
+    config = compose("hiera_nano", [*TINY, "distiller=none", size])
     config.checkpoint = "random"
     plain = build_sam2(config, device="cpu", apply_postprocessing=False)
     initialize_weights(plain, Initialization(), torch.Generator().manual_seed(0))
@@ -67,7 +67,7 @@ def built_network(distiller: str, seed: int, side: int) -> tuple[SAM2, Tensor]:
         for name, value in plain.named_parameters():
             if "output_hypernetworks_mlps" in name and ".layers.2." in name:
                 value *= 10
-    config = compose("nano", [*TINY, *f"distiller={distiller}".split(","), size])
+    config = compose("hiera_nano", [*TINY, *f"distiller={distiller}".split(","), size])
     config.checkpoint = "random"
     torch.manual_seed(seed + 1)
     made = build_sam2(config, device="cpu", apply_postprocessing=False)
@@ -458,6 +458,7 @@ def test_training_without_labels(videos: Path, tmp_path: Path, monkeypatch: pyte
 def test_the_command_distils_and_exports_a_small_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAM2_MEM_CLIPS", str(tmp_path / "clips"))
     overrides = [
+        "size=128",
         "plan.stages.0.batch=1",
         "plan.stages.0.clip_spec.num_frames=5",
         "plan.stages.0.clips=${sources.procedural}",
@@ -472,7 +473,7 @@ def test_the_command_distils_and_exports_a_small_file(tmp_path: Path, monkeypatc
     assert commands.export(checkpoint=tmp_path / "run" / CHECKPOINT, weights=small, only=DISTILLER) == 0
     assert small.stat().st_size < 1e6
     model = build_sam2(
-        "nano", device="cpu", hydra_overrides_extra=["distiller=temporal", f"distiller_checkpoint={small}"]
+        "nano_v2", device="cpu", hydra_overrides_extra=["distiller=temporal", f"distiller_checkpoint={small}"]
     )
     trained = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)["ema"]
     for key, value in model.state_dict().items():
@@ -485,10 +486,12 @@ def test_the_command_distils_and_exports_a_small_file(tmp_path: Path, monkeypatc
 @pytest.mark.full
 def test_the_packaged_distiller_is_better_than_means() -> None:
     """What was trained for the small model, on clips that neither training nor its validation has seen."""
-    clips = held_out("easy", 3, num_frames=24, first_seed=45_000_000)
+    clips = held_out("occlusion", 3, num_frames=24, first_seed=45_000_000)
     found = []
     for overrides in (["distiller_checkpoint=random"], []):
-        model = build_sam2("nano", device="cpu", hydra_overrides_extra=["distiller=temporal", *overrides])
+        model = build_sam2(
+            "nano_v2", device="cpu", hydra_overrides_extra=["distiller=temporal", "model.image_size=192", *overrides]
+        )
         found.append(summarise(run_method(NetworkMethod(model, Distilled()), clips)).j)
     assert found[1] > found[0] + MEASURED, found
 

@@ -21,7 +21,7 @@ EARLIER = """
 defaults:
   - memory_policy: fifo
   - _self_
-model: nano
+model: hiera_nano
 model_overrides: []
 plan:
   _target_: sam2_mem.training.plan.TrainingPlan
@@ -69,18 +69,18 @@ def test_a_config_of_an_earlier_version_builds_the_same_plan(earlier: Path, monk
 
 
 @pytest.mark.filterwarnings("error::FutureWarning")
-@pytest.mark.parametrize("config", ["nano", "distil_nano"])
-def test_the_configs_of_this_version_warn_of_nothing(config: str) -> None:
-    assert build_training(compose_training(config)).plan.stages[0].clip_spec.size == 128
+@pytest.mark.parametrize(("config", "size"), [("hiera_nano", 128), ("distil_nano", 256)])
+def test_the_configs_of_this_version_warn_of_nothing(config: str, size: int) -> None:
+    assert build_training(compose_training(config)).plan.stages[0].clip_spec.size == size
 
 
 def test_overrides_of_an_earlier_key(earlier: Path) -> None:
     with pytest.warns(FutureWarning, match="'wish' is now 'clip_spec'"):
-        composed = compose_training("nano", ["plan.stages.0.wish.size=64", "plan.seed=1"])
+        composed = compose_training("hiera_nano", ["plan.stages.0.wish.size=64", "plan.seed=1"])
     assert composed.plan.stages[0].clip_spec.size == 64 and composed.plan.seed == 1
     assert compose_training(earlier, ["plan.stages.0.wish.size=64"]).plan.stages[0].wish.size == 64
     with pytest.raises(ConfigError, match="plan.stages.0.wishes"):
-        compose_training("nano", ["plan.stages.0.wishes.size=64"])
+        compose_training("hiera_nano", ["plan.stages.0.wishes.size=64"])
 
 
 def test_arguments_and_attributes_of_an_earlier_name() -> None:

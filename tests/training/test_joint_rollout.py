@@ -307,12 +307,38 @@ def test_an_object_that_was_not_seen_is_corrected_from_an_empty_mask() -> None:
         candidates=SimpleNamespace(allows=lambda *_, **__: None),
     )
     prediction = ObjectPrediction(1, (0, 1), decoded, None, False)
+    rng = np.random.default_rng(0)
     with patch("sam2_mem.training.joint_rollout.OVERLOOKED", 0.0):
-        assert _corrected(model, None, prediction, objects()).prompted
+        assert _corrected(model, None, prediction, objects(), rng).prompted
     assert (hints[0][0] == 3).all() and (hints[0][1] == -HINT_LIMIT).all()
     with patch("sam2_mem.training.joint_rollout.OVERLOOKED", 1.0):
-        _corrected(model, None, prediction, objects())
+        _corrected(model, None, prediction, objects(), rng)
     assert (hints[1] == -HINT_LIMIT).all(), "and from one as if it had not been seen"
+
+
+def test_some_corrections_are_boxes() -> None:
+    prompts: list[tuple[Tensor, Tensor]] = []
+    decoded = Decoded(
+        masks=torch.full((2, 1, 16, 16), -3.0),
+        iou=torch.ones(2, 1),
+        pointers=torch.zeros(2, 1, 8),
+        objectness=torch.ones(2),
+    )
+    model = SimpleNamespace(
+        decode=lambda *_, points, labels, **__: prompts.append((points, labels)) or decoded,
+        candidates=SimpleNamespace(allows=lambda *_, **__: None),
+    )
+    truth = objects()[:2].clone()
+    truth[1] = 0  # not there: no box
+    prediction = ObjectPrediction(1, (0, 1), decoded, None, False)
+    for share in (0.0, 1.0):
+        with patch("sam2_mem.training.joint_rollout.CORRECTING_BOXES", share):
+            _corrected(model, None, prediction, truth, np.random.default_rng(0))
+    (_, click), (corners, labels) = prompts
+    assert click.shape == (2, 1) and labels.tolist() == [[2, 3], [0, -1]]
+    exact = boxes(truth, 0.0)[0][0]
+    side = (exact[1] - exact[0]).max()
+    assert (corners[0] - exact).abs().max() <= 0.08 * side + 1e-4
 
 
 # -- drawn prompts ----------------------------------------------------------------------------------------------------

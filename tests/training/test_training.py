@@ -64,7 +64,7 @@ ALL_PROMPTS = PromptMix(mask=0.4, box=0.3, click=0.3, clicks=1, correct=0.7)
 
 def tiny_model(seed: int = 0) -> SAM2:
     torch.manual_seed(seed)
-    config = compose("nano", TINY)
+    config = compose("hiera_nano", TINY)
     config.checkpoint = "random"
     return build_sam2(config, device="cpu", mode="train", apply_postprocessing=False)
 
@@ -610,11 +610,11 @@ def test_the_command_trains_and_exports(tmp_path: Path, monkeypatch: pytest.Monk
         "+sources.easy.side=64",
         "plan.log_every=1",
     ]
-    assert commands.run(config="nano", out=tmp_path / "run", device="cpu", until=2, overrides=overrides) == 0
+    assert commands.run(config="hiera_nano", out=tmp_path / "run", device="cpu", until=2, overrides=overrides) == 0
     assert commands.export(checkpoint=tmp_path / "run" / CHECKPOINT, weights=tmp_path / "w.safetensors") == 0
     weights = load_file(tmp_path / "w.safetensors")
     assert set(weights) == set(tiny_model().state_dict()) and all(v.dtype == torch.float16 for v in weights.values())
-    config = compose("nano", TINY)
+    config = compose("hiera_nano", TINY)
     build_sam2(config, tmp_path / "w.safetensors", device="cpu")
     assert (tmp_path / "run" / "config.yaml").is_file() and (tmp_path / "run" / "curves.png").is_file()
 
@@ -623,7 +623,7 @@ def test_it_starts_from_given_weights(tmp_path: Path) -> None:
     """A file of the official kind is loaded as it is: the start for random weights leaves it alone."""
     official = tiny_model(seed=9)
     torch.save({"model": official.state_dict()}, tmp_path / "official.pt")
-    config = compose_training("nano", [f"model_overrides=[{','.join(repr(o) for o in TINY)}]"])
+    config = compose_training("hiera_nano", [f"model_overrides=[{','.join(repr(o) for o in TINY)}]"])
     for init, same in ((tmp_path / "official.pt", True), (None, False)):
         job = build_training(config, init=init)
         training = Trainer(job.model, job.policy, job.plan, folder=tmp_path / str(same), fresh=job.fresh)
@@ -639,7 +639,7 @@ def test_the_tool_takes_overrides_of_the_config_only_where_they_mean_something(
     assert ended.value.code == 2 and "unrecognized arguments: plan.seed=1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("config", ["nano", "distil_nano"])
+@pytest.mark.parametrize("config", ["hiera_nano", "distil_nano"])
 def test_any_policy_can_be_chosen_in_a_training_config(config: str) -> None:
     composed = compose_training(config, ["memory_policy=rmem", "memory_policy.bank_size=5"])
     chosen, own = build_policy(composed.memory_policy), build_policy(compose_training(config).memory_policy)
@@ -648,8 +648,9 @@ def test_any_policy_can_be_chosen_in_a_training_config(config: str) -> None:
 
 def test_unknown_training_configs_name_the_known_ones() -> None:
     with pytest.raises(
-        ValueError, match="name out of distil_nano, distil_perceiver, distil_videos, finetune, nano, nano_v2"
+        ValueError,
+        match="name out of distil_nano, distil_perceiver, distil_videos, finetune, hiera_nano, memory_parts, nano_v2",
     ):
         compose_training("nono")
     with pytest.raises(ValueError, match="could not compose|exist"):
-        compose_training("nano", ["plan.speed=3"])
+        compose_training("hiera_nano", ["plan.speed=3"])

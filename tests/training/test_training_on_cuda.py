@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from davis_clip import write_davis_clip
+from helpers import NANO_128
 from PIL import Image
 from simulated_cuda import SimulatedCuda
 
@@ -16,7 +17,7 @@ from sam2_mem.cli import train as commands
 from sam2_mem.model.trunks.efficientnet_lite import EfficientNetLite0
 from sam2_mem.training.trainer import CHECKPOINT, write_weights
 
-NANO = str(Path(__file__).resolve().parents[2] / "checkpoints" / "sam2_mem_nano.safetensors")
+NANO = str(Path(__file__).resolve().parents[2] / "checkpoints" / "sam2_mem_nano_v2.safetensors")
 
 
 @pytest.fixture
@@ -47,17 +48,18 @@ def cuda() -> Iterator[SimulatedCuda]:
 SMALL = ["plan.log_every=1", "plan.optimisation.warmup=1"]
 CLIPS = ["sources.procedural.count=1", "+sources.procedural.length=6", "plan.stages.0.clips=${sources.procedural}"]
 CASES = {
-    "nano": (None, [*SMALL, "sources.easy.count=1", "+sources.easy.length=10", "plan.stages.0.batch=1", "plan.validation.every=0"]),
-    "distil_nano": (None, [*SMALL, *CLIPS, "plan.stages.0.batch=1", "plan.stages.0.clip_spec.num_frames=3", "plan.validation.every=0"]),
+    "hiera_nano": (None, [*SMALL, "sources.easy.count=1", "+sources.easy.length=10", "plan.stages.0.batch=1", "plan.validation.every=0"]),
+    "distil_nano": (None, [*SMALL, "size=128", *CLIPS, "plan.stages.0.batch=1", "plan.stages.0.clip_spec.num_frames=3", "plan.validation.every=0"]),
+    "memory_parts": (None, [*SMALL, "size=128", *CLIPS, "plan.stages.0.batch=1", "plan.stages.0.clip_spec.num_frames=3"]),
     "nano_v2": (
         None,
         [*SMALL, "size=128", "batch=2", "plan.pool.initial=2", "plan.pool.capacity=2", "plan.start.batches=1", "plan.stages.0.clip_spec.size=128"],
     ),
     "nano_v2_away": (None, [*SMALL, "size=128", "plan.stages.0.batch=1", "plan.stages.0.share=1000000"]),
-    "finetune": (NANO, [*SMALL, "model=nano", "data.size=128", "data.frames=3", "data.root=ROOT/davis"]),
+    "finetune": (NANO, [*SMALL, f"model={NANO_128}", "data.size=128", "data.frames=3", "data.root=ROOT/davis"]),
     "distil_videos": (
         NANO,
-        [*SMALL, "model=nano", "data.size=128", "data.frames=3", "data.root=ROOT/davis/JPEGImages"],
+        [*SMALL, f"model={NANO_128}", "data.size=128", "data.frames=3", "data.root=ROOT/davis/JPEGImages"],
     ),
 }  # fmt: skip
 CASES["distil_perceiver"] = (

@@ -163,7 +163,7 @@ class RMem(MemoryPolicy[RMemBank]):
         foreground = attention.new_zeros(attention.shape[0])
         if mask is not None and frame.features is not None:
             foreground = foreground_weights(mask, frame.features.grid).to(attention)
-        return shares_on_device(attention, foreground)
+        return attention_shares(attention, foreground)
 
     def measure(
         self, state: RMemBank, frame: FrameContext, masks: Tensor, usage: Sequence[ReadUsage] | None
@@ -241,12 +241,7 @@ class RMem(MemoryPolicy[RMemBank]):
         return entry_infos(state.all_entries(), kind, scores, "relevance + freshness")
 
 
-def attention_shares(attention: Tensor, foreground: Tensor) -> list[float]:
-    """``shares_on_device`` on the CPU."""
-    return shares_on_device(attention, foreground).tolist()
-
-
-def shares_on_device(attention: Tensor, foreground: Tensor) -> Tensor:
+def attention_shares(attention: Tensor, foreground: Tensor) -> Tensor:
     """Attention mass of bank frames as shares that add up to 1.
 
     Never NaN: an empty foreground counts all queries alike, and frames that nobody attends to share equally.
