@@ -173,7 +173,7 @@ class Bench:
 
 
 class CorrectionScores(NamedTuple):
-    """IoU as tracked, after a click, and after a box in its place."""
+    """IoU as tracked, after a click, and after a box that follows it and takes its place."""
 
     tracked: float
     click: float
@@ -198,10 +198,9 @@ def correction_scores(
     for _, _, logits in predictor.propagate_in_video(state):
         tracked = (logits[0, 0] > 0).cpu().numpy()
     x, y = middle(tracked != truth)
-    left, top, width, height = cv2.boundingRect(truth.astype(np.uint8))
     prompts: list[dict[str, Any]] = [
         {"points": [[x, y]], "labels": [int(truth[y, x])]},
-        {"box": [left, top, left + width, top + height]},
+        {"box": bounding_box(truth)},
     ]
     answers = [predictor.add_new_points_or_box(state, len(frames) - 1, 1, **p)[2] for p in prompts]
     masks = [tracked, *((logits[0, 0] > 0).cpu().numpy() for logits in answers)]
@@ -236,8 +235,7 @@ class Answer(NamedTuple):
 
 def box_scores(predictor: SAM2ImagePredictor, truth: np.ndarray) -> tuple[float, float]:
     """Of a box, and of the same with ``CLICKS`` - 1 clicks that refine it."""
-    x, y, width, height = cv2.boundingRect(truth.astype(np.uint8))
-    box = np.array([x, y, x + width, y + height], float)
+    box = np.array(bounding_box(truth), float)
     masks, _, logits = predictor.predict(box=box, multimask_output=False)
     first = Answer(masks[0] > 0, logits)
     return jaccard(first.mask, truth), jaccard(refined(predictor, truth, first, box=box), truth)
@@ -281,6 +279,12 @@ def refined(
         )
         answer = Answer(masks[0] > 0, logits)
     return answer.mask
+
+
+def bounding_box(mask: np.ndarray) -> list[int]:
+    """Left, top, right and bottom of what a mask (H, W) bool covers."""
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    return [left, top, left + width, top + height]
 
 
 def middle(mask: np.ndarray) -> tuple[int, int]:

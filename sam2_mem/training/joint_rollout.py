@@ -38,8 +38,8 @@ from sam2_mem.types import ABSENT_LOGIT, PROMPT_SLOT, FrameFeatures, RowBatch
 MAX_POINTERS = 16
 OVERLOOKED = 0.3
 """Share of corrected objects whose mask is taken as empty."""
-CORRECTING_BOXES, BOX_NOISE = 0.3, 0.08
-"""Share of corrections by a box in place of a click, and the largest shift of its corners in parts of its sides."""
+CORRECTING_BOXES = 0.3
+"""Share of corrections by a box in place of a click."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -357,7 +357,7 @@ def _corrected(
     logits = torch.where(visible, logits, ABSENT_LOGIT).detach().clamp(-HINT_LIMIT, HINT_LIMIT)
     points, labels = error_points(logits, truth)
     if rng.random() < CORRECTING_BOXES:  # an object that is not there has none: a click, and no second point (-1)
-        (corners, kinds), present = boxes(truth, BOX_NOISE), truth.flatten(1).any(1)
+        (corners, kinds), present = boxes(truth, DrawnPrompts.box_noise), truth.flatten(1).any(1)
         points = torch.where(present[:, None, None], corners, F.pad(points, (0, 0, 0, 1)))
         labels = torch.where(present[:, None], kinds, F.pad(labels, (0, 1), value=-1))
     decoded = model.decode(
